@@ -1,0 +1,140 @@
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from ocdit_core.errors import ImageError
+from ocdit_core.images import as_rgb8, read_image, write_image
+
+COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [200, 100, 50], [255, 255, 255]]], np.uint8)
+
+
+def noise(height=40, width=60):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".ppm"])
+def test_what_is_written_is_read_again(tmp_path, suffix):
+    write_image(tmp_path / f"a{suffix}", COLOURS)
+    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), COLOURS)
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"], "a temporary file was left behind"
+
+
+def test_one_pixel_and_long_pictures(tmp_path):
+    for shape in [(1, 1, 3), (1, 5000, 3), (3000, 2, 3)]:
+        write_image(tmp_path / "a.png", np.full(shape, 7, np.uint8))
+        assert read_image(tmp_path / "a.png").shape == shape
+
+
+def test_jpeg_keeps_colours_in_order(tmp_path):
+    red = np.zeros((32, 32, 3), np.uint8)
+    red[..., 0] = 200
+    write_image(tmp_path / "red.jpg", red)
+    assert np.abs(read_image(tmp_path / "red.jpg").astype(int) - red).max() <= 6
+
+
+def test_grey_palette_and_transparency(tmp_path):
+    Image.fromarray(COLOURS[..., 0]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.repeat(COLOURS[..., :1], 3, axis=2))
+    Image.fromarray(COLOURS).quantize(8).save(tmp_path / "palette.gif")
+    assert np.abs(read_image(tmp_path / "palette.gif").astype(int) - COLOURS).max() <= 8
+    rgba = np.dstack([COLOURS, np.array([[255, 0, 128], [255, 255, 255]], np.uint8)])
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    expected = COLOURS.copy()
+    expected[0, 1], expected[0, 2] = 0, (0, 0, 128)
+    np.testing.assert_array_equal(read_image(tmp_path / "rgba.png"), expected)
+    grey_alpha = np.dstack([np.full((2, 2), 200, np.uint8), np.array([[255, 0], [255, 0]], np.uint8)])
+    Image.fromarray(grey_alpha).save(tmp_path / "la.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "la.png")[..., 1], [[200, 0], [200, 0]])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_are_divided_by_257(tmp_path, suffix):
+    deep = np.array([[[0, 256, 65535], [12850, 385, 386], [257 * 77, 128, 129]]], np.uint16)
+    cv2.imwrite(str(tmp_path / f"deep{suffix}"), deep[..., ::-1])
+    np.testing.assert_array_equal(read_image(tmp_path / f"deep{suffix}"), [[[0, 1, 255], [50, 1, 2], [77, 0, 1]]])
+    cv2.imwrite(str(tmp_path / f"grey{suffix}"), deep[..., 2])
+    np.testing.assert_array_equal(read_image(tmp_path / f"grey{suffix}")[0, :, 0], [255, 2, 1])
+
+
+def test_camera_rotation_is_applied(tmp_path):
+    image = Image.fromarray(noise())
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was held upright: turn clockwise to show
+    image.save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.png"), np.rot90(noise(), k=-1))
+
+
+def test_bad_files_are_refused_with_their_name(tmp_path):
+    write_image(tmp_path / "whole.png", noise())
+    write_image(tmp_path / "whole.jpg", noise())
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("not a picture at all")
+    (tmp_path / "folder.png").mkdir()
+    for suffix in ("png", "jpg"):
+        data = (tmp_path / f"whole.{suffix}").read_bytes()
+        (tmp_path / f"half.{suffix}").write_bytes(data[: len(data) // 2])
+        (tmp_path / f"stub.{suffix}").write_bytes(data[:20])
+    frames = [Image.fromarray(noise(8, 8)), Image.fromarray(noise(8, 8)[::-1])]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    expected = {
+        "missing.png": "no such", "empty.png": "empty", "text.png": "not a picture", "folder.png": "folder",
+        "half.png": "truncated", "half.jpg": "truncated", "stub.png": "", "stub.jpg": "", "moving.gif": "2 frames",
+    }  # fmt: skip
+    for name, reason in expected.items():
+        with pytest.raises(ImageError) as caught:
+            read_image(tmp_path / name)
+        assert name in str(caught.value)
+        assert reason in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_decompression_bomb_is_refused_from_its_header(tmp_path):
+    write_image(tmp_path / "small.png", noise(4, 4))
+    data = bytearray((tmp_path / "small.png").read_bytes())
+    for side in (20_000, 100_000):
+        data[16:24] = np.array([side, side], ">u4").tobytes()
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+        (tmp_path / "bomb.png").write_bytes(bytes(data))
+        with pytest.raises(ImageError, match="100,000,000"):
+            read_image(tmp_path / "bomb.png")
+
+
+def test_arrays_are_accepted_in_every_usual_form():
+    np.testing.assert_array_equal(as_rgb8(COLOURS), COLOURS)
+    np.testing.assert_array_equal(as_rgb8(COLOURS.astype(np.float32) / 255), COLOURS)
+    np.testing.assert_array_equal(as_rgb8(COLOURS.astype(np.uint16) * 257), COLOURS)
+    np.testing.assert_array_equal(as_rgb8(COLOURS[..., 0])[..., 2], COLOURS[..., 0])
+    assert as_rgb8(COLOURS[:, ::-1]).flags["C_CONTIGUOUS"]
+    assert as_rgb8(np.full((2, 2, 4), 255, np.uint8)).shape == (2, 2, 3)
+    assert as_rgb8(np.ones((3, 4), bool)).min() == 255
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        ([[1, 2]], "NumPy array"),
+        (np.zeros((3, 4, 2), np.uint8), "shape"),
+        (np.zeros((1, 3, 4, 3), np.uint8), "shape"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (np.zeros((3, 4, 3), np.int64), "int64"),
+        (np.full((3, 4, 3), np.nan, np.float32), "not finite"),
+        (np.full((3, 4, 3), 200.0), "divide"),
+        (np.array([["a"]]), "uint8"),
+    ],
+)
+def test_bad_arrays_are_refused(array, reason):
+    with pytest.raises(ImageError, match=reason):
+        as_rgb8(array)
+
+
+def test_writing_refuses_what_it_cannot_do(tmp_path):
+    with pytest.raises(ImageError, match="suffix"):
+        write_image(tmp_path / "a.xyz", COLOURS)
+    (tmp_path / "file").touch()
+    with pytest.raises(ImageError, match="cannot be written"):
+        write_image(tmp_path / "file" / "a.png", COLOURS)
+    write_image(tmp_path / "mask.png", np.array([[True, False]]))
+    np.testing.assert_array_equal(read_image(tmp_path / "mask.png")[0, :, 0], [255, 0])
