@@ -1,0 +1,276 @@
+"""Draws meshes off-screen with OpenGL (moderngl on EGL): on a graphics card or, just as well, on the CPU alone.
+
+Image coordinates are continuous: the first pixel covers [0, 1) in both directions, so a point that projects to (u, v)
+lies in pixel (floor(u), floor(v)), and resizing a picture scales its intrinsics and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ocdit_core.errors import RenderingError
+from ocdit_core.objects.shaders import FRAGMENT_SHADER, VERTEX_SHADER
+from ocdit_core.objects.shading import MAX_LIGHTS, Light, Lighting, Surface, surface_of
+
+if TYPE_CHECKING:
+    import trimesh
+
+__all__ = ["Light", "Lighting", "MeshHandle", "Renderer", "Views"]
+
+MAX_SIDE = 8192
+_ATLAS_ROWS = 2048  # views are drawn below one another and read back together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """Pictures of one object on black."""
+
+    rgb: NDArray[np.uint8]
+    """(n, h, w, 3) sRGB, multiplied by the coverage: exact black where the object is not."""
+    alpha: NDArray[np.uint8]
+    """(n, h, w) how much of the pixel the object covers, 0 to 255."""
+    depth: NDArray[np.float32] | None
+    """(n, h, w) metres along the optical axis, 0 beside the object; None unless asked for."""
+
+    @property
+    def rgba(self) -> NDArray[np.uint8]:
+        """(n, h, w, 4) the colours and the coverage in one array."""
+        return np.concatenate([self.rgb, self.alpha[..., None]], axis=3)
+
+
+@dataclass(eq=False)
+class MeshHandle:
+    """A mesh on the graphics card, made by `Renderer.upload`; give it back with `release`."""
+
+    surface: Surface
+    array: Any
+    buffer: Any
+    texture: Any | None
+
+    def release(self) -> None:
+        """Frees the card's memory; the handle must not be drawn any more."""
+        for item in (self.array, self.buffer, self.texture):
+            if item is not None:
+                item.release()
+
+
+class Renderer:
+    """An off-screen OpenGL context with one shader; use it as a context manager, from one thread.
+
+    Raises:
+        RenderingError: there is no EGL driver on this machine.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import moderngl
+
+            options: dict[str, Any] = {"standalone": True, "backend": "egl"}
+            self._gl: Any = moderngl.create_context(**options)
+            self._program: Any = self._gl.program(vertex_shader=VERTEX_SHADER, fragment_shader=FRAGMENT_SHADER)
+        except ImportError as error:
+            raise RenderingError("rendering needs the package moderngl: pip install moderngl") from error
+        except Exception as error:  # moderngl and its loader raise plain Exception for a missing driver
+            reason = " ".join(str(error).split())
+            raise RenderingError(
+                f"no off-screen OpenGL ({reason}); on Ubuntu and Debian: apt-get install libegl1 libgl1-mesa-dri"
+            ) from error
+        self._depth_test, self._linear_mipmap = moderngl.DEPTH_TEST, moderngl.LINEAR_MIPMAP_LINEAR
+        self._linear = moderngl.LINEAR
+        self._targets: dict[tuple[int, int], tuple[Any, ...]] = {}
+
+    def __enter__(self) -> Renderer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the context and all that was drawn in it; a second call does nothing."""
+        if self._gl is None:
+            return
+        self._drop_targets()
+        self._program.release()
+        self._gl.release()
+        self._gl = None
+
+    def upload(self, mesh: trimesh.Trimesh) -> MeshHandle:
+        """Puts a mesh in metres on the card, with its texture, vertex or face colours, or a neutral grey.
+
+        Raises:
+            MeshError: the mesh has no faces, or a vertex is not finite.
+        """
+        surface = surface_of(mesh)
+        texture = None
+        if surface.texture is not None:
+            image = surface.texture
+            limit = int(self._gl.info["GL_MAX_TEXTURE_SIZE"])
+            if max(image.shape[:2]) > limit:
+                factor = limit / max(image.shape[:2])
+                image = np.asarray(cv2.resize(image, None, fx=factor, fy=factor), dtype=np.uint8)
+            # OpenGL counts rows from the bottom.
+            texture = self._gl.texture(image.shape[1::-1], 4, np.ascontiguousarray(image[::-1]).tobytes())
+            texture.build_mipmaps()
+            texture.filter = (self._linear_mipmap, self._linear)
+        buffer = self._gl.buffer(surface.corners.tobytes())
+        layout = [(buffer, "3f 3f 2f 4f", "position", "normal", "uv", "colour")]
+        return MeshHandle(surface, self._gl.vertex_array(self._program, layout), buffer, texture)
+
+    def render(
+        self,
+        mesh: trimesh.Trimesh | MeshHandle,
+        poses: ArrayLike,
+        K: ArrayLike,
+        size: tuple[int, int],
+        lighting: Lighting | None = None,
+        *,
+        supersample: int = 2,
+        depth: bool = False,
+    ) -> Views:
+        """Draws one mesh from several poses; the same arguments give the same pictures on one machine.
+
+        Args:
+            mesh: in metres; a handle from `upload` saves the transfer when it is drawn more than once.
+            poses: (n, 4, 4) or (4, 4) camera-from-object, OpenCV axes.
+            K: (3, 3) intrinsics in pixels, or (n, 3, 3) for one camera each.
+            size: height and width in pixels.
+            lighting: default: soft light that shows the geometry.
+            supersample: samples a pixel in each direction; more makes smoother edges.
+            depth: whether to return depth as well.
+
+        Raises:
+            RenderingError: the picture is too large, or the renderer was closed.
+        """
+        if self._gl is None:
+            raise RenderingError("the renderer is closed; make a new one")
+        height, width = (int(side) * supersample for side in size)
+        if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+            raise RenderingError(f"size {size} with supersample {supersample} is outside 1..{MAX_SIDE} pixels a side")
+        all_poses = np.asarray(poses, dtype=np.float64).reshape(-1, 4, 4)
+        cameras = np.broadcast_to(np.asarray(K, dtype=np.float64), (len(all_poses), 3, 3))
+
+        handle = mesh if isinstance(mesh, MeshHandle) else self.upload(mesh)
+        try:
+            colours, depths = self._draw(
+                handle, all_poses, cameras, (height, width), size, lighting or Lighting(), depth
+            )
+        finally:
+            if handle is not mesh:
+                handle.release()
+        rgba = np.stack([_reduce(picture, supersample) for picture in colours])
+        reduced = None
+        if depths is not None:
+            middle = supersample // 2
+            reduced = np.ascontiguousarray(depths[:, middle::supersample, middle::supersample])
+        return Views(rgb=np.ascontiguousarray(rgba[..., :3]), alpha=np.ascontiguousarray(rgba[..., 3]), depth=reduced)
+
+    def _draw(
+        self,
+        handle: MeshHandle,
+        poses: NDArray[np.float64],
+        cameras: NDArray[np.float64],
+        pixels: tuple[int, int],
+        size: tuple[int, int],
+        lighting: Lighting,
+        depth: bool,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        """Draws at full sampling: colours (n, h, w, 4) and, if wanted, depths (n, h, w)."""
+        height, width = pixels
+        n = len(poses)
+        rows = max(1, min(n, _ATLAS_ROWS // height))
+        frame, colour, metres = self._target(width, rows * height)
+        program = self._program
+        program["textured"] = float(handle.texture is not None)
+        program["cutoff"] = handle.surface.alpha_cutoff
+        program["ambient"] = lighting.ambient
+        program["specular"] = lighting.specular
+        program["shininess"] = 2.0 / max(lighting.roughness, 0.05) ** 4 if lighting.specular else 1.0
+        program["light_count"] = len(lighting.lights)
+        lights = np.zeros((MAX_LIGHTS, 3), np.float32)
+        directions = np.zeros((MAX_LIGHTS, 3))
+        for index, light in enumerate(lighting.lights):
+            lights[index] = light.colour
+            directions[index] = np.asarray(light.direction) / max(float(np.linalg.norm(light.direction)), 1e-12)
+        program["light_colour"].write(lights.tobytes())
+        program["light_direction"].write(directions.astype(np.float32).tobytes())
+        if handle.texture is not None:
+            handle.texture.use(0)
+        self._gl.enable(self._depth_test)
+
+        colours = np.empty((n, height, width, 4), np.uint8)
+        depths = np.empty((n, height, width), np.float32) if depth else None
+        for begin in range(0, n, rows):
+            end = min(begin + rows, n)
+            frame.use()
+            frame.viewport = (0, 0, width, rows * height)
+            frame.clear(0.0, 0.0, 0.0, 0.0, depth=1.0)
+            for index in range(begin, end):
+                frame.viewport = (0, (index - begin) * height, width, height)
+                pose = poses[index]
+                if lighting.frame == "world":
+                    program["light_direction"].write((directions @ pose[:3, :3].T).astype(np.float32).tobytes())
+                program["pose"].write(pose.T.astype(np.float32).tobytes())
+                matrix = _projection(cameras[index], size, pose, handle.surface)
+                program["projection"].write(matrix.T.astype(np.float32).tobytes())
+                handle.array.render()
+            shape = (end - begin, height, width)
+            read = np.frombuffer(colour.read(), np.uint8)
+            colours[begin:end] = read[: shape[0] * height * width * 4].reshape(*shape, 4)
+            if depths is not None:
+                read = np.frombuffer(metres.read(), np.float32)
+                depths[begin:end] = read[: shape[0] * height * width].reshape(shape)
+        return colours, depths
+
+    def _target(self, width: int, height: int) -> tuple[Any, Any, Any]:
+        """A framebuffer with its colour and depth-in-metres textures; the last few sizes are kept."""
+        key = (width, height)
+        if key not in self._targets:
+            if len(self._targets) >= 4:
+                self._drop_targets()
+            colour = self._gl.texture(key, 4)
+            metres = self._gl.texture(key, 1, dtype="f4")
+            buffer = self._gl.depth_renderbuffer(key)
+            self._targets[key] = (self._gl.framebuffer([colour, metres], buffer), colour, metres, buffer)
+        frame, colour, metres, _ = self._targets[key]
+        return frame, colour, metres
+
+    def _drop_targets(self) -> None:
+        for target in self._targets.values():
+            for item in target:
+                item.release()
+        self._targets.clear()
+
+
+def _reduce(picture: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Averages factor x factor samples into a pixel."""
+    if factor == 1:
+        return picture
+    size = (picture.shape[1] // factor, picture.shape[0] // factor)
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _projection(
+    K: NDArray[np.float64], size: tuple[int, int], pose: NDArray[np.float64], surface: Surface
+) -> NDArray[np.float64]:
+    """OpenGL's clip matrix (4, 4) for K; the picture's first row is the buffer's first row: nothing needs flipping."""
+    height, width = size
+    z = float(pose[2, :3] @ surface.centre + pose[2, 3])
+    near = max(z - 1.01 * surface.radius, 1e-3 * surface.radius)
+    far = max(z + 1.01 * surface.radius, 2 * near)
+    matrix = np.zeros((4, 4))
+    matrix[0, :3] = 2 * K[0] / width
+    matrix[1, :3] = 2 * K[1] / height
+    matrix[0, 2] -= 1
+    matrix[1, 2] -= 1
+    matrix[2, 2] = (far + near) / (far - near)
+    matrix[2, 3] = -2 * far * near / (far - near)
+    matrix[3, 2] = 1
+    return matrix
