@@ -1,0 +1,185 @@
+"""Paints for procedural objects: palettes, and small pictures of stripes, checks, dots, marble, shapes, labels."""
+
+from __future__ import annotations
+
+import string
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdit_core.data.synthetic.noise import smooth_noise
+
+Colours = NDArray[np.float64]
+Picture = NDArray[np.uint8]
+
+PLAIN_SHARE = 0.2
+_FONTS = (
+    cv2.FONT_HERSHEY_SIMPLEX,
+    cv2.FONT_HERSHEY_DUPLEX,
+    cv2.FONT_HERSHEY_TRIPLEX,
+    cv2.FONT_HERSHEY_COMPLEX,
+)
+
+
+def random_colour(rng: np.random.Generator) -> Colours:
+    """An sRGB colour (3,) in 0..255: mostly hues, often muted, sometimes white, grey, black, metal or wood."""
+    kind = rng.random()
+    if kind < 0.12:
+        return np.full(3, rng.uniform(205, 250)) + rng.uniform(-8, 5, 3)
+    if kind < 0.22:
+        return np.full(3, rng.uniform(20, 55)) + rng.uniform(-5, 8, 3)
+    if kind < 0.34:
+        return np.full(3, rng.uniform(70, 190)) + rng.uniform(-12, 12, 3)
+    if kind < 0.42:
+        return np.array([150, 105, 62]) * rng.uniform(0.6, 1.5) + rng.uniform(-12, 12, 3)
+    hsv = np.array([[[rng.uniform(0, 180), 255 * rng.uniform(0.35, 1.0), 255 * rng.uniform(0.35, 1.0)]]])
+    return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)[0, 0].astype(np.float64)
+
+
+def random_palette(rng: np.random.Generator) -> Colours:
+    """Two to four sRGB colours (n, 3) in 0..255 that can be told apart."""
+    palette = [random_colour(rng)]
+    wanted = int(rng.integers(2, 5))
+    for _ in range(12):
+        if len(palette) == wanted:
+            break
+        colour = random_colour(rng)
+        if min(float(np.abs(colour - other).sum()) for other in palette) > 110:
+            palette.append(colour)
+    if len(palette) == 1:
+        palette.append(255 - palette[0])
+    return np.clip(np.array(palette), 5, 250)
+
+
+def random_paint(rng: np.random.Generator, palette: Colours, size: int, *, plain: float = 0.25) -> Picture:
+    """One picture (size, size, 3) sRGB in the colours of the palette; `plain` is the chance of a single colour."""
+    colours = palette[rng.permutation(len(palette))]
+    if rng.random() < plain:
+        return _fill(size, colours[0])
+    kinds = (_stripes, _checks, _dots, _marble, _gradient, _bands, _shapes, _label, _label, _camouflage)
+    picture = kinds[rng.integers(len(kinds))](rng, colours, size)
+    if rng.random() < 0.3:  # wear and print grain
+        grain = smooth_noise(rng, (size, size), cells=6, octaves=3)
+        picture = _clip(picture * (1 + rng.uniform(0.03, 0.15) * grain[..., None]))
+    return picture
+
+
+def _clip(values: NDArray[np.floating]) -> Picture:
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def _fill(size: int, colour: Colours) -> Picture:
+    return np.broadcast_to(_clip(colour), (size, size, 3)).copy()
+
+
+def _mix(share: NDArray[np.floating], first: Colours, second: Colours) -> Picture:
+    """Blends two colours by a share (H, W) in 0..1."""
+    weight = share.astype(np.float32)[..., None]
+    return _clip(first.astype(np.float32) * (1 - weight) + second.astype(np.float32) * weight)
+
+
+def _axes(size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    t = np.linspace(0, 1, size, dtype=np.float32)
+    return np.broadcast_to(t, (size, size)), np.broadcast_to(t[:, None], (size, size))
+
+
+def _stripes(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+    x, y = _axes(size)
+    angle = rng.choice([0.0, np.pi / 2, rng.uniform(0, np.pi)])
+    # Whole numbers of stripes close up around a body of revolution.
+    phase = rng.integers(2, 11) * (np.cos(angle) * x + np.sin(angle) * y) + rng.random()
+    index = np.floor(phase % 1 * len(colours)).astype(int) % len(colours)
+    if rng.random() < 0.5:
+        index = (phase % 1 < rng.uniform(0.2, 0.7)).astype(int)
+    return _clip(colours[index])
+
+
+def _checks(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+    x, y = _axes(size)
+    nx, ny = rng.integers(1, 7, 2)
+    even = (np.floor(x * 2 * nx) + np.floor(y * 2 * ny)) % 2
+    if rng.random() < 0.3:  # plaid
+        return _mix(((x * nx) % 1 < 0.3) * 0.5 + ((y * ny) % 1 < 0.3) * 0.5, colours[0], colours[1])
+    return _mix(even, colours[0], colours[1])
+
+
+def _dots(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+    x, y = _axes(size)
+    n, radius = rng.integers(3, 9), rng.uniform(0.18, 0.42)
+    row = np.floor(y * n)
+    dx, dy = (x * n + 0.5 * (row % 2)) % 1 - 0.5, (y * n) % 1 - 0.5
+    return _mix((dx**2 + dy**2 < radius**2), colours[0], colours[1])
+
+
+def _marble(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+    noise = smooth_noise(rng, (size, size), cells=rng.uniform(2, 8), octaves=4)
+    if rng.random() < 0.5:  # veins, wood
+        x, _ = _axes(size)
+        noise = np.sin(6.3 * (rng.integers(1, 7) * x + rng.uniform(0.3, 1.2) * noise))
+    return _mix(np.clip(0.5 + 0.7 * noise, 0, 1), colours[0], colours[1])
+
+
+def _gradient(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+    x, y = _axes(size)
+    share = y if rng.random() < 0.6 else 0.5 + 0.5 * np.cos(2 * np.pi * x)
+    return _mix(share, colours[0], colours[1])
+
+
+def _bands(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+    """Two or three zones above one another: lids, grips, dipped paint."""
+    picture = _fill(size, colours[0])
+    cuts = np.sort(rng.uniform(0.1, 0.9, rng.integers(1, 4))) * size
+    for index, cut in enumerate(cuts):
+        picture[int(cut) :] = _clip(colours[(index + 1) % len(colours)])
+    return picture
+
+
+def _camouflage(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+    noise = smooth_noise(rng, (size, size), cells=rng.uniform(3, 9), octaves=2)
+    index = np.clip(((noise + 0.7) / 1.4 * len(colours)).astype(int), 0, len(colours) - 1)
+    return _clip(colours[index])
+
+
+def _shapes(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+    picture = _fill(size, colours[0])
+    for index in range(int(rng.integers(2, 9))):
+        colour = colours[1 + index % (len(colours) - 1)].tolist()
+        centre = rng.integers(0, size, 2)
+        reach = size * rng.uniform(0.08, 0.28)
+        if rng.random() < 0.4:
+            cv2.circle(picture, centre.tolist(), int(reach), colour, -1 if rng.random() < 0.7 else 3, cv2.LINE_AA)
+        else:
+            n = rng.integers(3, 6)
+            angle = np.sort(rng.uniform(0, 2 * np.pi, n))
+            corners = centre + reach * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+            cv2.fillPoly(picture, [corners.astype(np.int32)], colour, cv2.LINE_AA)
+    return picture
+
+
+def _label(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+    """Packaging: a field with printed words, bars or an emblem on a base colour."""
+    picture = _fill(size, colours[0])
+    paper, ink = colours[1], colours[-1 if len(colours) > 2 else 0]
+    for start in (0.05, 0.55) if rng.random() < 0.6 else (0.1,):
+        left, wide = int(size * start), int(size * (0.4 if start != 0.1 else 0.8))
+        top, bottom = int(size * rng.uniform(0.1, 0.35)), int(size * rng.uniform(0.6, 0.92))
+        cv2.rectangle(picture, (left, top), (left + wide, bottom), paper.tolist(), -1)
+        y = top
+        while True:
+            word = "".join(rng.choice(list(string.ascii_uppercase + string.digits), rng.integers(2, 8)))
+            font = _FONTS[rng.integers(len(_FONTS))]
+            thick = int(rng.integers(1, 4))
+            (w, h), _ = cv2.getTextSize(word, font, 1.0, thick)
+            scale = wide * rng.uniform(0.6, 0.95) / w
+            y += int(h * scale) + max(3, size // 40)
+            if y > bottom - 2:
+                break
+            cv2.putText(picture, word, (left + 2, y), font, scale, ink.tolist(), thick, cv2.LINE_AA)
+            if rng.random() < 0.3:
+                y += max(4, size // 20)
+                cv2.line(picture, (left + 3, y), (left + wide - 3, y), ink.tolist(), thick)
+    if rng.random() < 0.4:
+        at = (int(size * rng.uniform(0.2, 0.8)), int(size * rng.uniform(0.2, 0.8)))
+        cv2.circle(picture, at, int(size * rng.uniform(0.06, 0.16)), ink.tolist(), -1, cv2.LINE_AA)
+    return picture

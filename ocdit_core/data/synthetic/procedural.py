@@ -1,0 +1,103 @@
+"""Objects made from a number: unlimited, varied, coloured or textured, the same for the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import trimesh
+from numpy.typing import NDArray
+from PIL import Image
+
+from ocdit_core.data.synthetic.assemblies import random_assembly
+from ocdit_core.data.synthetic.painting import PLAIN_SHARE, random_colour, random_paint, random_palette
+from ocdit_core.data.synthetic.solids import Patch, Solid, slots_of
+
+HELD_OUT_SEED = 1_000_000_000
+"""Seeds from here on are kept for evaluation: nothing is ever trained on their objects."""
+
+SMALLEST, LARGEST = 0.05, 0.35  # diameter in metres
+_TEXTURE = 256
+
+
+def procedural_object(seed: int) -> trimesh.Trimesh:
+    """Builds the object of a seed: household-like bodies of one to five parts.
+
+    Args:
+        seed: not negative; use seeds of HELD_OUT_SEED and above for evaluation only.
+
+    Returns:
+        A mesh in metres, centred, 0.05 to 0.35 m across, usually with z up; textured, or (one in five) in plain colours
+        on its vertices.
+    """
+    rng = np.random.default_rng([seed, 0x0B1EC7])
+    solids = random_assembly(rng)
+    if rng.random() < 0.25:  # CAD files do not agree which way is up
+        turn = np.roll(np.eye(3), int(rng.integers(1, 3)), axis=0)
+        solids = [[Patch(p.points @ turn.T, p.uv, p.slot) for p in solid] for solid in solids]
+    vertices, uv, faces, slot = _join(solids)
+    vertices -= (vertices.min(axis=0) + vertices.max(axis=0)) / 2
+    diameter = 2 * np.linalg.norm(vertices, axis=1).max()
+    vertices *= np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST))) / diameter
+
+    slots = int(slot.max()) + 1
+    palette = random_palette(rng)
+    if rng.random() < PLAIN_SHARE:
+        shared = random_colour(rng) if rng.random() < 0.5 else None
+        chosen = np.array([shared if shared is not None else palette[i % len(palette)] for i in range(slots)])
+        colours = np.concatenate([np.clip(chosen, 5, 250)[slot], np.full((len(slot), 1), 255)], axis=1)
+        return trimesh.Trimesh(vertices, faces, vertex_colors=colours.astype(np.uint8), process=False)
+
+    texture, placed = _atlas(rng, palette, uv, slot, slots)
+    material = trimesh.visual.material.PBRMaterial(
+        baseColorTexture=Image.fromarray(texture), metallicFactor=0.0, roughnessFactor=float(rng.uniform(0.3, 0.9))
+    )
+    visual = trimesh.visual.TextureVisuals(uv=placed, material=material)
+    return trimesh.Trimesh(vertices, faces, visual=visual, process=False)
+
+
+def _join(
+    solids: list[Solid],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """All patches as one mesh: vertices (n, 3), uv (n, 2), faces (m, 3), paint slot of each vertex (n,)."""
+    vertices, uvs, faces, slots = [], [], [], []
+    count = first_slot = 0
+    for solid in solids:
+        for patch in solid:
+            nu, nv = patch.points.shape[:2]
+            index = count + np.arange(nu * nv).reshape(nu, nv)
+            a, b, c, d = index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]
+            quads = np.stack([a, b, c, a, c, d], axis=-1).reshape(-1, 3)
+            vertices.append(patch.points.reshape(-1, 3))
+            uvs.append(patch.uv.reshape(-1, 2))
+            faces.append(quads)
+            slots.append(np.full(nu * nv, first_slot + patch.slot))
+            count += nu * nv
+        first_slot += slots_of(solid)
+    points, triangles = np.concatenate(vertices), np.concatenate(faces)
+    corners = points[triangles]
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    # Poles of a grid leave triangles without area.
+    return points, np.concatenate(uvs), triangles[area > 1e-12], np.concatenate(slots)
+
+
+def _atlas(
+    rng: np.random.Generator,
+    palette: NDArray[np.float64],
+    uv: NDArray[np.float64],
+    slot: NDArray[np.int64],
+    slots: int,
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Paints every slot into its cell of one square texture, and moves the texture coordinates there."""
+    grid = int(np.ceil(slots**0.5))
+    cell = _TEXTURE // max(grid, 2)
+    texture = np.zeros((grid * cell, grid * cell, 3), np.uint8)
+    plain = 0.1 if slots == 1 else 0.35
+    row, column = np.divmod(np.arange(slots), grid)
+    for index in range(slots):
+        if index and rng.random() < 0.2:  # a part in its own colours
+            palette = random_palette(rng)
+        y, x = row[index] * cell, column[index] * cell
+        texture[y : y + cell, x : x + cell] = random_paint(rng, palette, cell, plain=plain)
+    inset = 1.5 / cell  # keeps neighbouring cells out of the filtered texture
+    inside = inset + (1 - 2 * inset) * np.clip(uv, 0, 1)
+    placed = np.stack([column[slot] + inside[:, 0], grid - 1 - row[slot] + inside[:, 1]], axis=1) / grid
+    return texture, placed
