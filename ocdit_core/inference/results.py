@@ -1,0 +1,57 @@
+"""What a segmentation returns: instances with masks, in the caller's image coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """One segmented object.
+
+    Attributes:
+        object_id: name of the object in its library.
+        score: confidence in [0, 1], the mean probability over the mask's pixels.
+        box: modal bounding box (x, y, width, height) in pixels, tight around the mask.
+        mask: (H, W) bool, the object's visible pixels.
+    """
+
+    object_id: str
+    score: float
+    box: tuple[int, int, int, int]
+    mask: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """The result for one image.
+
+    Attributes:
+        instances: sorted by descending score.
+        image_size: (H, W) of the image that was given, in pixels.
+        target_ids: the objects that were looked for, found or not.
+        timings: seconds spent, by stage.
+    """
+
+    instances: tuple[Instance, ...]
+    image_size: tuple[int, int]
+    target_ids: tuple[str, ...]
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def label_map(self) -> np.ndarray:
+        """Return (H, W) uint16: 0 is background, k is instances[k - 1]; the highest score wins where masks overlap."""
+        labels = np.zeros(self.image_size, np.uint16)
+        for number, instance in reversed(list(enumerate(self.instances, start=1))):
+            labels[instance.mask] = number
+        return labels
+
+
+def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the tight bounding box (x, y, width, height) in pixels of a non-empty (H, W) bool mask."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        raise ValueError("an empty mask has no box")
+    return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
