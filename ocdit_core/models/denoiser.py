@@ -1,0 +1,151 @@
+"""The denoiser: F_theta, a transformer over the query tokens of all target objects, preconditioned to D_theta."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ocdit_core.diffusion.preconditioning import Preconditioning
+from ocdit_core.errors import ConfigError
+from ocdit_core.models.attention import KeysValues
+from ocdit_core.models.blocks import Block, Head
+from ocdit_core.models.embeddings import FourierFeatures, NoiseEmbedding, QueryEmbedding, TemplateEmbedding
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserConfig:
+    """Sizes of the denoiser; the defaults are those of the published code (the paper's coarse model has 24 blocks).
+
+    Attributes:
+        width: channels D of the tokens.
+        depth: number of blocks.
+        heads: attention heads.
+        mlp_ratio: hidden channels of the MLPs over D.
+        max_objects: how many objects have a learned position.
+        max_views: how many views of an object have a learned position.
+        gradient_checkpointing: recompute the blocks' activations in the backward pass, to save memory.
+    """
+
+    width: int = 1024
+    depth: int = 12
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    max_objects: int = 8
+    max_views: int = 12
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"heads: {self.heads} does not divide width {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """What the denoiser needs of an image and its target objects; the same for all noise levels and members.
+
+    Attributes:
+        queries: (B, O, h w, D), the image's part of the query tokens.
+        templates: keys and values of the template tokens for each block, (B O, heads, V T, D / heads).
+        grid: (h, w) of the latents.
+        prior_logits: (B, O, h, w) of the matching prior's read-out, None without it.
+    """
+
+    queries: Tensor
+    templates: tuple[KeysValues, ...]
+    grid: tuple[int, int]
+    prior_logits: Tensor | None = None
+
+
+class Denoiser(nn.Module):
+    """F_theta with its embeddings, and D_theta of eq. (5) around it."""
+
+    def __init__(
+        self,
+        config: DenoiserConfig,
+        *,
+        features: int,
+        latents: int,
+        grid: tuple[int, int],
+        template_grid: tuple[int, int],
+        sigma_data: float = 0.5,
+    ):
+        super().__init__()
+        self.config = config
+        self.preconditioning = Preconditioning(sigma_data=sigma_data)
+        self.noise_embedding = NoiseEmbedding(config.width)
+        self.query_embedding = QueryEmbedding(features, latents, config.width, grid, config.max_objects)
+        self.template_embedding = TemplateEmbedding(
+            features, config.width, template_grid, config.max_objects, config.max_views
+        )
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.head = Head(config.width, latents)
+        # eq. (6): u(sigma)
+        self.log_variance = nn.Sequential(FourierFeatures(128), nn.Linear(128, 1))
+
+    def condition(
+        self,
+        image_features: Tensor,
+        template_features: Tensor,
+        object_indices: Tensor,
+        view_indices: Tensor,
+        query_addition: Tensor | None = None,
+        prior_logits: Tensor | None = None,
+    ) -> Conditioning:
+        """Compute once what all evaluations of one image share.
+
+        Args:
+            image_features: (B, C, h, w).
+            template_features: (B, O, V, C, t, t).
+            object_indices: (B, O), one position for each object: the index ties a query to its templates.
+            view_indices: (B, V).
+            query_addition: (B, O, h w, D) from the matching prior.
+            prior_logits: (B, O, h, w) from its read-out.
+        """
+        queries = self.query_embedding.image_part(image_features, object_indices)
+        if query_addition is not None:
+            queries = queries + query_addition
+        tokens = self.template_embedding(template_features, object_indices, view_indices)
+        tokens = rearrange(tokens, "b o t d -> (b o) t d")
+        return Conditioning(
+            queries=queries,
+            templates=tuple(block.cross_attention.keys_values(tokens) for block in self._blocks()),
+            grid=(image_features.shape[2], image_features.shape[3]),
+            prior_logits=prior_logits,
+        )
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return D_theta, the denoised latents.
+
+        Args:
+            latents: (B, E, O, z, h, w), noisy; E ensemble members or noise draws share one conditioning.
+            sigma: (B, E), one noise level for all objects of a member.
+            conditioning: of the same images.
+        """
+        level = sigma[:, :, None, None, None, None]
+        p = self.preconditioning
+        raw = self._network(p.c_in(level) * latents, p.c_noise(sigma), conditioning)
+        # eq. (5)
+        return p.c_skip(level) * latents + p.c_out(level) * raw
+
+    def _network(self, latents: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
+        """F_theta: (B, E, O, z, h, w) and (B, E) -> (B, E, O, z, h, w)."""
+        noise_embedding = self.noise_embedding(c_noise)
+        tokens = self.query_embedding.latent_part(latents) + conditioning.queries[:, None]
+        for block, templates in zip(self._blocks(), conditioning.templates, strict=True):
+            if self.config.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, noise_embedding, templates, use_reentrant=False)
+            else:
+                tokens = block(tokens, noise_embedding, templates)
+        raw = self.head(tokens, noise_embedding)
+        return rearrange(raw, "b e o (h w) z -> b e o z h w", h=conditioning.grid[0])
+
+    def uncertainty(self, sigma: Tensor) -> Tensor:
+        """Return u(sigma) of eq. (6): (B, E) -> (B, E)."""
+        return self.log_variance(self.preconditioning.c_noise(sigma))[..., 0]

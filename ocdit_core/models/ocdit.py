@@ -1,0 +1,207 @@
+"""OC-DiT, assembled: backbone, mask VAE and denoiser, loaded from and saved to a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ocdit_core.errors import ConfigError
+from ocdit_core.models.backbone import BackboneConfig, ViTBackbone, build_backbone
+from ocdit_core.models.checkpoint import read_checkpoint, write_checkpoint
+from ocdit_core.models.denoiser import Conditioning, Denoiser, DenoiserConfig
+from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAE, MaskVAEConfig
+from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig, colour_statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class OCDiTConfig:
+    """The whole model; the defaults are the published architecture.
+
+    Attributes:
+        image_size: (height, width) in pixels that the model is trained at, multiples of 16.
+        template_size: (height, width) in pixels of a template, multiples of 16.
+        sigma_data: standard deviation of the standardised latents.
+        backbone: features of images and templates.
+        vae: masks to latents and back.
+        denoiser: the diffusion transformer.
+        matching_prior: our option; None is the published architecture.
+    """
+
+    image_size: tuple[int, int] = (480, 640)
+    template_size: tuple[int, int] = (128, 128)
+    sigma_data: float = 0.5
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    vae: MaskVAEConfig = field(default_factory=MaskVAEConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    matching_prior: MatchingPriorConfig | None = None
+
+    def __post_init__(self) -> None:
+        for name, size in (("image_size", self.image_size), ("template_size", self.template_size)):
+            if any(side <= 0 or side % DOWNSAMPLING for side in size):
+                raise ConfigError(f"{name}: {list(size)} must be positive multiples of {DOWNSAMPLING}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFeatures:
+    """What is computed once for an image.
+
+    Attributes:
+        features: (B, C, h, w) of the backbone.
+        descriptors: of the matching prior; empty without it.
+    """
+
+    features: Tensor
+    descriptors: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateFeatures:
+    """What is computed once for a set of objects.
+
+    Attributes:
+        features: (B, O, V, C, t, t) of the backbone.
+        descriptors: of the matching prior; empty without it.
+    """
+
+    features: Tensor
+    descriptors: tuple[Tensor, ...] = ()
+
+
+class OCDiT(nn.Module):
+    """The model: masks of target objects, generated from an image and views of the objects."""
+
+    def __init__(self, config: OCDiTConfig):
+        super().__init__()
+        self.backbone = build_backbone(config.backbone)
+        if isinstance(self.backbone, ViTBackbone) and config.backbone.architecture is None:
+            # Kept with the weights, so that a saved model is rebuilt without a hub.
+            backbone = dataclasses.replace(config.backbone, architecture=self.backbone.architecture())
+            config = dataclasses.replace(config, backbone=backbone)
+        self.config = config
+        if config.backbone.frozen:
+            self.backbone.requires_grad_(False)
+        self.vae = MaskVAE(config.vae, config.sigma_data)
+        self.denoiser = Denoiser(
+            config.denoiser,
+            features=self.backbone.channels,
+            latents=config.vae.latent_channels,
+            grid=_grid(config.image_size),
+            template_grid=_grid(config.template_size),
+            sigma_data=config.sigma_data,
+        )
+        self.prior = (
+            MatchingPrior(
+                config.matching_prior, self.backbone.channels, config.vae.latent_channels, config.denoiser.width
+            )
+            if config.matching_prior
+            else None
+        )
+
+    def train(self, mode: bool = True) -> OCDiT:
+        """Switch between training and evaluation; a frozen backbone stays in evaluation."""
+        super().train(mode)
+        if self.config.backbone.frozen:
+            self.backbone.eval()
+        return self
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """(B, 3, H, W) in [0, 1] -> what all targets share."""
+        features = self.backbone(images)
+        if self.prior is None:
+            return ImageFeatures(features=features)
+        descriptors = self.prior.cell_descriptors(features, colour_statistics(images))
+        return ImageFeatures(features=features, descriptors=descriptors)
+
+    def encode_templates(self, templates: Tensor, masks: Tensor) -> TemplateFeatures:
+        """Return what all images share.
+
+        Args:
+            templates: (B, O, V, 3, h, w) in [0, 1], on black.
+            masks: (B, O, V, h, w) in [0, 1], the object's pixels; only the matching prior reads them.
+        """
+        batch, objects, views = templates.shape[:3]
+        flat = templates.flatten(0, 2)
+        features = self.backbone(flat).unflatten(0, (batch, objects, views))
+        if self.prior is None:
+            return TemplateFeatures(features=features)
+        flat_masks = masks.flatten(0, 2)[:, None]
+        colours = colour_statistics(flat, flat_masks).unflatten(0, (batch, objects, views))
+        share = F.avg_pool2d(flat_masks, DOWNSAMPLING)[:, 0].unflatten(0, (batch, objects, views))
+        descriptors = self.prior.template_descriptors(features, colours, share)
+        return TemplateFeatures(features=features, descriptors=descriptors)
+
+    def condition(
+        self,
+        image: ImageFeatures,
+        templates: TemplateFeatures,
+        object_indices: Tensor | None = None,
+        view_indices: Tensor | None = None,
+    ) -> Conditioning:
+        """Bring an image and its targets together.
+
+        Args:
+            image: of a batch of B images.
+            templates: of B sets of O objects with V views.
+            object_indices: (B, O) learned positions, by default the first ones, spread over the capacity by
+                interpolation where there are more objects than positions.
+            view_indices: (B, V), likewise.
+        """
+        batch, objects, views = templates.features.shape[:3]
+        device = image.features.device
+        if object_indices is None:
+            object_indices = default_indices(objects, self.config.denoiser.max_objects, device).expand(batch, -1)
+        if view_indices is None:
+            view_indices = default_indices(views, self.config.denoiser.max_views, device).expand(batch, -1)
+        addition, logits = None, None
+        if self.prior is not None:
+            channels, logits = self.prior(image.descriptors, templates.descriptors)
+            addition = self.prior.query_part(channels, logits, self._draft(logits))
+        return self.denoiser.condition(
+            image.features, templates.features, object_indices, view_indices, addition, logits
+        )
+
+    @torch.no_grad()
+    def _draft(self, logits: Tensor) -> Tensor:
+        """The read-out's cell probabilities as latents: (B, O, h, w) -> (B, O, z, h, w)."""
+        soft = F.interpolate(logits.sigmoid(), scale_factor=DOWNSAMPLING, mode="bilinear", align_corners=False)
+        return self.encode_masks(soft)
+
+    def encode_masks(self, masks: Tensor) -> Tensor:
+        """(..., H, W) in [0, 1] -> standardised latents (..., z, H/16, W/16)."""
+        return self.vae.encode(masks.flatten(0, -3)).unflatten(0, masks.shape[:-2])
+
+    def decode_masks(self, latents: Tensor) -> Tensor:
+        """(..., z, h, w) standardised latents -> probabilities (..., 16 h, 16 w)."""
+        return self.vae.decode(latents.flatten(0, -4)).unflatten(0, latents.shape[:-3])
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> OCDiT:
+        """Load a model from a folder with config.yaml and model.safetensors; raises WeightsError or ConfigError."""
+        return read_checkpoint(Path(folder), OCDiTConfig, cls)
+
+    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
+        """Write config.yaml and model.safetensors to `folder`; `half` stores float16."""
+        write_checkpoint(Path(folder), self.config, self.state_dict(), half=half)
+
+
+def default_indices(count: int, capacity: int, device: torch.device) -> Tensor:
+    """Return the learned positions of `count` objects or views: the first ones, or an interpolation of all."""
+    if count <= capacity:
+        return torch.arange(count, device=device)
+    return torch.linspace(0, capacity - 1, count, device=device)
+
+
+def _grid(size: tuple[int, int]) -> tuple[int, int]:
+    return size[0] // DOWNSAMPLING, size[1] // DOWNSAMPLING
+
+
+def cell_occupancy(masks: Tensor) -> Tensor:
+    """Return the share of each 16 x 16 cell that a mask covers: (B, O, H, W) -> (B, O, H/16, W/16)."""
+    flat = rearrange(masks, "b o h w -> (b o) 1 h w")
+    return rearrange(F.avg_pool2d(flat, DOWNSAMPLING), "(b o) 1 h w -> b o h w", b=masks.shape[0])
