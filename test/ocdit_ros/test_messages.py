@@ -1,0 +1,218 @@
+import io
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed: see pip_home/README.md")
+
+from PIL import Image as Picture
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from ocdit_core.errors import ImageError
+from ocdit_core.inference.results import Instance, Segmentation, tight_box
+from ocdit_ros import converter, messages
+
+ROOMS = {"ocdit_ros": converter.to_rgb}
+if (_bridge := messages._cv_bridge_to_rgb()) is not None:
+    ROOMS["cv_bridge"] = _bridge
+
+
+@pytest.fixture(params=["ocdit_ros", "cv_bridge"])
+def convert(request):
+    if request.param not in ROOMS:
+        pytest.skip("cv_bridge is not installed or does not work here")
+    return ROOMS[request.param]
+
+
+def make_message(encoding, width=12, height=8, padding=0, is_bigendian=0, seed=0):
+    channels, size, _ = converter.ENCODINGS[encoding]
+    rng = np.random.default_rng(seed)
+    row = width * channels * size
+    rows = rng.integers(0, 256, (height, row + padding), np.uint8)
+    message = Image(encoding=encoding, width=width, height=height, step=row + padding, is_bigendian=is_bigendian)
+    message.data = rows.tobytes()
+    return message
+
+
+def oracle(message):
+    """Decode by rosbags-image, which knows no step: the padding is cut off first."""
+    rosbags_image = pytest.importorskip("rosbags.image")
+    channels, size, _ = converter.ENCODINGS[message.encoding]
+    row = message.width * channels * size
+    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)[:, :row]
+    encoding = {"16UC1": "mono16"}.get(message.encoding, message.encoding)
+    plain = Image(encoding=encoding, width=message.width, height=message.height, step=row)
+    plain.is_bigendian = message.is_bigendian
+    plain.data = rows.tobytes()
+    return rosbags_image.message_to_cvimage(plain, "rgb8")
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("encoding", list(converter.ENCODINGS))
+def test_every_encoding_equals_the_oracle(convert, encoding, padding):
+    message = make_message(encoding, padding=padding * converter.ENCODINGS[encoding][1])
+    image = convert(message)
+    assert image.shape == (8, 12, 3)
+    assert image.dtype == np.uint8
+    assert image.flags.c_contiguous
+    # 16 bits: the oracle cuts the fraction off, we round.
+    tolerance = 1 if "16" in encoding else 0
+    assert np.abs(image.astype(int) - oracle(message)).max() <= tolerance
+
+
+@pytest.mark.parametrize("encoding", ["mono16", "16UC1"])
+def test_byte_order_is_honoured(convert, encoding):
+    big = make_message(encoding, is_bigendian=1)
+    little = make_message(encoding)
+    little.data = np.frombuffer(big.data, ">u2").astype("<u2").tobytes()
+    assert np.array_equal(convert(big), convert(little))
+    assert np.abs(convert(big).astype(int) - oracle(big)).max() <= 1
+
+
+def test_known_pixels():
+    message = Image(encoding="bgr8", width=1, height=1, step=3, data=[1, 2, 3])
+    assert messages.to_rgb(message).tolist() == [[[3, 2, 1]]]
+    message = Image(encoding="mono16", width=2, height=1, step=4, data=[255, 255, 0, 128])
+    assert messages.to_rgb(message)[0, :, 0].tolist() == [255, 128]
+    message = Image(encoding="rgba8", width=1, height=1, step=4, data=[9, 8, 7, 0])
+    assert messages.to_rgb(message).tolist() == [[[9, 8, 7]]]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (480, 640), (1080, 1920)])
+def test_rgb_survives_the_way_there_and_back(shape):
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    message = messages.from_rgb(image, Header(frame_id="camera"))
+    assert (message.encoding, message.step, message.header.frame_id) == ("rgb8", shape[1] * 3, "camera")
+    assert np.array_equal(messages.to_rgb(message), image)
+
+
+def test_a_full_hd_image_takes_milliseconds():
+    image = np.zeros((1080, 1920, 3), np.uint8)
+    start = time.perf_counter()
+    message = messages.from_rgb(image, Header())
+    messages.to_rgb(message)
+    # A list or an ndarray given to rclpy would take 200 ms and more.
+    assert time.perf_counter() - start < 0.1
+
+
+def broken(**changes):
+    message = make_message("rgb8")
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("message", "needle"),
+    [
+        (broken(encoding="32FC1"), "encoding '32FC1' is not supported; supported are rgb8, bgr8"),
+        (broken(encoding=""), "encoding '' is not supported"),
+        (broken(encoding="RGB8"), "encoding 'RGB8' is not supported"),
+        (broken(step=35), "step is 35 bytes, but 12 pixels take 36"),
+        (broken(step=0), "step is 0 bytes"),
+        (broken(height=9), "holds 288 bytes, but 9 rows of step 36 take 324"),
+        (broken(height=0), "no pixels: width 12, height 0"),
+        (broken(data=[]), "holds 0 bytes"),
+        (broken(width=100_000, height=100_000), "more than the 100,000,000"),
+        (make_message("yuyv", width=11), "even width"),
+        (make_message("bayer_rggb8", width=1), "at least 2 x 2"),
+    ],
+)
+def test_contradictions_are_refused_by_name(message, needle):
+    with pytest.raises(ImageError, match="image") as error:
+        messages.to_rgb(message)
+    assert needle in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_image_of_nan_is_refused_by_its_encoding():
+    values = np.full((4, 4, 3), np.nan, np.float32)
+    message = Image(encoding="32FC3", width=4, height=4, step=48, data=values.tobytes())
+    with pytest.raises(ImageError, match="32FC3"):
+        messages.to_rgb(message)
+
+
+def compressed(image, kind):
+    buffer = io.BytesIO()
+    Picture.fromarray(image).save(buffer, kind)
+    return CompressedImage(format=kind.lower(), data=buffer.getvalue())
+
+
+def test_compressed_images():
+    image = np.random.default_rng(2).integers(0, 256, (20, 30, 3), np.uint8)
+    assert np.array_equal(messages.to_rgb(compressed(image, "PNG")), image)
+    assert messages.to_rgb(compressed(image, "JPEG")).shape == (20, 30, 3)
+    assert messages.to_rgb(compressed(image[..., 0], "PNG")).shape == (20, 30, 3)
+
+
+def test_damaged_and_huge_compressed_images_are_refused(monkeypatch):
+    good = compressed(np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8), "JPEG")
+    with pytest.raises(ImageError, match="damaged"):
+        messages.to_rgb(CompressedImage(format="jpeg", data=bytes(good.data)[:-200]))
+    with pytest.raises(ImageError, match="not readable"):
+        messages.to_rgb(CompressedImage(format="jpeg", data=b"nonsense"))
+    with pytest.raises(ImageError, match="empty"):
+        messages.to_rgb(CompressedImage(format="jpeg"))
+    monkeypatch.setattr(converter, "MAX_PIXELS", 64 * 63)
+    with pytest.raises(ImageError, match="64 x 64"):
+        messages.to_rgb(good)
+
+
+def make_segmentation():
+    low, high = np.zeros((10, 20), bool), np.zeros((10, 20), bool)
+    high[2:5, 3:9] = True
+    low[4:8, 6:12] = True
+    instances = tuple(
+        Instance(object_id=name, score=score, box=tight_box(mask), mask=mask)
+        for name, score, mask in (("mug", 0.9, high), ("drill", 0.6, low))
+    )
+    return Segmentation(instances=instances, image_size=(10, 20), target_ids=("drill", "mug"))
+
+
+def test_detections_and_instances_agree():
+    segmentation = make_segmentation()
+    header = Header(frame_id="camera")
+    header.stamp.sec = 7
+    detections = messages.to_detections(segmentation, [41, 42], header)
+    instances = messages.to_instances(segmentation, [41, 42], header)
+    assert detections.header == instances.header == detections.detections[0].header == header
+    first = detections.detections[0]
+    assert (first.id, first.results[0].hypothesis.class_id, first.results[0].hypothesis.score) == ("41", "mug", 0.9)
+    assert (first.bbox.center.position.x, first.bbox.center.position.y) == (6.0, 3.5)
+    assert (first.bbox.size_x, first.bbox.size_y) == (6.0, 3.0)
+    labels = np.frombuffer(instances.data, np.uint16).reshape(10, 20)
+    assert (instances.encoding, instances.step) == ("mono16", 40)
+    assert np.array_equal(labels == 41, segmentation.instances[0].mask)
+    assert np.array_equal(labels == 42, segmentation.instances[1].mask & ~segmentation.instances[0].mask)
+
+
+def test_an_empty_result_is_an_empty_message():
+    empty = Segmentation(instances=(), image_size=(4, 6), target_ids=("mug",))
+    assert messages.to_detections(empty, [], Header()).detections == []
+    assert not np.any(np.frombuffer(messages.to_instances(empty, [], Header()).data, np.uint16))
+    assert not np.any(np.frombuffer(messages.to_mask(empty, "mug", Header()).data, np.uint8))
+
+
+def test_mask_of_one_object():
+    segmentation = make_segmentation()
+    message = messages.to_mask(segmentation, "drill", Header())
+    assert message.encoding == "mono8"
+    assert np.array_equal(np.frombuffer(message.data, np.uint8).reshape(10, 20) == 255, segmentation.instances[1].mask)
+
+
+def test_numbers_go_on_and_wrap_past_zero():
+    numbers = messages.InstanceNumbers(first=65533)
+    assert numbers.take(2) == [65533, 65534]
+    assert numbers.take(3) == [65535, 1, 2]
+    assert numbers.take(0) == []
+    assert numbers.take(1) == [3]
+    with pytest.raises(ValueError, match="65536"):
+        numbers.take(65536)
+
+
+def test_label_info_numbers_do_not_depend_on_the_targets():
+    info = messages.to_label_info(["drill", "mug"], 0.5, Header())
+    assert [(entry.class_id, entry.class_name) for entry in info.class_map] == [(1, "drill"), (2, "mug")]
+    assert info.threshold == 0.5
