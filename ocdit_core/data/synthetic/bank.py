@@ -1,0 +1,273 @@
+"""A bank of drawn procedural objects on disk: templates and sprites, memory-mapped, for several readers at once.
+
+Build one with `python -m ocdit_core.data.synthetic.bank --objects 2000 --out data/bank --jobs 2`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ocdit_core.data.synthetic.procedural import HELD_OUT_SEED, procedural_object
+from ocdit_core.errors import DataError, OcditError
+from ocdit_core.objects.rendering import Light, Lighting, MeshHandle, Renderer
+from ocdit_core.objects.templates import render_templates, zoom_cameras
+from ocdit_core.objects.viewpoints import TUDL_K, fitting_distance, look_at_poses, sample_directions
+
+SCHEMA_VERSION = 1
+SPRITE_MARGIN = 0.02
+_CHUNK = 8
+_FILES = {"templates": "templates.npy", "sprites": "sprites.npy"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankSettings:
+    """What a bank holds."""
+
+    objects: int
+    """How many procedural objects."""
+    first_seed: int = 0
+    """The objects' seeds are first_seed, first_seed + 1, ...; HELD_OUT_SEED and above are for evaluation."""
+    views: int = 12
+    """Templates of an object: 12, 42 or 162."""
+    template_size: int = 64
+    """Side of a template in pixels."""
+    sprites: int = 16
+    """Pictures of an object for composing scenes."""
+    sprite_size: int = 96
+    """Side of a sprite in pixels."""
+
+    def __post_init__(self) -> None:
+        for name in ("objects", "views", "template_size", "sprites", "sprite_size"):
+            if getattr(self, name) < 1:
+                raise DataError(f"bank: {name} is {getattr(self, name)}, it has to be at least 1")
+        if self.first_seed < 0 or (self.first_seed < HELD_OUT_SEED < self.first_seed + self.objects):
+            raise DataError(f"bank: seeds from {self.first_seed} on are negative or cross {HELD_OUT_SEED} (held out)")
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The arrays' shapes: objects, pictures of each, rows, columns, RGBA."""
+        t, s = self.template_size, self.sprite_size
+        return {"templates": (self.objects, self.views, t, t, 4), "sprites": (self.objects, self.sprites, s, s, 4)}
+
+
+@dataclass(frozen=True)
+class ObjectBank:
+    """An opened bank; its arrays are memory-mapped and read-only."""
+
+    settings: BankSettings
+    """How it was built."""
+    templates: NDArray[np.uint8]
+    """(N, views, t, t, 4) RGBA, colours multiplied by coverage, in the order of the icosphere."""
+    sprites: NDArray[np.uint8]
+    """(N, S, s, s, 4) RGBA, colours multiplied by coverage, from anywhere under any light."""
+
+    def __len__(self) -> int:
+        return self.settings.objects
+
+    @classmethod
+    def open(cls, path: str | Path) -> ObjectBank:
+        """Opens a bank that `build_bank` finished.
+
+        Raises:
+            DataError: there is none, or a file is missing, truncated or of another shape.
+        """
+        folder = Path(path)
+        try:
+            described = json.loads((folder / "bank.json").read_text())
+            version = described.pop("schema_version")
+            if version != SCHEMA_VERSION:
+                raise DataError(f"{folder}: bank of schema version {version}, this program reads {SCHEMA_VERSION}")
+            settings = BankSettings(**described)
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{folder}: no object bank (bank.json is missing); build one with "
+                f"python -m ocdit_core.data.synthetic.bank --objects 2000 --out {folder}"
+            ) from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{folder / 'bank.json'}: damaged ({error}); build the bank again") from error
+        arrays = {}
+        for name, shape in settings.shapes.items():
+            file = folder / _FILES[name]
+            try:
+                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise DataError(f"{file}: missing or truncated ({error}); build the bank again") from error
+            if arrays[name].shape != shape or arrays[name].dtype != np.uint8:
+                raise DataError(f"{file}: shape {arrays[name].shape}, but bank.json says {shape}; build the bank again")
+        return cls(settings, arrays["templates"], arrays["sprites"])
+
+
+def build_bank(path: str | Path, settings: BankSettings, *, jobs: int = 1, progress: bool = True) -> ObjectBank:
+    """Draws a bank; a bank of the same settings that is already there is kept, and an interrupted one is continued.
+
+    Args:
+        path: the bank's folder; it appears when all is done (work goes on in `<path>.partial`).
+        settings: what to draw.
+        jobs: worker processes.
+        progress: whether to show a bar on stderr.
+
+    Raises:
+        DataError: the folder holds something else.
+        RenderingError: there is no off-screen OpenGL.
+    """
+    folder = Path(path)
+    if folder.exists():
+        present = ObjectBank.open(folder)
+        if present.settings != settings:
+            raise DataError(f"{folder}: holds a bank of other settings; remove it or choose another folder")
+        return present
+    partial = folder.with_name(folder.name + ".partial")
+    done = _prepare(partial, settings)
+    missing = np.flatnonzero(~done)
+    chunks = [missing[i : i + _CHUNK].tolist() for i in range(0, len(missing), _CHUNK)]
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # software OpenGL: one thread a worker
+    with tqdm(total=len(done), initial=int(done.sum()), unit="object", disable=not progress) as bar:
+        for finished in _run(partial, settings, chunks, jobs):
+            done[finished] = True
+            np.save(partial / "done.npy", done)
+            bar.update(len(finished))
+    (partial / "bank.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, **asdict(settings)}, indent=1))
+    (partial / "done.npy").unlink()
+    partial.rename(folder)
+    return ObjectBank.open(folder)
+
+
+def _prepare(partial: Path, settings: BankSettings) -> NDArray[np.bool_]:
+    """Makes or continues the folder of an unfinished bank; returns which objects are done."""
+    plan, marks = partial / "plan.json", partial / "done.npy"
+    wanted = asdict(settings)
+    try:
+        if json.loads(plan.read_text()) == wanted:
+            done = np.load(marks)
+            if done.shape == (settings.objects,) and all((partial / f).exists() for f in _FILES.values()):
+                return np.asarray(done, dtype=bool)
+    except (OSError, ValueError, EOFError):
+        pass  # nothing usable there: start afresh
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, shape in settings.shapes.items():
+        np.lib.format.open_memmap(partial / _FILES[name], mode="w+", dtype=np.uint8, shape=shape).flush()
+    done = np.zeros(settings.objects, bool)
+    np.save(marks, done)
+    plan.write_text(json.dumps(wanted))
+    return done
+
+
+def _run(partial: Path, settings: BankSettings, chunks: list[list[int]], jobs: int) -> Iterator[list[int]]:
+    """Draws all chunks; yields each as it is done."""
+    if jobs <= 1:
+        with Renderer() as renderer:
+            for chunk in chunks:
+                yield _draw_chunk(renderer, partial, settings, chunk)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(_worker, partial, settings, chunk) for chunk in chunks]):
+            yield future.result()
+
+
+_worker_renderer: Renderer | None = None
+
+
+def _worker(partial: Path, settings: BankSettings, chunk: list[int]) -> list[int]:
+    """Runs in a worker process, which keeps one OpenGL context for its life."""
+    global _worker_renderer
+    if _worker_renderer is None:
+        _worker_renderer = Renderer()
+    return _draw_chunk(_worker_renderer, partial, settings, chunk)
+
+
+def _draw_chunk(renderer: Renderer, partial: Path, settings: BankSettings, chunk: list[int]) -> list[int]:
+    templates = np.load(partial / _FILES["templates"], mmap_mode="r+")
+    sprites = np.load(partial / _FILES["sprites"], mmap_mode="r+")
+    for index in chunk:
+        seed = settings.first_seed + index
+        handle = renderer.upload(procedural_object(seed))
+        views = render_templates(renderer, handle, views=settings.views, size=settings.template_size)
+        templates[index, ..., :3], templates[index, ..., 3] = views.rgb, views.alpha
+        rng = np.random.default_rng([seed, 0x5B817E])
+        sprites[index] = render_sprites(renderer, handle, rng, settings.sprites, settings.sprite_size)
+        handle.release()
+    templates.flush()
+    sprites.flush()
+    return chunk
+
+
+def render_sprites(
+    renderer: Renderer, handle: MeshHandle, rng: np.random.Generator, count: int, size: int
+) -> NDArray[np.uint8]:
+    """Draws an object for cut-and-paste scenes: any direction, any roll, random light and perspective.
+
+    Returns:
+        (count, size, size, 4) RGBA, colours multiplied by coverage, the object filling the picture.
+    """
+    surface = handle.surface
+    directions = sample_directions(rng, count)
+    upright = rng.random(count) < 0.5
+    roll = np.where(upright, rng.normal(0, 0.25, count), rng.uniform(-np.pi, np.pi, count))
+    distance = fitting_distance(surface.radius) * rng.uniform(1.2, 3.5, count)
+    poses = look_at_poses(directions, distance, roll, centre=surface.centre)
+    _, K = zoom_cameras(surface.vertices, poses, TUDL_K, size=size, margin=SPRITE_MARGIN)
+    drawn = [
+        renderer.render(handle, poses[i], K[i], (size, size), random_lighting(rng)).rgba[0] for i in range(count)
+    ]  # each under its own light
+    return np.stack(drawn)
+
+
+def random_lighting(rng: np.random.Generator) -> Lighting:
+    """One to three lights, most from above, with ambient light so that nothing is lost in the dark."""
+    warmth = rng.uniform(-0.12, 0.12)
+    tint = np.array([1 + warmth, 1.0, 1 - warmth])
+    lights = []
+    strength = rng.uniform(0.35, 0.9)
+    for _ in range(int(rng.integers(1, 4))):
+        direction = rng.normal(size=3) * (1.0, 0.8, 0.6) + (0.0, -0.6, -0.7)  # camera axes: up is -y, towards us is -z
+        x, y, z = (float(v) for v in direction)
+        r, g, b = (float(v) for v in strength * tint * rng.uniform(0.9, 1.1, 3))
+        lights.append(Light(direction=(x, y, z), colour=(r, g, b)))
+        strength *= rng.uniform(0.3, 0.8)
+    r, g, b = (float(v) for v in rng.uniform(0.18, 0.5) * rng.uniform(0.9, 1.1, 3))
+    shiny = rng.random() < 0.5
+    return Lighting(
+        ambient=(r, g, b),
+        lights=tuple(lights),
+        specular=float(rng.uniform(0.05, 0.5)) if shiny else 0.0,
+        roughness=float(rng.uniform(0.25, 0.7)),
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: builds a bank."""
+    parser = argparse.ArgumentParser(prog="python -m ocdit_core.data.synthetic.bank", description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the bank, e.g. data/bank")
+    parser.add_argument("--objects", type=int, default=2000, help="procedural objects (default 2000, 0.8 MB each)")
+    parser.add_argument("--first-seed", type=int, default=0, help=f"{HELD_OUT_SEED} and above: for evaluation only")
+    parser.add_argument("--views", type=int, default=12, choices=(12, 42, 162), help="templates of an object")
+    parser.add_argument("--template-size", type=int, default=64, help="side of a template in pixels")
+    parser.add_argument("--sprites", type=int, default=16, help="pictures of an object for scenes")
+    parser.add_argument("--sprite-size", type=int, default=96, help="side of a sprite in pixels")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    options = vars(parser.parse_args(arguments))
+    out, jobs = options.pop("out"), options.pop("jobs")
+    try:
+        build_bank(out, BankSettings(**options), jobs=jobs)
+    except OcditError as error:
+        print(f"bank: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
