@@ -1,0 +1,80 @@
+"""What goes into the worker and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from ocdit_core.errors import OcditError
+from ocdit_core.inference.results import Segmentation
+
+Frame = TypeVar("Frame")
+
+
+class SegmenterLike(Protocol):
+    """What the worker needs of `ocdit_core.Segmenter`."""
+
+    def encode_objects(self, library: Any, object_ids: Sequence[str]) -> Any:
+        """Return the features of the objects."""
+
+    def segment(self, image: np.ndarray, objects: Any = None) -> Segmentation:
+        """Return the instances on an (H, W, 3) uint8 RGB image."""
+
+
+class LibraryLike(Protocol):
+    """What the worker needs of `ocdit_core.ObjectLibrary`."""
+
+    @property
+    def object_ids(self) -> tuple[str, ...]:
+        """The names that the library holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSet:
+    """One set of objects to look for.
+
+    Attributes:
+        version: 1 for the first set that was accepted, then growing by one.
+        object_ids: their names, as they were asked for, without repetition.
+    """
+
+    version: int
+    object_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Generic[Frame]):
+    """One processed frame.
+
+    Attributes:
+        frame: what was submitted.
+        image: (H, W, 3) uint8 RGB, the picture that was segmented.
+        segmentation: what was found.
+        targets: the set that was current when the work on this frame began.
+        timings: seconds: "waiting" (submitted -> begun), "reading" (frame -> RGB), and the segmenter's own stages.
+    """
+
+    frame: Frame
+    image: np.ndarray
+    segmentation: Segmentation
+    targets: TargetSet
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counters:
+    """What became of the frames so far: received = processed + failed + dropped + at most two under way."""
+
+    received: int = 0
+    processed: int = 0
+    dropped: int = 0
+    failed: int = 0
+
+
+def describe(error: BaseException) -> str:
+    """Return an error as one line: our own errors speak for themselves, others are named by their type."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, OcditError) and text else f"{type(error).__name__}: {text}"

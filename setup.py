@@ -1,0 +1,68 @@
+"""The package for both of its homes: colcon (ament_python) on a robot, pip anywhere else."""
+
+import sys
+from glob import glob
+
+from setuptools import find_packages, setup
+
+PACKAGE = "ocdit_ros"
+VERSION = "0.1.0"
+
+data_files = [
+    ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
+    (f"share/{PACKAGE}", ["package.xml"]),
+    (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py"))),
+    (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml") + glob("config/*.rviz") + glob("config/*.xml"))),
+]
+if "bdist_wheel" in sys.argv:
+    # pip ignores setup.cfg's install_scripts: without these, `ros2 run` would find no executable.
+    data_files.append((f"lib/{PACKAGE}", sorted(glob("resource/lib/*"))))
+
+extras = {
+    "ros": [
+        "ros-rclpy[fastrtps]",
+        "ros-sensor-msgs",
+        "ros-std-msgs",
+        "ros-diagnostic-msgs",
+        "ros-lifecycle-msgs",
+    ],
+    "render": ["trimesh>=4.4", "moderngl>=5.10", "scipy"],
+    "train": ["tensorboard>=2.16"],
+    "eval": ["scipy"],
+    "dev": ["pytest>=8", "ruff", "mypy", "codespell", "rosbags-image>=0.10"],
+}
+
+setup(
+    name=PACKAGE,
+    version=VERSION,
+    description="Zero-shot instance segmentation by OC-DiT, for ROS 2 and without it",
+    license="Apache-2.0",
+    maintainer="OC-DiT developers",
+    maintainer_email="maintainers@ocdit.dev",
+    packages=find_packages(include=["ocdit_core", "ocdit_core.*", "ocdit_ros", "ocdit_ros.*"]),
+    package_data={"ocdit_core": ["weights/**/*", "py.typed"], "ocdit_ros": ["py.typed"]},
+    data_files=data_files,
+    python_requires=">=3.10",
+    # colcon installs none of these: there rosdep brings cv2 as python3-opencv, which serves as well.
+    install_requires=[
+        "torch>=2.4",
+        "numpy>=1.24",
+        "opencv-python-headless>=4.8",
+        "pyyaml>=6",
+        "safetensors>=0.4",
+        "transformers>=4.40",
+        "einops>=0.7",
+        "pillow>=10",
+        "pycocotools>=2.0.7",
+        "tqdm>=4.64",
+    ],
+    extras_require=extras,
+    zip_safe=False,
+    entry_points={
+        "console_scripts": [
+            "ocdit = ocdit_core.cli:main",
+            "segmentation_node = ocdit_ros.segmentation_node:main",
+            "picture_camera = ocdit_ros.picture_camera:main",
+        ],
+    },
+)

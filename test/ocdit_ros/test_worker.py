@@ -1,0 +1,229 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+from stand_in import StandInLibrary, StandInSegmenter
+
+from ocdit_core.errors import ConfigError, ImageError, OcditError, UnknownObjectError
+from ocdit_ros.worker import MAX_WAITING_REQUESTS, Worker
+
+
+class Recorder:
+    """A worker with all that it reports; a frame is any value, the string "bad" cannot be read."""
+
+    def __init__(self, **options):
+        self.results, self.errors = [], []
+        self.changed = threading.Condition()
+        self.segmenter = StandInSegmenter(**options)
+        self.worker = Worker(
+            segmenter=self.segmenter,
+            library=StandInLibrary(),
+            read=self.read,
+            on_result=lambda result: self.note(self.results, result),
+            on_error=lambda text: self.note(self.errors, text),
+        )
+
+    @staticmethod
+    def read(frame):
+        if frame == "bad":
+            raise ImageError("image encoding 'bad' is not supported")
+        return np.zeros((32, 64, 3), np.uint8)
+
+    def note(self, where, what):
+        with self.changed:
+            where.append(what)
+            self.changed.notify_all()
+
+    def wait_for(self, condition, timeout=10.0):
+        with self.changed:
+            assert self.changed.wait_for(condition, timeout), f"results {self.results}, errors {self.errors}"
+
+
+@pytest.fixture
+def make_recorder():
+    recorders = []
+
+    def make(**options):
+        recorder = Recorder(**options)
+        recorder.worker.start()
+        recorders.append(recorder)
+        return recorder
+
+    yield make
+    for recorder in recorders:
+        recorder.segmenter.go_on.set()
+        assert recorder.worker.stop(10)
+
+
+def test_the_newest_frame_is_next_and_the_others_are_counted(make_recorder):
+    recorder = make_recorder()
+    recorder.worker.set_targets(["mug"])
+    recorder.segmenter.go_on.clear()
+    recorder.worker.submit(0)
+    assert recorder.segmenter.begun.wait(10)
+    for frame in range(1, 10):
+        recorder.worker.submit(frame)
+    recorder.segmenter.go_on.set()
+    recorder.wait_for(lambda: len(recorder.results) == 2)
+    assert [result.frame for result in recorder.results] == [0, 9]
+    counters = recorder.worker.counters
+    assert (counters.received, counters.processed, counters.dropped, counters.failed) == (10, 2, 8, 0)
+    assert {"waiting", "reading", "backbone", "sampling", "total"} <= recorder.results[0].timings.keys()
+
+
+def test_new_targets_return_at_once_and_hold_for_the_next_frame(make_recorder):
+    recorder = make_recorder(encode_seconds=0.3)
+    recorder.worker.set_targets(["mug"])
+    start = time.perf_counter()
+    targets = recorder.worker.set_targets(["drill", "can", "drill"])
+    assert time.perf_counter() - start < 0.05
+    assert targets.object_ids == ("drill", "can") == recorder.worker.targets.object_ids
+    recorder.worker.submit("after")
+    recorder.wait_for(lambda: recorder.results)
+    assert recorder.results[0].targets == targets
+    assert recorder.results[0].segmentation.target_ids == ("drill", "can")
+
+
+def test_the_frame_under_way_keeps_its_targets(make_recorder):
+    recorder = make_recorder()
+    old = recorder.worker.set_targets(["mug"])
+    assert recorder.worker.wait_until_encoded(10)
+    recorder.segmenter.go_on.clear()
+    recorder.worker.submit("before")
+    assert recorder.segmenter.begun.wait(10)
+    new = recorder.worker.set_targets(["box"])
+    recorder.worker.submit("after")
+    recorder.segmenter.go_on.set()
+    recorder.wait_for(lambda: len(recorder.results) == 2)
+    assert [(result.frame, result.targets) for result in recorder.results] == [("before", old), ("after", new)]
+    assert recorder.results[0].segmentation.target_ids == ("mug",)
+
+
+def test_many_changes_under_load_never_mix_sets(make_recorder):
+    recorder = make_recorder(seconds=0.003, encode_seconds=0.005)
+    rng = np.random.default_rng(0)
+    accepted = [recorder.worker.set_targets(["mug"])]
+    begun_at_least = {}
+    for frame in range(300):
+        if frame % 7 == 0:
+            names = list(rng.permutation(StandInLibrary.object_ids)[: rng.integers(1, 5)])
+            accepted.append(recorder.worker.set_targets(names))
+        begun_at_least[frame] = len(accepted)
+        recorder.worker.submit(frame)
+        time.sleep(0.001)
+    recorder.wait_for(lambda: recorder.results and recorder.results[-1].frame == 299)
+    assert len(recorder.results) > 10
+    for result in recorder.results:
+        # A frame cannot begin before it was submitted, so its set is one accepted by then or later.
+        assert result.targets.version >= begun_at_least[result.frame]
+        assert result.targets == accepted[result.targets.version - 1]
+        assert result.segmentation.target_ids == result.targets.object_ids
+    assert not recorder.errors
+
+
+def test_unknown_and_empty_targets_change_nothing(make_recorder):
+    recorder = make_recorder()
+    old = recorder.worker.set_targets(["mug"])
+    with pytest.raises(UnknownObjectError) as error:
+        recorder.worker.set_targets(["can", "spoon", "fork"])
+    assert error.value.unknown == ["spoon", "fork"]
+    with pytest.raises(ConfigError, match="the library holds box, can"):
+        recorder.worker.set_targets([])
+    assert recorder.worker.targets == old
+    recorder.worker.submit("after")
+    recorder.wait_for(lambda: recorder.results)
+    assert recorder.results[0].targets == old
+
+
+def test_targets_that_cannot_be_encoded_are_reported_and_the_old_stay(make_recorder):
+    recorder = make_recorder(fails_for="drill")
+    old = recorder.worker.set_targets(["mug"])
+    assert recorder.worker.wait_until_encoded(10)
+    recorder.worker.set_targets(["drill"])
+    assert not recorder.worker.wait_until_encoded(10)
+    recorder.wait_for(lambda: recorder.errors)
+    assert "drill could not be encoded, the old ones stay: RuntimeError: out of memory for drill" in recorder.errors[0]
+    recorder.worker.submit("after")
+    recorder.wait_for(lambda: recorder.results)
+    assert recorder.results[0].targets == old == recorder.worker.targets
+
+
+def test_a_bad_frame_is_reported_and_the_next_one_is_done(make_recorder):
+    recorder = make_recorder()
+    recorder.worker.set_targets(["mug"])
+    recorder.worker.submit("bad")
+    recorder.wait_for(lambda: recorder.errors)
+    assert recorder.errors == ["a frame could not be segmented: image encoding 'bad' is not supported"]
+    recorder.worker.submit("good")
+    recorder.wait_for(lambda: recorder.results)
+    assert recorder.worker.counters.failed == 1
+
+
+def test_what_a_listener_raises_ends_nothing(make_recorder):
+    recorder = make_recorder()
+    failing = iter([True])
+    note = recorder.worker._on_result
+
+    def on_result(result):
+        if next(failing, False):
+            raise RuntimeError("publisher is gone")
+        note(result)
+
+    recorder.worker._on_result = on_result
+    recorder.worker.set_targets(["mug"])
+    recorder.worker.submit(1)
+    recorder.wait_for(lambda: recorder.errors)
+    recorder.worker.submit(2)
+    recorder.wait_for(lambda: recorder.results)
+
+
+def test_requests_come_before_the_stream(make_recorder):
+    recorder = make_recorder()
+    with pytest.raises(ConfigError, match="no target objects"):
+        recorder.worker.request("too early")
+    recorder.worker.set_targets(["mug"])
+    recorder.segmenter.go_on.clear()
+    recorder.worker.submit(0)
+    assert recorder.segmenter.begun.wait(10)
+    recorder.worker.submit(1)
+    replies = [recorder.worker.request(f"asked {number}") for number in range(MAX_WAITING_REQUESTS)]
+    with pytest.raises(OcditError, match="wait already"):
+        recorder.worker.request("one too many")
+    recorder.segmenter.go_on.set()
+    assert [reply.result(10).frame for reply in replies] == [f"asked {number}" for number in range(4)]
+    bad = recorder.worker.request("bad")
+    with pytest.raises(ImageError, match="not supported"):
+        bad.result(10)
+    recorder.wait_for(lambda: len(recorder.results) == 2)
+    assert [result.frame for result in recorder.results] == [0, 1]
+
+
+def test_flush_silences_the_frame_under_way(make_recorder):
+    recorder = make_recorder()
+    recorder.worker.set_targets(["mug"])
+    recorder.segmenter.go_on.clear()
+    recorder.worker.submit("under way")
+    assert recorder.segmenter.begun.wait(10)
+    recorder.worker.submit("waiting")
+    recorder.worker.flush()
+    recorder.segmenter.go_on.set()
+    recorder.worker.submit("after")
+    recorder.wait_for(lambda: recorder.results)
+    assert [result.frame for result in recorder.results] == ["after"]
+
+
+def test_stop_ends_the_threads_and_fails_what_waits():
+    recorder = Recorder()
+    recorder.worker.start()
+    recorder.worker.set_targets(["mug"])
+    recorder.segmenter.go_on.clear()
+    recorder.worker.submit("under way")
+    assert recorder.segmenter.begun.wait(10)
+    reply = recorder.worker.request("asked")
+    threading.Timer(0.1, recorder.segmenter.go_on.set).start()
+    assert recorder.worker.stop(10)
+    with pytest.raises(OcditError, match="stopping"):
+        reply.result(0)
+    with pytest.raises(OcditError, match="stopping"):
+        recorder.worker.request("too late")
