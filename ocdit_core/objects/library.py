@@ -218,8 +218,9 @@ def _load(path: Path) -> ObjectTemplates:
     except FileNotFoundError:
         raise LibraryError(f"{path}: was removed after the library was opened") from None
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise LibraryError(f"{path}: truncated or damaged ({reason[:120]}); render the object again") from error
+        # NumPy takes whatever is no archive for a pickle, and says how to load one unsafely.
+        reason = "not a NumPy archive" if "pickle" in str(error) else " ".join(str(error).split())[:120]
+        raise LibraryError(f"{path}: truncated or damaged ({reason}); render the object again") from error
     _check(path, fields)
     arrays: dict[str, Any] = {key: value for key, value in fields.items() if value.ndim}
     return ObjectTemplates(

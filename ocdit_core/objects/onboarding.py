@@ -58,7 +58,7 @@ def make_templates(
 
 def _visible_views(path: str | Path, drawn: Templates) -> np.ndarray:
     """Return V view indices: a view edge-on to a thin sheet shows nothing, the nearest that does stands in for it."""
-    visible: np.ndarray = np.asarray(drawn.mask).any(axis=(1, 2))
+    visible = np.array([mask.any() for mask in drawn.mask])
     if not visible.any():
         raise RenderingError(f"{path}: nothing can be seen of the object from any side")
     axes = drawn.pose[:, 2, :3]
@@ -87,7 +87,7 @@ def add_objects(
         unit: of all files: "auto", "m", "cm", "mm" or "in".
         views: 12, 42 or 162.
         on_error: called for a file that cannot be used, and the others go on; without it the error ends the work.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar, if the error stream is a terminal.
 
     Returns:
         The names of the objects that were added.
@@ -107,10 +107,10 @@ def add_objects(
     if twice:
         raise ConfigError(f"two meshes would both be called {twice[0]!r}; name them one by one (--name)")
     added = []
+    # None: a bar on a terminal only, so that log files stay readable.
+    hidden = None if progress else True
     with Renderer() as renderer:
-        for path, name in tqdm(
-            list(zip(paths, chosen, strict=True)), desc="rendering", unit="object", disable=not progress
-        ):
+        for path, name in tqdm(list(zip(paths, chosen, strict=True)), desc="rendering", unit="object", disable=hidden):
             try:
                 save_templates(library, make_templates(renderer, path, name=name, unit=unit, views=views))
             except OcditError as error:

@@ -1,0 +1,74 @@
+"""The command `ocdit`: one subcommand a task, each in its own module of `ocdit_core.commands`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from ocdit_core import __version__
+from ocdit_core.commands import objects, render, segment
+from ocdit_core.errors import OcditError
+
+# Each adds its own arguments and names its function; none imports a heavy package before it runs.
+COMMANDS = (render, objects, segment)
+
+EPILOG = """\
+a first try:
+  ocdit render drill.glb mug.ply --out my_objects/
+  ocdit segment table.jpg --objects my_objects/ --targets drill mug --out out/
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="ocdit",
+        description="Find objects in pictures by their CAD models: no training, one mask for each object found.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ocdit {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show debug messages, and tracebacks of errors")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0 all done, 2 a wrong input (one line a problem on stderr).
+
+    Args:
+        argv: arguments without the program's name; default: the process's own.
+    """
+    arguments = build_parser().parse_args(argv)
+    level = logging.DEBUG if arguments.verbose else logging.INFO
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("ocdit: %(message)s"))
+    log = logging.getLogger("ocdit_core")
+    log.addHandler(handler)
+    before, log.level = log.level, level
+    try:
+        return int(arguments.run(arguments))
+    except OcditError as error:
+        if arguments.verbose:
+            log.exception("traceback:")
+        print(f"ocdit: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ocdit: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: what is still buffered must not raise once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""`ocdit segment`: masks of the wanted objects in pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ocdit_core.commands.common import add_command, fraction, print_table, report
+from ocdit_core.errors import ConfigError, ImageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ocdit_core.inference.results import Segmentation
+
+EXAMPLES = """\
+  ocdit segment table.jpg --objects my_objects/ --targets drill mug --out out/
+  ocdit segment photos/*.png --objects my_objects/ --out out/ --threshold 0.5 --device cuda
+
+for each picture, OUT holds: STEM_overlay.png, STEM.json (COCO run lengths, scores, boxes), STEM/mask_N_OBJECT.png
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = add_command(subparsers, "segment", "find objects of a library in pictures", EXAMPLES)
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="PNG, JPEG, BMP, TIFF, WebP ...")
+    parser.add_argument("--objects", required=True, type=Path, metavar="LIBRARY", help="made by `ocdit render`")
+    parser.add_argument("--targets", nargs="+", metavar="NAME", help="the objects to look for; default: all of them")
+    parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="folder of the results (made if new)")
+    parser.add_argument("--weights", default="ocdit-tiny", help="an embedded model's name or a folder (ocdit-tiny)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--threshold", type=fraction, default=0.0, help="leave out instances that score less (0 to 1)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Segment; returns 2 when a picture could not be used (the others are done), else 0."""
+    from tqdm import tqdm
+
+    from ocdit_core.images import read_image
+    from ocdit_core.objects.library import ObjectLibrary
+
+    twice = [stem for stem, count in Counter(path.stem for path in arguments.images).items() if count > 1]
+    if twice:
+        raise ConfigError(f"two pictures are both called {twice[0]!r}: their results would overwrite each other")
+    library = ObjectLibrary(arguments.objects)
+    targets = list(dict.fromkeys(arguments.targets or library.object_ids))
+    library.select(targets)
+    # Only now: loading torch and the model takes seconds.
+    from ocdit_core.inference.segmenter import Segmenter
+
+    segmenter = Segmenter.from_pretrained(arguments.weights, device=arguments.device)
+    segmenter.set_objects(library, targets)
+    rows: list[list[str]] = []
+    failed = 0
+    # None: a bar on a terminal only, so that log files stay readable.
+    hidden = None if len(arguments.images) > 1 else True
+    for path in tqdm(arguments.images, desc="segmenting", unit="image", disable=hidden):
+        try:
+            image = read_image(path)
+            result = without_weak(segmenter.segment(image), arguments.threshold)
+            write_result(arguments.out, path, image, result, model=segmenter.model_name)
+        except ImageError as error:
+            failed += 1
+            report(error)
+            continue
+        rows += table_rows(path, result)
+    if rows:
+        print_table(["image", "object", "score", "box", "seconds"], rows)
+    return 2 if failed else 0
+
+
+def without_weak(result: Segmentation, threshold: float) -> Segmentation:
+    """Return the result without the instances that score below the threshold."""
+    from dataclasses import replace
+
+    return replace(result, instances=tuple(one for one in result.instances if one.score >= threshold))
+
+
+def table_rows(path: Path, result: Segmentation) -> list[list[str]]:
+    """Return a line for each instance, and one for each target that was not found."""
+    seconds = f"{result.timings['total']:.2f}" if "total" in result.timings else ""
+    rows = []
+    for instance in result.instances:
+        box = ",".join(str(value) for value in instance.box)
+        rows.append([path.name, instance.object_id, f"{instance.score:.2f}", box, seconds])
+    found = {instance.object_id for instance in result.instances}
+    rows += [[path.name, name, "not found", "", seconds] for name in result.target_ids if name not in found]
+    return rows
+
+
+def write_result(out: Path, path: Path, image: np.ndarray, result: Segmentation, *, model: str) -> None:
+    """Write one picture's masks, JSON and overlay under `out`.
+
+    Masks that an earlier run left for the same picture are removed.
+
+    Args:
+        out: the folder of all results.
+        path: of the picture, which gives the results their name.
+        image: (H, W, 3) uint8 RGB.
+        result: of this image.
+        model: the name to note in the JSON.
+
+    Raises:
+        ImageError: the results cannot be written.
+    """
+    from ocdit_core.files import write_text
+    from ocdit_core.images import write_image
+    from ocdit_core.visualization import overlay
+
+    try:
+        for old in (out / path.stem).glob("mask_*.png"):
+            old.unlink()
+        write_text(out / f"{path.stem}.json", json.dumps(as_json(path, result, model=model), indent=1) + "\n")
+    except OSError as error:
+        raise ImageError(f"{out}: results cannot be written ({error.strerror})") from error
+    for number, instance in enumerate(result.instances, start=1):
+        write_image(out / path.stem / f"mask_{number}_{instance.object_id}.png", instance.mask)
+    write_image(out / f"{path.stem}_overlay.png", overlay(image, result))
+
+
+def as_json(path: Path, result: Segmentation, *, model: str) -> dict[str, Any]:
+    """Return one picture's result as JSON holds it: masks as COCO run lengths, boxes as x, y, width, height."""
+    from ocdit_core.inference.rle import encode_mask
+
+    height, width = result.image_size
+    return {
+        "image": path.name,
+        "width": width,
+        "height": height,
+        "model": model,
+        "targets": list(result.target_ids),
+        "timings": {stage: round(seconds, 4) for stage, seconds in result.timings.items()},
+        "instances": [
+            {
+                "number": number,
+                "object_id": instance.object_id,
+                "score": round(float(instance.score), 4),
+                "box": [int(value) for value in instance.box],
+                "area": int(instance.mask.sum()),
+                "segmentation": encode_mask(instance.mask),
+            }
+            for number, instance in enumerate(result.instances, start=1)
+        ],
+    }
