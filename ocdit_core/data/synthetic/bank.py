@@ -6,12 +6,14 @@ Build one with `python -m ocdit_core.data.synthetic.bank --objects 2000 --out da
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -130,6 +132,30 @@ def build_bank(path: str | Path, settings: BankSettings, *, jobs: int = 1, progr
             raise DataError(f"{folder}: holds a bank of other settings; remove it or choose another folder")
         return present
     partial = folder.with_name(folder.name + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with _only_builder(partial):
+        _fill(partial, settings, jobs, progress)
+        partial.rename(folder)
+    return ObjectBank.open(folder)
+
+
+@contextmanager
+def _only_builder(partial: Path) -> Iterator[None]:
+    """Keeps two processes from building one bank; the lock goes with the process that holds it."""
+    lock = partial.with_name(partial.name + ".lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(f"{partial}: another process is building this bank") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _fill(partial: Path, settings: BankSettings, jobs: int, progress: bool) -> None:
+    """Draws what is missing in an unfinished bank, and describes it."""
     done = _prepare(partial, settings)
     missing = np.flatnonzero(~done)
     chunks = [missing[i : i + _CHUNK].tolist() for i in range(0, len(missing), _CHUNK)]
@@ -141,8 +167,7 @@ def build_bank(path: str | Path, settings: BankSettings, *, jobs: int = 1, progr
             bar.update(len(finished))
     (partial / "bank.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, **asdict(settings)}, indent=1))
     (partial / "done.npy").unlink()
-    partial.rename(folder)
-    return ObjectBank.open(folder)
+    (partial / "plan.json").unlink()
 
 
 def _prepare(partial: Path, settings: BankSettings) -> NDArray[np.bool_]:
@@ -231,14 +256,14 @@ def random_lighting(rng: np.random.Generator) -> Lighting:
     warmth = rng.uniform(-0.12, 0.12)
     tint = np.array([1 + warmth, 1.0, 1 - warmth])
     lights = []
-    strength = rng.uniform(0.35, 0.9)
+    strength = rng.uniform(0.4, 1.0)
     for _ in range(int(rng.integers(1, 4))):
         direction = rng.normal(size=3) * (1.0, 0.8, 0.6) + (0.0, -0.6, -0.7)  # camera axes: up is -y, towards us is -z
         x, y, z = (float(v) for v in direction)
         r, g, b = (float(v) for v in strength * tint * rng.uniform(0.9, 1.1, 3))
         lights.append(Light(direction=(x, y, z), colour=(r, g, b)))
         strength *= rng.uniform(0.3, 0.8)
-    r, g, b = (float(v) for v in rng.uniform(0.18, 0.5) * rng.uniform(0.9, 1.1, 3))
+    r, g, b = (float(v) for v in rng.uniform(0.22, 0.55) * rng.uniform(0.9, 1.1, 3))
     shiny = rng.random() < 0.5
     return Lighting(
         ambient=(r, g, b),

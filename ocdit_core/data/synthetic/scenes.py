@@ -1,0 +1,222 @@
+"""Scenes put together from sprites: who is where, who hides whom, shadows, and the exact mask of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdit_core.data.synthetic.backgrounds import random_background
+from ocdit_core.data.synthetic.camera_effects import photograph
+from ocdit_core.errors import ConfigError
+
+Sprite = NDArray[np.uint8]
+_EMPTY = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneSettings:
+    """How scenes look."""
+
+    image_size: tuple[int, int] = (144, 192)
+    """Height and width in pixels."""
+    object_size: tuple[float, float] = (0.15, 0.6)
+    """Smallest and largest size of an object as a share of the picture's shorter side; drawn log-uniformly."""
+    rotation: float = 25.0
+    """In-plane turn of a sprite in degrees, standard deviation."""
+    min_visible: float = 0.3
+    """Objects are placed so that this share of each stays visible, where there is room."""
+    cut_by_border: float = 0.12
+    """Chance that an object may stick out of the picture."""
+    shadows: float = 0.85
+    """Chance that a scene has shadows."""
+    clutter: float = 0.5
+    """Chance of flat shapes in the background."""
+    effects: float = 1.0
+    """Strength of light, blur, noise and the like; 0 is a clean picture."""
+
+    def __post_init__(self) -> None:
+        low, high = self.object_size
+        if not 0 < low <= high:
+            raise ConfigError(f"object_size: {self.object_size} has to be two rising numbers above 0")
+        if min(self.image_size) < 16:
+            raise ConfigError(f"image_size: {self.image_size} has to be 16 pixels or more a side")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A composed picture and its truth."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3) sRGB."""
+    masks: NDArray[np.bool_]
+    """(N, H, W) what is seen of each sprite (modal), in the order in which they were given."""
+    visibility: NDArray[np.float32]
+    """(N,) the share of the sprite's pixels that is seen, counting what lies outside the picture."""
+
+
+def compose_scene(rng: np.random.Generator, sprites: Sequence[Sprite], settings: SceneSettings) -> Scene:
+    """Puts sprites on a background.
+
+    Args:
+        rng: source of randomness; the same state gives the same scene.
+        sprites: RGBA (h, w, 4) uint8, colours multiplied by coverage, tightly cropped; sizes may differ.
+        settings: how the scene looks.
+    """
+    height, width = settings.image_size
+    image = random_background(rng, (height, width), clutter=settings.clutter)
+    labels = np.full((height, width), _EMPTY, np.int16)
+    placed = _Placement(labels, len(sprites))
+    shadows = _Shadows.draw(rng) if rng.random() < settings.shadows else None
+
+    order: NDArray[np.int64] = rng.permutation(len(sprites))
+    # What stands lower in the picture is usually nearer.
+    rows: NDArray[np.float64] = rng.uniform(0, 1, len(sprites))
+    if rng.random() < 0.7:
+        rows = np.sort(rows)
+    for row, index in zip(rows, order, strict=True):
+        size = min(height, width) * np.exp(rng.uniform(*np.log(settings.object_size)))
+        sprite = _posed(rng, sprites[index], size, settings.rotation)
+        x, y = placed.choose(rng, sprite, float(row), settings)
+        if shadows is not None:
+            shadows.cast(image, sprite[..., 3], x, y)
+        _paste(rng, image, sprite, x, y)
+        placed.add(int(index), sprite[..., 3] > 127, x, y)
+
+    masks = labels[None] == np.arange(len(sprites), dtype=np.int16)[:, None, None]
+    visibility = placed.seen / np.maximum(placed.area, 1)
+    return Scene(photograph(rng, image, strength=settings.effects), masks, visibility.astype(np.float32))
+
+
+def _posed(rng: np.random.Generator, sprite: Sprite, size: float, rotation: float) -> Sprite:
+    """Scales a sprite to `size` pixels (its longer side), turns it, and crops it to what is covered."""
+    scale = size / max(sprite.shape[:2])
+    to = (max(2, round(sprite.shape[1] * scale)), max(2, round(sprite.shape[0] * scale)))
+    out = cv2.resize(sprite, to, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    if scale > 1:  # cubic filtering overshoots
+        np.minimum(out[..., :3], out[..., 3:], out=out[..., :3])
+    if rotation > 0:
+        angle = float(rng.normal(0, rotation))
+        side = int(np.ceil(np.hypot(*to))) + 2
+        matrix = cv2.getRotationMatrix2D((to[0] / 2 - 0.5, to[1] / 2 - 0.5), angle, 1.0)
+        matrix[:, 2] += (side - np.array(to)) / 2
+        out = cv2.warpAffine(out, matrix, (side, side), flags=cv2.INTER_LINEAR)
+    x, y, w, h = cv2.boundingRect(np.ascontiguousarray(out[..., 3]))
+    if w == 0 or h == 0:
+        return np.zeros((1, 1, 4), np.uint8)
+    return np.asarray(out[y : y + h, x : x + w], dtype=np.uint8)
+
+
+def _window(shape: tuple[int, ...], x: int, y: int, w: int, h: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The part of a picture that a w x h patch at (x, y) covers, and the part of the patch that is inside."""
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, shape[1]), min(y + h, shape[0])
+    x1, y1 = max(x0, x1), max(y0, y1)
+    return (slice(y0, y1), slice(x0, x1)), (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
+
+
+def _paste(rng: np.random.Generator, image: NDArray[np.float32], sprite: Sprite, x: int, y: int) -> None:
+    """Lays a sprite over the image, lit a little differently each time."""
+    there, inside = _window(image.shape, x, y, sprite.shape[1], sprite.shape[0])
+    part = sprite[inside].astype(np.float32)
+    h, w = part.shape[:2]
+    if h == 0 or w == 0:
+        return
+    light = np.float32(np.exp(rng.normal(0, 0.12)))
+    corners = light * np.exp(rng.normal(0, 0.12, (2, 2))).astype(np.float32)
+    part[..., :3] *= cv2.resize(corners, (w, h), interpolation=cv2.INTER_LINEAR)[..., None]
+    part[..., 3:] *= np.float32(-1 / 255)
+    part[..., 3:] += 1
+    region = image[there]
+    region *= part[..., 3:]
+    region += part[..., :3]
+
+
+class _Placement:
+    """Who covers which pixel, and how much of each is still seen."""
+
+    def __init__(self, labels: NDArray[np.int16], count: int):
+        self.labels = labels
+        self.area = np.zeros(count)
+        self.seen = np.zeros(count)
+
+    def choose(self, rng: np.random.Generator, sprite: Sprite, row: float, settings: SceneSettings) -> tuple[int, int]:
+        """The top left corner for a sprite: the first of some draws that hides no one too much, or the best."""
+        height, width = self.labels.shape
+        h, w = sprite.shape[:2]
+        cut = rng.random() < settings.cut_by_border
+        mask = sprite[..., 3] > 127
+        area = max(1, int(mask.sum()))
+        present = self.area > 0
+        best, best_share = (0, 0), -1.0
+        for attempt in range(10):
+            if cut:
+                x = round(rng.uniform(-0.6 * w, width - 0.4 * w))
+                y = round(rng.uniform(-0.6 * h, height - 0.4 * h))
+            else:
+                at = np.clip(row + rng.normal(0, 0.05 + 0.05 * attempt), 0, 1)
+                x = round(rng.uniform(0, max(0, width - w)))
+                y = round(float(at) * max(0, height - h))
+            there, inside = _window(self.labels.shape, x, y, w, h)
+            own = mask[inside]
+            hidden = np.bincount(self.labels[there][own] + 1, minlength=len(self.area) + 1)[1:]
+            share = float(own.sum()) / area
+            if present.any():
+                share = min(share, float(((self.seen - hidden)[present] / self.area[present]).min()))
+            if share > best_share:
+                best, best_share = (x, y), share
+            if share >= settings.min_visible:
+                break
+        return best
+
+    def add(self, index: int, mask: NDArray[np.bool_], x: int, y: int) -> None:
+        """Puts a sprite over all that are there already."""
+        there, inside = _window(self.labels.shape, x, y, mask.shape[1], mask.shape[0])
+        own = mask[inside]
+        covered = self.labels[there]
+        self.seen -= np.bincount(covered[own] + 1, minlength=len(self.area) + 1)[1:]
+        covered[own] = index
+        self.area[index] = mask.sum()
+        self.seen[index] = own.sum()
+
+
+@dataclass(frozen=True)
+class _Shadows:
+    """The shadows of one scene: the same lights for every object."""
+
+    casts: tuple[tuple[float, float, float, float], ...]
+    """For each light: shift right and down and blur, all as shares of the object's size, and strength."""
+    contact: float
+    """Strength of the dark line where an object stands."""
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> _Shadows:
+        casts = []
+        for strength in (rng.uniform(0.25, 0.65), rng.uniform(0.15, 0.35))[: int(rng.integers(1, 3))]:
+            angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.04, 0.22)
+            # Seen from above the ground, shadows fall downwards in the picture more often than up.
+            shift = (length * np.cos(angle), length * (0.7 * np.sin(angle) + 0.3))
+            casts.append((*shift, rng.uniform(0.03, 0.14), strength))
+        return cls(tuple(casts), rng.uniform(0.2, 0.6) if rng.random() < 0.7 else 0.0)
+
+    def cast(self, image: NDArray[np.float32], alpha: NDArray[np.uint8], x: int, y: int) -> None:
+        """Darkens what lies behind an object whose coverage (h, w) will be pasted at (x, y)."""
+        h, w = alpha.shape
+        size = max(h, w)
+        for right, down, blur, strength in self.casts:
+            _darken(image, alpha, x + round(right * size), y + round(down * size), blur * size, strength)
+        if self.contact > 0:
+            foot = alpha[h - max(1, h // 3) :]
+            _darken(image, foot, x, y + h - foot.shape[0] + max(1, round(0.03 * size)), 0.03 * size, self.contact)
+
+
+def _darken(image: NDArray[np.float32], alpha: NDArray[np.uint8], x: int, y: int, blur: float, strength: float) -> None:
+    """Multiplies the image by a blurred shadow."""
+    pad = int(np.ceil(2 * blur)) + 1
+    soft = cv2.copyMakeBorder(alpha, pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=0)
+    kernel = 2 * max(1, round(blur * 0.9)) + 1
+    soft = cv2.blur(cv2.blur(soft, (kernel, kernel)), (kernel, kernel))  # close to a Gaussian, and cheap
+    there, inside = _window(image.shape, x - pad, y - pad, soft.shape[1], soft.shape[0])
+    image[there] *= 1 - np.float32(strength / 255) * soft[inside][..., None]
