@@ -72,9 +72,9 @@ def compose_scene(rng: np.random.Generator, sprites: Sequence[Sprite], settings:
     placed = _Placement(labels, len(sprites))
     shadows = _Shadows.draw(rng) if rng.random() < settings.shadows else None
 
-    order: NDArray[np.int64] = rng.permutation(len(sprites))
+    order = rng.permutation(len(sprites))
     # What stands lower in the picture is usually nearer.
-    rows: NDArray[np.float64] = rng.uniform(0, 1, len(sprites))
+    rows = rng.uniform(0, 1, len(sprites))
     if rng.random() < 0.7:
         rows = np.sort(rows)
     for row, index in zip(rows, order, strict=True):
@@ -101,7 +101,8 @@ def _posed(rng: np.random.Generator, sprite: Sprite, size: float, rotation: floa
     if rotation > 0:
         angle = float(rng.normal(0, rotation))
         side = int(np.ceil(np.hypot(*to))) + 2
-        matrix = cv2.getRotationMatrix2D((to[0] / 2 - 0.5, to[1] / 2 - 0.5), angle, 1.0)
+        turn = cv2.getRotationMatrix2D((to[0] / 2 - 0.5, to[1] / 2 - 0.5), angle, 1.0)
+        matrix = np.asarray(turn, dtype=np.float64)
         matrix[:, 2] += (side - np.array(to)) / 2
         out = cv2.warpAffine(out, matrix, (side, side), flags=cv2.INTER_LINEAR)
     x, y, w, h = cv2.boundingRect(np.ascontiguousarray(out[..., 3]))
