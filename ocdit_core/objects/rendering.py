@@ -83,7 +83,7 @@ class Renderer:
             ) from error
         self._depth_test, self._linear_mipmap = moderngl.DEPTH_TEST, moderngl.LINEAR_MIPMAP_LINEAR
         self._linear = moderngl.LINEAR
-        self._targets: dict[tuple[int, int], tuple[Any, ...]] = {}
+        self._targets: dict[tuple[int, int, bool], tuple[Any, ...]] = {}
 
     def __enter__(self) -> Renderer:
         return self
@@ -186,7 +186,7 @@ class Renderer:
         height, width = pixels
         n = len(poses)
         rows = max(1, min(n, _ATLAS_ROWS // height))
-        frame, colour, metres = self._target(width, rows * height)
+        frame, colour, metres = self._target(width, rows * height, depth)
         program = self._program
         program["textured"] = float(handle.texture is not None)
         program["cutoff"] = handle.surface.alpha_cutoff
@@ -224,23 +224,24 @@ class Renderer:
             shape = (end - begin, height, width)
             read = np.frombuffer(colour.read(), np.uint8)
             colours[begin:end] = read[: shape[0] * height * width * 4].reshape(*shape, 4)
-            if depths is not None:
+            if depths is not None and metres is not None:
                 read = np.frombuffer(metres.read(), np.float32)
                 depths[begin:end] = read[: shape[0] * height * width].reshape(shape)
         return colours, depths
 
-    def _target(self, width: int, height: int) -> tuple[Any, Any, Any]:
-        """A framebuffer with its colour and depth-in-metres textures; the last few sizes are kept."""
-        key = (width, height)
+    def _target(self, width: int, height: int, depth: bool) -> tuple[Any, Any, Any | None]:
+        """A framebuffer with its colour and, if wanted, depth-in-metres textures; the last few sizes are kept."""
+        key = (width, height, depth)
         if key not in self._targets:
             if len(self._targets) >= 4:
                 self._drop_targets()
-            colour = self._gl.texture(key, 4)
-            metres = self._gl.texture(key, 1, dtype="f4")
-            buffer = self._gl.depth_renderbuffer(key)
-            self._targets[key] = (self._gl.framebuffer([colour, metres], buffer), colour, metres, buffer)
-        frame, colour, metres, _ = self._targets[key]
-        return frame, colour, metres
+            textures = [self._gl.texture((width, height), 4)]
+            if depth:
+                textures.append(self._gl.texture((width, height), 1, dtype="f4"))
+            buffer = self._gl.depth_renderbuffer((width, height))
+            self._targets[key] = (self._gl.framebuffer(textures, buffer), buffer, *textures)
+        frame, _, colour, *metres = self._targets[key]
+        return frame, colour, metres[0] if metres else None
 
     def _drop_targets(self) -> None:
         for target in self._targets.values():
