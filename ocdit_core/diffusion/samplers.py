@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def heun(denoise: Denoise, noise: Tensor, config: SamplerConfig, generator: torc
         # eq. (4)
         return (x - denoise(x.float(), level).double()) / sigma
 
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         if config.churn > 0 and config.churn_min <= sigma <= config.churn_max:
             gamma = min(config.churn / config.steps, math.sqrt(2) - 1)
             raised = sigma * (1 + gamma)

@@ -1,4 +1,4 @@
-"""The transformer block of OC-DiT (paper fig. 4): cross-attention to templates, self-attention over all objects, MLP."""
+"""The transformer block of OC-DiT (paper fig. 4): attention to templates, attention over all objects, MLP."""
 
 from __future__ import annotations
 

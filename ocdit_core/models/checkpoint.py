@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ocdit_core.config import build, read_yaml, to_yaml
 from ocdit_core.errors import WeightsError
+from ocdit_core.files import replacing, write_text
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"
@@ -23,18 +23,14 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def write_checkpoint(folder: Path, config: object, state: Mapping[str, Tensor], *, half: bool = False) -> None:
-    """Write both files, each under a temporary name first: a reader never meets half a file."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write both files, each whole or not at all: a reader never meets half a file."""
     tensors = {
         key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
         for key, value in state.items()
     }
-    weights = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
-    safetensors.torch.save_file(tensors, weights)
-    settings = folder / f".{CONFIG_FILE}.{os.getpid()}"
-    settings.write_text(to_yaml(config), encoding="utf-8")
-    settings.replace(folder / CONFIG_FILE)
-    weights.replace(folder / WEIGHTS_FILE)
+    write_text(folder / CONFIG_FILE, to_yaml(config))
+    with replacing(folder / WEIGHTS_FILE) as temporary:
+        safetensors.torch.save_file(tensors, temporary)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

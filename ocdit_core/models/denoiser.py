@@ -14,6 +14,7 @@ from ocdit_core.errors import ConfigError
 from ocdit_core.models.attention import KeysValues
 from ocdit_core.models.blocks import Block, Head
 from ocdit_core.models.embeddings import FourierFeatures, NoiseEmbedding, QueryEmbedding, TemplateEmbedding
+from ocdit_core.models.matching_prior import PriorMaps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +52,13 @@ class Conditioning:
         queries: (B, O, h w, D), the image's part of the query tokens.
         templates: keys and values of the template tokens for each block, (B O, heads, V T, D / heads).
         grid: (h, w) of the latents.
-        prior_logits: (B, O, h, w) of the matching prior's read-out, None without it.
+        prior: what the matching prior found, None without it.
     """
 
     queries: Tensor
     templates: tuple[KeysValues, ...]
     grid: tuple[int, int]
-    prior_logits: Tensor | None = None
+    prior: PriorMaps | None = None
 
 
 class Denoiser(nn.Module):
@@ -93,7 +94,7 @@ class Denoiser(nn.Module):
         object_indices: Tensor,
         view_indices: Tensor,
         query_addition: Tensor | None = None,
-        prior_logits: Tensor | None = None,
+        prior: PriorMaps | None = None,
     ) -> Conditioning:
         """Compute once what all evaluations of one image share.
 
@@ -103,7 +104,7 @@ class Denoiser(nn.Module):
             object_indices: (B, O), one position for each object: the index ties a query to its templates.
             view_indices: (B, V).
             query_addition: (B, O, h w, D) from the matching prior.
-            prior_logits: (B, O, h, w) from its read-out.
+            prior: what it found, passed on.
         """
         queries = self.query_embedding.image_part(image_features, object_indices)
         if query_addition is not None:
@@ -114,7 +115,7 @@ class Denoiser(nn.Module):
             queries=queries,
             templates=tuple(block.cross_attention.keys_values(tokens) for block in self._blocks()),
             grid=(image_features.shape[2], image_features.shape[3]),
-            prior_logits=prior_logits,
+            prior=prior,
         )
 
     def _blocks(self) -> list[Block]:

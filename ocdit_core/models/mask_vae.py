@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -130,7 +131,7 @@ class Encoder(nn.Module):
         self.patch = config.patch
         self.stem = nn.Conv2d(config.patch**2, channels[0], config.stem_kernel, padding=config.stem_kernel // 2)
         layers: list[nn.Module] = []
-        for level, (c_in, c_out) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+        for level, (c_in, c_out) in enumerate(itertools.pairwise(channels)):
             for block in range(config.encoder_blocks):
                 layers.append(ResidualBlock(c_in if block == 0 else c_out, c_out, config.groups))
             if level == len(channels) - 2:
@@ -159,7 +160,7 @@ class Decoder(nn.Module):
         self.prior = nn.Conv2d(z, z, 1)
         self.stem = nn.Conv2d(z, channels[0], 3, padding=1)
         layers: list[nn.Module] = []
-        for level, (c_in, c_out) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+        for level, (c_in, c_out) in enumerate(itertools.pairwise(channels)):
             for block in range(config.decoder_blocks):
                 layers.append(ResidualBlock(c_in if block == 0 else c_out, c_out, config.groups))
             if level < config.attention_levels:

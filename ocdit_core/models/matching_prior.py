@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ocdit_core.models.mask_vae import DOWNSAMPLING
 
 COLOUR_BINS = (4, 4, 4)
+# Learned and colour descriptors of single cells, then both of wider surroundings.
 CHANNELS_PER_MEASURE = 4
 MEASURES = 4
 
@@ -35,6 +36,22 @@ class MatchingPriorConfig:
     metric_channels: int = 32
     hidden_channels: int = 32
     top: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorMaps:
+    """What the matching prior finds in an image.
+
+    Attributes:
+        channels: (B, O, channels, h, w), similarities, standardised.
+        logits: (B, O, h, w) of the read-out: does the cell show the object?
+        shares: (B, M, O + 1, h, w), log-probabilities that a cell shows each object, or last the background, as each
+            of the M learned measures alone would have it.
+    """
+
+    channels: Tensor
+    logits: Tensor
+    shares: Tensor
 
 
 def _soft_bins(x: Tensor, bins: int) -> Tensor:
@@ -131,41 +148,45 @@ class MatchingPrior(nn.Module):
             whole_colours,
         )
 
-    def channels(self, image: tuple[Tensor, ...], templates: tuple[Tensor, ...]) -> Tensor:
-        """Return the raw similarity channels (B, O, channels, h, w) of an image's cells to each object."""
-        grid = image[0].shape[2:]
-        maps = []
+    def _similarities(self, image: tuple[Tensor, ...], templates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Return the raw channels (B, O, channels, h w) and every measure's log-shares (B, measures, O + 1, h w)."""
+        maps, shares = [], []
         for number, (cells, candidates) in enumerate(zip(image, templates, strict=True)):
             similarity = torch.einsum("bdp,bond->bonp", cells.flatten(2), candidates)
             top = similarity.topk(min(self.config.top, similarity.shape[2]), dim=2).values
             best, mean = top[:, :, 0], top.mean(2)
             background = self.background[number].expand(best.shape[0], 1, best.shape[2])
             rivals = torch.cat([self.temperature * (best - best.mean(2, keepdim=True)), background], dim=1)
-            share = rivals.softmax(dim=1)[:, :-1]
+            share = rivals.float().log_softmax(dim=1)
             if best.shape[1] > 1:
-                others = best.topk(2, dim=1).values
-                rival = torch.where(best == others[:, :1], others[:, 1:], others[:, :1])
-                margin = best - rival
+                first, second = best.topk(2, dim=1).values.chunk(2, dim=1)
+                margin = best - torch.where(best == first, second, first)
             else:
                 margin = torch.zeros_like(best)
-            maps += [best, mean, share, margin]
-        return torch.stack(maps, dim=2).unflatten(3, grid)
+            maps += [best, mean, share[:, :-1].exp(), margin]
+            shares.append(share)
+        return torch.stack(maps, dim=2), torch.stack(shares, dim=1)
 
-    def forward(self, image: tuple[Tensor, ...], templates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Return the standardised channels (B, O, channels, h, w) and the read-out's logits (B, O, h, w)."""
-        channels = self.channels(image, templates)
-        batch, objects = channels.shape[:2]
-        channels = self.standardise(channels.flatten(0, 1))
+    def forward(self, image: tuple[Tensor, ...], templates: tuple[Tensor, ...]) -> PriorMaps:
+        """Compare the descriptors of B images with those of B sets of O objects."""
+        grid = image[0].shape[2:]
+        raw, shares = self._similarities(image, templates)
+        batch, objects = raw.shape[:2]
+        channels = self.standardise(raw.unflatten(3, grid).flatten(0, 1))
         logits = self.read_out(channels)[:, 0]
-        return channels.unflatten(0, (batch, objects)), logits.unflatten(0, (batch, objects))
+        return PriorMaps(
+            channels=channels.unflatten(0, (batch, objects)),
+            logits=logits.unflatten(0, (batch, objects)),
+            # The colour measures have nothing to learn but a threshold.
+            shares=shares[:, ::2].unflatten(3, grid),
+        )
 
-    def query_part(self, channels: Tensor, logits: Tensor, draft: Tensor) -> Tensor:
+    def query_part(self, maps: PriorMaps, draft: Tensor) -> Tensor:
         """Return what is added to the query tokens, (B, O, h w, D).
 
         Args:
-            channels: (B, O, channels, h, w), standardised.
-            logits: (B, O, h, w) of the read-out.
+            maps: of `forward`.
             draft: (B, O, z, h, w), the read-out's soft mask as a latent.
         """
-        cells = torch.cat([channels, logits.detach()[:, :, None] / 4, draft], dim=2)
+        cells = torch.cat([maps.channels, maps.logits.detach()[:, :, None] / 4, draft], dim=2)
         return self.embed(rearrange(cells, "b o c h w -> b o (h w) c"))

@@ -158,13 +158,11 @@ class OCDiT(nn.Module):
             object_indices = default_indices(objects, self.config.denoiser.max_objects, device).expand(batch, -1)
         if view_indices is None:
             view_indices = default_indices(views, self.config.denoiser.max_views, device).expand(batch, -1)
-        addition, logits = None, None
+        addition, maps = None, None
         if self.prior is not None:
-            channels, logits = self.prior(image.descriptors, templates.descriptors)
-            addition = self.prior.query_part(channels, logits, self._draft(logits))
-        return self.denoiser.condition(
-            image.features, templates.features, object_indices, view_indices, addition, logits
-        )
+            maps = self.prior(image.descriptors, templates.descriptors)
+            addition = self.prior.query_part(maps, self._draft(maps.logits))
+        return self.denoiser.condition(image.features, templates.features, object_indices, view_indices, addition, maps)
 
     @torch.no_grad()
     def _draft(self, logits: Tensor) -> Tensor:

@@ -1,0 +1,40 @@
+"""How a Segmenter works: every choice that can be made at inference, typed and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ocdit_core.diffusion.samplers import SamplerConfig
+from ocdit_core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceSettings:
+    """Settings of a Segmenter.
+
+    Attributes:
+        sampler: how latents are generated; by default the posterior mean, one evaluation of the network.
+        ensemble: initial noises whose results are averaged.
+        views: templates of each object that are used, those that cover it best; 0 takes as many as the model can.
+        mask_threshold: a pixel belongs to an object from this probability on.
+        score_threshold: an instance is reported from this score on; the score is the mean probability of its pixels.
+        min_area: masks below this share of the image are specks, not objects.
+        seed: of the initial noise: the same image and targets give the same result.
+    """
+
+    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=0))
+    ensemble: int = 1
+    views: int = 0
+    mask_threshold: float = 0.5
+    score_threshold: float = 0.5
+    min_area: float = 0.0005
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ensemble < 1:
+            raise ConfigError(f"ensemble: {self.ensemble} must be at least 1")
+        if self.views < 0:
+            raise ConfigError(f"views: {self.views} is negative; 0 takes as many as the model can")
+        for name in ("mask_threshold", "score_threshold", "min_area"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1]")

@@ -1,0 +1,9 @@
+#!/usr/bin/env python3
+"""Train a stage of OC-DiT: python training/train.py --config config/train/tiny.yaml loop.steps=1000."""
+
+import sys
+
+from ocdit_core.training.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())
