@@ -1,0 +1,169 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from ocdit_core.data.synthetic.bank import BankSettings, ObjectBank, build_bank, main
+from ocdit_core.data.synthetic.dataset import SyntheticDataSettings, SyntheticScenes
+from ocdit_core.data.synthetic.procedural import HELD_OUT_SEED
+from ocdit_core.errors import ConfigError, DataError
+
+SETTINGS = BankSettings(objects=10, template_size=32, sprites=4, sprite_size=48)
+
+
+@pytest.fixture(scope="module")
+def bank_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "bank"
+    build_bank(folder, SETTINGS, progress=False)
+    return folder
+
+
+def test_a_bank_holds_every_object(bank_folder):
+    bank = ObjectBank.open(bank_folder)
+    assert len(bank) == 10
+    assert bank.templates.shape == (10, 12, 32, 32, 4)
+    assert bank.sprites.shape == (10, 4, 48, 48, 4)
+    for pictures in (bank.templates, bank.sprites):
+        coverage = (pictures[..., 3] > 127).mean(axis=(2, 3))
+        assert coverage.min() > 0.01
+        assert (pictures[..., :3] <= pictures[..., 3:]).all()
+    assert not bank.sprites.flags.writeable
+
+
+def test_workers_draw_the_same_and_an_interrupted_bank_is_continued(bank_folder, tmp_path):
+    """Half of a bank from before, its objects marked as done, is kept as it is; the rest is drawn."""
+    partial = tmp_path / "bank.partial"
+    shutil.copytree(bank_folder, partial)
+    (partial / "bank.json").unlink()
+    settings = {k: v for k, v in json.loads((bank_folder / "bank.json").read_text()).items() if k != "schema_version"}
+    (partial / "plan.json").write_text(json.dumps(settings))
+    done = np.zeros(10, bool)
+    done[:4] = True
+    np.save(partial / "done.npy", done)
+    sprites = np.load(partial / "sprites.npy", mmap_mode="r+")
+    sprites[0] = 77  # shows that a finished object is not drawn again
+    sprites[4:] = 0
+    sprites.flush()
+    bank = build_bank(tmp_path / "bank", SETTINGS, jobs=2, progress=False)
+    assert (bank.sprites[0] == 77).all()
+    np.testing.assert_array_equal(bank.sprites[1:], ObjectBank.open(bank_folder).sprites[1:])
+    assert sorted(p.name for p in (tmp_path / "bank").iterdir()) == ["bank.json", "sprites.npy", "templates.npy"]
+
+
+def test_a_finished_bank_is_kept_and_never_overwritten(bank_folder):
+    before = (bank_folder / "sprites.npy").stat().st_mtime_ns
+    build_bank(bank_folder, SETTINGS, progress=False)
+    assert (bank_folder / "sprites.npy").stat().st_mtime_ns == before
+    with pytest.raises(DataError, match="other settings"):
+        build_bank(bank_folder, BankSettings(objects=3), progress=False)
+
+
+def test_damaged_banks_are_refused(bank_folder, tmp_path):
+    with pytest.raises(DataError, match=r"bank\.json is missing"):
+        ObjectBank.open(tmp_path / "nowhere")
+    broken = tmp_path / "broken"
+    shutil.copytree(bank_folder, broken)
+    with (broken / "sprites.npy").open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(DataError, match=r"sprites\.npy.*truncated"):
+        ObjectBank.open(broken)
+    (broken / "bank.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        ObjectBank.open(broken)
+
+
+def test_training_and_held_out_seeds_do_not_mix():
+    with pytest.raises(DataError, match="held out"):
+        BankSettings(objects=10, first_seed=HELD_OUT_SEED - 5)
+    assert BankSettings(objects=10, first_seed=HELD_OUT_SEED).first_seed == HELD_OUT_SEED
+
+
+def test_the_command_line_reports_errors_in_one_line(bank_folder, capsys):
+    assert main(["--out", str(bank_folder), "--objects", "3"]) == 2
+    assert capsys.readouterr().err.startswith("bank: error: ")
+
+
+def settings_for(folder, **changes):
+    return SyntheticDataSettings(bank=str(folder), **changes)
+
+
+def test_groups_have_the_promised_shapes_and_agree(bank_folder):
+    dataset = SyntheticScenes(settings_for(bank_folder))
+    absent = present = 0
+    for k in range(12):
+        group = dataset.group(k)
+        assert group["images"].shape == (2, 3, 144, 192)
+        assert group["templates"].shape == (4, 4, 3, 32, 32)
+        assert group["template_masks"].shape == (4, 4, 32, 32)
+        assert group["masks"].shape == (2, 4, 144, 192)
+        for name in ("images", "templates", "template_masks", "masks"):
+            assert group[name].dtype == torch.uint8
+        assert set(group["template_masks"].unique().tolist()) == {0, 255}
+        pixels = group["masks"].sum(dim=(2, 3))
+        assert torch.equal(pixels > 0, group["present"])
+        assert pixels[group["present"]].min() >= 12
+        assert group["masks"].sum(dim=1).max() <= 1
+        present += int(group["present"].sum())
+        absent += int((~group["present"]).sum())
+    assert 0.1 < absent / (absent + present) < 0.45
+
+
+def test_group_k_depends_on_the_seed_and_k_alone(bank_folder):
+    first, second = (SyntheticScenes(settings_for(bank_folder)) for _ in range(2))
+    second.group(3)
+    for name, value in first.group(8).items():
+        assert torch.equal(value, second.group(8)[name])
+    other = SyntheticScenes(settings_for(bank_folder, seed=1)).group(8)
+    assert not torch.equal(first.group(8)["images"], other["images"])
+
+
+def test_workers_share_the_stream_and_it_can_be_resumed(bank_folder):
+    dataset = SyntheticScenes(settings_for(bank_folder, scenes_per_group=1), start=5)
+    stream = iter(DataLoader(dataset, batch_size=None, num_workers=2))
+    for k in range(5, 9):
+        assert torch.equal(next(stream)["images"], dataset.group(k)["images"])
+    ranks = [iter(SyntheticScenes(settings_for(bank_folder), rank=rank, world=2)) for rank in range(2)]
+    taken = [next(ranks[k % 2])["images"] for k in range(4)]
+    for k, images in enumerate(taken):
+        assert torch.equal(images, dataset_image(bank_folder, k))
+
+
+def dataset_image(folder, k):
+    return SyntheticScenes(settings_for(folder)).group(k)["images"]
+
+
+def test_all_present_without_absent_share(bank_folder):
+    dataset = SyntheticScenes(settings_for(bank_folder, absent_share=0.0, distractors=(0, 0)))
+    shares = [dataset.group(k)["present"].float().mean().item() for k in range(8)]
+    assert np.mean(shares) > 0.97
+
+
+def test_colours_of_templates_are_found_in_the_scene(bank_folder):
+    """A target's mean colour in the picture is nearer to its own templates than to those of the others."""
+    clean = settings_for(bank_folder, recolour_share=1.0)
+    dataset = SyntheticScenes(clean)
+    right = total = 0
+    for k in range(15):
+        group = dataset.group(k)
+        covered = group["template_masks"].bool()
+        colours = torch.stack(
+            [group["templates"][o].permute(0, 2, 3, 1)[covered[o]].float().mean(dim=0) for o in range(4)]
+        )
+        for s, o in group["present"].nonzero().tolist():
+            seen = group["images"][s].permute(1, 2, 0)[group["masks"][s, o].bool()].float().mean(dim=0)
+            distance = torch.linalg.norm(colours / colours.norm(dim=1, keepdim=True) - seen / seen.norm(), dim=1)
+            right += int(distance.argmin() == o)
+            total += 1
+    assert right / total > 0.5  # chance is one quarter
+
+
+def test_settings_that_the_bank_cannot_serve_are_refused(bank_folder):
+    with pytest.raises(ConfigError, match="holds 10"):
+        SyntheticScenes(settings_for(bank_folder, objects=9, distractors=(0, 3)))
+    with pytest.raises(ConfigError, match="views"):
+        SyntheticScenes(settings_for(bank_folder, views=13))
+    with pytest.raises(ConfigError, match="absent_share"):
+        settings_for(bank_folder, absent_share=1.5)

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from ocdit_core.data.synthetic.painting import random_paint, random_palette
+from ocdit_core.data.synthetic.procedural import HELD_OUT_SEED, LARGEST, SMALLEST, procedural_object
+from ocdit_core.data.synthetic.recolouring import random_recolouring, recolour
+
+
+def test_the_same_seed_gives_the_same_object():
+    for seed in (0, 7, HELD_OUT_SEED + 3):
+        first, second = procedural_object(seed), procedural_object(seed)
+        np.testing.assert_array_equal(first.vertices, second.vertices)
+        np.testing.assert_array_equal(first.faces, second.faces)
+        if first.visual.kind == "texture":
+            np.testing.assert_array_equal(first.visual.uv, second.visual.uv)
+            pictures = [np.asarray(mesh.visual.material.baseColorTexture) for mesh in (first, second)]
+            np.testing.assert_array_equal(*pictures)
+        else:
+            np.testing.assert_array_equal(first.visual.vertex_colors, second.visual.vertex_colors)
+
+
+def test_objects_are_sane_and_varied():
+    meshes = [procedural_object(seed) for seed in range(150)]
+    for mesh in meshes:
+        assert np.isfinite(mesh.vertices).all()
+        assert 40 <= len(mesh.faces) <= 5000
+        extent = 2 * np.linalg.norm(mesh.vertices, axis=1).max()
+        assert SMALLEST - 1e-9 <= extent <= LARGEST + 1e-9
+        np.testing.assert_allclose(mesh.bounds.sum(axis=0), 0, atol=1e-9)
+    assert len({len(mesh.faces) for mesh in meshes}) > 40
+    textured = sum(mesh.visual.kind == "texture" for mesh in meshes)
+    assert 105 < textured < 140  # one in five is plain
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_texture_coordinates_stay_inside(seed):
+    mesh = procedural_object(seed)
+    if mesh.visual.kind == "texture":
+        assert mesh.visual.uv.min() > 0
+        assert mesh.visual.uv.max() < 1
+
+
+def test_paints_use_their_palette():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        palette = random_palette(rng)
+        assert 2 <= len(palette) <= 4
+        picture = random_paint(rng, palette, 64, plain=1.0)
+        assert picture.shape == (64, 64, 3)
+        assert np.abs(picture[0, 0] - palette).sum(axis=1).min() < 4
+
+
+def test_recolouring_keeps_black_and_coverage():
+    rng = np.random.default_rng(1)
+    alpha = rng.integers(0, 256, (3, 16, 16, 1))
+    alpha[0] = 0
+    rgb = (rng.random((3, 16, 16, 3)) * alpha).astype(np.uint8)
+    pictures = np.concatenate([rgb, alpha.astype(np.uint8)], axis=3)
+    changed = 0
+    for _ in range(10):
+        out = recolour(pictures, random_recolouring(rng))
+        np.testing.assert_array_equal(out[..., 3], pictures[..., 3])
+        assert (out[..., :3] <= out[..., 3:]).all()
+        assert (out[0] == 0).all()
+        changed += np.abs(out[..., :3].astype(int) - rgb).mean() > 10
+    assert changed >= 7
+    np.testing.assert_array_equal(recolour(pictures, np.eye(3, dtype=np.float32)), pictures)
