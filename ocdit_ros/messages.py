@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import io
 import sys
+import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -135,11 +136,12 @@ def from_rgb(image: np.ndarray, header: Header) -> Image:
 class InstanceNumbers:
     """Numbers for instances that go on from frame to frame: a number never means two things on successive frames.
 
-    They are pixels of a mono16 image: 1 .. 65535, then 1 again.
+    They are pixels of a mono16 image: 1 .. 65535, then 1 again. Safe to use from several threads.
     """
 
     def __init__(self, first: int = 1):
         self._next = first
+        self._lock = threading.Lock()
 
     def take(self, count: int) -> list[int]:
         """Return the next `count` numbers.
@@ -149,9 +151,10 @@ class InstanceNumbers:
         """
         if count > MAX_INSTANCE_NUMBER:
             raise ValueError(f"{count} instances on one frame: at most {MAX_INSTANCE_NUMBER} can be numbered")
-        numbers = [(self._next - 1 + offset) % MAX_INSTANCE_NUMBER + 1 for offset in range(count)]
-        self._next = (self._next - 1 + count) % MAX_INSTANCE_NUMBER + 1
-        return numbers
+        with self._lock:
+            first = self._next - 1
+            self._next = (first + count) % MAX_INSTANCE_NUMBER + 1
+        return [(first + offset) % MAX_INSTANCE_NUMBER + 1 for offset in range(count)]
 
 
 def to_detections(segmentation: Segmentation, numbers: Sequence[int], header: Header) -> Detection2DArray:

@@ -1,0 +1,182 @@
+"""The node's parameters: each with its description, its type, its range, and when it can change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ocdit_ros import pip_home
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
+
+pip_home.prepare()
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor  # noqa: E402  (needs the prefix)
+
+When = Literal["always", "not active", "unconfigured", "start"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One parameter.
+
+    Attributes:
+        default: its value when nobody sets it; gives the type as well.
+        description: what it does, in one line.
+        when: in which states of the node it can change.
+        bounds: smallest and largest value of a number.
+        check: returns why a value is refused, or nothing.
+    """
+
+    default: Any
+    description: str
+    when: When
+    bounds: tuple[float, float] | None = None
+    check: Callable[[Any], str] | None = None
+
+    def descriptor(self) -> ParameterDescriptor:
+        """Return the ROS descriptor."""
+        changes = {"always": "at any time", "start": "at the start only"}.get(self.when, f"while {self.when}")
+        descriptor = ParameterDescriptor(description=f"{self.description} (can change: {changes})")
+        descriptor.read_only = self.when == "start"
+        if self.bounds is not None:
+            low, high = self.bounds
+            if isinstance(self.default, float):
+                descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high, step=0.0)]
+            else:
+                descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=1)]
+        return descriptor
+
+
+def _one_of(*values: str) -> Callable[[str], str]:
+    return lambda value: "" if value in values else f"{value!r} is not one of {', '.join(values)}"
+
+
+def _not_empty(value: str) -> str:
+    return "" if value.strip() else "it must not be empty"
+
+
+def _device(value: str) -> str:
+    return "" if re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) else f"{value!r} is not auto, cpu, cuda or cuda:N"
+
+
+SPECS: dict[str, Spec] = {
+    "model": Spec(
+        default="ocdit-tiny",
+        description="An embedded model's name, or a folder with config and weights",
+        when="unconfigured",
+        check=_not_empty,
+    ),
+    "device": Spec(
+        default="auto",
+        description="Where the network runs: auto, cpu, cuda or cuda:N",
+        when="unconfigured",
+        check=_device,
+    ),
+    "library": Spec(default="", description="Folder of rendered objects, made by `ocdit render`", when="unconfigured"),
+    "compute_threads": Spec(
+        default=0,
+        description="CPU threads of the network; 0 leaves the choice to PyTorch",
+        when="unconfigured",
+        bounds=(0, 256),
+    ),
+    # [""], because an empty list has no type in ROS 2.
+    "target_objects": Spec(
+        default=[""], description="Names of the objects to look for; empty: all of the library", when="always"
+    ),
+    "score_threshold": Spec(
+        default=0.5,
+        description="Instances with a lower score (mean probability of their pixels) are not published",
+        when="always",
+        bounds=(0.0, 1.0),
+    ),
+    "mask_object": Spec(
+        default="", description="The object whose mask is published on ~/mask; empty: none", when="always"
+    ),
+    "image_transport": Spec(
+        default="raw",
+        description="Type of the image topic: raw (sensor_msgs/Image) or compressed (sensor_msgs/CompressedImage)",
+        when="not active",
+        check=_one_of("raw", "compressed"),
+    ),
+    "image_reliability": Spec(
+        default="best_effort",
+        description="Reliability of the image subscription: best_effort (fits every camera) or reliable",
+        when="not active",
+        check=_one_of("best_effort", "reliable"),
+    ),
+    "stale_after": Spec(
+        default=5.0,
+        description="Seconds without an image after which /diagnostics warns",
+        when="always",
+        bounds=(0.1, 3600.0),
+    ),
+    "diagnostics_every_frame": Spec(
+        default=False,
+        description="Publish /diagnostics after every processed frame too, not only once a second",
+        when="always",
+    ),
+    "autostart": Spec(
+        default=False,
+        description="Configure and activate without being asked; launch files do it by events",
+        when="start",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The values of the parameters above, by the same names."""
+
+    model: str
+    device: str
+    library: str
+    compute_threads: int
+    target_objects: tuple[str, ...]
+    score_threshold: float
+    mask_object: str
+    image_transport: str
+    image_reliability: str
+    stale_after: float
+    diagnostics_every_frame: bool
+    autostart: bool
+
+
+def declare(node: Node) -> None:
+    """Declare every parameter.
+
+    Raises:
+        rclpy.exceptions.ParameterException: a value given at the start has another type or is out of range.
+    """
+    for name, spec in SPECS.items():
+        node.declare_parameter(name, spec.default, spec.descriptor())
+
+
+def read(node: Node) -> Settings:
+    """Return the present values."""
+    values = {name: node.get_parameter(name).value for name in SPECS}
+    values["target_objects"] = names(values["target_objects"])
+    return Settings(**values)
+
+
+def names(value: Any) -> tuple[str, ...]:
+    """Return object names without the empty ones that stand for an empty list."""
+    return tuple(name for name in value if name.strip())
+
+
+def refusal(name: str, value: Any, state: str) -> str:
+    """Return why a value cannot be set in a state of the node ("unconfigured", "inactive", "active"), or "".
+
+    Types and ranges are none of it: rclpy checks them by the descriptor.
+    """
+    spec = SPECS.get(name)
+    if spec is None:
+        return ""
+    if (spec.when == "unconfigured" and state != "unconfigured") or (spec.when == "not active" and state == "active"):
+        way = "deactivate it" if spec.when == "not active" else "deactivate and clean it up"
+        return f"{name} cannot change while the node is {state}: {way} first"
+    reason = spec.check(value) if spec.check else ""
+    return f"{name}: {reason}" if reason else ""

@@ -1,0 +1,107 @@
+"""The node's services. They answer in milliseconds whatever the worker does; only ~/segment waits for its result."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ocdit_core.errors import OcditError, UnknownObjectError
+from ocdit_ros import messages, pip_home
+from ocdit_ros.outputs import above
+from ocdit_ros.worker_types import describe
+
+if TYPE_CHECKING:
+    from rclpy.callback_groups import CallbackGroup
+
+    from ocdit_ros.segmentation_node import SegmentationNode
+
+pip_home.prepare()
+
+from rclpy.parameter import Parameter  # noqa: E402
+from rclpy.task import Future  # noqa: E402
+
+from ocdit_interfaces.srv import ListObjects, Segment, SetTargetObjects  # type: ignore[attr-defined]  # noqa: E402
+
+
+class Services:
+    """~/set_target_objects, ~/list_objects and ~/segment of one node, there in every state of it.
+
+    Args:
+        node: whose services they are.
+        group: of callbacks that may run side by side.
+        on_targets: called after a change of the targets.
+    """
+
+    def __init__(self, node: SegmentationNode, group: CallbackGroup, on_targets: Callable[[], None]):
+        self._node = node
+        self._on_targets = on_targets
+        self._lock = threading.RLock()  # a change by service and its echo in the parameter are one step
+        for kind, name, callback in (
+            (SetTargetObjects, "set_target_objects", self._on_set_target_objects),
+            (ListObjects, "list_objects", self._on_list_objects),
+            (Segment, "segment", self._on_segment),
+        ):
+            node.create_service(kind, f"~/{name}", callback, callback_group=group)
+
+    def apply_targets(self, wanted: Sequence[str]) -> None:
+        """Make the worker follow the parameter `target_objects`; without a worker, configure will look at it.
+
+        Raises:
+            OcditError: a name is unknown; nothing has changed.
+        """
+        with self._lock:
+            pipeline = self._node.pipeline
+            if pipeline is None:
+                return
+            wanted = list(wanted or pipeline.library.object_ids)
+            if pipeline.targets() != wanted:
+                pipeline.worker.set_targets(wanted)
+                self._on_targets()
+
+    def _on_set_target_objects(self, request: Any, response: Any) -> Any:
+        try:
+            with self._lock:
+                targets = self._pipeline().worker.set_targets(request.object_ids)
+                self._on_targets()
+                # The parameter says the same, and survives a cleanup.
+                self._node.set_parameters([Parameter("target_objects", value=list(targets.object_ids))])
+            response.success = True
+            response.message = f"looking for {', '.join(targets.object_ids)} from the next frame on"
+        except OcditError as error:
+            response.message = describe(error)
+            response.unknown = error.unknown if isinstance(error, UnknownObjectError) else []
+        pipeline = self._node.pipeline
+        response.object_ids = pipeline.targets() if pipeline else []
+        return response
+
+    def _on_list_objects(self, _request: Any, response: Any) -> Any:
+        pipeline = self._node.pipeline
+        if pipeline is not None:
+            response.object_ids = list(pipeline.library.object_ids)
+            response.targets = pipeline.targets()
+        response.library = self._node.settings.library
+        return response
+
+    async def _on_segment(self, request: Any, response: Any) -> Any:
+        done: Future = Future(executor=self._node.executor)
+        header = request.image.header
+        try:
+            # Awaiting frees the executor's thread: the other services go on answering.
+            self._pipeline().worker.request(request.image).add_done_callback(done.set_result)
+            await done
+            finished: Any = done.result()
+            result = finished.result()
+            segmentation = above(result.segmentation, self._node.settings.score_threshold)
+            numbers = self._node.numbers.take(len(segmentation.instances))
+            response.detections = messages.to_detections(segmentation, numbers, header)
+            response.instances = messages.to_instances(segmentation, numbers, header)
+            response.success = True
+        except Exception as error:
+            response.message = describe(error)
+        return response
+
+    def _pipeline(self) -> Any:
+        if self._node.pipeline is None:
+            raise OcditError(f"the node is {self._node.state}: configure it first")
+        return self._node.pipeline

@@ -1,0 +1,56 @@
+"""From the command line to a spinning node, and out again without a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ocdit_core.errors import OcditError
+from ocdit_ros import pip_home
+from ocdit_ros.worker_types import describe
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
+
+pip_home.prepare()
+
+import rclpy  # noqa: E402  (needs the prefix)
+from rclpy.exceptions import ParameterException  # noqa: E402
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor  # noqa: E402
+
+
+def run(
+    make_node: Callable[[], Node], args: list[str] | None = None, close: Callable[[Any], None] | None = None
+) -> int:
+    """Make a node and spin it until SIGINT, SIGTERM or a shutdown of the context.
+
+    Args:
+        make_node: called after ROS is initialised.
+        args: command line, by default the process's.
+        close: called with the node when it has stopped spinning.
+
+    Returns:
+        The exit code: 0 after an orderly end, 2 when the node refuses its parameters (one line on stderr).
+    """
+    rclpy.init(args=args)
+    try:
+        node = make_node()
+    except (ParameterException, OcditError) as error:
+        print(f"error: {describe(error)}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return 2
+    # Four threads: one transition may load weights for a minute, the services still find a free one.
+    executor = MultiThreadedExecutor(num_threads=4)
+    executor.add_node(node)
+    try:
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        if close is not None:
+            close(node)
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
