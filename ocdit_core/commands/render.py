@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--unit",
         default="auto",
         choices=("auto", "m", "cm", "mm", "in"),
-        help="of the files' numbers; default: auto, guessed from each object's size",
+        help="of the files' numbers; default: auto, what the file states, or guessed from the size",
     )
     parser.add_argument("--views", type=int, default=12, choices=(12, 42, 162), help="views an object (default: 12)")
     parser.add_argument("--name", metavar="NAME", help="the object's name, for one mesh (default: the file's name)")

@@ -41,7 +41,7 @@ class CadModel:
         mesh: one triangle mesh in metres, in the file's own frame, with a texture, vertex colours, or neither.
         diameter: the largest distance between two of its points, metres.
         unit: the unit of the file's numbers: "m", "cm", "mm" or "in".
-        guessed: whether the unit was concluded from the size.
+        guessed: whether the unit was concluded from the size, neither given nor stated by the file.
         sha256: of the file, hexadecimal.
     """
 
@@ -62,7 +62,8 @@ def read_cad(path: str | Path, unit: str = "auto") -> CadModel:
 
     Args:
         path: a GLB, glTF, OBJ, PLY, STL, OFF, COLLADA or 3MF file.
-        unit: "m", "cm", "mm", "in", or "auto": concluded from the size and logged.
+        unit: "m", "cm", "mm", "in", or "auto": what the file states if that makes a plausible size (glTF states
+            metres), else concluded from the size; the choice is logged.
 
     Raises:
         ConfigError: an unknown unit.
@@ -73,24 +74,28 @@ def read_cad(path: str | Path, unit: str = "auto") -> CadModel:
         raise ConfigError(f"unit: {unit!r} is unknown; use auto, {', '.join(UNITS)}")
     path = Path(path)
     data = _read_bytes(path)
-    mesh = _parse(path, data)
+    mesh, stated = _parse(path, data)
     size = diameter(mesh.vertices)
     if not size > 0:
         raise MeshError(f"{path}: all vertices are in one place")
-    chosen = _guess_unit(size, path.suffix.lower()) if unit == "auto" else unit
+    believed = stated is not None and MIN_DIAMETER <= size * UNITS[stated] <= MAX_DIAMETER
+    if unit != "auto":
+        chosen, how = unit, "given"
+    elif believed and stated is not None:
+        chosen, how = stated, "stated by the file"
+    else:
+        chosen, how = _guess_unit(size), "guessed from the size"
     metres = size * UNITS[chosen]
     if not MIN_DIAMETER <= metres <= MAX_DIAMETER:
-        how = "guessed" if unit == "auto" else "given"
         raise MeshError(
             f"{path}: is {size:.4g} units wide, {metres:.3g} m if the unit is {chosen} ({how}), which is outside "
             f"{MIN_DIAMETER * 1000:g} mm .. {MAX_DIAMETER:g} m; say which it is with --unit m, cm, mm or in"
         )
     if unit == "auto":
-        logger.info("%s: unit guessed as %s, so it is %.3g m wide (--unit to change)", path.name, chosen, metres)
+        logger.info("%s: unit %s (%s), so it is %.3g m wide; --unit to change", path.name, chosen, how, metres)
     mesh.apply_scale(UNITS[chosen])
-    return CadModel(
-        mesh=mesh, diameter=metres, unit=chosen, guessed=unit == "auto", sha256=hashlib.sha256(data).hexdigest()
-    )
+    guessed = unit == "auto" and not believed
+    return CadModel(mesh=mesh, diameter=metres, unit=chosen, guessed=guessed, sha256=hashlib.sha256(data).hexdigest())
 
 
 def diameter(points: ArrayLike) -> float:
@@ -111,11 +116,22 @@ def diameter(points: ArrayLike) -> float:
     return float(pdist(outer[:: 1 + len(outer) // 4000]).max())
 
 
-def _guess_unit(size: float, suffix: str) -> str:
-    # glTF and COLLADA files state metres, so they are believed up to the largest object; others only while hand-sized.
-    if size <= (MAX_DIAMETER if suffix in (".glb", ".gltf", ".dae") else 2.0):
+def _guess_unit(size: float) -> str:
+    # What fits in a hand or stands on a table is far more common than what fills a room.
+    if size <= 2:
         return "m"
     return "cm" if size < 20 else "mm"
+
+
+def _stated_unit(scene: trimesh.Scene) -> str | None:
+    """Return the unit that the format or the file states (glTF: metres), if it is one of UNITS."""
+    import trimesh
+
+    try:
+        scale = trimesh.units.unit_conversion(scene.units, "meters") if scene.units else 0.0
+    except (KeyError, ValueError):
+        return None
+    return next((name for name, metres in UNITS.items() if abs(scale / metres - 1) < 1e-3), None)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -148,7 +164,8 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
-def _parse(path: Path, data: bytes) -> trimesh.Trimesh:
+def _parse(path: Path, data: bytes) -> tuple[trimesh.Trimesh, str | None]:
+    """Return the joined mesh in the file's unit, and that unit if it is stated."""
     try:
         import trimesh
     except ImportError as error:
@@ -183,7 +200,7 @@ def _parse(path: Path, data: bytes) -> trimesh.Trimesh:
     linear = path.suffix.lower() in (".glb", ".gltf") and not _written_by_trimesh(data)
     mesh = merge(parts, linear_colours=linear)
     mesh.remove_unreferenced_vertices()
-    return mesh
+    return mesh, _stated_unit(scene)
 
 
 def _written_by_trimesh(data: bytes) -> bool:

@@ -20,10 +20,9 @@ def textured_box(colour=(200, 40, 40), side=0.1, at=0.0):
     return box
 
 
-@pytest.mark.parametrize("suffix", [".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".dae"])
+@pytest.mark.parametrize("suffix", [".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".dae", ".3mf"])
 def test_common_formats_are_read_in_metres(tmp_path, suffix):
-    if suffix == ".dae":
-        pytest.importorskip("collada")
+    pytest.importorskip({".dae": "collada", ".3mf": "lxml"}.get(suffix, "trimesh"))
     mesh = trimesh.creation.capsule(height=0.1, radius=0.03, count=[12, 12])
     path = tmp_path / f"part{suffix}"
     if suffix == ".gltf":
@@ -34,21 +33,33 @@ def test_common_formats_are_read_in_metres(tmp_path, suffix):
     model = read_cad(path)
     np.testing.assert_allclose(model.diameter, 0.16, atol=2e-3)
     np.testing.assert_allclose(model.mesh.bounds, mesh.bounds, atol=1e-5)
-    assert (model.unit, model.guessed, len(model.sha256)) == ("m", True, 64)
+    assert (model.unit, model.guessed, len(model.sha256)) == ("m", suffix not in (".glb", ".gltf", ".dae"), 64)
 
 
 @pytest.mark.parametrize(
     ("suffix", "scale", "unit"),
     [(".ply", 1, "m"), (".ply", 1000, "mm"), (".ply", 100, "cm"), (".glb", 30, "m"), (".stl", 30, "cm")],
 )
-def test_the_unit_is_guessed_from_the_size(tmp_path, suffix, scale, unit, caplog):
+def test_the_unit_is_concluded_and_logged(tmp_path, suffix, scale, unit, caplog):
     mesh = trimesh.creation.box((0.05, 0.06, 0.09))
     mesh.apply_scale(scale)
     mesh.export(tmp_path / f"a{suffix}")
     with caplog.at_level("INFO"):
         model = read_cad(tmp_path / f"a{suffix}")
     assert model.unit == unit
-    assert f"guessed as {unit}" in caplog.text
+    assert f"unit {unit} (" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("metres", "unit", "guessed"), [("0.01", "cm", False), ("0.0254", "in", False), ("7", "cm", True)]
+)
+def test_a_unit_stated_by_the_file_is_believed_if_plausible(tmp_path, metres, unit, guessed):
+    pytest.importorskip("collada")
+    trimesh.creation.box((3, 3, 3)).export(tmp_path / "a.dae")
+    text = (tmp_path / "a.dae").read_text().replace("<asset>", f'<asset><unit meter="{metres}" name="x"/>')
+    (tmp_path / "a.dae").write_text(text)
+    model = read_cad(tmp_path / "a.dae")
+    assert (model.unit, model.guessed) == (unit, guessed)
 
 
 def test_a_stated_unit_is_obeyed_and_absurd_sizes_are_refused(tmp_path):
