@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ocdit_core.data.synthetic.procedural import HELD_OUT_SEED, procedural_object
+from ocdit_core.data.synthetic.scanned import find_meshes, scanned_object
+from ocdit_core.data.synthetic.sprites import render_sprites
 from ocdit_core.errors import DataError, OcditError
-from ocdit_core.objects.rendering import Light, Lighting, MeshHandle, Renderer
-from ocdit_core.objects.templates import render_templates, zoom_cameras
-from ocdit_core.objects.viewpoints import TUDL_K, fitting_distance, look_at_poses, sample_directions
+from ocdit_core.objects.rendering import Renderer
+from ocdit_core.objects.templates import render_templates
 
 SCHEMA_VERSION = 1
-SPRITE_MARGIN = 0.02
 _CHUNK = 8
 _FILES = {"templates": "templates.npy", "sprites": "sprites.npy"}
 
@@ -50,19 +50,28 @@ class BankSettings:
     """Pictures of an object for composing scenes."""
     sprite_size: int = 96
     """Side of a sprite in pixels."""
+    meshes: tuple[str, ...] = ()
+    """Mesh files whose objects come after the procedural ones."""
 
     def __post_init__(self) -> None:
-        for name in ("objects", "views", "template_size", "sprites", "sprite_size"):
+        if self.objects < 0 or self.total < 1:
+            raise DataError(f"bank: {self.objects} objects and {len(self.meshes)} meshes; there has to be at least one")
+        for name in ("views", "template_size", "sprites", "sprite_size"):
             if getattr(self, name) < 1:
                 raise DataError(f"bank: {name} is {getattr(self, name)}, it has to be at least 1")
         if self.first_seed < 0 or (self.first_seed < HELD_OUT_SEED < self.first_seed + self.objects):
             raise DataError(f"bank: seeds from {self.first_seed} on are negative or cross {HELD_OUT_SEED} (held out)")
 
     @property
+    def total(self) -> int:
+        """Procedural objects and meshes together (N)."""
+        return self.objects + len(self.meshes)
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The arrays' shapes: objects, pictures of each, rows, columns, RGBA."""
         t, s = self.template_size, self.sprite_size
-        return {"templates": (self.objects, self.views, t, t, 4), "sprites": (self.objects, self.sprites, s, s, 4)}
+        return {"templates": (self.total, self.views, t, t, 4), "sprites": (self.total, self.sprites, s, s, 4)}
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class ObjectBank:
     """(N, S, s, s, 4) RGBA, colours multiplied by coverage, from anywhere under any light."""
 
     def __len__(self) -> int:
-        return self.settings.objects
+        return self.settings.total
 
     @classmethod
     def open(cls, path: str | Path) -> ObjectBank:
@@ -92,7 +101,7 @@ class ObjectBank:
             version = described.pop("schema_version")
             if version != SCHEMA_VERSION:
                 raise DataError(f"{folder}: bank of schema version {version}, this program reads {SCHEMA_VERSION}")
-            settings = BankSettings(**described)
+            settings = BankSettings(**{**described, "meshes": tuple(described.get("meshes", ()))})
         except FileNotFoundError as error:
             raise DataError(
                 f"{folder}: no object bank (bank.json is missing); build one with "
@@ -173,11 +182,11 @@ def _fill(partial: Path, settings: BankSettings, jobs: int, progress: bool) -> N
 def _prepare(partial: Path, settings: BankSettings) -> NDArray[np.bool_]:
     """Makes or continues the folder of an unfinished bank; returns which objects are done."""
     plan, marks = partial / "plan.json", partial / "done.npy"
-    wanted = asdict(settings)
+    wanted = json.loads(json.dumps(asdict(settings)))
     try:
         if json.loads(plan.read_text()) == wanted:
             done = np.load(marks)
-            if done.shape == (settings.objects,) and all((partial / f).exists() for f in _FILES.values()):
+            if done.shape == (settings.total,) and all((partial / f).exists() for f in _FILES.values()):
                 return np.asarray(done, dtype=bool)
     except (OSError, ValueError, EOFError):
         pass  # nothing usable there: start afresh
@@ -185,7 +194,7 @@ def _prepare(partial: Path, settings: BankSettings) -> NDArray[np.bool_]:
     partial.mkdir(parents=True)
     for name, shape in settings.shapes.items():
         np.lib.format.open_memmap(partial / _FILES[name], mode="w+", dtype=np.uint8, shape=shape).flush()
-    done = np.zeros(settings.objects, bool)
+    done = np.zeros(settings.total, bool)
     np.save(marks, done)
     plan.write_text(json.dumps(wanted))
     return done
@@ -219,7 +228,11 @@ def _draw_chunk(renderer: Renderer, partial: Path, settings: BankSettings, chunk
     sprites = np.load(partial / _FILES["sprites"], mmap_mode="r+")
     for index in chunk:
         seed = settings.first_seed + index
-        handle = renderer.upload(procedural_object(seed))
+        if index < settings.objects:
+            mesh = procedural_object(seed)
+        else:
+            mesh = scanned_object(settings.meshes[index - settings.objects], np.random.default_rng([seed, 0x5CA7]))
+        handle = renderer.upload(mesh)
         views = render_templates(renderer, handle, views=settings.views, size=settings.template_size)
         templates[index, ..., :3], templates[index, ..., 3] = views.rgb, views.alpha
         rng = np.random.default_rng([seed, 0x5B817E])
@@ -230,54 +243,14 @@ def _draw_chunk(renderer: Renderer, partial: Path, settings: BankSettings, chunk
     return chunk
 
 
-def render_sprites(
-    renderer: Renderer, handle: MeshHandle, rng: np.random.Generator, count: int, size: int
-) -> NDArray[np.uint8]:
-    """Draws an object for cut-and-paste scenes: any direction, any roll, random light and perspective.
-
-    Returns:
-        (count, size, size, 4) RGBA, colours multiplied by coverage, the object filling the picture.
-    """
-    surface = handle.surface
-    directions = sample_directions(rng, count)
-    upright = rng.random(count) < 0.5
-    roll = np.where(upright, rng.normal(0, 0.25, count), rng.uniform(-np.pi, np.pi, count))
-    distance = fitting_distance(surface.radius) * rng.uniform(1.2, 3.5, count)
-    poses = look_at_poses(directions, distance, roll, centre=surface.centre)
-    _, K = zoom_cameras(surface.vertices, poses, TUDL_K, size=size, margin=SPRITE_MARGIN)
-    drawn = [
-        renderer.render(handle, poses[i], K[i], (size, size), random_lighting(rng)).rgba[0] for i in range(count)
-    ]  # each under its own light
-    return np.stack(drawn)
-
-
-def random_lighting(rng: np.random.Generator) -> Lighting:
-    """One to three lights, most from above, with ambient light so that nothing is lost in the dark."""
-    warmth = rng.uniform(-0.12, 0.12)
-    tint = np.array([1 + warmth, 1.0, 1 - warmth])
-    lights = []
-    strength = rng.uniform(0.4, 1.0)
-    for _ in range(int(rng.integers(1, 4))):
-        direction = rng.normal(size=3) * (1.0, 0.8, 0.6) + (0.0, -0.6, -0.7)  # camera axes: up is -y, towards us is -z
-        x, y, z = (float(v) for v in direction)
-        r, g, b = (float(v) for v in strength * tint * rng.uniform(0.9, 1.1, 3))
-        lights.append(Light(direction=(x, y, z), colour=(r, g, b)))
-        strength *= rng.uniform(0.3, 0.8)
-    r, g, b = (float(v) for v in rng.uniform(0.22, 0.55) * rng.uniform(0.9, 1.1, 3))
-    shiny = rng.random() < 0.5
-    return Lighting(
-        ambient=(r, g, b),
-        lights=tuple(lights),
-        specular=float(rng.uniform(0.05, 0.5)) if shiny else 0.0,
-        roughness=float(rng.uniform(0.25, 0.7)),
-    )
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line: builds a bank."""
     parser = argparse.ArgumentParser(prog="python -m ocdit_core.data.synthetic.bank", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the bank, e.g. data/bank")
     parser.add_argument("--objects", type=int, default=2000, help="procedural objects (default 2000, 0.8 MB each)")
+    parser.add_argument(
+        "--meshes", type=Path, help="folder of mesh files to draw as well; unreadable ones are left out"
+    )
     parser.add_argument("--first-seed", type=int, default=0, help=f"{HELD_OUT_SEED} and above: for evaluation only")
     parser.add_argument("--views", type=int, default=12, choices=(12, 42, 162), help="templates of an object")
     parser.add_argument("--template-size", type=int, default=64, help="side of a template in pixels")
@@ -287,6 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     out, jobs = options.pop("out"), options.pop("jobs")
     try:
+        options["meshes"] = tuple(find_meshes(options["meshes"])) if options["meshes"] else ()
         build_bank(out, BankSettings(**options), jobs=jobs)
     except OcditError as error:
         print(f"bank: error: {error}", file=sys.stderr)

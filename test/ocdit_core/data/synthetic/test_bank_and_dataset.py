@@ -4,11 +4,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import trimesh
 from torch.utils.data import DataLoader
 
 from ocdit_core.data.synthetic.bank import BankSettings, ObjectBank, build_bank, main
 from ocdit_core.data.synthetic.dataset import SyntheticDataSettings, SyntheticScenes
 from ocdit_core.data.synthetic.procedural import HELD_OUT_SEED
+from ocdit_core.data.synthetic.scanned import find_meshes, scanned_object
 from ocdit_core.errors import ConfigError, DataError
 
 SETTINGS = BankSettings(objects=10, template_size=32, sprites=4, sprite_size=48)
@@ -79,6 +81,30 @@ def test_training_and_held_out_seeds_do_not_mix():
     with pytest.raises(DataError, match="held out"):
         BankSettings(objects=10, first_seed=HELD_OUT_SEED - 5)
     assert BankSettings(objects=10, first_seed=HELD_OUT_SEED).first_seed == HELD_OUT_SEED
+
+
+def test_mesh_files_join_the_bank_and_grey_shapes_are_painted(tmp_path, caplog):
+    meshes = tmp_path / "meshes"
+    meshes.mkdir()
+    red = trimesh.creation.box((0.1, 0.1, 0.2))
+    red.visual.vertex_colors = (220, 20, 20, 255)
+    red.export(meshes / "red.ply")
+    trimesh.creation.capsule(0.1, 0.05).export(meshes / "grey.stl")
+    (meshes / "broken.glb").write_bytes(b"glTF")
+    found = find_meshes(meshes)
+    assert [path.rsplit("/", 1)[1] for path in found] == ["grey.stl", "red.ply"]
+    assert "broken.glb" in caplog.text
+    settings = BankSettings(objects=1, meshes=tuple(found), template_size=32, sprites=2, sprite_size=32)
+    bank = build_bank(tmp_path / "bank", settings, progress=False)
+    assert len(bank) == 3
+    assert ObjectBank.open(tmp_path / "bank").settings == settings
+    covered = bank.templates[2][bank.templates[2][..., 3] == 255].astype(int)
+    assert (covered[:, 0] > 3 * covered[:, 1]).all()
+    rng = np.random.default_rng(0)
+    textured = [scanned_object(found[0], rng).visual.kind for _ in range(3)]
+    assert textured == ["texture"] * 3
+    with pytest.raises(DataError, match="no such folder"):
+        find_meshes(tmp_path / "nowhere")
 
 
 def test_the_command_line_reports_errors_in_one_line(bank_folder, capsys):
