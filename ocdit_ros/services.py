@@ -86,9 +86,16 @@ class Services:
     async def _on_segment(self, request: Any, response: Any) -> Any:
         done: Future = Future(executor=self._node.executor)
         header = request.image.header
+
+        def on_done(finished: Any) -> None:
+            done.set_result(finished)
+            # A result from another thread does not wake a waiting executor: it would lie until the next timer.
+            if self._node.executor is not None:
+                self._node.executor.wake()
+
         try:
             # Awaiting frees the executor's thread: the other services go on answering.
-            self._pipeline().worker.request(request.image).add_done_callback(done.set_result)
+            self._pipeline().worker.request(request.image).add_done_callback(on_done)
             await done
             finished: Any = done.result()
             result = finished.result()

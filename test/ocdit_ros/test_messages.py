@@ -3,9 +3,6 @@ import time
 
 import numpy as np
 import pytest
-
-pytest.importorskip("rclpy", reason="ROS 2 is not installed: see pip_home/README.md")
-
 from PIL import Image as Picture
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header

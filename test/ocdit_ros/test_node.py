@@ -1,0 +1,197 @@
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from harness import Client, NodeProcess
+from sensor_msgs.msg import Image
+
+from ocdit_interfaces.srv import Segment
+
+STAND_IN = str(Path(__file__).with_name("stand_in_node.py"))
+
+
+def names_of(array):
+    return [detection.results[0].hypothesis.class_id for detection in array.detections]
+
+
+@pytest.fixture(scope="module")
+def client():
+    process = NodeProcess(STAND_IN, parameters={"library": "stand-in"})
+    client = Client(process)
+    yield client
+    client.close()
+    assert process.stop() == 0, process.output
+
+
+@pytest.fixture
+def active(client):
+    """The node in the state active, looking for box and mug above a score of 0.5."""
+    if client.state() == "unconfigured":
+        assert client.transition("configure"), client.process.output
+    if client.state() == "inactive":
+        assert client.transition("activate"), client.process.output
+    assert client.set_targets("box", "mug")[0].success
+    assert client.set_parameter("score_threshold", 0.5).successful
+    client.wait_for_camera()
+    return client
+
+
+def test_the_states_mirror_one_another(client):
+    assert client.state() == "unconfigured"
+    reply, _ = client.set_targets("mug")
+    assert not reply.success
+    assert reply.message == "the node is unconfigured: configure it first"
+    for _ in range(2):
+        assert client.transition("configure")
+        assert client.state() == "inactive"
+        assert client.transition("activate")
+        client.wait_for_camera()
+        assert client.transition("deactivate")
+        deadline = time.monotonic() + 10
+        while client.camera.get_subscription_count():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert client.transition("cleanup")
+        assert client.state() == "unconfigured"
+
+
+def test_results_carry_the_image_s_header_and_agree(active):
+    image = active.make_image("left eye")
+    array = active.segment_one(image)
+    assert names_of(array) == ["box", "mug"]
+    assert array.header == image.header == array.detections[0].header
+    active.wait_for(lambda: any(message.header == image.header for message in active.instances))
+    instances = next(message for message in active.instances if message.header == image.header)
+    labels = np.frombuffer(instances.data, np.uint16).reshape(48, 64)
+    for detection in array.detections:
+        rows, columns = np.nonzero(labels == int(detection.id))
+        assert detection.bbox.size_x == columns.max() - columns.min() + 1
+        assert detection.bbox.center.position.y == (rows.min() + rows.max() + 1) / 2
+
+
+def test_numbers_go_on_from_frame_to_frame(active):
+    first = active.segment_one(active.make_image("a"))
+    second = active.segment_one(active.make_image("b"))
+    numbers = [int(detection.id) for array in (first, second) for detection in array.detections]
+    assert numbers == sorted(set(numbers))
+
+
+def test_unknown_and_empty_targets_leave_the_old_ones(active):
+    reply, _ = active.set_targets("can", "spoon")
+    assert not reply.success
+    assert (list(reply.unknown), list(reply.object_ids)) == (["spoon"], ["box", "mug"])
+    assert "'spoon': the library holds box, can, drill, mug" in reply.message
+    reply, _ = active.set_targets()
+    assert not reply.success
+    assert list(reply.object_ids) == ["box", "mug"]
+    assert names_of(active.segment_one(active.make_image("after"))) == ["box", "mug"]
+
+
+def test_bad_images_are_reported_and_the_node_goes_on(active):
+    nan = np.full((4, 4, 3), np.nan, np.float32)
+    bad = [
+        Image(encoding="32FC3", width=4, height=4, step=48, data=nan.tobytes()),
+        Image(encoding="nonsense", width=4, height=4, step=12, data=bytes(48)),
+        Image(encoding="rgb8", width=4, height=4, step=1, data=bytes(48)),
+        Image(encoding="rgb8", width=4, height=4, step=12, data=bytes(10)),
+        Image(encoding="rgb8"),
+    ]
+    active.diagnostics.clear()
+    for message in bad:
+        needle = f"'{message.encoding}'" if message.encoding != "rgb8" else "rgb8"
+        deadline = time.monotonic() + 15
+        while not any(level == DiagnosticStatus.ERROR and needle in text for level, text, _ in active.statuses()):
+            assert time.monotonic() < deadline, f"{needle} is not in /diagnostics"
+            active.camera.publish(message)
+            time.sleep(0.1)
+    assert names_of(active.segment_one(active.make_image("after"))) == ["box", "mug"]
+
+
+def test_the_threshold_changes_at_run_time_and_empty_results_are_published(active):
+    assert active.set_parameter("score_threshold", 0.8).successful
+    assert names_of(active.segment_one(active.make_image("strict"))) == ["box"]
+    active.wait_for(lambda: abs(active.labels[-1].threshold - 0.8) < 1e-6)
+    assert active.set_parameter("score_threshold", 1.0).successful
+    assert names_of(active.segment_one(active.make_image("nothing"))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "needle"),
+    [
+        ("score_threshold", 1.5, "out of range"),
+        ("score_threshold", "high", "type"),
+        ("model", "other", "model cannot change while the node is active: deactivate and clean it up first"),
+        ("image_transport", "raw", "image_transport cannot change while the node is active"),
+        ("target_objects", ["spoon"], "unknown object 'spoon'"),
+        ("autostart", True, "read-only"),
+    ],
+)
+def test_bad_parameters_are_refused_with_the_reason(active, name, value, needle):
+    result = active.set_parameter(name, value)
+    assert not result.successful
+    assert needle in result.reason
+
+
+def test_targets_by_parameter(active):
+    assert active.set_parameter("target_objects", ["drill"]).successful
+    assert names_of(active.segment_one(active.make_image("one"))) == ["drill"]
+    assert active.set_parameter("target_objects", [""]).successful
+    assert list(active.call("list_objects")[0].targets) == ["box", "can", "drill", "mug"]
+
+
+def test_list_objects_and_the_latched_topics(active):
+    reply, _ = active.call("list_objects")
+    assert list(reply.object_ids) == ["box", "can", "drill", "mug"]
+    assert (list(reply.targets), reply.library) == (["box", "mug"], "stand-in")
+    active.wait_for(lambda: active.labels and active.infos)
+    assert [(entry.class_id, entry.class_name) for entry in active.labels[-1].class_map][:2] == [(1, "box"), (2, "can")]
+    version = active.infos[-1].database_version
+    assert active.set_targets("can")[0].success
+    active.wait_for(lambda: active.infos[-1].database_version > version)
+    assert (active.infos[-1].method, active.infos[-1].database_location) == ("stand-in", "stand-in")
+
+
+def test_one_given_image(active):
+    image = active.make_image("asked")
+    reply, _ = active.call("segment", Segment.Request(image=image))
+    assert reply.success, reply.message
+    assert names_of(reply.detections) == ["box", "mug"]
+    assert reply.detections.header == reply.instances.header == image.header
+    assert np.count_nonzero(np.frombuffer(reply.instances.data, np.uint16)) == 160
+    reply, _ = active.call("segment", Segment.Request(image=Image(encoding="64FC1", width=1, height=1)))
+    assert not reply.success
+    assert "64FC1" in reply.message
+
+
+def test_overlay_and_mask_when_asked_for(active):
+    active.listen_to_overlay()
+    assert active.set_parameter("mask_object", "mug").successful
+    deadline = time.monotonic() + 15
+    while not (active.overlays and active.masks):
+        assert time.monotonic() < deadline
+        active.segment_one(active.make_image(f"drawn {time.monotonic()}"))
+    assert active.overlays[-1].encoding == "rgb8"
+    assert np.any(np.frombuffer(active.overlays[-1].data, np.uint8))
+    mask = np.frombuffer(active.masks[-1].data, np.uint8).reshape(48, 64)
+    assert (active.masks[-1].encoding, set(np.unique(mask))) == ("mono8", {0, 255})
+    assert mask[5, 20] == 255
+
+
+def test_diagnostics_tell_the_stages(active):
+    active.segment_one(active.make_image("measured"))
+    active.wait_for(lambda: any(v.get("frame id") == "measured" for _, _, v in active.statuses()))
+    values = next(v for _, _, v in active.statuses() if v.get("frame id") == "measured")
+    assert float(values["sampling ms"]) == pytest.approx(75, abs=1)
+    assert values["frame targets"] == values["targets"] == "box, mug"
+    assert {"rate Hz", "memory MiB", "frames dropped", "waiting ms", "device", "model"} <= values.keys()
+
+
+def test_silence_of_the_camera_is_a_warning(active):
+    assert active.set_parameter("stale_after", 0.1).successful
+    active.diagnostics.clear()
+    active.wait_for(lambda: any(level == DiagnosticStatus.WARN for level, _, _ in active.statuses()))
+    text = next(text for level, text, _ in active.statuses() if level == DiagnosticStatus.WARN)
+    assert text.startswith("no image on /image for ")
+    assert active.set_parameter("stale_after", 5.0).successful

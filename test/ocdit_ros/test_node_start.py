@@ -1,0 +1,35 @@
+import signal
+from pathlib import Path
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from harness import Client, NodeProcess
+
+STAND_IN = str(Path(__file__).with_name("stand_in_node.py"))
+
+
+def test_a_failing_configure_can_be_tried_again():
+    process = NodeProcess(STAND_IN, parameters={"library": "nowhere", "autostart": True})
+    client = Client(process)
+    try:
+        client.wait_for(lambda: any(level == DiagnosticStatus.ERROR for level, _, _ in client.statuses()))
+        assert "configure failed: nowhere: no such library" in [text for _, text, _ in client.statuses()]
+        assert client.state() == "unconfigured"
+        assert not client.transition("configure")
+        assert client.set_parameter("library", "stand-in").successful
+        assert client.set_parameter("target_objects", ["spoon"]).successful
+        assert not client.transition("configure")
+        assert client.set_parameter("target_objects", ["mug"]).successful
+        assert client.transition("configure")
+        assert client.transition("activate")
+    finally:
+        client.close()
+        assert process.stop(signal.SIGTERM) == 0, process.output
+    assert "Traceback" not in process.output
+
+
+def test_bad_values_at_the_start_end_it_with_one_line():
+    process = NodeProcess(STAND_IN, parameters={"score_threshold": 7.0})
+    assert process.process.wait(20) == 2
+    process.stop()
+    assert "out of range" in process.output
+    assert len(process.lines) == 1
