@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.errors import MeshError
+from ocdit_core.errors import ConfigError, MeshError
 
 if TYPE_CHECKING:
     import trimesh
@@ -52,7 +52,7 @@ class Lighting:
 
     def __post_init__(self) -> None:
         if len(self.lights) > MAX_LIGHTS:
-            raise ValueError(f"lights: {len(self.lights)} given, at most {MAX_LIGHTS} are supported")
+            raise ConfigError(f"lights: {len(self.lights)} given, at most {MAX_LIGHTS} are supported")
 
 
 @dataclass(frozen=True, kw_only=True)
