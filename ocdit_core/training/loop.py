@@ -150,6 +150,7 @@ def loader(settings: TrainSettings, *, start: int, held_out: bool) -> DataLoader
         batch_size=settings.loop.batch_groups,
         num_workers=workers,
         prefetch_factor=8 if workers else None,
+        worker_init_fn=_leave_signals_to_the_loop,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -165,6 +166,12 @@ def _to(batch: Batch, device: torch.device) -> Batch:
 def _write(writer: SummaryWriter, group: str, scalars: dict[str, float], step: int) -> None:
     for name, value in scalars.items():
         writer.add_scalar(f"{group}/{name}", value, step)
+
+
+def _leave_signals_to_the_loop(worker: int) -> None:
+    # A signal to the whole process group must not take the data away from the step that is still to be saved.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _StopSignal:

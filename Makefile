@@ -1,0 +1,50 @@
+# make demo   the main job, end to end, on the embedded model: pictures in, masks of objects it never saw out
+# make test   all tests          make lint   style, types, spelling          make clean   remove .venv and builds
+#
+# Each target sets itself up in .venv. PYTHON=python3.12 chooses another interpreter (3.10 to 3.14);
+# TORCH_ARGS="--index-url ..." takes torch from another index (say, one with CPU-only or other CUDA builds).
+
+PYTHON ?= python3
+TORCH_ARGS ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+OUT := demo_output
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.ros
+	$(VENV)/bin/ocdit render examples/meshes/*.glb --unit m --out $(OUT)/objects
+	$(PY) -m ocdit_ros.demo --pictures examples/pictures --library $(OUT)/objects --out $(OUT)
+
+test: $(VENV)/.ros
+	$(PY) -m pytest
+
+lint: $(VENV)/.ros
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/codespell
+
+clean:
+	rm -rf $(VENV) build *.egg-info $(OUT)
+
+# What pip cannot bring: a compiler and Python's headers (for the ROS messages), OpenGL without a display (EGL).
+$(VENV)/.system:
+	sh tools/system_libraries.sh $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch comes first and alone: a range that another package asks for would fetch the newest build instead.
+$(VENV)/.core: $(VENV)/.system constraints.txt setup.py
+	$(PIP) install -c constraints.txt $(TORCH_ARGS) torch
+	$(PIP) install -c constraints.txt -e ".[render,train,eval,dev]"
+	touch $@
+
+# ROS 2 itself, from wheels, and the two message packages that no wheel carries. On a robot colcon does this instead.
+$(VENV)/.ros: $(VENV)/.core pip_home/requirements.txt $(wildcard pip_home/vision_msgs/msg/*) $(wildcard ocdit_interfaces/srv/*)
+	$(PIP) install -c constraints.txt -r pip_home/requirements.txt
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) install --no-build-isolation --no-deps ./pip_home/vision_msgs
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) install --no-build-isolation --no-deps ./ocdit_interfaces
+	touch $@
