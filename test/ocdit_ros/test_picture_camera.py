@@ -1,0 +1,117 @@
+import threading
+
+import cv2
+import numpy as np
+import pytest
+import rclpy
+from harness import NodeProcess
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+
+from ocdit_core.errors import OcditError
+from ocdit_ros import messages
+from ocdit_ros.picture_camera import find_pictures
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, colour in COLOURS.items():
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((480, 640, 3), colour[::-1], np.uint8))
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nonsense")
+    (tmp_path / "red.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.fixture
+def camera(folder):
+    process = NodeProcess("-m", "ocdit_ros.picture_camera", parameters={"folder": folder, "rate": 20.0})
+    yield process
+    assert process.stop() == 0, process.output
+    assert "Traceback" not in process.output
+
+
+@pytest.fixture
+def viewer():
+    context = rclpy.Context()
+    rclpy.init(context=context, args=[])
+    node = rclpy.create_node("viewer", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    thread = threading.Thread(target=executor.spin, daemon=True)
+    thread.start()
+    yield node
+    executor.shutdown()
+    thread.join(10)
+    node.destroy_node()
+    rclpy.try_shutdown(context=context)
+
+
+class Seen:
+    def __init__(self, node, process):
+        self.process = process
+        self.changed = threading.Condition()
+        self.messages = []
+        qos = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+        node.create_subscription(Image, "/image", self.note, qos)
+
+    def note(self, message):
+        with self.changed:
+            self.messages.append(message)
+            self.changed.notify_all()
+
+    def wait_for(self, condition):
+        with self.changed:
+            assert self.changed.wait_for(lambda: condition(self.messages), 15), self.process.output
+
+
+def test_pictures_come_round_with_their_names_and_can_be_chosen(camera, viewer):
+    seen = Seen(viewer, camera)
+    seen.wait_for(lambda messages: len(messages) >= 8)
+    for message in seen.messages:
+        assert messages.to_rgb(message)[0, 0].tolist() == list(COLOURS[message.header.frame_id])
+    assert {message.header.frame_id for message in seen.messages} == set(COLOURS)
+    stamps = [message.header.stamp.sec + message.header.stamp.nanosec * 1e-9 for message in seen.messages]
+    assert np.all(np.diff(stamps) > 0)
+    assert "broken.png" in camera.output
+
+    client = viewer.create_client(SetParameters, "/picture_camera/set_parameters")
+    assert client.wait_for_service(15)
+
+    def choose(*names):
+        arrived = threading.Event()
+        request = SetParameters.Request(parameters=[Parameter("pictures", value=list(names)).to_parameter_msg()])
+        future = client.call_async(request)
+        future.add_done_callback(lambda _: arrived.set())
+        assert arrived.wait(15)
+        return future.result().results[0]
+
+    refused = choose("red", "purple")
+    assert not refused.successful
+    assert "purple not found; there are blue, green, red" in refused.reason
+    assert choose("green").successful
+    with seen.changed:
+        seen.messages.clear()
+    seen.wait_for(lambda messages: len(messages) >= 6)
+    assert {message.header.frame_id for message in seen.messages[2:]} == {"green"}
+
+
+def test_folders_without_pictures_are_refused(tmp_path):
+    with pytest.raises(OcditError, match="not set"):
+        find_pictures("")
+    with pytest.raises(OcditError, match="no such folder"):
+        find_pictures(tmp_path / "missing")
+    with pytest.raises(OcditError, match="no pictures"):
+        find_pictures(tmp_path)
+
+
+def test_a_missing_folder_ends_the_camera_with_one_line(tmp_path):
+    process = NodeProcess("-m", "ocdit_ros.picture_camera", parameters={"folder": tmp_path / "missing"})
+    assert process.process.wait(20) == 2
+    process.stop()
+    assert process.output.strip().endswith("missing: no such folder of pictures")
+    assert len(process.lines) == 1
