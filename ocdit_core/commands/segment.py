@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="folder of the results (made if new)")
     parser.add_argument("--weights", default="ocdit-tiny", help="an embedded model's name or a folder (ocdit-tiny)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument("--threshold", type=fraction, default=0.0, help="leave out instances that score less (0 to 1)")
+    parser.add_argument("--threshold", type=fraction, help="leave out instances that score less (0 to 1; default: 0.5)")
     parser.set_defaults(run=run)
 
 
@@ -52,8 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
     library.select(targets)
     # Only now: loading torch and the model takes seconds.
     from ocdit_core.inference.segmenter import Segmenter
+    from ocdit_core.inference.settings import InferenceSettings
 
-    segmenter = Segmenter.from_pretrained(arguments.weights, device=arguments.device)
+    settings = InferenceSettings()
+    if arguments.threshold is not None:
+        settings = replace(settings, score_threshold=arguments.threshold)
+    segmenter = Segmenter.from_pretrained(arguments.weights, device=arguments.device, settings=settings)
     segmenter.set_objects(library, targets)
     rows: list[list[str]] = []
     failed = 0
@@ -62,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in tqdm(arguments.images, desc="segmenting", unit="image", disable=hidden):
         try:
             image = read_image(path)
-            result = without_weak(segmenter.segment(image), arguments.threshold)
+            result = segmenter.segment(image)
             write_result(arguments.out, path, image, result, model=segmenter.model_name)
         except ImageError as error:
             failed += 1
@@ -72,13 +77,6 @@ def run(arguments: argparse.Namespace) -> int:
     if rows:
         print_table(["image", "object", "score", "box", "seconds"], rows)
     return 2 if failed else 0
-
-
-def without_weak(result: Segmentation, threshold: float) -> Segmentation:
-    """Return the result without the instances that score below the threshold."""
-    from dataclasses import replace
-
-    return replace(result, instances=tuple(one for one in result.instances if one.score >= threshold))
 
 
 def table_rows(path: Path, result: Segmentation) -> list[list[str]]:

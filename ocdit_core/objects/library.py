@@ -195,7 +195,7 @@ def save_templates(folder: str | Path, templates: ObjectTemplates) -> Path:
     _check(path, fields)
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, schema_version=np.int64(SCHEMA_VERSION), **fields)
+            np.savez_compressed(file, schema_version=np.int64(SCHEMA_VERSION), **fields)
     except OSError as error:
         raise LibraryError(f"{path}: cannot be written ({error.strerror})") from error
     return path

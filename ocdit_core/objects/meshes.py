@@ -182,6 +182,8 @@ def _parse(path: Path, data: bytes) -> tuple[trimesh.Trimesh, str | None]:
         for part in parts:
             if texture_of(part.visual) is not None:
                 texture_of(part.visual).load()  # a picture inside the file is decoded only now
+    except ImportError as error:
+        raise MeshError(f"{path}: reading {path.suffix} needs another package ({error})") from error
     except Exception as error:
         # The parsers raise whatever they meet (ValueError, KeyError, struct.error, IndexError, json and XML errors).
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -8,7 +8,7 @@ import trimesh
 
 from ocdit_core import ObjectLibrary, __version__
 from ocdit_core.cli import main
-from ocdit_core.commands.segment import table_rows, without_weak, write_result
+from ocdit_core.commands.segment import table_rows, write_result
 from ocdit_core.images import read_image, write_image
 from ocdit_core.inference.results import Instance, Segmentation, tight_box
 from ocdit_core.inference.rle import decode_mask
@@ -160,6 +160,5 @@ def test_the_files_of_a_result(tmp_path):
     first = data["instances"][0]
     assert (first["object_id"], first["score"], first["box"], first["area"]) == ("drill", 0.91, [20, 10, 30, 20], 600)
     np.testing.assert_array_equal(decode_mask(first["segmentation"]), mask)
-    assert len(without_weak(result, 0.5).instances) == 1
-    rows = table_rows(tmp_path / "table.jpg", without_weak(result, 0.5))
-    assert [row[1:3] for row in rows] == [["drill", "0.91"], ["mug", "not found"]]
+    rows = table_rows(tmp_path / "table.jpg", result)
+    assert [row[1:3] for row in rows] == [["drill", "0.91"], ["drill", "0.20"], ["mug", "not found"]]

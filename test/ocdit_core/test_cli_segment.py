@@ -1,0 +1,91 @@
+"""`ocdit segment` from files to files, with an untrained network: what it finds is noise, how it is stored is not."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from ocdit_core.cli import main
+from ocdit_core.images import read_image, write_image
+from ocdit_core.inference.rle import decode_mask
+from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.denoiser import DenoiserConfig
+from ocdit_core.models.mask_vae import MaskVAEConfig
+from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A library of two objects, an untrained model, two pictures and a broken one."""
+    folder = tmp_path_factory.mktemp("segment")
+    for name, side in (("cube", 0.1), ("slab", 0.02)):
+        trimesh.creation.box((0.1, 0.1, side)).export(folder / f"{name}.ply")
+    assert main(["render", f"{folder}/cube.ply", f"{folder}/slab.ply", "--out", f"{folder}/lib"]) == 0
+    torch.manual_seed(0)
+    config = OCDiTConfig(
+        image_size=(64, 80),
+        template_size=(32, 32),
+        backbone=BackboneConfig(kind="conv", frozen=False, channels=(8, 16, 24), blocks=1),
+        vae=MaskVAEConfig(
+            patch=4, encoder_channels=(8, 8, 16), decoder_channels=(16, 8, 8), latent_channels=4, encoder_blocks=1,
+            decoder_blocks=1, groups=4, attention_levels=1, stem_kernel=3, head_kernel=3,
+        ),
+        denoiser=DenoiserConfig(width=24, depth=1, heads=1, max_objects=4, max_views=12),
+    )  # fmt: skip
+    OCDiT(config).save_pretrained(folder / "model")
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (90, 120, 3)), ("b", (60, 200, 3))):
+        write_image(folder / f"{name}.png", rng.integers(0, 255, shape, np.uint8))
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:200])
+    return folder
+
+
+def segment(place, images, *more):
+    paths = [f"{place}/{name}.png" for name in images]
+    return main(["segment", *paths, "--objects", f"{place}/lib", "--weights", f"{place}/model", *more])
+
+
+def test_pictures_become_masks_json_and_overlays(place, tmp_path, capsys):
+    status = segment(place, ["a", "broken", "b"], "--out", str(tmp_path), "--device", "cpu", "--threshold", "0")
+    caught = capsys.readouterr()
+    assert status == 2, "one picture is broken"
+    assert [line for line in caught.err.splitlines() if "error" in line] == [
+        line for line in caught.err.splitlines() if line.startswith("ocdit: error: ") and "broken.png" in line
+    ]
+    for name, (height, width) in (("a", (90, 120)), ("b", (60, 200))):
+        data = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (data["height"], data["width"], data["model"]) == (height, width, "model")
+        assert data["targets"] == ["cube", "slab"]
+        assert read_image(tmp_path / f"{name}_overlay.png").shape == (height, width, 3)
+        masks = sorted((tmp_path / name).glob("*.png")) if (tmp_path / name).exists() else []
+        assert len(masks) == len(data["instances"])
+        for one in data["instances"]:
+            stored = read_image(tmp_path / name / f"mask_{one['number']}_{one['object_id']}.png")[..., 0]
+            np.testing.assert_array_equal(stored > 0, decode_mask(one["segmentation"]))
+            assert f"{name}.png" in caught.out
+    assert not list(tmp_path.glob("broken*"))
+
+
+def test_the_threshold_and_the_targets_reach_the_model(place, tmp_path, capsys):
+    assert segment(place, ["a"], "--out", str(tmp_path), "--targets", "slab", "--threshold", "1") == 0
+    data = json.loads((tmp_path / "a.json").read_text())
+    assert (data["targets"], data["instances"]) == (["slab"], [])
+    assert "not found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--targets", "cube", "sphere"], "unknown object 'sphere': the library holds cube, slab"),
+        (["--weights", "no-such-model"], "no-such-model"),
+        (["--device", "mars"], "mars"),
+    ],
+)
+def test_bad_wishes_are_one_line_and_status_2(place, tmp_path, capsys, more, reason):
+    assert segment(place, ["a"], "--out", str(tmp_path / "out"), *more) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if line.startswith("ocdit: error: ")]) == 1
+    assert reason in lines[-1]
+    assert not (tmp_path / "out").exists()
