@@ -191,7 +191,7 @@ def save_templates(folder: str | Path, templates: ObjectTemplates) -> Path:
         LibraryError: a field has a wrong shape or type, or the folder cannot be written to.
     """
     path = Path(folder) / f"{check_name(templates.name)}{SUFFIX}"
-    fields = {key: np.asarray(getattr(templates, key)) for key in _FIELDS}
+    fields: dict[str, Any] = {key: np.asarray(getattr(templates, key)) for key in _FIELDS}
     _check(path, fields)
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
