@@ -1,0 +1,97 @@
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ocdit_core.errors import DataError
+from ocdit_core.inference.rle import encode_mask
+from ocdit_ros import demo
+from ocdit_ros.demo_report import Seen, Truth, format_tables, judge, read_truth
+
+STAND_IN = (str(Path(__file__).with_name("stand_in_node.py")),)
+
+
+def square(number):
+    """The mask that the stand-in segmenter reports for the target of this position."""
+    mask = np.zeros((96, 128), bool)
+    mask[2:10, 2 + 12 * number : 12 + 12 * number] = True
+    return mask
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    objects = {"kitchen": ("mug", "can"), "bench": ("drill", "mug"), "shelf": ("mug", "can")}
+    for name, targets in objects.items():
+        cv2.imwrite(str(folder / f"{name}.png"), np.full((96, 128, 3), 90, np.uint8))
+        present = [(targets[0], square(0)), (targets[1], square(1))]
+        if name == "shelf":
+            present = present[:1]  # the stand-in reports a can that is not there
+        truth = {
+            "image": f"{name}.png",
+            "targets": list(targets),
+            "objects": [{"object_id": object_id, "segmentation": encode_mask(mask)} for object_id, mask in present],
+        }
+        (folder / f"{name}.json").write_text(json.dumps(truth))
+    cv2.imwrite(str(folder / "unknown.png"), np.full((96, 128, 3), 20, np.uint8))
+    return folder
+
+
+def test_every_picture_comes_back_through_three_processes(pictures, tmp_path, capsys, monkeypatch):
+    root = str(Path(__file__).resolve().parents[2])
+    monkeypatch.setenv("PYTHONPATH", f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("STAND_IN_SECONDS", "0.05")
+    out = tmp_path / "out"
+    arguments = ["--pictures", str(pictures), "--library", "stand-in", "--out", str(out), "--timeout", "20"]
+    assert demo.main(arguments, STAND_IN) == 0, capsys.readouterr().err
+    text = capsys.readouterr().out
+    assert "4 pictures, mean IoU 1.00 over 5 objects, 1 false alarms" in text
+    assert "FALSE ALARM" in text
+    results = json.loads((out / "results.json").read_text())
+    assert sorted(results) == ["bench", "kitchen", "shelf", "unknown"]
+    assert [entry["object_id"] for entry in results["unknown"]["objects"]] == ["box", "can", "drill"]
+    assert results["bench"]["stages_ms"]["sampling"] == pytest.approx(25, abs=1)
+    assert results["bench"]["latency_ms"] > 50
+    for name in results:
+        assert cv2.imread(str(out / f"{name}_overlay.png")).shape == (96, 128, 3)
+
+
+@pytest.mark.parametrize(
+    ("library", "needle"),
+    [("nowhere", "configure failed: nowhere: no such library"), (None, "no such folder of pictures")],
+)
+def test_what_goes_wrong_ends_it_with_one_line(pictures, tmp_path, capsys, monkeypatch, library, needle):
+    root = str(Path(__file__).resolve().parents[2])
+    monkeypatch.setenv("PYTHONPATH", f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    folder = pictures if library else pictures / "missing"
+    arguments = ["--pictures", str(folder), "--library", str(library), "--out", str(tmp_path), "--timeout", "20"]
+    assert demo.main(arguments, STAND_IN) == 2
+    error = capsys.readouterr().err
+    assert needle in error
+    assert error.count("\n") == 1
+
+
+def test_judgement():
+    truth = Truth(targets=("mug", "can", "drill", "box"), masks={"mug": square(0), "can": square(1)})
+    seen = Seen(
+        instances=(("mug", 0.9, square(0)), ("mug", 0.6, square(3)), ("drill", 0.7, square(2))), latency=0.2, stages={}
+    )
+    assert judge(truth, seen) == [
+        ("mug", 0.9, 1.0, ""),
+        ("can", None, 0.0, "MISSED"),
+        ("drill", 0.7, None, "FALSE ALARM"),
+        ("box", None, None, "not in the picture"),
+    ]
+    text = format_tables({"desk": truth}, {"desk": seen})
+    assert "1 pictures, mean IoU 0.50 over 2 objects, 1 false alarms, median latency 200 ms" in text
+
+
+def test_damaged_truth_is_named(tmp_path):
+    (tmp_path / "a.json").write_text('{"targets": ["mug"]}')
+    with pytest.raises(DataError, match=r"a\.json: not a truth file"):
+        read_truth(tmp_path / "a.png")
+    assert read_truth(tmp_path / "b.png") == Truth(targets=(), masks=None)
