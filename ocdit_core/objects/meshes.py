@@ -29,7 +29,7 @@ MIN_DIAMETER, MAX_DIAMETER = 0.005, 5.0
 """Metres: what is smaller or larger is a wrong unit, or no object that a robot's camera meets."""
 
 MAX_BYTES = 1 << 30
-MAX_FACES = 5_000_000
+MAX_FACES = 2_000_000
 _EXTRAS = {".dae": ("collada", "pycollada"), ".3mf": ("lxml", "lxml")}
 
 
