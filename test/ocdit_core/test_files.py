@@ -9,10 +9,15 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "deep" / "folder" / "result.txt"
     write_text(path, "first ä")
     assert path.read_text(encoding="utf-8") == "first ä"
-    with pytest.raises(RuntimeError, match="disk"), replacing(path) as temporary:
-        temporary.write_text("half")
-        assert temporary.suffix == ".txt"
-        raise RuntimeError("disk full")
+
+    def fail_half_way():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            assert temporary.suffix == ".txt"
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        fail_half_way()
     assert path.read_text(encoding="utf-8") == "first ä"
     assert list(path.parent.iterdir()) == [path]
 
