@@ -21,7 +21,7 @@ from ocdit_core.inference.results import Instance, Segmentation, tight_box
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from ocdit_core.models.device import pick_device
-from ocdit_core.models.ocdit import OCDiT, TemplateFeatures
+from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures
 from ocdit_core.objects.library import ObjectLibrary, ObjectTemplates
 
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -126,36 +126,22 @@ class Segmenter:
         )
 
     def _encode_object(self, templates: ObjectTemplates) -> TemplateFeatures:
-        chosen = self._choose_views(templates)
+        chosen = templates.best_views(self.settings.views or self._model.config.denoiser.max_views)
         key = (templates.name, templates.source_sha256, len(chosen))
         with self._features_lock:
             cached = self._features.get(key)
         if cached is not None:
             return cached
         height, width = self._model.config.template_size
-        rgb = np.stack([cv2.resize(templates.rgb[v], (width, height), interpolation=cv2.INTER_AREA) for v in chosen])
-        masks = [templates.mask[v].astype(np.float32) for v in chosen]
-        mask = np.stack([cv2.resize(m, (width, height), interpolation=cv2.INTER_AREA) for m in masks])
+        rgb = np.stack([cv2.resize(view, (width, height), interpolation=cv2.INTER_AREA) for view in chosen.rgb])
+        masks = chosen.mask.astype(np.float32)
+        mask = np.stack([cv2.resize(view, (width, height), interpolation=cv2.INTER_AREA) for view in masks])
         encoded = self._model.encode_templates(
             self._to_tensor(rgb)[None, None], torch.from_numpy(mask).to(self._device)[None, None]
         )
         with self._features_lock:
             self._features[key] = encoded
         return encoded
-
-    def _choose_views(self, templates: ObjectTemplates) -> list[int]:
-        """The views that cover the object best: farthest first, by the direction that the camera looks from."""
-        count = len(templates.rgb)
-        wanted = min(self.settings.views or self._model.config.denoiser.max_views, count)
-        # The camera's centre in the object's frame is -R^T t.
-        directions = -np.einsum("vji,vj->vi", templates.pose[:, :3, :3], templates.pose[:, :3, 3])
-        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        chosen = [0]
-        while len(chosen) < wanted:
-            nearest = (directions @ directions[chosen].T).max(axis=1)
-            nearest[chosen] = np.inf
-            chosen.append(int(nearest.argmin()))
-        return sorted(chosen)
 
     def _to_tensor(self, rgb: np.ndarray) -> Tensor:
         """(..., h, w, 3) uint8 -> (..., 3, h, w) in [0, 1]."""
@@ -185,23 +171,12 @@ class Segmenter:
         letterbox = Letterbox(image_size=(image.shape[0], image.shape[1]), canvas_size=self._model.config.image_size)
 
         features = self._model.encode_image(self._to_tensor(letterbox.forward(image))[None])
-        conditioning = self._model.condition(features, objects.templates)
-        started_sampling = self._clock(timings, "backbone", started)
-
+        self._clock(timings, "backbone", started)
         generator = torch.Generator().manual_seed(self.settings.seed)
-        channels = self._model.config.vae.latent_channels
-        shape = (1, self.settings.ensemble, len(objects.object_ids), channels, *conditioning.grid)
-        noise = torch.randn(shape, generator=generator).to(self._device)
-        latents = sample(
-            lambda x, sigma: self._model.denoiser(x, sigma.expand(x.shape[:2]), conditioning),
-            noise,
-            self.settings.sampler,
-        )
-        started_decoding = self._clock(timings, "sampling", started_sampling)
-
-        on_canvas = self._model.decode_masks(latents)[0].mean(0).float().cpu().numpy()
-        probabilities = np.stack([letterbox.inverse(p) for p in on_canvas])
-        self._clock(timings, "decoding", started_decoding)
+        # More targets than the model has positions for take turns (paper 4.3, i).
+        chunks = objects.templates.split(self._model.config.denoiser.max_objects)
+        on_canvas = [self._probabilities(features, chunk, generator, timings) for chunk in chunks]
+        probabilities = np.stack([letterbox.inverse(p) for chunk in on_canvas for p in chunk])
         instances = self._instances(objects.object_ids, probabilities)
         timings["total"] = time.perf_counter() - started
         return Segmentation(
@@ -210,6 +185,25 @@ class Segmenter:
             target_ids=objects.object_ids,
             timings=timings,
         )
+
+    def _probabilities(
+        self, image: ImageFeatures, templates: TemplateFeatures, generator: torch.Generator, timings: dict[str, float]
+    ) -> np.ndarray:
+        """(O, h, w) float32: the probability of each pixel of the canvas to show each object."""
+        started = time.perf_counter()
+        conditioning = self._model.condition(image, templates)
+        channels = self._model.config.vae.latent_channels
+        shape = (1, self.settings.ensemble, templates.features.shape[1], channels, *conditioning.grid)
+        noise = torch.randn(shape, generator=generator).to(self._device)
+        latents = sample(
+            lambda x, sigma: self._model.denoiser(x, sigma.expand(x.shape[:2]), conditioning),
+            noise,
+            self.settings.sampler,
+        )
+        started = self._clock(timings, "sampling", started)
+        probabilities = self._model.decode_masks(latents)[0].mean(0).float().cpu().numpy()
+        self._clock(timings, "decoding", started)
+        return probabilities
 
     def _instances(self, names: tuple[str, ...], probabilities: np.ndarray) -> tuple[Instance, ...]:
         """(O, H, W) probabilities -> instances; a pixel shows one object only: the most probable one."""
@@ -228,7 +222,7 @@ class Segmenter:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
-        timings[stage] = now - since
+        timings[stage] = timings.get(stage, 0.0) + now - since
         return now
 
 

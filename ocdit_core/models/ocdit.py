@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.backbone import BackboneConfig, ViTBackbone, build_backbone
 from ocdit_core.models.checkpoint import read_checkpoint, write_checkpoint
+from ocdit_core.models.colour_statistics import SUBCELL
 from ocdit_core.models.denoiser import Conditioning, Denoiser, DenoiserConfig
 from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAE, MaskVAEConfig
-from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig, colour_statistics
+from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +66,18 @@ class TemplateFeatures:
 
     Attributes:
         features: (B, O, V, C, t, t) of the backbone.
-        descriptors: of the matching prior; empty without it.
+        descriptors: of the matching prior, each (B, O, ...); empty without it.
     """
 
     features: Tensor
     descriptors: tuple[Tensor, ...] = ()
+
+    def split(self, objects: int) -> list[TemplateFeatures]:
+        """Return the same in pieces of at most so many objects."""
+        descriptors = zip(*(d.split(objects, dim=1) for d in self.descriptors), strict=True)
+        pieces = self.features.split(objects, dim=1)
+        parts = list(descriptors) if self.descriptors else [()] * len(pieces)
+        return [TemplateFeatures(features=f, descriptors=tuple(d)) for f, d in zip(pieces, parts, strict=True)]
 
 
 class OCDiT(nn.Module):
@@ -115,8 +122,7 @@ class OCDiT(nn.Module):
         features = self.backbone(images)
         if self.prior is None:
             return ImageFeatures(features=features)
-        descriptors = self.prior.cell_descriptors(features, colour_statistics(images))
-        return ImageFeatures(features=features, descriptors=descriptors)
+        return ImageFeatures(features=features, descriptors=self.prior.describe_image(images, features))
 
     def encode_templates(self, templates: Tensor, masks: Tensor) -> TemplateFeatures:
         """Return what all images share.
@@ -130,10 +136,7 @@ class OCDiT(nn.Module):
         features = self.backbone(flat).unflatten(0, (batch, objects, views))
         if self.prior is None:
             return TemplateFeatures(features=features)
-        flat_masks = masks.flatten(0, 2)[:, None]
-        colours = colour_statistics(flat, flat_masks).unflatten(0, (batch, objects, views))
-        share = F.avg_pool2d(flat_masks, DOWNSAMPLING)[:, 0].unflatten(0, (batch, objects, views))
-        descriptors = self.prior.template_descriptors(features, colours, share)
+        descriptors = self.prior.describe_templates(templates, masks, features)
         return TemplateFeatures(features=features, descriptors=descriptors)
 
     def condition(
@@ -166,8 +169,8 @@ class OCDiT(nn.Module):
 
     @torch.no_grad()
     def _draft(self, logits: Tensor) -> Tensor:
-        """The read-out's cell probabilities as latents: (B, O, h, w) -> (B, O, z, h, w)."""
-        soft = F.interpolate(logits.sigmoid(), scale_factor=DOWNSAMPLING, mode="bilinear", align_corners=False)
+        """The read-out's probabilities as latents: (B, O, 4h, 4w) -> (B, O, z, h, w)."""
+        soft = F.interpolate(logits.sigmoid(), scale_factor=SUBCELL, mode="bilinear", align_corners=False)
         return self.encode_masks(soft)
 
     def encode_masks(self, masks: Tensor) -> Tensor:
@@ -199,7 +202,6 @@ def _grid(size: tuple[int, int]) -> tuple[int, int]:
     return size[0] // DOWNSAMPLING, size[1] // DOWNSAMPLING
 
 
-def cell_occupancy(masks: Tensor) -> Tensor:
-    """Return the share of each 16 x 16 cell that a mask covers: (B, O, H, W) -> (B, O, H/16, W/16)."""
-    flat = rearrange(masks, "b o h w -> (b o) 1 h w")
-    return rearrange(F.avg_pool2d(flat, DOWNSAMPLING), "(b o) 1 h w -> b o h w", b=masks.shape[0])
+def occupancy(masks: Tensor, side: int) -> Tensor:
+    """Return the share of each square of `side` pixels that a mask covers: (B, O, H, W) -> (B, O, H/side, W/side)."""
+    return F.avg_pool2d(masks, side)

@@ -15,9 +15,10 @@ from ocdit_core.diffusion.noise import draw_sigma
 from ocdit_core.diffusion.samplers import posterior_mean
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, check_state, read_weights
-from ocdit_core.models.mask_vae import MaskVAEConfig
+from ocdit_core.models.colour_statistics import SUBCELL
+from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAEConfig
 from ocdit_core.models.matching_prior import PriorMaps
-from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures, cell_occupancy
+from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures, occupancy
 from ocdit_core.training.settings import TrainSettings
 from ocdit_core.training.stage import Batch
 
@@ -102,11 +103,11 @@ class DiffusionStage:
             found = model.decode_masks(posterior_mean(denoise, noise, 80.0))[:, 0] > 0.5
             ious.append(iou(found, masks)[present])
             if conditioning.prior is not None:
-                cells = cell_occupancy(masks.float()) > 0.5
-                prior_ious.append(iou(conditioning.prior.logits > 0, cells)[present & cells.any(3).any(2)])
+                squares = occupancy(masks.float(), SUBCELL) > 0.5
+                prior_ious.append(iou(conditioning.prior.logits > 0, squares)[present])
             # Specks say nothing: a mask counts from a quarter of a latent cell on.
             false_masks.append((found.sum((2, 3)) > 64).float()[~present])
-        figures = {"iou": ious, "prior_cell_iou": prior_ious, "false_masks": false_masks}
+        figures = {"iou": ious, "prior_iou": prior_ious, "false_masks": false_masks}
         return {name: torch.cat(values).mean().item() for name, values in figures.items() if values}
 
     def export(self, model: nn.Module, folder: Path, batches: list[Batch]) -> None:
@@ -145,11 +146,11 @@ def prior_loss(maps: PriorMaps, masks: Tensor) -> Tensor:
 
     Binary cross-entropy of the read-out, and for the metric a cross-entropy over the objects that compete for a cell.
     """
-    occupancy = cell_occupancy(masks)
-    read_out = F.binary_cross_entropy_with_logits(maps.logits.float(), occupancy)
-    background = (1 - occupancy.sum(1, keepdim=True)).clamp(min=0)
-    competition = -(maps.shares * torch.cat([occupancy, background], dim=1)[:, None]).sum(2).mean()
-    return read_out + 0.25 * competition
+    read_out = F.binary_cross_entropy_with_logits(maps.logits.float(), occupancy(masks, SUBCELL))
+    covered = occupancy(masks, DOWNSAMPLING)
+    background = (1 - covered.sum(1, keepdim=True)).clamp(min=0)
+    competition = -(maps.shares * torch.cat([covered, background], dim=1)[:, None]).sum(2).mean()
+    return read_out + 0.1 * competition
 
 
 def load_vae(model: OCDiT, folder: Path) -> None:

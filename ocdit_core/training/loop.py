@@ -103,9 +103,9 @@ def train(settings: TrainSettings, stage: Stage) -> Path:
         progress.update()
 
         if step % loop.log_every == 0:
-            figures = {"loss": loss, **parts, "gradient_norm": norm}
-            scalars = {name: float(value) for name, value in figures.items()}
-            scalars["learning_rate"] = schedule.get_last_lr()[0]
+            figures: dict[str, torch.Tensor] = {"loss": loss, **parts, "gradient_norm": norm}
+            scalars = {name: value.item() for name, value in figures.items()}
+            scalars["learning_rate"] = float(schedule.get_last_lr()[0])
             scalars["data_wait_share"] = waited / max(time.monotonic() - started, 1e-9)
             _write(writer, "train", scalars, step)
             progress.set_postfix({name: f"{scalars[name]:.3f}" for name in ("loss", *parts)})

@@ -13,9 +13,11 @@ and present (G, S, O) bool: G groups of S scenes that share one set of O objects
 
 
 class Stage(Protocol):
-    """A model in training; `model` holds all that is saved, averaged and resumed."""
+    """A model in training."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """All that is saved, averaged and resumed."""
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss to minimise, and its parts for the log."""
