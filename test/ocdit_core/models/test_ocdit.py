@@ -1,0 +1,231 @@
+import dataclasses
+
+import pytest
+import torch
+
+from ocdit_core.errors import ConfigError, WeightsError
+from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.denoiser import DenoiserConfig
+from ocdit_core.models.embeddings import IndexPosition, PatchPosition
+from ocdit_core.models.mask_vae import MaskVAEConfig
+from ocdit_core.models.matching_prior import MatchingPriorConfig
+from ocdit_core.models.ocdit import ImageFeatures, OCDiT, OCDiTConfig, TemplateFeatures
+
+TINY = OCDiTConfig(
+    image_size=(64, 96),
+    template_size=(32, 32),
+    backbone=BackboneConfig(kind="conv", frozen=False, channels=(8, 16, 24), blocks=1),
+    vae=MaskVAEConfig(
+        patch=4,
+        encoder_channels=(8, 8, 16),
+        decoder_channels=(16, 8, 8),
+        latent_channels=4,
+        groups=4,
+        attention_heads=4,
+    ),
+    denoiser=DenoiserConfig(width=32, depth=2, heads=4, max_objects=4, max_views=3),
+    matching_prior=MatchingPriorConfig(metric_channels=8, context_channels=8, hidden_channels=8),
+)
+# DINOv2's own class at a size that needs no download.
+TINY_DINO = {
+    "model_type": "dinov2",
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 14,
+    "image_size": 56,
+}
+
+
+def make(config: OCDiTConfig = TINY) -> OCDiT:
+    torch.manual_seed(0)
+    model = OCDiT(config).eval()
+    # adaLN-Zero starts as the identity: give its gates values, so that every path counts.
+    for name, parameter in model.named_parameters():
+        if "modulation" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def inputs(model: OCDiT, batch: int = 2, objects: int = 3, views: int = 2):
+    torch.manual_seed(1)
+    height, width = model.config.image_size
+    images = torch.rand(batch, 3, height, width)
+    templates = torch.rand(batch, objects, views, 3, *model.config.template_size)
+    masks = (torch.rand(batch, objects, views, *model.config.template_size) > 0.3).float()
+    return model.encode_image(images), model.encode_templates(templates, masks)
+
+
+@torch.no_grad()
+def denoise(model: OCDiT, image: ImageFeatures, templates: TemplateFeatures, sigma: torch.Tensor) -> torch.Tensor:
+    conditioning = model.condition(image, templates)
+    batch, members = sigma.shape
+    torch.manual_seed(2)
+    x = torch.randn(1, 1, templates.features.shape[1], 4, *conditioning.grid).expand(batch, members, -1, -1, -1, -1)
+    return model.denoiser(x, sigma, conditioning)
+
+
+def rows(features, index):
+    """The same features for some samples of the batch alone."""
+    return dataclasses.replace(
+        features, features=features.features[index], descriptors=tuple(d[index] for d in features.descriptors)
+    )
+
+
+def test_shapes():
+    model = make()
+    image, templates = inputs(model)
+    assert image.features.shape == (2, 24, 4, 6)
+    assert templates.features.shape == (2, 3, 2, 24, 2, 2)
+    latents = denoise(model, image, templates, torch.full((2, 5), 3.0))
+    assert latents.shape == (2, 5, 3, 4, 4, 6)
+    assert model.decode_masks(latents).shape == (2, 5, 3, 64, 96)
+    assert model.encode_masks(torch.zeros(2, 3, 64, 96)).shape == (2, 3, 4, 4, 6)
+
+
+def test_each_sample_and_member_is_modulated_by_its_own_noise_level():
+    model = make()
+    image, templates = inputs(model)
+    together = denoise(model, image, templates, torch.tensor([[0.1, 7.0], [40.0, 0.5]]))
+    for b, levels in enumerate([(0.1, 7.0), (40.0, 0.5)]):
+        for e, level in enumerate(levels):
+            one = [b]
+            alone = denoise(model, rows(image, one), rows(templates, one), torch.tensor([[level]]))
+            assert torch.allclose(together[b, e], alone[0, 0], atol=1e-5)
+
+
+def test_a_query_attends_to_its_own_templates_and_to_the_other_queries():
+    model = make(dataclasses.replace(TINY, matching_prior=None))
+    image, templates = inputs(model, batch=1)
+    before = denoise(model, image, templates, torch.full((1, 1), 2.0))
+    changed = templates.features.clone()
+    changed[:, 2] += 1
+    after = denoise(model, image, TemplateFeatures(features=changed), torch.full((1, 1), 2.0))
+    own, others = (after - before).abs()[0, 0, 2].max(), (after - before).abs()[0, 0, :2].max()
+    assert own > others > 0
+    # Without self-attention nothing reaches the other objects' queries.
+    for block in model.denoiser.blocks:
+        torch.nn.init.zeros_(block.self_attention.out_proj.weight)
+    before = denoise(model, image, templates, torch.full((1, 1), 2.0))
+    after = denoise(model, image, TemplateFeatures(features=changed), torch.full((1, 1), 2.0))
+    assert (after - before).abs()[0, 0, 2].max() > 0
+    assert (after - before).abs()[0, 0, :2].max() == 0
+
+
+def test_blocks_start_as_the_identity():
+    torch.manual_seed(0)
+    model = OCDiT(TINY)
+    block = model.denoiser.blocks[0]
+    tokens = torch.randn(1, 1, 2, 5, 32)
+    memory = block.cross_attention.keys_values(torch.randn(2, 7, 32))
+    assert torch.equal(block(tokens, torch.randn(1, 1, 32), memory), tokens)
+
+
+def test_more_objects_than_positions_are_interpolated():
+    position = IndexPosition(4, 8)
+    between = position(torch.tensor([0.0, 0.5, 3.0]))
+    assert torch.allclose(between[0], position.table[0])
+    assert torch.allclose(between[1], (position.table[0] + position.table[1]) / 2)
+    assert torch.allclose(between[2], position.table[3])
+    model = make()
+    image, templates = inputs(model, objects=6)
+    assert denoise(model, image, templates, torch.ones(2, 1)).shape[2] == 6
+
+
+def test_patch_positions_are_interpolated_for_another_grid():
+    position = PatchPosition((4, 6), 3)
+    assert torch.equal(position((4, 6)), position.table)
+    ramp = torch.linspace(0, 1, 6).repeat(4)[:, None].expand(-1, 3)
+    position.table.data.copy_(ramp)
+    wide = position((4, 12)).view(4, 12, 3)
+    assert wide.shape == (4, 12, 3)
+    assert (wide[0, 1:-1].diff(dim=0) > 0).all()
+    model = make()
+    images = torch.rand(1, 3, 96, 128)
+    _, templates = inputs(model, batch=1)
+    assert denoise(model, model.encode_image(images), templates, torch.ones(1, 1)).shape[-2:] == (6, 8)
+
+
+def test_a_prior_made_for_the_wrong_object_changes_its_draft():
+    model = make()
+    torch.manual_seed(0)
+    # An image of two flat colours; object 0 has the left one, object 1 the right one.
+    image = torch.zeros(1, 3, 64, 96)
+    image[:, 0, :, :48], image[:, 2, :, 48:] = 0.8, 0.8
+    templates = torch.zeros(1, 2, 1, 3, 32, 32)
+    templates[:, 0, :, 0], templates[:, 1, :, 2] = 0.8, 0.8
+    encoded = model.encode_templates(templates, torch.ones(1, 2, 1, 32, 32))
+    descriptors = model.encode_image(image).descriptors
+    raw, _ = model.prior._similarities(descriptors, encoded.descriptors)
+    colour_best = raw[0, :, 4].view(2, 4, 6)
+    assert (colour_best[0, :, :3] > colour_best[0, :, 3:] + 0.5).all()
+    assert (colour_best[1, :, 3:] > colour_best[1, :, :3] + 0.5).all()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (480, 640)])
+def test_vit_features_lie_on_the_latent_grid(size):
+    config = dataclasses.replace(
+        TINY, matching_prior=None, backbone=BackboneConfig(kind="vit", architecture=TINY_DINO, frozen=True)
+    )
+    model = OCDiT(config)
+    features = model.encode_image(torch.rand(1, 3, *size)).features
+    assert features.shape == (1, 24, size[0] // 16, size[1] // 16)
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+    assert not model.train().backbone.training
+
+
+def test_saved_and_loaded_models_agree(tmp_path):
+    for number, backbone in enumerate([TINY.backbone, BackboneConfig(kind="vit", architecture=TINY_DINO)]):
+        model = make(dataclasses.replace(TINY, backbone=backbone, matching_prior=None))
+        folder = tmp_path / str(number)
+        model.save_pretrained(folder)
+        again = OCDiT.from_pretrained(folder)
+        assert again.config == model.config
+        image, templates = inputs(model)
+        sigma = torch.full((2, 1), 2.0)
+        assert torch.equal(denoise(model, image, templates, sigma), denoise(again, *inputs(again), sigma))
+
+
+def test_damaged_checkpoints_are_refused(tmp_path):
+    make().save_pretrained(tmp_path)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.yaml"
+    whole, text = weights.read_bytes(), config.read_text()
+
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WeightsError, match="damaged or not a safetensors file"):
+        OCDiT.from_pretrained(tmp_path)
+    weights.unlink()
+    with pytest.raises(WeightsError, match="no such weights file"):
+        OCDiT.from_pretrained(tmp_path)
+    weights.write_bytes(whole)
+    config.write_text(text.replace("depth: 2", "depth: 3"))
+    with pytest.raises(WeightsError, match=r"denoiser\.blocks\.2\.\S+ is missing; the model has it with shape \[32\]"):
+        OCDiT.from_pretrained(tmp_path)
+    config.write_text(text.replace("width: 32", "width: 64"))
+    with pytest.raises(WeightsError, match=r"has shape \[32.*\], the model has \[64"):
+        OCDiT.from_pretrained(tmp_path)
+    config.write_text(text.replace("depth: 2", "deepth: 2"))
+    with pytest.raises(ConfigError, match=r"denoiser\.deepth: unknown setting; did you mean 'depth'"):
+        OCDiT.from_pretrained(tmp_path)
+    config.unlink()
+    with pytest.raises(WeightsError, match="holds no config.yaml"):
+        OCDiT.from_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match="no such folder"):
+        OCDiT.from_pretrained(tmp_path / "nowhere")
+
+
+def test_nan_in_a_checkpoint_is_refused(tmp_path):
+    model = make()
+    model.denoiser.head.mlp[0].bias.data[3] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=r"denoiser\.head\.mlp\.0\.bias holds values that are not finite"):
+        OCDiT.from_pretrained(tmp_path)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match=r"image_size: \[100, 96\]"):
+        OCDiTConfig(image_size=(100, 96))
+    with pytest.raises(ConfigError, match="patch: 2 times"):
+        MaskVAEConfig(patch=2)
+    with pytest.raises(ConfigError, match="heads: 5 does not divide width 32"):
+        DenoiserConfig(width=32, heads=5)
