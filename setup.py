@@ -12,6 +12,7 @@ data_files = [
     ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
     (f"share/{PACKAGE}", ["package.xml"]),
     (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py"))),
+    (f"share/{PACKAGE}/examples/pictures", sorted(glob("examples/pictures/*"))),
     (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml") + glob("config/*.rviz") + glob("config/*.xml"))),
 ]
 if "bdist_wheel" in sys.argv:

@@ -1,0 +1,55 @@
+"""See masks without a camera: the example pictures, played as one, through the segmentation node.
+
+ros2 launch ocdit_ros demo.launch.py library:=demo_output/objects
+"""
+
+import os
+
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+from launch import LaunchDescription
+
+SHARE = get_package_share_directory("ocdit_ros")
+ARGUMENTS = {
+    "pictures": (os.path.join(SHARE, "examples", "pictures"), "folder of pictures to play"),
+    "rate": ("1.0", "pictures a second"),
+    "params_file": (os.path.join(SHARE, "config", "segment.yaml"), "parameters of the node"),
+    "library": (None, "folder made by `ocdit render`"),
+    "target_objects": ("", "names to look for, separated by spaces or commas; by default all of the library"),
+    "device": ("", "auto, cpu, cuda or cuda:N"),
+    "rviz": ("true", "open rviz with the overlay"),
+    "log_level": ("info", "debug, info, warn, error or fatal"),
+}
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Return what `ros2 launch` runs."""
+    forwarded = ("params_file", "library", "target_objects", "device", "rviz", "log_level")
+    # First: the Fast DDS profile that it sets is the camera's too, and the sender's profile is the one that counts.
+    node = IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(os.path.join(SHARE, "launch", "segment.launch.py")),
+        launch_arguments=[("image", "/image"), *((name, LaunchConfiguration(name)) for name in forwarded)],
+    )
+    camera = Node(
+        package="ocdit_ros",
+        executable="picture_camera",
+        name="picture_camera",
+        parameters=[
+            {
+                "folder": ParameterValue(LaunchConfiguration("pictures"), value_type=str),
+                "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
+            }
+        ],
+        remappings=[("image", "/image")],
+        output="screen",
+    )
+    arguments = [
+        DeclareLaunchArgument(name, default_value=default, description=text)
+        for name, (default, text) in ARGUMENTS.items()
+    ]
+    return LaunchDescription([*arguments, node, camera])
