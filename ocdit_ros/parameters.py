@@ -98,7 +98,7 @@ SPECS: dict[str, Spec] = {
     ),
     "image_transport": Spec(
         default="raw",
-        description="Type of the image topic: raw (sensor_msgs/Image) or compressed (sensor_msgs/CompressedImage)",
+        description="raw (sensor_msgs/Image on image) or compressed (sensor_msgs/CompressedImage on image/compressed)",
         when="not active",
         check=_one_of("raw", "compressed"),
     ),

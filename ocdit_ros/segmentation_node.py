@@ -115,7 +115,9 @@ class SegmentationNode(LifecycleNode):
         reliable = self.settings.image_reliability == "reliable"
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT)
         kind = Image if self.settings.image_transport == "raw" else CompressedImage
-        self._subscription = self.create_subscription(kind, "image", self._on_image, qos, callback_group=self._free)
+        self._subscription = self.create_subscription(
+            kind, self._image_topic(), self._on_image, qos, callback_group=self._free
+        )
         self._publish_info()
         self.get_logger().info(f"waiting for images on {self._subscription.topic_name}")
         return result
@@ -144,6 +146,11 @@ class SegmentationNode(LifecycleNode):
     def close(self) -> None:
         """End the worker; the node can be destroyed afterwards."""
         self._release()
+
+    def _image_topic(self) -> str:
+        """The resolved topic; the compressed one lies below the raw one, as image_transport lays it."""
+        topic = self.resolve_topic_name("image")
+        return topic if self.settings.image_transport == "raw" else f"{topic}/compressed"
 
     def _unsubscribe(self) -> None:
         if self._subscription is not None:
@@ -201,7 +208,7 @@ class SegmentationNode(LifecycleNode):
 
     def _report(self) -> None:
         pipeline = self.pipeline
-        topic = self.resolve_topic_name("image")
+        topic = self._image_topic()
         self._diagnostics.publish(
             diagnostics.report(
                 name=self.get_fully_qualified_name(),

@@ -31,12 +31,13 @@ def run(
         close: called with the node when it has stopped spinning.
 
     Returns:
-        The exit code: 0 after an orderly end, 2 when the node refuses its parameters (one line on stderr).
+        The exit code: 0 after an orderly end, 2 when the command line or a parameter is bad (one line on stderr).
     """
-    rclpy.init(args=args)
     try:
+        rclpy.init(args=args)
         node = make_node()
-    except (ParameterException, OcditError) as error:
+    except (ParameterException, OcditError, RuntimeError) as error:
+        # rclpy's error for a command line that it cannot read is a RuntimeError of a private type.
         print(f"error: {describe(error)}", file=sys.stderr)
         rclpy.try_shutdown()
         return 2
