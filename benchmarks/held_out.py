@@ -27,6 +27,7 @@ from ocdit_core.inference.settings import InferenceSettings
 
 
 def main() -> int:
+    """Run the benchmark and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="ocdit-tiny", help="embedded model or folder (default ocdit-tiny)")
     parser.add_argument("--scenes", type=int, default=50, help="number of pictures (default 50)")
@@ -60,7 +61,9 @@ def main() -> int:
         print(f"held_out.py: error: {error}", file=sys.stderr)
         return 2
     print(f"{options.scenes} scenes of 480 x 640, {settings.targets} targets, {segmenter.device}")
-    print(f"{'method':<26} {'mean IoU':>8} {'present':>8} {'found':>6} {'absent':>7} {'false masks':>12} {'s/image':>8}")
+    print(
+        f"{'method':<26} {'mean IoU':>8} {'present':>8} {'found':>6} {'absent':>7} {'false masks':>12} {'s/image':>8}"
+    )
     for name, metrics in results.items():
         print(
             f"{name:<26} {metrics.mean_iou:8.3f} {metrics.present:8d} {metrics.found:6d} {metrics.absent:7d} "

@@ -46,6 +46,7 @@ SCENE = SceneSettings(image_size=(480, 640), object_size=(0.25, 0.5), effects=0.
 
 
 def main() -> None:
+    """Write examples/meshes and examples/pictures."""
     meshes = {name: procedural_object(HELD_OUT_SEED + seed) for name, seed in SEEDS.items()}
     (HERE / "meshes").mkdir(exist_ok=True)
     for name, mesh in meshes.items():

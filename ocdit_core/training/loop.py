@@ -58,12 +58,14 @@ def train(settings: TrainSettings, stage: Stage) -> Path:
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
         step = state["step"]
-        torch.set_rng_state(state["rng"])
         logger.info("resumed %s at step %d", run, step)
 
     held_out = list(itertools.islice(loader(settings, start=0, held_out=True), _validation_batches(loop)))
     held_out = [_to(batch, device) for batch in held_out]
     batches = iter(loader(settings, start=step * loop.batch_groups, held_out=False))
+    if state is not None:
+        # Only now: making loaders draws from the generator too.
+        torch.set_rng_state(state["rng"])
     writer = SummaryWriter(run / "tensorboard")
     stop = _StopSignal()
     deadline = time.monotonic() + loop.max_minutes * 60 if loop.max_minutes else math.inf
@@ -117,6 +119,7 @@ def train(settings: TrainSettings, stage: Stage) -> Path:
             snapshot()
     if step % loop.checkpoint_every and step < loop.steps:
         snapshot()
+    stop.release()
     progress.close()
     writer.close()
     return run / "model"
@@ -179,10 +182,14 @@ class _StopSignal:
 
     def __init__(self) -> None:
         self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def _ask(self, number: int, frame: Any) -> None:
         self.asked = True
         # A second signal ends the program at once.
         signal.signal(number, signal.SIG_DFL)
+
+    def release(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

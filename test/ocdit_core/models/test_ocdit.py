@@ -208,7 +208,7 @@ def test_damaged_checkpoints_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"denoiser\.deepth: unknown setting; did you mean 'depth'"):
         OCDiT.from_pretrained(tmp_path)
     config.unlink()
-    with pytest.raises(WeightsError, match="holds no config.yaml"):
+    with pytest.raises(WeightsError, match=r"holds no config\.yaml"):
         OCDiT.from_pretrained(tmp_path)
     with pytest.raises(WeightsError, match="no such folder"):
         OCDiT.from_pretrained(tmp_path / "nowhere")
