@@ -174,6 +174,9 @@ def main(argv: list[str] | None = None, node_command: Sequence[str] = NODE_COMMA
     except (OcditError, OSError) as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return 2
+    except ImportError as error:
+        print(f"demo: error: ROS 2 is not complete here ({error}); pip_home/README.md tells how", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     print(f"overlays and results.json are in {options.out}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ocdit_core.errors import OcditError
+from ocdit_core.errors import OcditError, UnknownObjectError
 from ocdit_ros import messages, pip_home
 from ocdit_ros.parameters import Settings
 from ocdit_ros.worker import Worker
@@ -77,6 +77,12 @@ class Pipeline:
         # The first run is many times slower (memory, kernels): it is done on a black image, not on the first frame.
         black = messages.from_rgb(np.zeros(WARM_UP_SIZE, np.uint8), Header())
         self.worker.request(black).result(ENCODING_TIMEOUT)
+
+    def check_names(self, names: list[str]) -> None:
+        """Raise UnknownObjectError when the library lacks one of these objects."""
+        unknown = [name for name in names if name not in self.library.object_ids]
+        if unknown:
+            raise UnknownObjectError(unknown, list(self.library.object_ids))
 
     def targets(self) -> list[str]:
         """Return the names that the next frame will be searched for."""

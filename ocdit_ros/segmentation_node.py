@@ -101,6 +101,7 @@ class SegmentationNode(LifecycleNode):
         self.pipeline = Pipeline(
             library=library, segmenter=segmenter, on_result=self._publish, on_error=self._on_worker_error
         )
+        self.pipeline.check_names([self.settings.mask_object] if self.settings.mask_object else [])
         self.pipeline.start(self.settings.target_objects)
         self.get_logger().info(
             f"{segmenter.model_name} on {segmenter.device}, {len(library.object_ids)} objects in "
@@ -231,6 +232,11 @@ class SegmentationNode(LifecycleNode):
         if any(reasons):
             return SetParametersResult(successful=False, reason="; ".join(filter(None, reasons)))
         new = {change.name: change.value for change in changes if change.name in parameters.SPECS}
+        if new.get("mask_object") and self.pipeline is not None:
+            try:
+                self.pipeline.check_names([new["mask_object"]])
+            except OcditError as error:
+                return SetParametersResult(successful=False, reason=f"mask_object: {describe(error)}")
         if "target_objects" in new:
             new["target_objects"] = parameters.names(new["target_objects"])
             try:

@@ -16,4 +16,6 @@ try:
     import rclpy  # noqa: F401
 except ImportError:
     # The core's tests run on a machine without ROS; what is left out here is named in pip_home/README.md.
-    collect_ignore += [path.name for path in Path(__file__).parent.glob("test_*.py") if path.name != "test_worker.py"]
+    collect_ignore += [
+        path.name for path in Path(__file__).parent.glob("test_*.py") if path.name not in ("test_worker.py",)
+    ]

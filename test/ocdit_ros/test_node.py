@@ -125,6 +125,7 @@ def test_the_threshold_changes_at_run_time_and_empty_results_are_published(activ
         ("model", "other", "model cannot change while the node is active: deactivate and clean it up first"),
         ("image_transport", "raw", "image_transport cannot change while the node is active"),
         ("target_objects", ["spoon"], "unknown object 'spoon'"),
+        ("mask_object", "spoon", "mask_object: unknown object 'spoon'"),
         ("autostart", True, "read-only"),
     ],
 )
