@@ -28,6 +28,7 @@ YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 ARGUMENTS = {
     "image": ("image", "topic of the camera's images"),
+    "camera_info": ("camera_info", "topic of its calibration, republished in step with the masks"),
     "params_file": (os.path.join(SHARE, "config", "segment.yaml"), "parameters of the node"),
     "library": ("", "folder made by `ocdit render`; overrides params_file"),
     "target_objects": ("", "names to look for, separated by spaces or commas; overrides params_file"),
@@ -62,7 +63,7 @@ def set_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         name="ocdit_segmentation",
         namespace=values["namespace"],
         parameters=[values["params_file"], overrides],
-        remappings=[("image", values["image"])],
+        remappings=[("image", values["image"]), ("camera_info", values["camera_info"])],
         arguments=["--ros-args", "--log-level", values["log_level"]],
         output="screen",
     )

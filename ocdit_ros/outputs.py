@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 pip_home.prepare()
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402  (needs the prefix)
-from sensor_msgs.msg import Image  # noqa: E402
+from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from vision_msgs.msg import Detection2DArray, LabelInfo, VisionInfo  # noqa: E402
 
@@ -29,6 +29,7 @@ TOPICS: dict[str, tuple[type, QoSProfile]] = {
     "detections": (Detection2DArray, RELIABLE),
     "instances": (Image, RELIABLE),
     "mask": (Image, RELIABLE),
+    "camera_info": (CameraInfo, RELIABLE),
     "overlay": (Image, RELIABLE),
     "label_info": (LabelInfo, LATCHED),
     "vision_info": (VisionInfo, LATCHED),
@@ -56,7 +57,14 @@ class Outputs:
             self._node.destroy_lifecycle_publisher(publisher)
         self._publishers = {}
 
-    def publish(self, result: Result, segmentation: Segmentation, numbers: Sequence[int], mask_object: str) -> None:
+    def publish(
+        self,
+        result: Result,
+        segmentation: Segmentation,
+        numbers: Sequence[int],
+        mask_object: str,
+        camera_info: CameraInfo | None = None,
+    ) -> None:
         """Publish one frame's result, an empty one too: synchronisers downstream wait for each frame.
 
         Args:
@@ -64,8 +72,11 @@ class Outputs:
             segmentation: its instances that passed the threshold.
             numbers: one an instance.
             mask_object: whose mask goes to ~/mask; "" for none.
+            camera_info: the frame's calibration, where it came in: republished in step, for 3-D use downstream.
         """
         header = result.frame.header
+        if camera_info is not None:
+            self._publishers["camera_info"].publish(camera_info)
         self._publishers["instances"].publish(messages.to_instances(segmentation, numbers, header))
         if mask_object:
             self._publishers["mask"].publish(messages.to_mask(segmentation, mask_object, header))

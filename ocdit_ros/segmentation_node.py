@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +24,10 @@ from rcl_interfaces.msg import SetParametersResult  # noqa: E402
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup  # noqa: E402
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
-from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
-from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data  # noqa: E402
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
+
+KEPT_CAMERA_INFOS = 300
 
 
 class SegmentationNode(LifecycleNode):
@@ -47,7 +50,9 @@ class SegmentationNode(LifecycleNode):
         self.pipeline: Pipeline | None = None
         self.numbers = messages.InstanceNumbers()
         self._outputs: Outputs | None = None
-        self._subscription: Any = None
+        self._subscriptions_of_ours: list[Any] = []
+        # A result comes seconds after its image on a slow machine: the calibrations of that time are kept, by stamp.
+        self._camera_infos: deque[CameraInfo] = deque(maxlen=KEPT_CAMERA_INFOS)
         self._monitor = diagnostics.Monitor()
         parameters.declare(self)
         self.settings = parameters.read(self)
@@ -116,11 +121,14 @@ class SegmentationNode(LifecycleNode):
         reliable = self.settings.image_reliability == "reliable"
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT)
         kind = Image if self.settings.image_transport == "raw" else CompressedImage
-        self._subscription = self.create_subscription(
-            kind, self._image_topic(), self._on_image, qos, callback_group=self._free
-        )
+        self._subscriptions_of_ours = [
+            self.create_subscription(kind, self._image_topic(), self._on_image, qos, callback_group=self._free),
+            self.create_subscription(
+                CameraInfo, "camera_info", self._on_camera_info, qos_profile_sensor_data, callback_group=self._free
+            ),
+        ]
         self._publish_info()
-        self.get_logger().info(f"waiting for images on {self._subscription.topic_name}")
+        self.get_logger().info(f"waiting for images on {self._image_topic()}")
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -154,9 +162,9 @@ class SegmentationNode(LifecycleNode):
         return topic if self.settings.image_transport == "raw" else f"{topic}/compressed"
 
     def _unsubscribe(self) -> None:
-        if self._subscription is not None:
-            self.destroy_subscription(self._subscription)
-            self._subscription = None
+        while self._subscriptions_of_ours:
+            self.destroy_subscription(self._subscriptions_of_ours.pop())
+        self._camera_infos.clear()
         if self.pipeline is not None:
             self.pipeline.worker.flush()
 
@@ -180,13 +188,18 @@ class SegmentationNode(LifecycleNode):
         if pipeline is not None:
             pipeline.worker.submit(message)
 
+    def _on_camera_info(self, message: CameraInfo) -> None:
+        self._camera_infos.append(message)
+
     def _publish(self, result: Result) -> None:
         settings, outputs = self.settings, self._outputs
         if outputs is None:
             return
         segmentation = above(result.segmentation, settings.score_threshold)
         numbers = self.numbers.take(len(segmentation.instances))
-        outputs.publish(result, segmentation, numbers, settings.mask_object)
+        stamp = result.frame.header.stamp
+        camera_info = next((info for info in reversed(list(self._camera_infos)) if info.header.stamp == stamp), None)
+        outputs.publish(result, segmentation, numbers, settings.mask_object, camera_info)
         self._monitor.last_result = result
         self._monitor.processed_at.append(time.monotonic())
         if settings.diagnostics_every_frame:

@@ -17,7 +17,7 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray, LabelInfo, VisionInfo
 
@@ -83,12 +83,13 @@ class Client:
         self.node = rclpy.create_node("test_client", context=self.context)
         self.changed = threading.Condition()
         self.detections, self.instances, self.masks, self.overlays = [], [], [], []
-        self.labels, self.infos, self.diagnostics = [], [], []
+        self.labels, self.infos, self.diagnostics, self.calibrations = [], [], [], []
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         many = QoSProfile(depth=200)
         self._listen(Detection2DArray, f"{NODE}/detections", self.detections, many)
         self._listen(Image, f"{NODE}/instances", self.instances, many)
         self._listen(Image, f"{NODE}/mask", self.masks, many)
+        self._listen(CameraInfo, f"{NODE}/camera_info", self.calibrations, many)
         self._listen(LabelInfo, f"{NODE}/label_info", self.labels, latched)
         self._listen(VisionInfo, f"{NODE}/vision_info", self.infos, latched)
         self._listen(DiagnosticArray, "/diagnostics", self.diagnostics, many)

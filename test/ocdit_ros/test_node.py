@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from harness import Client, NodeProcess
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image
 
 from ocdit_interfaces.srv import Segment
 
@@ -178,6 +178,22 @@ def test_overlay_and_mask_when_asked_for(active):
     mask = np.frombuffer(active.masks[-1].data, np.uint8).reshape(48, 64)
     assert (active.masks[-1].encoding, set(np.unique(mask))) == ("mono8", {0, 255})
     assert mask[5, 20] == 255
+
+
+def test_the_calibration_comes_in_step_with_the_masks(active):
+    camera_info = active.node.create_publisher(CameraInfo, "/camera_info", 5)
+    deadline = time.monotonic() + 15
+    while camera_info.get_subscription_count() == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for number in range(3):
+        image = active.make_image(f"calibrated {number}")
+        calibration = CameraInfo(header=image.header, width=64, height=48)
+        calibration.k[0] = 500.0 + number
+        camera_info.publish(calibration)
+        active.segment_one(image)
+        active.wait_for(lambda wanted=calibration: wanted in active.calibrations)
+    assert len(active.calibrations) == 3
 
 
 def test_diagnostics_tell_the_stages(active):

@@ -11,7 +11,10 @@ from assets import make_library, make_untrained_model
 from harness import Client, NodeProcess
 from sensor_msgs.msg import CompressedImage
 
+from ocdit_core import ObjectLibrary, Segmenter
+from ocdit_core.inference.settings import InferenceSettings
 from ocdit_interfaces.srv import Segment
+from ocdit_ros import messages
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,25 @@ def test_the_same_image_gives_the_same_result(client):
     for a, b in zip(first.detections.detections, second.detections.detections, strict=True):
         assert a.bbox == b.bbox
         assert a.id != b.id
+
+
+def test_the_node_says_what_the_segmenter_says(client, assets):
+    segmenter = Segmenter.from_pretrained(
+        assets["model"], device="cpu", settings=InferenceSettings(score_threshold=0.0)
+    )
+    segmenter.set_objects(ObjectLibrary(assets["library"]), ["can", "box"])
+    pixels = np.random.default_rng(5).integers(0, 256, (100, 150, 3), np.uint8)
+    expected = segmenter.segment(pixels)
+    assert client.set_targets("can", "box")[0].success
+    header = client.make_image("same").header
+    reply, _ = client.call("segment", Segment.Request(image=messages.from_rgb(pixels, header)))
+    assert reply.success, reply.message
+    found = [detection.results[0].hypothesis for detection in reply.detections.detections]
+    assert [item.class_id for item in found] == [item.object_id for item in expected.instances]
+    assert [item.score for item in found] == pytest.approx([item.score for item in expected.instances], abs=1e-5)
+    labels = np.frombuffer(reply.instances.data, np.uint16).reshape(100, 150)
+    for detection, instance in zip(reply.detections.detections, expected.instances, strict=True):
+        assert np.mean((labels == int(detection.id)) != instance.mask) < 1e-3
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 700), (700, 3)])
