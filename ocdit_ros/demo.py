@@ -64,10 +64,11 @@ class Child:
 
 
 def prepare_environment() -> None:
-    """Set a domain of the demo's own, this machine only, and the Fast DDS profile; what is set already stays."""
+    """Set a domain of the demo's own, this machine only, and (unless there is one already) the Fast DDS profile."""
     pip_home.prepare()
-    os.environ.setdefault("ROS_DOMAIN_ID", str(60 + os.getpid() % 40))
-    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    # Not the user's domain: a robot's own topics may be called /image too.
+    os.environ["ROS_DOMAIN_ID"] = str(60 + os.getpid() % 40)
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     # Humble's Fast DDS knows the older name only; the newer ones warn about it.
     variable = "FASTRTPS" if os.environ.get("ROS_DISTRO") == "humble" else "FASTDDS"
     profile = pip_home.share_folder() / "config" / "fastdds.xml"

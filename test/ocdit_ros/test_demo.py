@@ -21,6 +21,15 @@ def square(number):
     return mask
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """The demo sets its process's environment: give the tests theirs back."""
+    for name in ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE"):
+        monkeypatch.setenv(name, os.environ[name])
+    root = str(Path(__file__).resolve().parents[2])
+    monkeypatch.setenv("PYTHONPATH", f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+
 @pytest.fixture
 def pictures(tmp_path):
     folder = tmp_path / "pictures"
@@ -42,8 +51,6 @@ def pictures(tmp_path):
 
 
 def test_every_picture_comes_back_through_three_processes(pictures, tmp_path, capsys, monkeypatch):
-    root = str(Path(__file__).resolve().parents[2])
-    monkeypatch.setenv("PYTHONPATH", f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("STAND_IN_SECONDS", "0.05")
     out = tmp_path / "out"
     arguments = ["--pictures", str(pictures), "--library", "stand-in", "--out", str(out), "--timeout", "20"]
@@ -64,9 +71,7 @@ def test_every_picture_comes_back_through_three_processes(pictures, tmp_path, ca
     ("library", "needle"),
     [("nowhere", "configure failed: nowhere: no such library"), (None, "no such folder of pictures")],
 )
-def test_what_goes_wrong_ends_it_with_one_line(pictures, tmp_path, capsys, monkeypatch, library, needle):
-    root = str(Path(__file__).resolve().parents[2])
-    monkeypatch.setenv("PYTHONPATH", f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+def test_what_goes_wrong_ends_it_with_one_line(pictures, tmp_path, capsys, library, needle):
     folder = pictures if library else pictures / "missing"
     arguments = ["--pictures", str(folder), "--library", str(library), "--out", str(tmp_path), "--timeout", "20"]
     assert demo.main(arguments, STAND_IN) == 2
