@@ -1,7 +1,7 @@
 # make demo   the main job, end to end, on the embedded model: pictures in, masks of objects it never saw out
 # make test   all tests          make lint   style, types, spelling          make clean   remove .venv and builds
 #
-# Each target sets itself up in .venv. PYTHON=python3.12 chooses another interpreter (3.10 to 3.14);
+# Each target sets itself up in .venv. PYTHON=python3.12 chooses another interpreter (3.10 to 3.13);
 # TORCH_ARGS="--index-url ..." takes torch from another index (say, one with CPU-only or other CUDA builds).
 
 PYTHON ?= python3

@@ -6,8 +6,8 @@ set -eu
 python=${1:-python3}
 missing=""
 
-"$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' || {
-    echo "error: $python is $("$python" --version); Python 3.10 to 3.14 is needed (make PYTHON=python3.12 ...)" >&2
+"$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || {
+    echo "error: $python is $("$python" --version); Python 3.10 to 3.13 is needed (make PYTHON=python3.12 ...)" >&2
     exit 2
 }
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')

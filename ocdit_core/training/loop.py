@@ -1,4 +1,4 @@
-"""The training loop: any stage, one process; resumes from its newest checkpoint."""
+"""The training loop: any stage, one process or several (torchrun); resumes from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import dataclasses
 import itertools
 import logging
 import math
+import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -38,11 +41,13 @@ def train(settings: TrainSettings, stage: Stage) -> Path:
         OcditError: the loss is no longer finite.
     """
     loop = settings.loop
-    device = pick_device(loop.device)
+    device = _join_group(pick_device(loop.device))
+    rank, world = _rank_and_world()
     if loop.threads:
         torch.set_num_threads(loop.threads)
     run = Path(settings.run)
-    write_text(run / "settings.yaml", to_yaml(settings))
+    if rank == 0:
+        write_text(run / "settings.yaml", to_yaml(settings))
 
     model = stage.model.to(device).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -62,11 +67,16 @@ def train(settings: TrainSettings, stage: Stage) -> Path:
 
     held_out = list(itertools.islice(loader(settings, start=0, held_out=True), _validation_batches(loop)))
     held_out = [_to(batch, device) for batch in held_out]
-    batches = iter(loader(settings, start=step * loop.batch_groups, held_out=False))
-    if state is not None:
+    batches = iter(loader(settings, start=step * loop.batch_groups * world, held_out=False, rank=rank, world=world))
+    loss_of: nn.Module = _Loss(stage)
+    if world > 1:
+        loss_of = DistributedDataParallel(loss_of, find_unused_parameters=True)
+        # Noise of its own for each process, another one after each resumption.
+        torch.manual_seed(loop.seed + 1_000_003 * step + rank)
+    elif state is not None:
         # Only now: making loaders draws from the generator too.
         torch.set_rng_state(state["rng"])
-    writer = SummaryWriter(run / "tensorboard")
+    writer = SummaryWriter(run / "tensorboard") if rank == 0 else None
     stop = _StopSignal()
     deadline = time.monotonic() + loop.max_minutes * 60 if loop.max_minutes else math.inf
 
@@ -86,13 +96,13 @@ def train(settings: TrainSettings, stage: Stage) -> Path:
         )
         stage.export(averaged(model, average), run / "model", held_out)
 
-    progress = tqdm(total=loop.steps, initial=step, desc=run.name, unit="step", dynamic_ncols=True, mininterval=2)
-    while step < loop.steps and not stop.asked and time.monotonic() < deadline:
+    progress = tqdm(total=loop.steps, initial=step, desc=run.name, unit="step", mininterval=2, disable=rank > 0)
+    while step < loop.steps and not _any_rank(stop.asked or time.monotonic() >= deadline):
         started = time.monotonic()
         batch = _to(next(batches), device)
         waited = time.monotonic() - started
         with torch.autocast(device.type, torch.bfloat16, enabled=loop.precision == "bfloat16"):
-            loss, parts = stage.loss(batch, step)
+            loss, parts = loss_of(batch, step)
         if not torch.isfinite(loss):
             raise OcditError(f"step {step}: the loss is {loss.item()}; a lower loop.learning_rate may help")
         optimiser.zero_grad(set_to_none=True)
@@ -102,6 +112,8 @@ def train(settings: TrainSettings, stage: Stage) -> Path:
         schedule.step()
         average.update_parameters(model)
         step += 1
+        if writer is None:
+            continue
         progress.update()
 
         if step % loop.log_every == 0:
@@ -117,12 +129,53 @@ def train(settings: TrainSettings, stage: Stage) -> Path:
             tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
         if step % loop.checkpoint_every == 0 or step == loop.steps:
             snapshot()
-    if step % loop.checkpoint_every and step < loop.steps:
-        snapshot()
+    if writer is not None:
+        if step % loop.checkpoint_every and step < loop.steps:
+            snapshot()
+        writer.close()
     stop.release()
     progress.close()
-    writer.close()
+    if world > 1:
+        dist.destroy_process_group()
     return run / "model"
+
+
+class _Loss(nn.Module):
+    """A stage's loss as a module: what DistributedDataParallel wraps."""
+
+    def __init__(self, stage: Stage):
+        super().__init__()
+        self.model = stage.model
+        self._stage = stage
+
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its parts."""
+        return self._stage.loss(batch, step)
+
+
+def _rank_and_world() -> tuple[int, int]:
+    """This process among those that torchrun started: (0, 1) without it."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _join_group(device: torch.device) -> torch.device:
+    """Join the processes that torchrun started, if it did; returns this process's own device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def _any_rank(flag: bool) -> bool:
+    """True where it is true in any process: they have to stop at the same step."""
+    if not dist.is_initialized():
+        return flag
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags.item())
 
 
 def learning_rate_factor(step: int, loop: LoopSettings) -> float:
@@ -142,14 +195,14 @@ def averaged(model: nn.Module, average: AveragedModel) -> nn.Module:
     return result.eval()
 
 
-def loader(settings: TrainSettings, *, start: int, held_out: bool) -> DataLoader[Batch]:
+def loader(settings: TrainSettings, *, start: int, held_out: bool, rank: int = 0, world: int = 1) -> DataLoader[Batch]:
     """Return batches of groups; the held-out ones show objects, in their own colours, that training never sees."""
     data = settings.data
     if held_out:
         data = dataclasses.replace(data, bank=settings.held_out_bank, recolour_share=0.0)
     workers = 0 if held_out else settings.loop.workers
     return DataLoader(
-        SyntheticScenes(data, start=start),
+        SyntheticScenes(data, start=start, rank=rank, world=world),
         batch_size=settings.loop.batch_groups,
         num_workers=workers,
         prefetch_factor=8 if workers else None,
