@@ -39,7 +39,7 @@ $(VENV)/.system:
 # torch comes first and alone: a range that another package asks for would fetch the newest build instead.
 $(VENV)/.core: $(VENV)/.system constraints.txt setup.py
 	$(PIP) install -c constraints.txt $(TORCH_ARGS) torch
-	$(PIP) install -c constraints.txt -e ".[render,train,eval,dev]"
+	$(PIP) install -c constraints.txt -e ".[render,train,dev]"
 	touch $@
 
 # ROS 2 itself, from wheels, and the two message packages that no wheel carries. On a robot colcon does this instead.

@@ -27,9 +27,9 @@ extras = {
         "ros-diagnostic-msgs",
         "ros-lifecycle-msgs",
     ],
-    "render": ["trimesh>=4.4", "moderngl>=5.10", "scipy"],
+    # scipy for convex hulls, the last three for DAE, 3MF and Draco-compressed glTF
+    "render": ["trimesh>=4.6", "moderngl>=5.10", "scipy", "pycollada", "lxml", "DracoPy"],
     "train": ["tensorboard>=2.16"],
-    "eval": ["scipy"],
     "dev": ["pytest>=8", "ruff", "mypy", "codespell", "rosbags-image>=0.10"],
 }
 
@@ -39,7 +39,7 @@ setup(
     description="Zero-shot instance segmentation by OC-DiT, for ROS 2 and without it",
     license="Apache-2.0",
     maintainer="OC-DiT developers",
-    maintainer_email="maintainers@ocdit.dev",
+    maintainer_email="ocdit@example.org",
     packages=find_packages(include=["ocdit_core", "ocdit_core.*", "ocdit_ros", "ocdit_ros.*"]),
     package_data={"ocdit_core": ["weights/*", "weights/*/*", "py.typed"], "ocdit_ros": ["py.typed"]},
     data_files=data_files,

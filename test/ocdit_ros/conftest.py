@@ -1,5 +1,6 @@
 """ROS for the tests: real nodes over real DDS, on a domain of their own and on this machine only."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -11,11 +12,12 @@ os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 os.environ.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(Path(__file__).parents[2] / "config" / "fastdds.xml"))
 os.environ.setdefault("ROS_DOMAIN_ID", str(20 + os.getpid() % 80))
 
-collect_ignore: list[str] = []
-try:
-    import rclpy  # noqa: F401
-except ImportError:
-    # The core's tests run on a machine without ROS; what is left out here is named in pip_home/README.md.
-    collect_ignore += [
-        path.name for path in Path(__file__).parent.glob("test_*.py") if path.name not in ("test_worker.py",)
-    ]
+HAVE_ROS = importlib.util.find_spec("rclpy") is not None
+# The core's tests run on a machine without ROS too; the worker needs none.
+collect_ignore = (
+    [] if HAVE_ROS else [path.name for path in Path(__file__).parent.glob("test_*.py") if path.name != "test_worker.py"]
+)
+
+
+def pytest_report_header() -> str:
+    return "ROS: rclpy is there" if HAVE_ROS else f"ROS: rclpy is missing, left out: {', '.join(collect_ignore)}"
