@@ -14,6 +14,7 @@ import numpy as np
 
 from ocdit_core.errors import ConfigError, LibraryError, UnknownObjectError
 from ocdit_core.files import replacing
+from ocdit_core.objects.viewpoints import spread_indices
 
 SCHEMA_VERSION = 1
 SUFFIX = ".npz"
@@ -79,13 +80,7 @@ class ObjectTemplates:
         """
         if count >= len(self):
             return self
-        directions = self.directions()
-        taken = [0]
-        closest = directions @ directions[0]
-        while len(taken) < count:
-            taken.append(int(np.argmin(closest)))
-            closest = np.maximum(closest, directions @ directions[taken[-1]])
-        order = sorted(taken)
+        order = np.sort(spread_indices(self.directions(), count))
         return replace(self, **{key: getattr(self, key)[order] for key in ("rgb", "mask", "box", "K", "pose")})
 
 
