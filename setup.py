@@ -51,7 +51,7 @@ setup(
         "opencv-python-headless>=4.8",
         "pyyaml>=6",
         "safetensors>=0.4",
-        "transformers>=4.40",
+        "transformers>=4.56",
         "einops>=0.7",
         "pillow>=10",
         "pycocotools>=2.0.7",

@@ -174,6 +174,44 @@ def test_vit_features_lie_on_the_latent_grid(size):
     assert not model.train().backbone.training
 
 
+@pytest.mark.parametrize(
+    ("model_type", "patch", "registers"),
+    [("dinov2", 14, 0), ("dinov2_with_registers", 14, 4), ("dinov3_vit", 16, 4)],
+)
+def test_pretrained_backbones_come_from_a_local_folder(tmp_path, model_type, patch, registers):
+    """The real classes, with random weights: what a downloaded DINOv2 or DINOv3 folder holds."""
+    import transformers
+
+    sizes = {**TINY_DINO, "patch_size": patch, "intermediate_size": 48}
+    del sizes["model_type"]
+    if registers:
+        sizes["num_register_tokens"] = registers
+    pretrained = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(model_type, **sizes))
+    pretrained.save_pretrained(tmp_path / "backbone")
+    name = str(tmp_path / "backbone")
+    config = dataclasses.replace(TINY, matching_prior=None, backbone=BackboneConfig(kind="vit", name=name))
+    model = OCDiT(config).eval()
+    image = torch.rand(1, 3, 64, 96)
+    features = model.encode_image(image).features
+    assert features.shape == (1, 24, 4, 6)
+    # Patch tokens after the final norm, and none of the class and register tokens before them.
+    pixels = torch.nn.functional.interpolate(image, (4 * patch, 6 * patch), mode="bilinear", antialias=True)
+    if patch == 16:
+        pixels = image
+    tokens = pretrained.eval()(pixel_values=pixels * 2 - 1).last_hidden_state
+    assert tokens.shape[1] == 1 + registers + 24
+    assert torch.allclose(features.flatten(2).transpose(1, 2), tokens[:, -24:], atol=1e-5)
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "backbone").rename(tmp_path / "gone")
+    assert torch.equal(OCDiT.from_pretrained(tmp_path / "whole").encode_image(image).features, features)
+
+
+def test_a_backbone_that_cannot_be_had_is_named(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(WeightsError, match="'nobody/nothing' is neither a local folder nor a hub id"):
+        OCDiT(dataclasses.replace(TINY, backbone=BackboneConfig(kind="vit", name="nobody/nothing")))
+
+
 def test_saved_and_loaded_models_agree(tmp_path):
     for number, backbone in enumerate([TINY.backbone, BackboneConfig(kind="vit", architecture=TINY_DINO)]):
         model = make(dataclasses.replace(TINY, backbone=backbone, matching_prior=None))
