@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from ocdit_core.training.settings import LoopSettings, TrainSettings
 from ocdit_core.training.vae import augment_masks
 
 CONFIGS = Path(__file__).parents[3] / "config" / "train"
+TRAIN = Path(__file__).parents[3] / "training" / "train.py"
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,21 @@ def test_a_run_stopped_by_sigterm_resumes_as_if_it_had_gone_on(folder, vae, monk
     frozen = {k: v for k, v in whole["model"].items() if k.startswith("vae.decoder.")}
     trained = read_weights(vae / "model.safetensors")
     assert all(torch.equal(v, trained[k.removeprefix("vae.")]) for k, v in frozen.items())
+
+
+def test_two_processes_train_one_model(folder, vae):
+    run = folder / "together"
+    overrides = [f"data.bank={folder / 'bank'}", f"held_out_bank={folder / 'held_out'}", f"run={run}", f"vae={vae}"]
+    overrides += ["loop.steps=4", "diffusion_loss.prior_only_steps=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(TRAIN), "--config", str(CONFIGS / "smoke.yaml"), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = checkpoint(run)
+    assert state["step"] == 4
+    trained = read_weights(vae / "model.safetensors")
+    assert torch.equal(state["model"]["vae.decoder.head.bias"], trained["decoder.head.bias"])
+    assert OCDiT.from_pretrained(run / "model").prior is not None
 
 
 def test_a_tiny_model_learns_to_overfit(folder, vae):
