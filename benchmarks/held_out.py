@@ -22,8 +22,23 @@ from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.baselines import ColourBackProjection
 from ocdit_core.evaluation.held_out import HeldOutSettings, make_held_out
 from ocdit_core.evaluation.metrics import evaluate_scenes
-from ocdit_core.inference.segmenter import Segmenter
+from ocdit_core.inference.segmenter import Segmenter, recommended_settings
 from ocdit_core.inference.settings import InferenceSettings
+
+
+def inference_settings(options: argparse.Namespace) -> InferenceSettings:
+    """What the model recommends, with what the command line says instead."""
+    settings = recommended_settings(options.weights)
+    if options.steps is not None:
+        settings = dataclasses.replace(settings, sampler=SamplerConfig(steps=options.steps))
+    changes = {
+        "ensemble": options.ensemble,
+        "views": options.views,
+        "score_threshold": options.score,
+        "mask_threshold": options.mask,
+        "image_size": tuple(options.size) if options.size else None,
+    }
+    return dataclasses.replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
 def main() -> int:
@@ -33,24 +48,22 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=50, help="number of pictures (default 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures (default 0)")
     parser.add_argument("--first-object", type=int, default=10_000, help="first held-out object (default 10000)")
-    parser.add_argument("--steps", type=int, default=0, help="sampler steps; 0 is the posterior mean (default)")
-    parser.add_argument("--ensemble", type=int, default=1, help="initial noises (default 1)")
-    parser.add_argument("--views", type=int, default=0, help="templates of an object; 0 is all (default)")
-    parser.add_argument("--score", type=float, help="score threshold (default: the Segmenter's)")
+    own = "(default: what the model recommends)"
+    parser.add_argument("--steps", type=int, help=f"sampler steps; 0 is the posterior mean {own}")
+    parser.add_argument("--ensemble", type=int, help=f"initial noises {own}")
+    parser.add_argument("--views", type=int, help=f"templates of an object; 0 is all {own}")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=f"working size in pixels {own}")
+    parser.add_argument("--mask", type=float, help=f"mask threshold {own}")
+    parser.add_argument("--score", type=float, help=f"score threshold {own}")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--no-baseline", action="store_true", help="leave the baseline out")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    inference = InferenceSettings(
-        sampler=SamplerConfig(steps=options.steps), ensemble=options.ensemble, views=options.views
-    )
-    if options.score is not None:
-        inference = dataclasses.replace(inference, score_threshold=options.score)
     settings = HeldOutSettings(scenes=options.scenes, seed=options.seed, first_object=options.first_object)
     try:
-        segmenter = Segmenter.from_pretrained(options.weights, settings=inference)
+        segmenter = Segmenter.from_pretrained(options.weights, settings=inference_settings(options))
         with tempfile.TemporaryDirectory() as folder:
             library, scenes = make_held_out(Path(folder) / "library", settings)
             finders = {segmenter.model_name: segmenter}

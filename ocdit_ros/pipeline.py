@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import sys
 from collections.abc import Callable
@@ -34,12 +35,11 @@ def load_segmenter(settings: Settings) -> Any:
     """Load the network; WeightsError or ConfigError say why not. Its own threshold is off: the node's one decides."""
     import torch
 
-    from ocdit_core import Segmenter
-    from ocdit_core.inference.settings import InferenceSettings
+    from ocdit_core.inference.segmenter import Segmenter, recommended_settings
 
     if settings.compute_threads:
         torch.set_num_threads(settings.compute_threads)
-    inference = InferenceSettings(score_threshold=0.0)
+    inference = dataclasses.replace(recommended_settings(settings.model), score_threshold=0.0)
     return Segmenter.from_pretrained(settings.model, device=settings.device, settings=inference)
 
 

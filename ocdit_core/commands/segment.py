@@ -34,7 +34,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="folder of the results (made if new)")
     parser.add_argument("--weights", default="ocdit-tiny", help="an embedded model's name or a folder (ocdit-tiny)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument("--threshold", type=fraction, help="leave out instances that score less (0 to 1; default: 0.5)")
+    parser.add_argument(
+        "--threshold", type=fraction, help="leave out instances that score less (0 to 1; default: the model's)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -52,10 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     targets = list(dict.fromkeys(arguments.targets or library.object_ids))
     library.select(targets)
     # Only now: loading torch and the model takes seconds.
-    from ocdit_core.inference.segmenter import Segmenter
-    from ocdit_core.inference.settings import InferenceSettings
+    from ocdit_core.inference.segmenter import Segmenter, recommended_settings
 
-    settings = InferenceSettings()
+    settings = recommended_settings(arguments.weights)
     if arguments.threshold is not None:
         settings = replace(settings, score_threshold=arguments.threshold)
     segmenter = Segmenter.from_pretrained(arguments.weights, device=arguments.device, settings=settings)

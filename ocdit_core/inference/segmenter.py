@@ -18,7 +18,7 @@ from ocdit_core.errors import ConfigError, OcditError, UnknownObjectError, Weigh
 from ocdit_core.images import as_rgb8
 from ocdit_core.inference.geometry import Letterbox
 from ocdit_core.inference.results import Instance, Segmentation, tight_box
-from ocdit_core.inference.settings import InferenceSettings
+from ocdit_core.inference.settings import SETTINGS_FILE, InferenceSettings, load_settings
 from ocdit_core.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from ocdit_core.models.device import pick_device
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures
@@ -51,6 +51,7 @@ class Segmenter:
         self.model_name = name
         self._device = pick_device(device)
         self._model = model.to(self._device).eval().requires_grad_(False)
+        self._canvas_size = self.settings.image_size or model.config.image_size
         self._objects: EncodedObjects | None = None
         self._features: dict[tuple[str, str, int], TemplateFeatures] = {}
         self._features_lock = threading.Lock()
@@ -64,17 +65,18 @@ class Segmenter:
         Args:
             name_or_path: an embedded model's name (ocdit-tiny), a folder, or a hub id such as owner/model.
             device: auto, cpu, cuda or cuda:N.
-            settings: of the inference.
+            settings: of the inference; by default those that the model recommends (see `recommended_settings`).
 
         Raises:
             WeightsError: there is no such model, or its files are damaged or do not fit together.
             ConfigError: its config, or the device, is not valid.
         """
+        folder = find_weights(name_or_path)
         return cls(
-            OCDiT.from_pretrained(find_weights(name_or_path)),
+            OCDiT.from_pretrained(folder),
             name=Path(name_or_path).name,
             device=device,
-            settings=settings,
+            settings=settings or load_settings(folder),
         )
 
     @property
@@ -168,7 +170,7 @@ class Segmenter:
             raise OcditError("no target objects are set: call set_objects first")
         image = as_rgb8(image)
         timings: dict[str, float] = {}
-        letterbox = Letterbox(image_size=(image.shape[0], image.shape[1]), canvas_size=self._model.config.image_size)
+        letterbox = Letterbox(image_size=(image.shape[0], image.shape[1]), canvas_size=self._canvas_size)
 
         features = self._model.encode_image(self._to_tensor(letterbox.forward(image))[None])
         self._clock(timings, "backbone", started)
@@ -226,6 +228,11 @@ class Segmenter:
         return now
 
 
+def recommended_settings(name_or_path: str | Path) -> InferenceSettings:
+    """Return the settings that a model recommends, to be changed by `dataclasses.replace`; raises WeightsError."""
+    return load_settings(find_weights(name_or_path))
+
+
 def find_weights(name_or_path: str | Path) -> Path:
     """Return the folder of a model: a folder as it is, an embedded model by name, a hub id once downloaded."""
     path = Path(name_or_path)
@@ -240,7 +247,9 @@ def find_weights(name_or_path: str | Path) -> Path:
     import huggingface_hub
 
     try:
-        folder = huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
+        folder = huggingface_hub.snapshot_download(
+            str(name_or_path), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, SETTINGS_FILE]
+        )
     except Exception as error:  # its many kinds of errors all mean that the model cannot be had
         raise WeightsError(f"{complaint}, nor a hub id that can be reached ({type(error).__name__})") from error
     return Path(folder)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from ocdit_core.config import build, read_yaml
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import ConfigError
+from ocdit_core.models.mask_vae import DOWNSAMPLING
+
+SETTINGS_FILE = "inference.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +18,9 @@ class InferenceSettings:
     """Settings of a Segmenter.
 
     Attributes:
+        image_size: (height, width) in pixels that images are scaled to, multiples of 16; by default the size that the
+            model was trained at. A larger one shows small objects better (the paper's choice for LM-O and HB): patch
+            positions are interpolated.
         sampler: how latents are generated; by default the posterior mean, one evaluation of the network.
         ensemble: initial noises whose results are averaged.
         views: templates of each object that are used, those that cover it best; 0 takes as many as the model can.
@@ -22,6 +30,7 @@ class InferenceSettings:
         seed: of the initial noise: the same image and targets give the same result.
     """
 
+    image_size: tuple[int, int] | None = None
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=0))
     ensemble: int = 1
     views: int = 0
@@ -31,6 +40,8 @@ class InferenceSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.image_size and any(side <= 0 or side % DOWNSAMPLING for side in self.image_size):
+            raise ConfigError(f"image_size: {list(self.image_size)} must be positive multiples of {DOWNSAMPLING}")
         if self.ensemble < 1:
             raise ConfigError(f"ensemble: {self.ensemble} must be at least 1")
         if self.views < 0:
@@ -38,3 +49,9 @@ class InferenceSettings:
         for name in ("mask_threshold", "score_threshold", "min_area"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1]")
+
+
+def load_settings(folder: Path) -> InferenceSettings:
+    """Return the settings that a model's folder recommends in inference.yaml, or the general defaults without one."""
+    path = folder / SETTINGS_FILE
+    return build(InferenceSettings, read_yaml(path)) if path.is_file() else InferenceSettings()

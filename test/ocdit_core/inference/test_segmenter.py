@@ -1,6 +1,8 @@
 """The embedded model on the example pictures: objects that it has never seen."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,6 +16,7 @@ from ocdit_core.evaluation.metrics import iou
 from ocdit_core.images import read_image
 from ocdit_core.inference.geometry import Letterbox
 from ocdit_core.inference.rle import decode_mask
+from ocdit_core.inference.segmenter import find_weights, recommended_settings
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.objects.onboarding import add_objects
 
@@ -111,7 +114,7 @@ def test_more_targets_than_positions_take_turns(segmenter, library):
 
 
 def test_heun_sampler_and_ensemble_agree_with_the_posterior_mean_on_a_clear_object(library):
-    settings = InferenceSettings(sampler=SamplerConfig(steps=5), ensemble=2, seed=3)
+    settings = replace(recommended_settings("ocdit-tiny"), sampler=SamplerConfig(steps=5), ensemble=2, seed=3)
     assert mean_iou(Segmenter.from_pretrained("ocdit-tiny", device="cpu", settings=settings), library) > 0.3
 
 
@@ -145,6 +148,18 @@ def test_no_targets_and_no_model(segmenter):
         Segmenter.from_pretrained("ocdit-huge")
     with pytest.raises(ConfigError, match="device"):
         Segmenter.from_pretrained("ocdit-tiny", device="abacus")
+
+
+def test_a_model_recommends_its_settings(tmp_path, library):
+    recommended = recommended_settings("ocdit-tiny")
+    assert recommended.image_size == (256, 320)
+    shutil.copytree(find_weights("ocdit-tiny"), tmp_path / "own")
+    (tmp_path / "own" / "inference.yaml").write_text("image_size: [128, 160]\nscore_threshold: 0.99\n")
+    segmenter = Segmenter.from_pretrained(tmp_path / "own", device="cpu")
+    assert segmenter.settings == InferenceSettings(image_size=(128, 160), score_threshold=0.99)
+    (tmp_path / "own" / "inference.yaml").write_text("image_size: [128, 100]\n")
+    with pytest.raises(ConfigError, match=r"image_size: \[128, 100\] must be positive multiples of 16"):
+        Segmenter.from_pretrained(tmp_path / "own", device="cpu")
 
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (100, 1000), (33, 17)])
