@@ -108,7 +108,7 @@ def test_two_processes_train_one_model(folder, vae):
 
 
 def test_a_tiny_model_learns_to_overfit(folder, vae):
-    """A few hundred steps of the prior on one group bring its loss far down: the gradient reaches everything."""
+    """Some steps on one batch bring both losses far down: the gradient reaches everything."""
     overrides = [f"data.bank={folder / 'bank'}", f"held_out_bank={folder / 'held_out'}", f"vae={vae}"]
     settings = build(TrainSettings, apply_overrides(read_yaml(CONFIGS / "smoke.yaml"), overrides))
     torch.manual_seed(0)
@@ -117,14 +117,14 @@ def test_a_tiny_model_learns_to_overfit(folder, vae):
     stage.model.train()
     optimiser = torch.optim.AdamW([p for p in stage.model.parameters() if p.requires_grad], lr=3e-3)
     losses = []
-    for _ in range(80):
+    for _ in range(50):
         _, parts = stage.loss(batch, step=10_000)
         (parts["prior"] + parts["diffusion"]).backward()
         optimiser.step()
         optimiser.zero_grad()
         losses.append((parts["prior"].item(), parts["diffusion"].item()))
     first, last = torch.tensor(losses[:10]).mean(0), torch.tensor(losses[-10:]).mean(0)
-    assert last[0] < 0.5 * first[0]
+    assert last[0] < 0.6 * first[0]
     assert last[1] < first[1] - 0.3
 
 
