@@ -213,6 +213,7 @@ class Segmenter:
         instances = []
         for index, name in enumerate(names):
             mask = (winner == index) & (probabilities[index] >= self.settings.mask_threshold)
+            mask = without_small_parts(mask, self.settings.min_part)
             if mask.sum() < max(self.settings.min_area * mask.size, 1):
                 continue
             score = float(probabilities[index][mask].mean())
@@ -226,6 +227,16 @@ class Segmenter:
         now = time.perf_counter()
         timings[stage] = timings.get(stage, 0.0) + now - since
         return now
+
+
+def without_small_parts(mask: np.ndarray, share: float) -> np.ndarray:
+    """Return a (H, W) bool mask without its connected parts that have less than `share` of the largest one's area."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    if areas.size < 2:
+        return mask
+    keep = np.concatenate([[False], areas >= share * areas.max()])
+    return keep[labels]
 
 
 def recommended_settings(name_or_path: str | Path) -> InferenceSettings:

@@ -26,6 +26,8 @@ class InferenceSettings:
         views: templates of each object that are used, those that cover it best; 0 takes as many as the model can.
         mask_threshold: a pixel belongs to an object from this probability on.
         score_threshold: an instance is reported from this score on; the score is the mean probability of its pixels.
+        min_part: of a mask that falls into parts, those below this share of the largest part's area are dropped; an
+            object that others cover in part may well be seen in two pieces. 0 keeps all.
         min_area: masks below this share of the image are specks, not objects.
         seed: of the initial noise: the same image and targets give the same result.
     """
@@ -36,6 +38,7 @@ class InferenceSettings:
     views: int = 0
     mask_threshold: float = 0.5
     score_threshold: float = 0.5
+    min_part: float = 0.5
     min_area: float = 0.0005
     seed: int = 0
 
@@ -46,7 +49,7 @@ class InferenceSettings:
             raise ConfigError(f"ensemble: {self.ensemble} must be at least 1")
         if self.views < 0:
             raise ConfigError(f"views: {self.views} is negative; 0 takes as many as the model can")
-        for name in ("mask_threshold", "score_threshold", "min_area"):
+        for name in ("mask_threshold", "score_threshold", "min_part", "min_area"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1]")
 
