@@ -44,8 +44,16 @@ def inference_settings(options: argparse.Namespace) -> InferenceSettings:
 
 
 def baseline(library: ObjectLibrary, scenes: list[LabelledScene], false_masks: int) -> dict[str, SceneMetrics]:
-    """Evaluate the colour baseline as it is, and where its threshold lets no more false masks pass than the model."""
-    results = {"colour back-projection": evaluate_scenes(ColourBackProjection(), library, scenes)}
+    """Evaluate the colour baselines.
+
+    Plain back-projection (the largest region above a threshold chosen on validation scenes, never "nothing"); the
+    tuned one, which compares regions and may reject; and that one where no more false masks pass than the model's.
+    """
+    plain = ColourSettings(thresholds=(0.5,), candidates=1, score_threshold=0.0)
+    results = {
+        "colour back-projection": evaluate_scenes(ColourBackProjection(plain), library, scenes),
+        "  with region comparison": evaluate_scenes(ColourBackProjection(), library, scenes),
+    }
     for threshold in np.arange(0.6, 1.0, 0.02):
         careful = ColourBackProjection(ColourSettings(score_threshold=float(threshold)))
         metrics = evaluate_scenes(careful, library, scenes)
