@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ocdit_core.diffusion.samplers import sample
-from ocdit_core.errors import ConfigError, OcditError, UnknownObjectError, WeightsError
+from ocdit_core.errors import ConfigError, OcditError, WeightsError
 from ocdit_core.images import as_rgb8
 from ocdit_core.inference.geometry import Letterbox
 from ocdit_core.inference.results import Instance, Segmentation, tight_box
@@ -112,11 +112,7 @@ class Segmenter:
             raise ConfigError(f"no target objects were named; the library holds {', '.join(library.object_ids)}")
         if len(set(names)) < len(names):
             raise ConfigError(f"a target object is named twice in {', '.join(names)}")
-        known = set(library.object_ids)
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise UnknownObjectError(unknown, list(library.object_ids))
-        encoded = [self._encode_object(library[name]) for name in names]
+        encoded = [self._encode_object(templates) for templates in library.select(names)]
         return EncodedObjects(
             object_ids=names,
             templates=TemplateFeatures(

@@ -19,6 +19,7 @@ from ocdit_core.models.colour_statistics import SUBCELL
 from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAEConfig
 from ocdit_core.models.matching_prior import PriorMaps
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures, occupancy
+from ocdit_core.training.metrics import iou
 from ocdit_core.training.settings import TrainSettings
 from ocdit_core.training.stage import Batch
 
@@ -128,11 +129,6 @@ def encode(model: OCDiT, batch: Batch, objects: Tensor | None = None) -> tuple[I
         features=encoded.features.repeat_interleave(scenes, 0),
         descriptors=tuple(d.repeat_interleave(scenes, 0) for d in encoded.descriptors),
     )
-
-
-def iou(first: Tensor, second: Tensor) -> Tensor:
-    """Return the intersection over union of boolean masks: twice (..., H, W) -> (...)."""
-    return (first & second).sum((-2, -1)) / (first | second).sum((-2, -1)).clamp(min=1)
 
 
 def random_interval(batch: int, count: int, capacity: int) -> Tensor:

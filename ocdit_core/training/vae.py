@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ocdit_core.models.checkpoint import write_checkpoint
 from ocdit_core.models.mask_vae import MaskVAE
+from ocdit_core.training.metrics import iou
 from ocdit_core.training.settings import TrainSettings
 from ocdit_core.training.stage import Batch
 
@@ -38,11 +39,8 @@ class VAEStage:
         ious = []
         for batch in batches:
             masks = _masks(batch)
-            decoded = model.decode(model.encode(masks)) > 0.5
             truth = masks > 0.5
-            union = (decoded | truth).sum((1, 2))
-            iou = (decoded & truth).sum((1, 2)) / union.clamp(min=1)
-            ious.append(iou[truth.any(2).any(1)])
+            ious.append(iou(model.decode(model.encode(masks)) > 0.5, truth)[truth.any(2).any(1)])
         return {"reconstruction_iou": torch.cat(ious).mean().item()}
 
     @torch.no_grad()
