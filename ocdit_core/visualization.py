@@ -15,7 +15,8 @@ from ocdit_core.images import as_rgb8
 
 if TYPE_CHECKING:
     from ocdit_core.inference.results import Segmentation
-    from ocdit_core.objects.library import ObjectLibrary, ObjectTemplates
+    from ocdit_core.objects.archive import ObjectTemplates
+from ocdit_core.objects.library import ObjectLibrary
 
 Colour = tuple[int, int, int]
 

@@ -12,7 +12,8 @@ import numpy as np
 from ocdit_core.errors import ConfigError
 from ocdit_core.images import as_rgb8
 from ocdit_core.inference.results import Instance, Segmentation, tight_box
-from ocdit_core.objects.library import ObjectLibrary, ObjectTemplates
+from ocdit_core.objects.archive import ObjectTemplates
+from ocdit_core.objects.library import ObjectLibrary
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ from ocdit_core.inference.settings import SETTINGS_FILE, InferenceSettings, load
 from ocdit_core.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from ocdit_core.models.device import pick_device
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures
-from ocdit_core.objects.library import ObjectLibrary, ObjectTemplates
+from ocdit_core.objects.archive import ObjectTemplates
+from ocdit_core.objects.library import ObjectLibrary
 
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "weights"
 

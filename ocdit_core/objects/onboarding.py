@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ocdit_core.errors import ConfigError, OcditError, RenderingError
-from ocdit_core.objects.library import ObjectTemplates, check_name, save_templates
+from ocdit_core.objects.archive import ObjectTemplates, check_name, save_templates
 from ocdit_core.objects.meshes import read_cad
 from ocdit_core.objects.rendering import Renderer
 from ocdit_core.objects.templates import Templates, render_templates

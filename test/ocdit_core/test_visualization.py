@@ -3,7 +3,7 @@ import pytest
 
 from ocdit_core.errors import ImageError
 from ocdit_core.inference.results import Instance, Segmentation, tight_box
-from ocdit_core.objects.library import ObjectTemplates
+from ocdit_core.objects.archive import ObjectTemplates
 from ocdit_core.visualization import PALETTE, contact_sheet, object_colours, overlay
 
 

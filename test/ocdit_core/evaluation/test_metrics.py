@@ -3,7 +3,8 @@ import pytest
 
 from ocdit_core.evaluation.metrics import LabelledScene, evaluate_scenes, iou
 from ocdit_core.inference.results import Instance, Segmentation, tight_box
-from ocdit_core.objects.library import ObjectLibrary, ObjectTemplates, save_templates
+from ocdit_core.objects.archive import ObjectTemplates, save_templates
+from ocdit_core.objects.library import ObjectLibrary
 
 
 def block(left, width=10, shape=(20, 40)):

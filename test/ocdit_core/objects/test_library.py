@@ -8,7 +8,7 @@ import pytest
 
 from ocdit_core import ObjectLibrary
 from ocdit_core.errors import ConfigError, LibraryError, UnknownObjectError
-from ocdit_core.objects.library import ObjectTemplates, save_templates
+from ocdit_core.objects.archive import ObjectTemplates, save_templates
 
 
 def made_up(name="mug", views=12, seed=0):
@@ -92,7 +92,7 @@ def rewritten(path, **changes):
     ("changes", "reason"),
     [
         ({"pose": None, "points": None}, "lacks pose, points"),
-        ({"schema_version": np.int64(2)}, "schema version 2"),
+        ({"schema_version": np.int64(1)}, "schema version 1"),
         ({"schema_version": None}, "schema version None"),
         ({"rgb": np.zeros((12, 64, 64, 3), np.uint8)}, "rgb has the shape"),
         ({"rgb": np.zeros((0, 128, 128, 3), np.uint8)}, "rgb has the shape"),

@@ -1,0 +1,221 @@
+"""One object on disk: a compressed NumPy archive of its views and its geometry, checked when written and when read.
+
+docs/objects.md documents the fields for other programs; whoever changes them raises SCHEMA_VERSION.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ocdit_core.errors import ConfigError, LibraryError
+from ocdit_core.files import replacing
+from ocdit_core.objects.viewpoints import spread_indices
+
+SCHEMA_VERSION = 2
+SUFFIX = ".npz"
+TEMPLATE_SIZE = 128
+
+_NAME = re.compile(r"\w[\w .()+@-]{0,99}")
+# Shape and type of each field, V views and N points: whatever the letters are, they must agree.
+_FIELDS: dict[str, tuple[tuple[str | int, ...], str]] = {
+    "rgb": (("V", TEMPLATE_SIZE, TEMPLATE_SIZE, 3), "uint8"),
+    "mask": (("V", TEMPLATE_SIZE, TEMPLATE_SIZE), "bool"),
+    "box": (("V", 4), "float32"),
+    "K": (("V", 3, 3), "float64"),
+    "pose": (("V", 4, 4), "float64"),
+    "points": (("N", 3), "float32"),
+    "diameter": ((), "float64"),
+    "symmetries_discrete": (("D", 4, 4), "float64"),
+    "symmetries_continuous": (("C", 2, 3), "float64"),
+    "origin": ((), "U"),
+    "unit": ((), "U"),
+    "sources": (("F",), "U"),
+    "source_sha256": ((), "U"),
+    "recipe": ((), "U"),
+}
+_MAY_BE_EMPTY = ("N", "D", "C", "F")
+# Photographs have no geometry: there these are NaN.
+_GEOMETRY = ("K", "pose", "diameter")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ObjectTemplates:
+    """What is known of one target object: V views and its geometry (paper A.1).
+
+    Attributes:
+        name: of the object in its library.
+        rgb: (V, 128, 128, 3) uint8 sRGB on black, cropped to the object.
+        mask: (V, 128, 128) bool, the object's pixels in the crop.
+        box: (V, 4) float32 x, y, width, height of the object in pixels of the full rendering or photograph.
+        K: (V, 3, 3) float64 intrinsics of the crop: with `pose` they project object points onto the crop's mask.
+        pose: (V, 4, 4) float64 camera-from-object, OpenCV axes (x right, y down, z forward), metres.
+        points: (N, 3) float32 on the object's surface, metres.
+        diameter: the largest distance between two of its points, metres.
+        symmetries_discrete: (D, 4, 4) float64 object-from-object transforms that leave it looking alike, metres,
+            the identity not among them (BOP's `symmetries_discrete`).
+        symmetries_continuous: (C, 2, 3) float64 axes of rotation: direction, and a point on the axis in metres.
+        origin: "cad", or "photos": then K, pose and (unless it was given) diameter are NaN and there are no points.
+        unit: that the CAD file was read in; empty for photographs.
+        sources: names of the files that the views were made from, the main one first, relative to its folder.
+        source_sha256: of those files' contents, in that order, hexadecimal.
+        recipe: how they were made; equal recipes and equal sources make equal archives.
+    """
+
+    name: str
+    rgb: np.ndarray
+    mask: np.ndarray
+    box: np.ndarray
+    K: np.ndarray
+    pose: np.ndarray
+    points: np.ndarray
+    diameter: float
+    symmetries_discrete: np.ndarray = field(default_factory=lambda: np.zeros((0, 4, 4)))
+    symmetries_continuous: np.ndarray = field(default_factory=lambda: np.zeros((0, 2, 3)))
+    origin: Literal["cad", "photos"] = "cad"
+    unit: str = "m"
+    sources: tuple[str, ...] = ()
+    source_sha256: str = ""
+    recipe: str = ""
+
+    def __len__(self) -> int:
+        """Return V, the number of views."""
+        return len(self.rgb)
+
+    def directions(self) -> np.ndarray:
+        """Return (V, 3) unit vectors from the object to the camera, in object axes; NaN for photographs."""
+        cameras = -np.einsum("vji,vj->vi", self.pose[:, :3, :3], self.pose[:, :3, 3])
+        centre = (self.points.min(axis=0) + self.points.max(axis=0)) / 2 if len(self.points) else np.zeros(3)
+        vectors = cameras - centre
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    def best_views(self, count: int = 12) -> ObjectTemplates:
+        """Return the `count` views that cover the object best: each next one is the farthest from those taken.
+
+        Photographs have no known directions: there the one that looks most unlike those taken is the farthest. The
+        order is that of the archive; fewer views than `count` are returned as they are.
+        """
+        if count >= len(self):
+            return self
+        vectors = self.directions() if self.origin == "cad" else self._appearances()
+        order = np.sort(spread_indices(vectors, count))
+        return replace(self, **{key: getattr(self, key)[order] for key in ("rgb", "mask", "box", "K", "pose")})
+
+    def _appearances(self) -> np.ndarray:
+        """Return (V, n) unit vectors that are close for views that look alike: coarse pictures of colour and shape."""
+        blocks = self.rgb.reshape(len(self), 8, 16, 8, 16, 3).mean(axis=(2, 4)).reshape(len(self), -1) / 255
+        shape = self.mask.reshape(len(self), 8, 16, 8, 16).mean(axis=(2, 4)).reshape(len(self), -1)
+        vectors = np.concatenate([blocks, shape], axis=1)
+        return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+
+
+def check_name(name: str) -> str:
+    """Return the name if it can name an object (and so a file).
+
+    Raises:
+        ConfigError: it is empty, too long, or holds characters that file names or messages cannot.
+    """
+    if not _NAME.fullmatch(name) or name != name.strip():
+        raise ConfigError(
+            f"object name {name!r}: use 1 to 100 letters, digits, spaces or any of _ - . ( ) + @, "
+            "with a letter or digit first"
+        )
+    return name
+
+
+def save_templates(folder: str | Path, templates: ObjectTemplates) -> Path:
+    """Write an object's archive into a library, atomically; an object of the same name is replaced.
+
+    Returns:
+        The archive's path.
+
+    Raises:
+        ConfigError: the name cannot be a file's.
+        LibraryError: a field has a wrong shape or type, or the folder cannot be written to.
+    """
+    path = Path(folder) / f"{check_name(templates.name)}{SUFFIX}"
+    fields: dict[str, Any] = {key: np.asarray(getattr(templates, key)) for key in _FIELDS}
+    fields["sources"] = np.asarray(templates.sources, dtype=np.str_)
+    _check(path, fields)
+    try:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, schema_version=np.int64(SCHEMA_VERSION), **fields)
+    except OSError as error:
+        raise LibraryError(f"{path}: cannot be written ({error.strerror})") from error
+    return path
+
+
+def load_templates(path: Path) -> ObjectTemplates:
+    """Read an object's archive, all of it, and check it.
+
+    Raises:
+        LibraryError: it is missing, damaged, or of another schema version.
+    """
+    fields = read_fields(path, _FIELDS)
+    _check(path, fields)
+    values: dict[str, Any] = {key: value if value.ndim else value.item() for key, value in fields.items()}
+    return ObjectTemplates(name=path.stem, **{**values, "sources": tuple(values["sources"].tolist())})
+
+
+def read_fields(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Read only the named fields of an archive, which is quick for the small ones; they are not checked further.
+
+    Raises:
+        LibraryError: it is missing, damaged, of another schema version, or lacks one of the fields.
+    """
+    names = list(names)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise LibraryError(f"{path}: is not an archive of views; render the object again")
+            version = int(archive["schema_version"]) if "schema_version" in archive.files else None
+            if version != SCHEMA_VERSION:
+                raise LibraryError(
+                    f"{path}: has schema version {version}, not {SCHEMA_VERSION}; render the object again"
+                )
+            missing = [key for key in names if key not in archive.files]
+            if missing:
+                raise LibraryError(f"{path}: lacks {', '.join(missing)}; render the object again")
+            return {key: archive[key] for key in names}
+    except FileNotFoundError:
+        raise LibraryError(f"{path}: was removed after the library was opened") from None
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, TypeError, OSError) as error:
+        # NumPy takes whatever is no archive for a pickle, and says how to load one unsafely.
+        reason = "not a NumPy archive" if "pickle" in str(error) else " ".join(str(error).split())[:120]
+        raise LibraryError(f"{path}: truncated or damaged ({reason}); render the object again") from error
+
+
+def _check(path: Path, fields: dict[str, np.ndarray]) -> None:
+    sizes: dict[str, int] = {}
+    origin = str(fields["origin"])
+    if origin not in ("cad", "photos"):
+        raise LibraryError(f"{path}: origin is {origin!r}, not 'cad' or 'photos'")
+    for key, (shape, kind) in _FIELDS.items():
+        value = fields[key]
+        if value.dtype.kind != "U" if kind == "U" else value.dtype != kind:
+            raise LibraryError(f"{path}: {key} is {value.dtype}, not {kind}")
+        wanted = tuple(sizes.get(side, side) if isinstance(side, str) else side for side in shape)
+        fits = len(wanted) == value.ndim and all(
+            (has > 0 or want in _MAY_BE_EMPTY) if isinstance(want, str) else want == has
+            for want, has in zip(wanted, value.shape, strict=True)
+        )
+        if not fits:
+            raise LibraryError(f"{path}: {key} has the shape {value.shape}, not {wanted}")
+        sizes.update({side: has for side, has in zip(shape, value.shape, strict=True) if isinstance(side, str)})
+        unknown = origin == "photos" and key in _GEOMETRY
+        if value.dtype.kind == "f" and not unknown and not np.isfinite(value).all():
+            raise LibraryError(f"{path}: {key} holds values that are not finite")
+    if origin == "cad" and not len(fields["points"]):
+        raise LibraryError(f"{path}: points are missing")
+    hidden = np.flatnonzero(~fields["mask"].any(axis=(1, 2)))
+    if hidden.size:
+        raise LibraryError(f"{path}: the object covers no pixel of view {int(hidden[0])}")
+    if float(fields["diameter"]) <= 0:
+        raise LibraryError(f"{path}: the diameter is {float(fields['diameter']):g} m, not above 0")
