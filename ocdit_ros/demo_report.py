@@ -11,7 +11,7 @@ import numpy as np
 
 from ocdit_core.errors import DataError
 from ocdit_core.evaluation.metrics import iou
-from ocdit_core.inference.rle import decode_mask
+from ocdit_core.rle import decode_mask
 
 STAGES = ("waiting", "reading", "backbone", "sampling", "decoding")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ocdit_core.errors import DataError
-from ocdit_core.inference.rle import decode_mask, encode_mask
+from ocdit_core.rle import decode_mask, encode_mask
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (480, 640)])
