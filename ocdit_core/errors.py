@@ -1,5 +1,7 @@
 """The errors a user can meet: each message says what is wrong, with which value, and what would be right."""
 
+from __future__ import annotations
+
 
 class OcditError(Exception):
     """Base of every error that this package raises on purpose; its text is one line fit to be shown as it is."""
@@ -32,7 +34,11 @@ class UnknownObjectError(LibraryError):
         self.unknown = unknown
         self.known = known
         names = ", ".join(repr(name) for name in unknown)
-        super().__init__(f"unknown object {names}: the library holds {', '.join(known)}")
+        more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+        super().__init__(f"unknown object {names}: the library holds {', '.join(known[:20])}{more}")
+
+    def __reduce__(self) -> tuple[type[UnknownObjectError], tuple[list[str], list[str]]]:
+        return type(self), (self.unknown, self.known)
 
 
 class WeightsError(OcditError):
@@ -40,4 +46,8 @@ class WeightsError(OcditError):
 
 
 class DataError(OcditError):
-    """Training or evaluation data is missing or damaged."""
+    """Training or evaluation data is missing or damaged; `kind` says in two or three words how, for counts."""
+
+    def __init__(self, message: str, *, kind: str = "damaged"):
+        super().__init__(message)
+        self.kind = kind

@@ -3,48 +3,26 @@
 from __future__ import annotations
 
 import unicodedata
-import zlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+from ocdit_core.colours import Colour, object_colours
 from ocdit_core.errors import ImageError
-from ocdit_core.images import as_rgb8
+from ocdit_core.images import as_rgb8, write_image
+from ocdit_core.objects.gallery import length
 
 if TYPE_CHECKING:
     from ocdit_core.inference.results import Segmentation
     from ocdit_core.objects.archive import ObjectTemplates
-from ocdit_core.objects.library import ObjectLibrary
+    from ocdit_core.objects.library import ObjectLibrary
 
-Colour = tuple[int, int, int]
-
-# Far apart in hue and lightness, none near black, grey or white, which pictures are full of.
-PALETTE: tuple[Colour, ...] = (
-    (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48), (145, 30, 180), (70, 240, 240),
-    (240, 50, 230), (210, 245, 60), (250, 190, 212), (0, 128, 128), (220, 190, 255), (170, 110, 40), (255, 250, 200),
-    (128, 0, 0), (170, 255, 195), (128, 128, 0), (255, 215, 180), (0, 0, 160), (110, 80, 255),
-)  # fmt: skip
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-
-
-def object_colours(names: Iterable[str]) -> dict[str, Colour]:
-    """Return an RGB colour for each name: no two alike up to 20 names, the same for the same set of names always.
-
-    A name keeps its colour in other sets too, unless an alphabetically earlier name there claims the same one.
-    """
-    colours: dict[str, Colour] = {}
-    taken: set[int] = set()
-    for name in sorted(set(names)):
-        if len(taken) == len(PALETTE):
-            taken.clear()
-        index = zlib.crc32(name.encode()) % len(PALETTE)
-        while index in taken:
-            index = (index + 1) % len(PALETTE)
-        taken.add(index)
-        colours[name] = PALETTE[index]
-    return colours
+_SHEET_GREY = 32
+_SHEET_TITLE = 22
 
 
 def overlay(image: np.ndarray, segmentation: Segmentation, *, opacity: float = 0.45) -> np.ndarray:
@@ -99,25 +77,75 @@ def contact_sheet(objects: ObjectLibrary | Iterable[ObjectTemplates], *, views: 
     """
     from ocdit_core.objects.library import ObjectLibrary
 
-    chosen = [objects[name] for name in objects] if isinstance(objects, ObjectLibrary) else list(objects)
-    if not chosen:
+    chosen = (objects[name] for name in objects) if isinstance(objects, ObjectLibrary) else objects
+    rows = [_sheet_row(templates, views, cell) for templates in chosen]
+    if not rows:
         raise ImageError("there is no object to show on a contact sheet")
-    title = 22
-    shown = [templates.best_views(views) for templates in chosen]
-    columns = max(len(templates) for templates in shown)
-    sheet = np.full((len(shown) * (cell + title), columns * cell, 3), 32, np.uint8)
-    for row, templates in enumerate(shown):
-        top = row * (cell + title)
-        text = f"{templates.name}   {_length(templates.diameter)}"
-        cv2.putText(sheet, _ascii(text), (6, top + 16), _FONT, 0.45, (235, 235, 235), 1, cv2.LINE_AA)
-        for column, view in enumerate(templates.rgb):
-            picture = cv2.resize(view, (cell, cell), interpolation=cv2.INTER_AREA)
-            sheet[top + title : top + title + cell, column * cell : (column + 1) * cell] = picture
-    return sheet
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate([_widened(row, width) for row in rows])
 
 
-def _length(metres: float) -> str:
-    return f"{metres * 100:.1f} cm" if metres < 1 else f"{metres:.2f} m"
+class ContactSheets:
+    """Contact sheets of any number of objects, added one by one: a page is written as soon as it is full.
+
+    Up to 40 objects make one file, `path` itself; more make NAME_01.png, NAME_02.png ... of 40 each. Beyond 20 objects
+    a page has two columns.
+
+    Args:
+        path: of the picture.
+        count: how many objects will be added, at most.
+    """
+
+    ROWS = 20
+
+    def __init__(self, path: str | Path, count: int) -> None:
+        self.written: list[Path] = []
+        """The files, as they are written."""
+        self._path = Path(path)
+        self._columns = 1 if count <= self.ROWS else 2
+        self._digits = max(2, len(str(-(-count // (2 * self.ROWS))))) if count > 2 * self.ROWS else 0
+        self._rows: list[np.ndarray] = []
+
+    def add(self, templates: ObjectTemplates) -> None:
+        """Draw one more object; raises ImageError when a page cannot be written."""
+        self._rows.append(_sheet_row(templates, 12, 96))
+        if len(self._rows) == self.ROWS * self._columns:
+            self.finish()
+
+    def finish(self) -> None:
+        """Write what has not been written; raises ImageError when it cannot be."""
+        if not self._rows:
+            return
+        width, gap = max(row.shape[1] for row in self._rows), 12
+        columns = []
+        for start in range(0, len(self._rows), self.ROWS):
+            rows = [_widened(row, width) for row in self._rows[start : start + self.ROWS]]
+            columns.append(np.concatenate(rows))
+        page = np.full((columns[0].shape[0], len(columns) * (width + gap) - gap, 3), _SHEET_GREY, np.uint8)
+        for left, column in zip(range(0, page.shape[1], width + gap), columns, strict=True):
+            page[: len(column), left : left + width] = column
+        number = f"_{len(self.written) + 1:0{self._digits}d}" if self._digits else ""
+        path = self._path.with_name(f"{self._path.stem}{number}{self._path.suffix}")
+        write_image(path, page)
+        self.written.append(path)
+        self._rows = []
+
+
+def _sheet_row(templates: ObjectTemplates, views: int, cell: int) -> np.ndarray:
+    """(title + cell, n cell, 3): one object's views in a row, under its name and size."""
+    shown = templates.best_views(views)
+    text = _ascii(f"{templates.name}   {length(templates.diameter)}")
+    (wide, _), _ = cv2.getTextSize(text, _FONT, 0.45, 1)
+    row = np.full((_SHEET_TITLE + cell, max(len(shown) * cell, wide + 12), 3), _SHEET_GREY, np.uint8)
+    cv2.putText(row, text, (6, 16), _FONT, 0.45, (235, 235, 235), 1, cv2.LINE_AA)
+    for column, view in enumerate(shown.rgb):
+        picture = cv2.resize(view, (cell, cell), interpolation=cv2.INTER_AREA)
+        row[_SHEET_TITLE:, column * cell : (column + 1) * cell] = picture
+    return row
+
+
+def _widened(row: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=_SHEET_GREY)
 
 
 def _ascii(text: str) -> str:

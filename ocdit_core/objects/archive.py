@@ -192,6 +192,22 @@ def read_fields(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
         raise LibraryError(f"{path}: truncated or damaged ({reason}); render the object again") from error
 
 
+def stored_names(folder: Path) -> tuple[str, ...]:
+    """Return the sorted names of the objects in a folder, which may be none.
+
+    Raises:
+        LibraryError: the folder is missing, a file, or cannot be listed.
+    """
+    try:
+        return tuple(sorted(path.stem for path in folder.iterdir() if path.suffix == SUFFIX and path.name[0] != "."))
+    except FileNotFoundError:
+        raise LibraryError(f"{folder}: no such folder; make it with `ocdit render MESH --out {folder}`") from None
+    except NotADirectoryError:
+        raise LibraryError(f"{folder}: is a file; a library is the folder that `ocdit render --out` wrote") from None
+    except OSError as error:
+        raise LibraryError(f"{folder}: cannot be listed ({error.strerror})") from error
+
+
 def _check(path: Path, fields: dict[str, np.ndarray]) -> None:
     sizes: dict[str, int] = {}
     origin = str(fields["origin"])

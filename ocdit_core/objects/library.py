@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 from ocdit_core.errors import LibraryError, UnknownObjectError
-from ocdit_core.objects.archive import SUFFIX, ObjectTemplates, load_templates
+from ocdit_core.objects.archive import SUFFIX, ObjectTemplates, load_templates, stored_names
+from ocdit_core.objects.manifest import ObjectEntry, library_manifest
 
 
 class ObjectLibrary:
     """A folder of rendered objects, as `ocdit render` makes it.
 
-    Opening it reads the names only; an object's archive is read, and checked, each time it is asked for. Safe to use
-    from several threads.
+    Opening it reads the names only; an object's archive is read, and checked, each time it is asked for, and nothing
+    of it is kept. Safe to use from several threads.
 
     Args:
         path: the folder.
@@ -25,6 +27,7 @@ class ObjectLibrary:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._ids = stored_names(self.path)
+        self._known = frozenset(self._ids)
         if not self._ids:
             raise LibraryError(f"{self.path}: holds no object (*{SUFFIX}); add some with `ocdit render MESH --out ...`")
 
@@ -33,6 +36,15 @@ class ObjectLibrary:
         """The objects' names, sorted."""
         return self._ids
 
+    @cached_property
+    def manifest(self) -> dict[str, ObjectEntry]:
+        """Number, colour and origin of each object, by name, read from manifest.json when first asked for.
+
+        Raises:
+            LibraryError: the file is damaged.
+        """
+        return library_manifest(self.path, self._ids)
+
     def __getitem__(self, name: str) -> ObjectTemplates:
         """Read one object.
 
@@ -40,7 +52,7 @@ class ObjectLibrary:
             UnknownObjectError: the library has no such object.
             LibraryError: its archive is damaged, or of another schema version.
         """
-        if name not in self._ids:
+        if name not in self._known:
             raise UnknownObjectError([name], list(self._ids))
         return load_templates(self.path / f"{name}{SUFFIX}")
 
@@ -52,13 +64,13 @@ class ObjectLibrary:
             LibraryError: an archive is damaged.
         """
         names = list(names)
-        unknown = [name for name in names if name not in self._ids]
+        unknown = [name for name in names if name not in self._known]
         if unknown:
             raise UnknownObjectError(unknown, list(self._ids))
         return tuple(self[name] for name in names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._ids
+        return name in self._known
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._ids)
@@ -68,19 +80,3 @@ class ObjectLibrary:
 
     def __repr__(self) -> str:
         return f"ObjectLibrary({str(self.path)!r}, {len(self)} objects)"
-
-
-def stored_names(folder: Path) -> tuple[str, ...]:
-    """Return the sorted names of the objects in a folder, which may be none.
-
-    Raises:
-        LibraryError: the folder is missing, a file, or cannot be listed.
-    """
-    try:
-        return tuple(sorted(path.stem for path in folder.iterdir() if path.suffix == SUFFIX and path.name[0] != "."))
-    except FileNotFoundError:
-        raise LibraryError(f"{folder}: no such folder; make it with `ocdit render MESH --out {folder}`") from None
-    except NotADirectoryError:
-        raise LibraryError(f"{folder}: is a file; a library is the folder that `ocdit render --out` wrote") from None
-    except OSError as error:
-        raise LibraryError(f"{folder}: cannot be listed ({error.strerror})") from error

@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from ocdit_core.colours import PALETTE, object_colours
 from ocdit_core.errors import ImageError
+from ocdit_core.images import read_image
 from ocdit_core.inference.results import Instance, Segmentation, tight_box
 from ocdit_core.objects.archive import ObjectTemplates
-from ocdit_core.visualization import PALETTE, contact_sheet, object_colours, overlay
+from ocdit_core.visualization import ContactSheets, contact_sheet, overlay
 
 
 def instance(name, score, rows, columns, shape):
@@ -92,3 +96,28 @@ def test_a_contact_sheet_has_a_row_for_each_object():
     assert (sheet[:22] > 200).any(), "no name"
     with pytest.raises(ImageError):
         contact_sheet([])
+
+
+def test_photographs_have_a_row_without_a_size():
+    sheet = contact_sheet([replace(templates("a cup with a long name", 2), origin="photos", diameter=float("nan"))])
+    assert sheet.shape[0] == 96 + 22
+    assert (sheet[:22, 200:] > 200).any(), "the name is cut at the last view"
+
+
+@pytest.mark.parametrize(
+    ("count", "shapes"), [(2, [(2, 1)]), (20, [(20, 1)]), (23, [(20, 2)]), (85, [(20, 2), (20, 2), (5, 1)])]
+)
+def test_many_objects_fill_pages(tmp_path, count, shapes):
+    sheets = ContactSheets(tmp_path / "sheet.png", count)
+    for number in range(count):
+        sheets.add(templates(f"object {number}", 3))
+    sheets.finish()
+    names = ["sheet.png"] if len(shapes) == 1 else [f"sheet_{page:02d}.png" for page in range(1, len(shapes) + 1)]
+    assert [path.name for path in sheets.written] == names == sorted(path.name for path in tmp_path.iterdir())
+    for path, (rows, columns) in zip(sheets.written, shapes, strict=True):
+        page = read_image(path)
+        assert page.shape == (rows * 118, columns * 288 + 12 * (columns - 1), 3)
+        centres = page[22 + 48 :: 118, 48::96, 0] if columns == 1 else page[22 + 48 :: 118, 300 + 48 :: 96, 0]
+        shown = min(rows, count - 20 if columns == 2 else rows)
+        assert (centres[:shown] == 200).all()
+        assert (centres[shown:] < 50).all()

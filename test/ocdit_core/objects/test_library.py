@@ -5,34 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_up import made_up
 
 from ocdit_core import ObjectLibrary
 from ocdit_core.errors import ConfigError, LibraryError, UnknownObjectError
-from ocdit_core.objects.archive import ObjectTemplates, save_templates
-
-
-def made_up(name="mug", views=12, seed=0):
-    """Templates of nothing in particular, seen from V directions at 1 m."""
-    rng = np.random.default_rng(seed)
-    mask = np.zeros((views, 128, 128), bool)
-    mask[:, 30:90, 20:100] = True
-    pose = np.tile(np.eye(4), (views, 1, 1))
-    for view in pose:
-        view[:3, :3] = np.linalg.qr(rng.normal(size=(3, 3)))[0]
-        view[:3, :3] *= np.linalg.det(view[:3, :3])
-        view[2, 3] = 1
-    return ObjectTemplates(
-        name=name,
-        rgb=rng.integers(0, 255, (views, 128, 128, 3), np.uint8) * mask[..., None],
-        mask=mask,
-        box=np.tile(np.array([10, 20, 80, 60], np.float32), (views, 1)),
-        K=np.tile(np.array([[500, 0, 64], [0, 500, 64], [0, 0, 1.0]]), (views, 1, 1)),
-        pose=pose,
-        points=rng.uniform(-0.05, 0.05, (100, 3)).astype(np.float32),
-        diameter=0.12,
-        source_sha256="ab" * 32,
-        unit="mm",
-    )
+from ocdit_core.objects.archive import save_templates
 
 
 def test_what_is_saved_is_read_again(tmp_path):
@@ -183,3 +160,21 @@ def test_opening_a_library_loads_no_rendering_package():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_opening_reads_no_archive(tmp_path):
+    # Nothing in these files can be read: only the one that is asked for is missed.
+    for number in range(50):
+        (tmp_path / f"object_{number}.npz").write_bytes(b"junk")
+    good = save_templates(tmp_path, made_up("good"))
+    library = ObjectLibrary(tmp_path)
+    assert len(library) == 51
+    assert library["good"].diameter == 0.12
+    with pytest.raises(LibraryError, match="object_7"):
+        library["object_7"]
+    with pytest.raises(UnknownObjectError) as caught:
+        library["cup"]
+    assert "and 31 more" in str(caught.value)
+    assert len(caught.value.known) == 51
+    good.unlink()
+    assert "good" in library

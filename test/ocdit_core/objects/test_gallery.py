@@ -1,0 +1,98 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from made_up import made_up
+from PIL import Image
+
+from ocdit_core.errors import LibraryError
+from ocdit_core.objects.gallery import describe, writing_gallery
+from ocdit_core.objects.manifest import ObjectEntry
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: tags with their attributes, and the text of each article."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_all_views_of_all_objects_are_on_one_page(tmp_path):
+    path = tmp_path / "new" / "page.html"
+    mug, drill = made_up("mug", views=3), made_up("drill", views=42, sources=("drill.obj", "drill.mtl"))
+    with writing_gallery(path, "my objects") as page:
+        page.add(mug, ObjectEntry(id=7, colour=(230, 25, 75)), ["view 2 of 3: black"])
+        page.add(drill)
+        page.add_damaged("kettle", "kettle.npz: truncated")
+        assert not path.exists()
+    found = Page(path.read_text())
+    pictures = found.of("img")
+    assert len(pictures) == 45
+    assert pictures[0]["alt"] == "mug, view 1"
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(pictures[1]["src"].split(",")[1]))).convert("RGB"))
+    smooth = [np.asarray(Image.fromarray(v).resize((16, 16), Image.Resampling.BOX), float) for v in (shown, mug.rgb[1])]
+    assert np.abs(smooth[0] - smooth[1]).mean() < 6
+    assert [("data-problem" in article) for article in found.of("article")] == [True, False, True]
+    for text in (
+        "my objects",
+        "id 7",
+        "12.0 cm",
+        "42 views",
+        "drill.obj and 1 more",
+        "view 2 of 3: black",
+        "truncated",
+    ):
+        assert text in found.text
+    # Nothing is loaded from elsewhere, and nothing is left beside the page.
+    assert not re.search(r"(src|href)=\"(?!data:)", path.read_text())
+    assert [entry.name for entry in path.parent.iterdir()] == ["page.html"]
+
+
+def test_names_cannot_break_the_page(tmp_path):
+    evil = '<script>alert("1")</script>" onload="x'
+    with writing_gallery(tmp_path / "page.html", evil) as page:
+        page.add(made_up(evil, views=1, sources=(evil,)), problems=[evil])
+        page.add_damaged(evil, evil)
+    found = Page((tmp_path / "page.html").read_text())
+    assert len(found.of("script")) == 1
+    assert all("onload" not in attributes for _, attributes in found.tags)
+    assert found.of("img")[0]["alt"] == evil + ", view 1"
+    assert evil in found.text
+
+
+def test_a_page_that_fails_is_not_there(tmp_path):
+    with pytest.raises(LibraryError, match="cannot be written"), writing_gallery(tmp_path, "t"):
+        pass
+
+    def broken():
+        with writing_gallery(tmp_path / "page.html", "t") as page:
+            page.add(made_up(views=1))
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        broken()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_known_is_said_in_words():
+    turn = np.tile(np.eye(4), (3, 1, 1))
+    axis = np.zeros((1, 2, 3))
+    assert describe(made_up(symmetries_continuous=axis, symmetries_discrete=turn, diameter=1.2)) == [
+        "1.20 m", "12 views", "unit mm", "symmetric: 1 axis, 3 discrete",
+    ]  # fmt: skip
+    photos = made_up(views=5, origin="photos", unit="", diameter=float("nan"), sources=("a.jpg",))
+    assert describe(photos) == ["size unknown", "5 views", "from photographs", "source a.jpg"]
