@@ -1,0 +1,303 @@
+"""Datasets in BOP's folders: DATASET/SPLIT/SCENE/{rgb,depth,mask,mask_visib}/ and JSON files beside them.
+
+The format: https://github.com/thodan/bop_toolkit/blob/master/docs/bop_datasets_format.md
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdit_core.data.bop_json import Annotation, Camera, parse_annotations, parse_camera, parse_json
+from ocdit_core.data.decoding import decode_mask_image
+from ocdit_core.data.frames import Frame
+from ocdit_core.data.json_index import JsonIndex, read_bytes
+from ocdit_core.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Targets = Mapping[tuple[int, int], Mapping[int, int]]
+
+_PICTURES = (".jpg", ".png", ".tif", ".tiff", ".jpeg")
+_DEPTHS = (".png", ".tif", ".tiff")
+_MODEL = re.compile(r"obj_(\d+)\.ply")
+
+
+class BopFolder:
+    """A split of a dataset in BOP's folders, as a sequence of frames.
+
+    Opening it looks through the scenes' lists of cameras only. Annotations are found in a scene's files when a frame
+    of it is first asked for them, and parsed frame by frame: a million images take some seconds to open, and about
+    70 bytes of memory each.
+
+    Args:
+        path: the dataset's folder.
+        split: its subfolder: "train_pbr", "test", "test_primesense" ...
+        targets: a file such as test_targets_bop19.json, a path or a name in `path`: only its images are listed.
+
+    Attributes:
+        name: the dataset's, that of its folder.
+        targets: {(scene, image): {object: instances}} of the targets file; no objects where it names images only;
+            None without a file.
+        damaged: an error for each scene that had to be left out, logged already.
+
+    Raises:
+        DataError: the folder, the split or the targets file is missing or damaged, there is no scene, all scenes are
+            damaged, or the targets name images that are not there.
+    """
+
+    def __init__(self, path: str | Path, split: str, targets: str | Path | None = None) -> None:
+        self.path = Path(path)
+        self.split = split
+        self.name = self.path.resolve().name
+        self.targets = None if targets is None else read_targets(self._targets_path(targets))
+        self.damaged: list[DataError] = []
+        self._scenes: list[_Scene] = []
+        self._images: list[NDArray[np.int64]] = []
+        left_out = set()
+        for folder in self._scene_folders():
+            try:
+                scene = _Scene(folder)
+                images = scene.cameras.numbers
+            except DataError as error:
+                logger.warning("scene left out: %s", error)
+                self.damaged.append(error)
+                left_out.add(int(folder.name))
+                continue
+            self._scenes.append(scene)
+            self._images.append(images)
+        if not self._scenes:
+            raise self.damaged[0]
+        if self.targets is not None:
+            self._keep(self.targets, left_out)
+        self._ends = np.cumsum([len(images) for images in self._images])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Frame:
+        """Return a frame, of which nothing is read yet; scenes and their images are in ascending order.
+
+        Raises:
+            IndexError: outside 0 .. len - 1.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path}: frame {index} of {len(self)}")
+        at = int(np.searchsorted(self._ends, index, side="right"))
+        first = int(self._ends[at - 1]) if at else 0
+        return _FolderFrame(self.name, self._scenes[at], int(self._images[at][index - first]))
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def scene_ids(self) -> tuple[int, ...]:
+        """The numbers of the scenes that have images."""
+        return tuple(scene.number for scene, images in zip(self._scenes, self._images, strict=True) if len(images))
+
+    def index(self, scene_id: int, image_id: int) -> int:
+        """Return the position of an image.
+
+        Raises:
+            DataError: there is no such image.
+        """
+        for at, scene in enumerate(self._scenes):
+            if scene.number == scene_id:
+                position = int(np.searchsorted(self._images[at], image_id))
+                if position < len(self._images[at]) and self._images[at][position] == image_id:
+                    return (int(self._ends[at - 1]) if at else 0) + position
+        raise DataError(f"{self.path / self.split}: has no image {scene_id:06d}/{image_id:06d}", kind="missing entry")
+
+    def model_paths(self, kind: str = "models") -> dict[int, Path]:
+        """Return the mesh (PLY, millimetres) of each object number.
+
+        Args:
+            kind: the folder's name: "models", "models_eval", "models_cad" ...
+
+        Raises:
+            DataError: there is no such folder, or no obj_NNNNNN.ply in it.
+        """
+        folder = self.path / kind
+        models = {int(match[1]): path for path in _listed(folder) if (match := _MODEL.fullmatch(path.name))}
+        if not models:
+            raise DataError(f"{folder}: holds no models (obj_000001.ply ...)", kind="missing file")
+        return dict(sorted(models.items()))
+
+    def __repr__(self) -> str:
+        return f"BopFolder({str(self.path)!r}, {self.split!r}, {len(self)} images of {len(self._scenes)} scenes)"
+
+    def _targets_path(self, targets: str | Path) -> Path:
+        return self.path / targets if (self.path / targets).is_file() else Path(targets)
+
+    def _scene_folders(self) -> list[Path]:
+        folder = self.path / self.split
+        if not folder.is_dir():
+            known = ", ".join(splits_of(self.path))
+            raise DataError(f"{folder}: no such split; {self.path} has {known or 'none'}", kind="missing file")
+        scenes = [path for path in _listed(folder) if path.name.isdecimal() and path.is_dir()]
+        if not scenes:
+            raise DataError(f"{folder}: holds no scene (000000, 000001 ...)", kind="missing file")
+        return sorted(scenes, key=lambda path: int(path.name))
+
+    def _keep(self, targets: Targets, left_out: set[int]) -> None:
+        wanted: dict[int, list[int]] = {}
+        for scene, image in targets:
+            wanted.setdefault(scene, []).append(image)
+        for at, scene_files in enumerate(self._scenes):
+            chosen = np.array(sorted(wanted.pop(scene_files.number, [])), dtype=np.int64)
+            missing = np.setdiff1d(chosen, self._images[at])
+            if missing.size:
+                raise DataError(
+                    f"{scene_files.path}: {missing.size} images of the targets file are missing, such as {missing[0]}",
+                    kind="missing entry",
+                )
+            self._images[at] = chosen
+        wanted = {scene: images for scene, images in wanted.items() if scene not in left_out}
+        if wanted:
+            scene, images = next(iter(wanted.items()))
+            raise DataError(
+                f"{self.path / self.split}: {len(wanted)} scenes of the targets file are missing, such as {scene:06d} "
+                f"with image {images[0]}",
+                kind="missing file",
+            )
+
+
+def splits_of(path: str | Path) -> list[str]:
+    """Return the names of the splits in a dataset's folder: its subfolders that hold scenes.
+
+    Raises:
+        DataError: the folder is missing or cannot be listed.
+    """
+    return sorted(
+        folder.name
+        for folder in _listed(Path(path))
+        if folder.is_dir() and any(scene.name.isdecimal() for scene in _listed(folder))
+    )
+
+
+def read_targets(path: Path) -> Targets:
+    """Return {(scene, image): {object: instances}} of a targets file.
+
+    Files of the localisation task (test_targets_bop19.json) list objects; those of the detection task
+    (test_targets_bop24.json) only images: then the inner dictionaries are empty.
+
+    Raises:
+        DataError: missing, damaged, or without a number that belongs there.
+    """
+    entries = parse_json(read_bytes(path), str(path))
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"{path}: is not a list of targets", kind="damaged JSON")
+    targets: dict[tuple[int, int], dict[int, int]] = {}
+    for number, entry in enumerate(entries):
+        try:
+            objects = targets.setdefault((int(entry["scene_id"]), int(entry["im_id"])), {})
+            if "obj_id" in entry:
+                objects[int(entry["obj_id"])] = int(entry.get("inst_count", 1))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}[{number}]: is no target with the numbers scene_id and im_id, or scene_id, im_id, obj_id and "
+                "inst_count",
+                kind="damaged JSON",
+            ) from error
+    return targets
+
+
+class _Scene:
+    """The files of one scene; what is known of where things stand in them is not sent to other processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = int(path.name)
+        self._suffixes: dict[str, str] = {}
+
+    @cached_property
+    def cameras(self) -> JsonIndex:
+        return JsonIndex(self.path / "scene_camera.json")
+
+    @cached_property
+    def truth(self) -> JsonIndex:
+        return JsonIndex(self.path / "scene_gt.json")
+
+    @cached_property
+    def info(self) -> JsonIndex | None:
+        path = self.path / "scene_gt_info.json"
+        return JsonIndex(path) if path.is_file() else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "number": self.number, "_suffixes": {}}
+
+    def find(self, folders: tuple[str, ...], stem: str, suffixes: tuple[str, ...]) -> tuple[bytes, Path] | None:
+        """Return the first of the possible files; which one it was is tried first the next time."""
+        key = folders[0]
+        known = self._suffixes.get(key)
+        tails = [f"{folder}/{{}}{suffix}" for folder in folders for suffix in suffixes]
+        for tail in [known, *tails] if known is not None else tails:
+            path = self.path / tail.format(stem)
+            try:
+                data = path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read ({error.strerror})", kind="missing file") from error
+            self._suffixes[key] = tail
+            return data, path
+        return None
+
+
+class _FolderFrame(Frame):
+    """A frame of a BOP folder."""
+
+    def __init__(self, dataset: str, scene: _Scene, image: int) -> None:
+        key = f"{scene.number:06d}/{image:06d}"
+        super().__init__(
+            dataset=dataset, key=key, scene_id=scene.number, image_id=image, where=f"{scene.path}: {image}"
+        )
+        self._scene = scene
+
+    def _read_camera(self) -> Camera:
+        cameras = self._scene.cameras
+        return parse_camera(cameras.read(self.image_id), f"{cameras.path}: {self.image_id}")
+
+    def _read_annotations(self) -> tuple[Annotation, ...]:
+        truth, info = self._scene.truth, self._scene.info
+        return parse_annotations(
+            truth.read(self.image_id),
+            None if info is None else info.read(self.image_id),
+            f"{truth.path}: {self.image_id}",
+            f"{self._scene.path / 'scene_gt_info.json'}: {self.image_id}",
+        )
+
+    def _image_data(self) -> tuple[bytes, str]:
+        found = self._scene.find(("rgb", "gray"), f"{self.image_id:06d}", _PICTURES)
+        if found is None:
+            raise DataError(f"{self.where}: has no picture in rgb/ or gray/", kind="missing picture")
+        return found[0], str(found[1])
+
+    def _depth_data(self) -> tuple[bytes, str] | None:
+        found = self._scene.find(("depth",), f"{self.image_id:06d}", _DEPTHS)
+        return None if found is None else (found[0], str(found[1]))
+
+    def _read_mask(self, index: int, visible: bool) -> tuple[NDArray[np.bool_], str]:
+        folder = "mask_visib" if visible else "mask"
+        path = self._scene.path / folder / f"{self.image_id:06d}_{index:06d}.png"
+        try:
+            data = path.read_bytes()
+        except OSError:
+            raise DataError(f"{path}: the mask of object {index} is missing", kind="missing mask") from None
+        return decode_mask_image(data, str(path)), str(path)
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no such folder", kind="missing file") from None
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror})", kind="missing file") from error
