@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ocdit_core.errors import RenderingError
+from ocdit_core.objects.renderers import Views
 from ocdit_core.objects.shaders import FRAGMENT_SHADER, VERTEX_SHADER
 from ocdit_core.objects.shading import MAX_LIGHTS, Light, Lighting, Surface, surface_of
 
@@ -24,24 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Light", "Lighting", "MeshHandle", "Renderer", "Views"]
 
 MAX_SIDE = 8192
+EDGE_WIDTH = 2.0
+"""Samples: a line this wide covers the sample next to every point that it passes, whatever its slope."""
 _ATLAS_ROWS = 2048  # views are drawn below one another and read back together
-
-
-@dataclass(frozen=True, kw_only=True)
-class Views:
-    """Pictures of one object on black."""
-
-    rgb: NDArray[np.uint8]
-    """(n, h, w, 3) sRGB, multiplied by the coverage: exact black where the object is not."""
-    alpha: NDArray[np.uint8]
-    """(n, h, w) how much of the pixel the object covers, 0 to 255."""
-    depth: NDArray[np.float32] | None
-    """(n, h, w) metres along the optical axis, 0 beside the object; None unless asked for."""
-
-    @property
-    def rgba(self) -> NDArray[np.uint8]:
-        """(n, h, w, 4) the colours and the coverage in one array."""
-        return np.concatenate([self.rgb, self.alpha[..., None]], axis=3)
 
 
 @dataclass(eq=False)
@@ -66,6 +52,8 @@ class Renderer:
     Raises:
         RenderingError: there is no EGL driver on this machine.
     """
+
+    name = "moderngl"
 
     def __init__(self) -> None:
         try:
@@ -134,21 +122,9 @@ class Renderer:
         *,
         supersample: int = 2,
         depth: bool = False,
+        edges: bool = False,
     ) -> Views:
-        """Draws one mesh from several poses; the same arguments give the same pictures on one machine.
-
-        Args:
-            mesh: in metres; a handle from `upload` saves the transfer when it is drawn more than once.
-            poses: (n, 4, 4) or (4, 4) camera-from-object, OpenCV axes.
-            K: (3, 3) intrinsics in pixels, or (n, 3, 3) for one camera each.
-            size: height and width in pixels.
-            lighting: default: soft light that shows the geometry.
-            supersample: samples a pixel in each direction; more makes smoother edges.
-            depth: whether to return depth as well.
-
-        Raises:
-            RenderingError: the picture is too large, or the renderer was closed.
-        """
+        """Draws one mesh, or a handle from `upload`, from several poses; see `TemplateRenderer.render`."""
         if self._gl is None:
             raise RenderingError("the renderer is closed; make a new one")
         height, width = (int(side) * supersample for side in size)
@@ -160,7 +136,7 @@ class Renderer:
         handle = mesh if isinstance(mesh, MeshHandle) else self.upload(mesh)
         try:
             colours, depths = self._draw(
-                handle, all_poses, cameras, (height, width), size, lighting or Lighting(), depth
+                handle, all_poses, cameras, (height, width), size, lighting or Lighting(), depth, edges
             )
         finally:
             if handle is not mesh:
@@ -181,6 +157,7 @@ class Renderer:
         size: tuple[int, int],
         lighting: Lighting,
         depth: bool,
+        edges: bool,
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         """Draws at full sampling: colours (n, h, w, 4) and, if wanted, depths (n, h, w)."""
         height, width = pixels
@@ -204,6 +181,7 @@ class Renderer:
         if handle.texture is not None:
             handle.texture.use(0)
         self._gl.enable(self._depth_test)
+        self._gl.line_width = EDGE_WIDTH
 
         colours = np.empty((n, height, width, 4), np.uint8)
         depths = np.empty((n, height, width), np.float32) if depth else None
@@ -221,6 +199,10 @@ class Renderer:
                 matrix = _projection(cameras[index], size, pose, handle.surface)
                 program["projection"].write(matrix.T.astype(np.float32).tobytes())
                 handle.array.render()
+                if edges:
+                    self._gl.wireframe = True
+                    handle.array.render()
+                    self._gl.wireframe = False
             shape = (end - begin, height, width)
             read = np.frombuffer(colour.read(), np.uint8)
             colours[begin:end] = read[: shape[0] * height * width * 4].reshape(*shape, 4)

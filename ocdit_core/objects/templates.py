@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.objects.rendering import Lighting, MeshHandle, Renderer
+from ocdit_core.errors import ConfigError
+from ocdit_core.objects.renderers import RENDERERS, TemplateRenderer, UploadedMesh
+from ocdit_core.objects.shading import Lighting
 from ocdit_core.objects.viewpoints import (
     TUDL_K,
     TUDL_SIZE,
+    check_view_count,
     fitting_distance,
-    icosphere_directions,
-    look_at_poses,
     project,
+    template_poses,
 )
 
 if TYPE_CHECKING:
@@ -25,6 +27,36 @@ TEMPLATE_SIZE = 128
 CROP_MARGIN = 0.04
 # Farther than the nearest distance that fits, so that the perspective is that of an object on a table.
 DISTANCE_FACTOR = 1.5
+RENDERING_VERSION = 2
+"""Raised whenever the pictures change, so that libraries are rendered again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """Which views of an object are drawn, and by what."""
+
+    views: int = 12
+    """Directions, evenly spread: 12, 42 or 162."""
+    in_plane: int = 1
+    """Pictures a direction, turned about the optical axis by even steps over 360 degrees."""
+    renderer: str = "moderngl"
+    """"moderngl", "pyvista" or "mitsuba"."""
+    samples: int = 16
+    """Light paths a pixel, for Mitsuba only."""
+
+    def __post_init__(self) -> None:
+        check_view_count(self.views)
+        if not 1 <= self.in_plane <= 36:
+            raise ConfigError(f"in_plane: {self.in_plane} rotations a direction are outside 1..36")
+        if self.renderer not in RENDERERS:
+            raise ConfigError(f"renderer: {self.renderer!r} is unknown; use {', '.join(RENDERERS)}")
+        if not 1 <= self.samples <= 4096:
+            raise ConfigError(f"samples: {self.samples} light paths a pixel are outside 1..4096")
+
+    def recipe(self) -> str:
+        """A short text that is the same exactly when the same mesh gives the same pictures."""
+        samples = f" samples={self.samples}" if self.renderer == "mitsuba" else ""
+        return f"rendering {RENDERING_VERSION}: {self.renderer} views={self.views} in_plane={self.in_plane}{samples}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +78,22 @@ class Templates:
 
 
 def render_templates(
-    renderer: Renderer,
-    mesh: trimesh.Trimesh | MeshHandle,
+    renderer: TemplateRenderer,
+    mesh: trimesh.Trimesh | UploadedMesh,
+    settings: ViewSettings | None = None,
     *,
-    views: int = 12,
     size: int = TEMPLATE_SIZE,
     margin: float = CROP_MARGIN,
     lighting: Lighting | None = None,
 ) -> Templates:
-    """Draws an object in metres from `views` icosphere directions, seen by TUD-L's camera at a distance that fits.
+    """Draws an object in metres from icosphere directions, seen by TUD-L's camera at a distance that fits.
 
     Each crop is drawn as such, with the camera zoomed onto the object's box: no picture is enlarged afterwards.
 
     Args:
-        renderer: an open renderer.
-        mesh: in metres; it need not be centred.
-        views: 12, 42 or 162.
+        renderer: an open renderer, the one that the settings name.
+        mesh: in metres; it need not be centred. Or what the renderer's `upload` made of it.
+        settings: which views; default: 12 directions, each once. All directions come first, then all of them turned.
         size: side of the square crop in pixels.
         margin: free border on each side, as a share of the crop.
         lighting: default: soft light that shows the geometry.
@@ -70,15 +102,17 @@ def render_templates(
         MeshError: the mesh has no faces or is not finite.
         RenderingError: the size is out of range.
     """
-    handle = mesh if isinstance(mesh, MeshHandle) else renderer.upload(mesh)
+    settings = settings or ViewSettings()
+    given = hasattr(mesh, "surface")
+    handle = cast(UploadedMesh, mesh) if given else renderer.upload(cast("trimesh.Trimesh", mesh))
     try:
         surface = handle.surface
         distance = DISTANCE_FACTOR * fitting_distance(surface.radius, TUDL_K, TUDL_SIZE)
-        pose = look_at_poses(icosphere_directions(views), distance, centre=surface.centre)
+        pose = template_poses(settings.views, settings.in_plane, distance, centre=surface.centre)
         box, K = zoom_cameras(surface.vertices, pose, TUDL_K, size=size, margin=margin)
         drawn = renderer.render(handle, pose, K, (size, size), lighting)
     finally:
-        if handle is not mesh:
+        if not given:
             handle.release()
     return Templates(rgb=drawn.rgb, mask=drawn.alpha > 127, alpha=drawn.alpha, box=box, K=K, pose=pose)
 

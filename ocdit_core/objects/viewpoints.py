@@ -32,8 +32,7 @@ def icosphere_directions(count: int) -> FloatArray:
     Raises:
         ConfigError: another count was asked for.
     """
-    if count not in _SUBDIVISIONS:
-        raise ConfigError(f"views: {count} is not a number of icosphere directions; use 12, 42 or 162")
+    check_view_count(count)
     golden = (1 + 5**0.5) / 2
     signs = [(a, b * golden) for a in (-1, 1) for b in (-1, 1)]
     corners = np.array([p for a, b in signs for p in ((0, a, b), (a, b, 0), (b, 0, a))])
@@ -47,6 +46,29 @@ def icosphere_directions(count: int) -> FloatArray:
     return vertices
 
 
+def check_view_count(count: int) -> None:
+    """Raises ConfigError unless there is an icosphere of `count` directions."""
+    if count not in _SUBDIVISIONS:
+        raise ConfigError(f"views: {count} is not a number of icosphere directions; use 12, 42 or 162")
+
+
+def template_poses(directions: int, in_plane: int, distance: float, *, centre: ArrayLike) -> FloatArray:
+    """Poses of an object's templates: all icosphere directions upright, then all of them turned, and so on.
+
+    Args:
+        directions: 12, 42 or 162.
+        in_plane: rotations about the optical axis of each direction, evenly spaced over 360 degrees.
+        distance: metres from the camera to `centre`.
+        centre: (3,) the point looked at, in object coordinates, metres.
+
+    Returns:
+        (in_plane * directions, 4, 4) camera-from-object transforms, OpenCV axes.
+    """
+    towards = np.tile(icosphere_directions(directions), (in_plane, 1))
+    roll = np.repeat(2 * np.pi * np.arange(in_plane) / in_plane, directions)
+    return look_at_poses(towards, distance, roll, centre=centre)
+
+
 def sample_directions(rng: np.random.Generator, n: int) -> FloatArray:
     """Draws n unit vectors (n, 3), uniform over the sphere."""
     vectors = rng.normal(size=(n, 3))
@@ -56,7 +78,8 @@ def sample_directions(rng: np.random.Generator, n: int) -> FloatArray:
 def spread_indices(directions: FloatArray, count: int, first: int = 0) -> NDArray[np.int64]:
     """Picks `count` of the given unit vectors (n, 3) that cover the sphere well.
 
-    Starts at index `first` and always adds the direction farthest from those already taken.
+    Starts at index `first` and always adds the direction farthest from those already taken. The same direction again
+    (a picture turned about the optical axis) comes last, in the order given.
 
     Returns:
         (count,) indices, in the order in which they were taken.
@@ -67,10 +90,12 @@ def spread_indices(directions: FloatArray, count: int, first: int = 0) -> NDArra
     if not 1 <= count <= len(directions):
         raise ConfigError(f"views: {count} of {len(directions)} directions cannot be picked")
     chosen = [first]
-    closeness = directions @ directions[first]
+    closeness = np.full(len(directions), -np.inf)
     for _ in range(count - 1):
-        chosen.append(int(np.argmin(closeness)))
         closeness = np.maximum(closeness, directions @ directions[chosen[-1]])
+        closeness[chosen[-1]] = np.inf
+        # Rounded, so that noise does not choose between equals: then it is the first that is taken.
+        chosen.append(int(np.argmin(np.round(closeness, 9))))
     return np.array(chosen)
 
 

@@ -27,7 +27,7 @@ from ocdit_core.data.synthetic.scanned import find_meshes, scanned_object
 from ocdit_core.data.synthetic.sprites import render_sprites
 from ocdit_core.errors import DataError, OcditError
 from ocdit_core.objects.rendering import Renderer
-from ocdit_core.objects.templates import render_templates
+from ocdit_core.objects.templates import ViewSettings, render_templates
 
 SCHEMA_VERSION = 1
 _CHUNK = 8
@@ -233,7 +233,7 @@ def _draw_chunk(renderer: Renderer, partial: Path, settings: BankSettings, chunk
         else:
             mesh = scanned_object(settings.meshes[index - settings.objects], np.random.default_rng([seed, 0x5CA7]))
         handle = renderer.upload(mesh)
-        views = render_templates(renderer, handle, views=settings.views, size=settings.template_size)
+        views = render_templates(renderer, handle, ViewSettings(views=settings.views), size=settings.template_size)
         templates[index, ..., :3], templates[index, ..., 3] = views.rgb, views.alpha
         rng = np.random.default_rng([seed, 0x5B817E])
         sprites[index] = render_sprites(renderer, handle, rng, settings.sprites, settings.sprite_size)

@@ -1,0 +1,122 @@
+"""What a renderer of objects is, and the choice among those there are."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ocdit_core.errors import ConfigError, RenderingError
+from ocdit_core.objects.shading import Lighting, Surface
+
+if TYPE_CHECKING:
+    import trimesh
+
+logger = logging.getLogger(__name__)
+
+RENDERERS = ("moderngl", "pyvista", "mitsuba")
+"""By name: quick OpenGL; VTK, for machines without EGL; path tracing, slow and handsome."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """Pictures of one object on black."""
+
+    rgb: NDArray[np.uint8]
+    """(n, h, w, 3) sRGB, multiplied by the coverage: exact black where the object is not."""
+    alpha: NDArray[np.uint8]
+    """(n, h, w) how much of the pixel the object covers, 0 to 255."""
+    depth: NDArray[np.float32] | None
+    """(n, h, w) metres along the optical axis, 0 beside the object; None unless asked for."""
+
+    @property
+    def rgba(self) -> NDArray[np.uint8]:
+        """(n, h, w, 4) the colours and the coverage in one array."""
+        return np.concatenate([self.rgb, self.alpha[..., None]], axis=3)
+
+
+class UploadedMesh(Protocol):
+    """A mesh as a renderer keeps it: quick to draw again."""
+
+    surface: Surface
+
+    def release(self) -> None:
+        """Frees its memory; it must not be drawn any more."""
+
+
+class TemplateRenderer(Protocol):
+    """Draws objects; a context manager, used from one thread. The pictures' geometry is the same for all of them.
+
+    Image coordinates are continuous: a point that projects to (u, v) lies in pixel (floor(u), floor(v)).
+    """
+
+    name: str
+    """One of RENDERERS."""
+
+    def upload(self, mesh: trimesh.Trimesh) -> UploadedMesh:
+        """Prepares a mesh in metres for drawing; raises MeshError when it has no faces or is not finite."""
+
+    def render(
+        self,
+        mesh: trimesh.Trimesh | Any,
+        poses: ArrayLike,
+        K: ArrayLike,
+        size: tuple[int, int],
+        lighting: Lighting | None = None,
+        *,
+        supersample: int = 2,
+        depth: bool = False,
+        edges: bool = False,
+    ) -> Views:
+        """Draws one mesh from several poses; the same arguments give the same pictures on one machine.
+
+        Args:
+            mesh: in metres; what `upload` returned saves time when it is drawn more than once.
+            poses: (n, 4, 4) or (4, 4) camera-from-object, OpenCV axes.
+            K: (3, 3) intrinsics in pixels, or (n, 3, 3) for one camera each.
+            size: height and width in pixels.
+            lighting: default: soft light that shows the geometry.
+            supersample: samples a pixel in each direction; more makes smoother edges.
+            depth: whether to return depth as well.
+            edges: whether to draw the edges of the triangles as thin lines too, so that a sheet seen edge-on shows.
+
+        Raises:
+            RenderingError: the picture is too large, or the renderer was closed.
+        """
+
+    def close(self) -> None:
+        """Frees everything; a second call does nothing."""
+
+    def __enter__(self) -> TemplateRenderer: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_renderer(name: str = "moderngl", *, samples: int = 16) -> TemplateRenderer:
+    """Opens a renderer, to be used as a context manager.
+
+    Args:
+        name: one of RENDERERS; or "auto": moderngl, and where there is no EGL, PyVista, which is then logged.
+        samples: light paths a pixel, for Mitsuba only.
+
+    Raises:
+        ConfigError: an unknown name.
+        RenderingError: its package or a driver is missing; the message names what to install.
+    """
+    if name == "auto":
+        try:
+            return open_renderer("moderngl")
+        except RenderingError as error:
+            logger.warning("%s; drawing with PyVista instead", error)
+            return open_renderer("pyvista")
+    if name == "moderngl":
+        from ocdit_core.objects.rendering import Renderer
+
+        return Renderer()
+    raise ConfigError(f"renderer: {name!r} is unknown; use auto, {', '.join(RENDERERS)}")
