@@ -17,6 +17,7 @@ from ocdit_core.models.colour_statistics import SUBCELL
 from ocdit_core.models.denoiser import Conditioning, Denoiser, DenoiserConfig
 from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAE, MaskVAEConfig
 from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig
+from ocdit_core.models.positions import inference_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +159,11 @@ class OCDiT(nn.Module):
         batch, objects, views = templates.features.shape[:3]
         device = image.features.device
         if object_indices is None:
-            object_indices = default_indices(objects, self.config.denoiser.max_objects, device).expand(batch, -1)
+            (indices,) = inference_positions("interpolate", objects, self.config.denoiser.max_objects)
+            object_indices = indices.to(device).expand(batch, -1)
         if view_indices is None:
-            view_indices = default_indices(views, self.config.denoiser.max_views, device).expand(batch, -1)
+            (indices,) = inference_positions("interpolate", views, self.config.denoiser.max_views)
+            view_indices = indices.to(device).expand(batch, -1)
         addition, maps = None, None
         if self.prior is not None:
             maps = self.prior(image.descriptors, templates.descriptors)
@@ -189,13 +192,6 @@ class OCDiT(nn.Module):
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
         """Write config.yaml and model.safetensors to `folder`; `half` stores float16."""
         write_checkpoint(Path(folder), self.config, self.state_dict(), half=half)
-
-
-def default_indices(count: int, capacity: int, device: torch.device) -> Tensor:
-    """Return the learned positions of `count` objects or views: the first ones, or an interpolation of all."""
-    if count <= capacity:
-        return torch.arange(count, device=device)
-    return torch.linspace(0, capacity - 1, count, device=device)
 
 
 def _grid(size: tuple[int, int]) -> tuple[int, int]:
