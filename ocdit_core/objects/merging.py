@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdit_core.objects.materials import neutral_diffuse, surface_factors, texture_of
+
 if TYPE_CHECKING:
     import trimesh
 
@@ -41,8 +43,14 @@ def merge(parts: list[trimesh.Trimesh], *, linear_colours: bool) -> trimesh.Trim
         linear_colours: whether vertex colours are linear (glTF's rule) rather than sRGB.
 
     Returns:
-        One mesh; textures and colours are sRGB.
+        One mesh; textures and colours are sRGB; its metadata are what `surface_factors` returns.
     """
+    mesh = _merged(parts, linear_colours)
+    mesh.metadata = surface_factors(parts)
+    return mesh
+
+
+def _merged(parts: list[trimesh.Trimesh], linear_colours: bool) -> trimesh.Trimesh:
     import trimesh
     from trimesh.visual import ColorVisuals, TextureVisuals
 
@@ -78,13 +86,6 @@ def _join(parts: list[_Part], visual: Any) -> trimesh.Trimesh:
         visual=visual,
         process=False,
     )
-
-
-def texture_of(visual: Any) -> Any:
-    """Return the colour texture (a Pillow image) of a trimesh visual, or None."""
-    material = getattr(visual, "material", None)
-    image = getattr(material, "baseColorTexture", None)
-    return image if image is not None else getattr(material, "image", None)
 
 
 def _read(mesh: trimesh.Trimesh, linear_colours: bool) -> _Part:
@@ -141,10 +142,7 @@ def _plain(material: Any) -> NDArray[np.uint8]:
     factor = getattr(material, "baseColorFactor", None)
     if factor is not None:
         return _tinted(np.full((1, 1, 4), 255, np.uint8), factor)[0, 0]
-    diffuse = getattr(material, "diffuse", None)
-    if diffuse is not None:
-        return np.resize(np.asarray(diffuse, dtype=np.uint8), 4)
-    return NEUTRAL
+    return neutral_diffuse(material, NEUTRAL)
 
 
 def _bake(part: _Part) -> None:

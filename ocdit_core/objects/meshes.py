@@ -140,8 +140,8 @@ def diameter(points: ArrayLike) -> float:
     from scipy.spatial import ConvexHull, QhullError
     from scipy.spatial.distance import pdist
 
-    outer = np.unique(np.asarray(points, dtype=np.float64), axis=0)
-    if len(outer) < 2:
+    outer = np.asarray(points, dtype=np.float64)
+    if len(outer) < 2 or not np.ptp(outer, axis=0).any():
         return 0.0
     if len(outer) > 50:
         try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ocdit_core.errors import MeshError
-from ocdit_core.objects.merging import texture_of
+from ocdit_core.objects.materials import texture_of
 from ocdit_core.objects.sources import SourceFiles
 from ocdit_core.objects.units import UNITS
 
@@ -73,6 +73,7 @@ def parse(files: SourceFiles, data: bytes) -> ParsedFile:
     import trimesh
 
     path, suffix = files.path, files.path.suffix.lower()
+    resolver: Any = files  # trimesh asks for no more than `get` and []
     warnings: list[str] = []
     if suffix in (".glb", ".gltf"):
         warnings += _check_gltf(path, data)
@@ -80,7 +81,7 @@ def parse(files: SourceFiles, data: bytes) -> ParsedFile:
         data = _plain_ply(files, data)
     try:
         with _trimesh_warnings() as said:
-            scene = trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=files, process=False)
+            scene = trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=resolver, process=False)
             parts: list[Any] = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
             for part in parts:
                 if texture_of(part.visual) is not None:

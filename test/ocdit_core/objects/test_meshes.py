@@ -1,5 +1,7 @@
 import json
+import os
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -107,12 +109,27 @@ def test_damaged_and_useless_files_are_refused_in_one_line(tmp_path):
     (tmp_path / "infinite.obj").write_text("v 0 0 0\nv inf 0 0\nv 0 0.1 0\nf 1 2 3\n")
     (tmp_path / "point.obj").write_text("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n")
     (tmp_path / "index.obj").write_text("v 0 0 0\nv 0.1 0 0\nv 0 0.1 0\nf 1 2 9\n")
+    header = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
+    header += "element face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n0.1 0 0\n0 0.1 0\n"
+    (tmp_path / "index.ply").write_text(header + "3 0 1 7\n")
+    (tmp_path / "negative.ply").write_text(header + "3 0 1 -1\n")
+    (tmp_path / "nan.ply").write_text(header.replace("0.1 0 0", "nan 0 0") + "3 0 1 2\n")
+    (tmp_path / "endless.ply").write_text(header.split("end_header")[0])
+    (tmp_path / "index.off").write_text("OFF\n3 1 0\n0 0 0\n0.1 0 0\n0 0.1 0\n3 0 1 7\n")
+    (tmp_path / "line.obj").write_text("v 0 0 0\nv 0.1 0 0\nv 0.2 0 0\nf 1 2 3\nf 1 1 2\n")
+    (tmp_path / "words.gltf").write_text("a drill, a drill")
+    (tmp_path / "words.dae").write_text("a drill, a drill")
+    (tmp_path / "words.3mf").write_text("a drill, a drill")
+    os.mkfifo(tmp_path / "pipe.stl")
     expected = {
         "missing.ply": "no such", "folder.ply": "folder", "empty.ply": "empty", "words.txt": "unknown mesh format",
         "words.stl": "", "words.glb": "", "words.obj": "no faces", "bytes.ply": "damaged", "half.glb": "truncated",
         "half.stl": "", "half.ply": "", "stub.glb": "truncated", "stub.stl": "", "stub.ply": "",
         "points.ply": "no faces", "nan.obj": "not finite", "infinite.obj": "not finite", "point.obj": "one place",
-        "index.obj": "damaged",
+        "index.obj": "damaged", "index.ply": "vertex 7 of 3", "negative.ply": "vertex -1 of 3",
+        "nan.ply": "1 of 3 vertices are not finite", "endless.ply": "header does not end", "index.off": "damaged",
+        "line.obj": "none of its 2 faces has an area", "words.gltf": "damaged", "words.dae": "damaged",
+        "words.3mf": "damaged", "pipe.stl": "not a regular file",
     }  # fmt: skip
     for name, reason in expected.items():
         with pytest.raises(MeshError) as caught:
@@ -121,6 +138,40 @@ def test_damaged_and_useless_files_are_refused_in_one_line(tmp_path):
         assert name in message, message
         assert reason in message, message
         assert "\n" not in message
+
+
+@pytest.mark.parametrize("gigabytes", [2, 8])
+def test_a_huge_file_is_refused_by_its_size(tmp_path, gigabytes):
+    for name in ("huge.glb", "huge.ply", "huge.obj"):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, gigabytes << 30)
+        tracemalloc.start()
+        with pytest.raises(MeshError, match=rf"{name}: {gigabytes},\d\d\d MiB is over the limit of 1024 MiB"):
+            read_cad(tmp_path / name)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+
+
+def test_faces_without_an_area_are_left_out(tmp_path):
+    box = trimesh.creation.box((0.1, 0.1, 0.1))
+    far = [[9, 9, 9]]  # only a face without an area goes there, and it must not count for the size
+    faces = np.concatenate([box.faces, [[0, 0, 1], [8, 8, 8], [0, 8, 8]]])
+    trimesh.Trimesh(np.concatenate([box.vertices, far]), faces, process=False).export(tmp_path / "a.ply")
+    model = read_cad(tmp_path / "a.ply")
+    assert len(model.mesh.faces) == 12
+    assert model.diameter == pytest.approx(0.1 * 3**0.5)
+    image = textured_box().export(file_type="glb")
+    (tmp_path / "b.glb").write_bytes(image)
+    whole = read_cad(tmp_path / "b.glb").mesh
+    assert len(whole.visual.uv) == len(whole.vertices)
+
+
+def test_inverted_and_mixed_winding_are_no_fault(tmp_path):
+    ball = trimesh.creation.icosphere(subdivisions=1, radius=0.1)
+    ball.faces[::2] = ball.faces[::2, ::-1]
+    ball.export(tmp_path / "a.stl")
+    model = read_cad(tmp_path / "a.stl")
+    assert (len(model.mesh.faces), model.warnings) == (len(ball.faces), ())
 
 
 def test_too_many_faces_are_refused(tmp_path):
