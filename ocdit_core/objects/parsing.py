@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import logging
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ import numpy as np
 
 from ocdit_core.errors import MeshError
 from ocdit_core.objects.materials import texture_of
+from ocdit_core.objects.obj import readable_obj
+from ocdit_core.objects.ply import readable_ply
 from ocdit_core.objects.sources import SourceFiles
 from ocdit_core.objects.units import UNITS
 
@@ -29,8 +30,6 @@ MAX_FACES = 2_000_000
 _EXTRAS = {".dae": ("collada", "pycollada"), ".3mf": ("lxml", "lxml")}
 # What a glTF file may require: the rest changes the geometry in a way that trimesh passes over.
 _GLTF_EXTENSIONS = ("KHR_draco_mesh_compression", "KHR_materials_", "KHR_texture_transform", "EXT_texture_webp")
-_PLY_COORDINATES = re.compile(rb"(?m)^(property [^\n]*\b)(texture_u|texture_v|u|v|s|t|texcoord)(\s*)$")
-_PLY_TEXTURE = re.compile(rb"(?mi)^comment\s+texturefile\s+([^\n]+)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,11 @@ def parse(files: SourceFiles, data: bytes) -> ParsedFile:
     if suffix in (".glb", ".gltf"):
         warnings += _check_gltf(path, data)
     elif suffix == ".ply":
-        data = _plain_ply(files, data)
+        data = readable_ply(files, data)
+    elif suffix == ".obj":
+        data = readable_obj(files, data)
+    elif suffix == ".stl":
+        _check_stl(path, data)
     try:
         with _trimesh_warnings() as said:
             scene = trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=resolver, process=False)
@@ -184,23 +187,19 @@ def _image_of(texture: dict[str, Any]) -> Any:
     return texture.get("source", texture.get("extensions", {}).get("EXT_texture_webp", {}).get("source"))
 
 
-def _plain_ply(files: SourceFiles, data: bytes) -> bytes:
-    """Return a PLY without texture coordinates if its texture is missing, or if it names none.
-
-    MeshLab writes both colours and texture coordinates, and trimesh drops the colours as soon as it sees coordinates.
-    """
-    end = data.find(b"end_header")
-    if end < 0:
-        raise MeshError(f"{files.path}: damaged, truncated, or not a .ply mesh (its header does not end)")
-    header = data[:end]
-    named = _PLY_TEXTURE.search(header)
-    if named is not None:
-        name = named.group(1).decode("utf-8", "replace").strip()
-        if files.exists(name):
-            return data
-        files.note_missing(name)
-        header = _PLY_TEXTURE.sub(b"comment", header)
-    return _PLY_COORDINATES.sub(rb"\1unused_\2\3", header) + data[end:]
+def _check_stl(path: Path, data: bytes) -> None:
+    """Refuse a truncated file: trimesh would read a part of a text, and take a part of a binary one for a text."""
+    text = data.lstrip()[:5].lower() == b"solid"
+    stated = int.from_bytes(data[80:84], "little")
+    length = 84 + 50 * stated
+    if text and len(data) != length:
+        if b"endsolid" not in data[-1000:].lower():
+            raise MeshError(f"{path}: truncated, or not a .stl mesh (its text does not end with endsolid)")
+    elif len(data) < max(length, 84):
+        raise MeshError(
+            f"{path}: truncated, or not a .stl mesh: {stated:,} triangles take {length:,} bytes, "
+            f"the file has {len(data):,}"
+        )
 
 
 @contextmanager

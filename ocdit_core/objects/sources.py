@@ -67,6 +67,7 @@ class SourceFiles:
         # What trimesh names a geometry after, and looks at to tell a resolver.
         self.file_name = path.name
         self._read: dict[str, bytes] = {}
+        self._joined: dict[str, list[str]] = {}
         self._digest = hashlib.sha256()
 
     @property
@@ -104,6 +105,10 @@ class SourceFiles:
         self._note(name, data)
         return data
 
+    def join(self, name: str, names: list[str]) -> None:
+        """Let `get(name)` return the texts of several files, one after the other; those that are missing are noted."""
+        self._joined[name] = names
+
     def exists(self, name: str) -> bool:
         """Return whether a file of that name, as a mesh file gives it, would be found."""
         return any((self.path.parent / candidate).is_file() for candidate in _candidates(name))
@@ -116,6 +121,12 @@ class SourceFiles:
         Raises:
             FileNotFoundError: there is no such file, and it is no picture.
         """
+        if (names := self._joined.pop(name, None)) is not None:
+            found = [other for other in names if self.exists(other)]
+            for other in names:
+                if other not in found:
+                    self.note_missing(other)
+            return b"\n".join(self.get(other) for other in found)
         for candidate in _candidates(name):
             if candidate in self._read:
                 return self._read[candidate]

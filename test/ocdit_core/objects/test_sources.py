@@ -144,3 +144,26 @@ def test_two_materials_share_one_texture_file(tmp_path):
     model = read_cad(path)
     assert model.sources == ("square.obj", "wood.mtl", "wood.png")
     assert len(model.mesh.faces) == 3
+
+
+@pytest.mark.parametrize("libraries", ["mtllib a.mtl\nmtllib b c.mtl", "mtllib a.mtl gone.mtl b.mtl"])
+def test_several_material_files(tmp_path, libraries):
+    (tmp_path / "a.mtl").write_text("newmtl left\nKd 1 0 0")
+    for name in ("b c.mtl", "b.mtl"):
+        (tmp_path / name).write_text("newmtl right\nKd 0 1 0\n")
+    text = f"{libraries}\n{SQUARE}usemtl left\nf 1/1 2/2 3/3\nusemtl right\nf 1/1 3/3 4/4\n"
+    (tmp_path / "two.obj").write_text(text)
+    model = read_cad(tmp_path / "two.obj")
+    np.testing.assert_allclose(colours(model.mesh), (127.5, 127.5, 0), atol=1)
+    if "gone" in libraries:
+        assert set(model.sources) == {"two.obj", "a.mtl", "gone.mtl", "b.mtl"}
+        assert model.warnings == ("two.obj: its material file gone.mtl is missing; drawn in neutral grey",)
+    else:
+        assert (model.sources, model.warnings) == (("two.obj", "a.mtl", "b c.mtl"), ())
+        assert source_digest(tmp_path / "two.obj", model.sources) == model.sha256
+
+
+def test_texture_coordinates_without_a_material_do_not_hide_the_colours(tmp_path):
+    text = "".join(f"{line} 1 0 0\n" if line.startswith("v ") else f"{line}\n" for line in SQUARE.splitlines())
+    (tmp_path / "a.obj").write_text(text + FACES)
+    np.testing.assert_allclose(colours(read_cad(tmp_path / "a.obj").mesh), (255, 0, 0))
