@@ -81,12 +81,16 @@ class ViTBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1], H and W multiples of 16 -> (B, C, H/16, W/16)."""
+        return self.with_summary(images)[0]
+
+    def with_summary(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The features of `forward`, and the class token, (B, C)."""
         grid = (images.shape[2] // DOWNSAMPLING, images.shape[3] // DOWNSAMPLING)
         if self.patch != DOWNSAMPLING:
             size = (grid[0] * self.patch, grid[1] * self.patch)
             images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-        tokens = self.vit(pixel_values=normalise(images)).last_hidden_state[:, self.prefix :]
-        return tokens.transpose(1, 2).unflatten(2, grid)
+        tokens = self.vit(pixel_values=normalise(images)).last_hidden_state
+        return tokens[:, self.prefix :].transpose(1, 2).unflatten(2, grid), tokens[:, 0]
 
 
 class ConvBlock(nn.Module):
@@ -125,6 +129,11 @@ class ConvBackbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1], H and W multiples of 16 -> (B, C, H/16, W/16)."""
         return self.layers(normalise(images).contiguous(memory_format=torch.channels_last))
+
+    def with_summary(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The features of `forward`, and their mean over the cells, (B, C): it has no class token."""
+        features = self(images)
+        return features, features.mean((2, 3))
 
 
 def build_backbone(config: BackboneConfig) -> ViTBackbone | ConvBackbone:

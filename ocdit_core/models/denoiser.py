@@ -15,6 +15,7 @@ from ocdit_core.models.attention import KeysValues
 from ocdit_core.models.blocks import Block, Head
 from ocdit_core.models.embeddings import FourierFeatures, NoiseEmbedding, QueryEmbedding, TemplateEmbedding
 from ocdit_core.models.matching_prior import PriorMaps
+from ocdit_core.models.representation import PresenceToken, Projection, RepresentationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class DenoiserConfig:
         max_objects: how many objects have a learned position.
         max_views: how many views of an object have a learned position.
         gradient_checkpointing: recompute the blocks' activations in the backward pass, to save memory.
+        representation: our option of representation entanglement; None is the published architecture.
     """
 
     width: int = 1024
@@ -38,10 +40,13 @@ class DenoiserConfig:
     max_objects: int = 8
     max_views: int = 12
     gradient_checkpointing: bool = False
+    representation: RepresentationConfig | None = None
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ConfigError(f"heads: {self.heads} does not divide width {self.width}")
+        if self.representation and not 0 <= self.representation.block <= self.depth:
+            raise ConfigError(f"representation.block: {self.representation.block} is not one of {self.depth} blocks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,21 @@ class Conditioning:
     templates: tuple[KeysValues, ...]
     grid: tuple[int, int]
     prior: PriorMaps | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoised:
+    """What one evaluation gives.
+
+    Attributes:
+        latents: (B, E, O, z, h, w), D_theta of the masks' latents.
+        presence: (B, E, O, C), D of the presence tokens; None without them.
+        middle: (B, E, O, h w, D) query tokens of the block that is projected; None without the projection.
+    """
+
+    latents: Tensor
+    presence: Tensor | None = None
+    middle: Tensor | None = None
 
 
 class Denoiser(nn.Module):
@@ -86,6 +106,11 @@ class Denoiser(nn.Module):
         self.head = Head(config.width, latents)
         # eq. (6): u(sigma)
         self.log_variance = nn.Sequential(FourierFeatures(128), nn.Linear(128, 1))
+        option = config.representation
+        self.projection = Projection(config.width, option.hidden, features) if option and option.projection else None
+        self.presence = (
+            PresenceToken(config.width, features, option.sigma_data) if option and option.presence_token else None
+        )
 
     def condition(
         self,
@@ -122,30 +147,50 @@ class Denoiser(nn.Module):
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return D_theta, the denoised latents.
+        """Return the latents of `denoise`."""
+        return self.denoise(latents, sigma, conditioning).latents
+
+    def denoise(
+        self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, presence: Tensor | None = None
+    ) -> Denoised:
+        """Evaluate D_theta.
 
         Args:
             latents: (B, E, O, z, h, w), noisy; E ensemble members or noise draws share one conditioning.
             sigma: (B, E), one noise level for all objects of a member.
             conditioning: of the same images.
+            presence: (B, E, O, C), noisy presence tokens; by default at their mean, which is what the highest noise
+                level leaves of them. Only for a network that has them.
         """
         level = sigma[:, :, None, None, None, None]
         p = self.preconditioning
-        raw = self._network(p.c_in(level) * latents, p.c_noise(sigma), conditioning)
-        # eq. (5)
-        return p.c_skip(level) * latents + p.c_out(level) * raw
+        noise_embedding = self.noise_embedding(p.c_noise(sigma))
+        tokens = self.query_embedding.latent_part(p.c_in(level) * latents) + conditioning.queries[:, None]
+        cells = tokens.shape[3]
+        if self.presence is not None:
+            if presence is None:
+                presence = latents.new_zeros(*latents.shape[:3], len(self.presence.mean))
+            tokens = torch.cat([tokens, self.presence.tokens_in(presence, sigma).to(tokens.dtype)], dim=3)
 
-    def _network(self, latents: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
-        """F_theta: (B, E, O, z, h, w) and (B, E) -> (B, E, O, z, h, w)."""
-        noise_embedding = self.noise_embedding(c_noise)
-        tokens = self.query_embedding.latent_part(latents) + conditioning.queries[:, None]
-        for block, templates in zip(self._blocks(), conditioning.templates, strict=True):
+        middle = None
+        for count, (block, templates) in enumerate(zip(self._blocks(), conditioning.templates, strict=True), start=1):
             if self.config.gradient_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, noise_embedding, templates, use_reentrant=False)
             else:
                 tokens = block(tokens, noise_embedding, templates)
-        raw = self.head(tokens, noise_embedding)
-        return rearrange(raw, "b e o (h w) z -> b e o z h w", h=conditioning.grid[0])
+            if self.projection is not None and self.training and count == self._middle_block():
+                middle = tokens[:, :, :, :cells]
+
+        raw = self.head(tokens[:, :, :, :cells], noise_embedding)
+        raw = rearrange(raw, "b e o (h w) z -> b e o z h w", h=conditioning.grid[0])
+        if self.presence is not None and presence is not None:
+            presence = self.presence.denoised(tokens[:, :, :, cells:], presence, sigma, noise_embedding)
+        # eq. (5)
+        return Denoised(latents=p.c_skip(level) * latents + p.c_out(level) * raw, presence=presence, middle=middle)
+
+    def _middle_block(self) -> int:
+        assert self.config.representation is not None
+        return self.config.representation.block or max(self.config.depth // 2, 1)
 
     def uncertainty(self, sigma: Tensor) -> Tensor:
         """Return u(sigma) of eq. (6): (B, E) -> (B, E)."""

@@ -18,6 +18,7 @@ from ocdit_core.models.denoiser import Conditioning, Denoiser, DenoiserConfig
 from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAE, MaskVAEConfig
 from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig
 from ocdit_core.models.positions import inference_positions
+from ocdit_core.models.representation import target_crops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +69,23 @@ class TemplateFeatures:
     Attributes:
         features: (B, O, V, C, t, t) of the backbone.
         descriptors: of the matching prior, each (B, O, ...); empty without it.
+        summaries: (B, O, V, C), the backbone's class tokens; None where the denoiser has no presence tokens.
     """
 
     features: Tensor
     descriptors: tuple[Tensor, ...] = ()
+    summaries: Tensor | None = None
 
     def split(self, objects: int) -> list[TemplateFeatures]:
         """Return the same in pieces of at most so many objects."""
         descriptors = zip(*(d.split(objects, dim=1) for d in self.descriptors), strict=True)
         pieces = self.features.split(objects, dim=1)
         parts = list(descriptors) if self.descriptors else [()] * len(pieces)
-        return [TemplateFeatures(features=f, descriptors=tuple(d)) for f, d in zip(pieces, parts, strict=True)]
+        summaries = [None] * len(pieces) if self.summaries is None else self.summaries.split(objects, dim=1)
+        return [
+            TemplateFeatures(features=f, descriptors=tuple(d), summaries=s)
+            for f, d, s in zip(pieces, parts, summaries, strict=True)
+        ]
 
 
 class OCDiT(nn.Module):
@@ -133,12 +140,23 @@ class OCDiT(nn.Module):
             masks: (B, O, V, h, w) in [0, 1], the object's pixels; only the matching prior reads them.
         """
         batch, objects, views = templates.shape[:3]
-        flat = templates.flatten(0, 2)
-        features = self.backbone(flat).unflatten(0, (batch, objects, views))
-        if self.prior is None:
-            return TemplateFeatures(features=features)
-        descriptors = self.prior.describe_templates(templates, masks, features)
-        return TemplateFeatures(features=features, descriptors=descriptors)
+        features, summaries = (
+            found.unflatten(0, (batch, objects, views)) for found in self.backbone.with_summary(templates.flatten(0, 2))
+        )
+        return TemplateFeatures(
+            features=features,
+            descriptors=self.prior.describe_templates(templates, masks, features) if self.prior is not None else (),
+            summaries=summaries if self.denoiser.presence is not None else None,
+        )
+
+    @torch.no_grad()
+    def summarise_targets(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Return the backbone's summary of each target as its image shows it.
+
+        (B, 3, H, W) in [0, 1] and masks (B, O, H, W) in [0, 1] -> (B, O, C), not standardised.
+        """
+        crops = target_crops(images, masks, self.config.template_size)
+        return self.backbone.with_summary(crops.flatten(0, 1))[1].unflatten(0, masks.shape[:2])
 
     def condition(
         self,
