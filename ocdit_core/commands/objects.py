@@ -1,16 +1,17 @@
-"""`ocdit objects`: what a library holds, and whether all of it can be read."""
+"""`ocdit objects`: what a library holds, and whether all of it can be read and believed."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from ocdit_core.commands.common import add_command, print_table, report
-from ocdit_core.errors import LibraryError
+from ocdit_core.commands import views
+from ocdit_core.commands.common import add_command, print_table
 
 EXAMPLES = """\
   ocdit objects my_objects/
-  ocdit objects my_objects/ --sheet sheet.png
+  ocdit objects my_objects/ --sheet sheet.png --html page.html
+  ocdit objects my_objects/ --remove old_mug broken_drill
 """
 
 
@@ -18,33 +19,26 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the subcommand."""
     parser = add_command(subparsers, "objects", "list and check the objects of a library", EXAMPLES)
     parser.add_argument("library", metavar="LIBRARY", type=Path, help="a folder that `ocdit render --out` wrote")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a picture of every object's views")
+    parser.add_argument("--remove", nargs="+", metavar="NAME", default=[], help="first delete these objects")
+    views.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List; returns 2 when an object is damaged, else 0."""
+    """List; returns 2 when an object is damaged or its views are not right, else 0."""
+    from ocdit_core.objects.archive import stored_names
     from ocdit_core.objects.library import ObjectLibrary
+    from ocdit_core.objects.manifest import remove_objects
 
+    views.check_options(arguments)
+    if arguments.remove:
+        remove_objects(arguments.library, arguments.remove)
+        print(f"{arguments.library}: removed {', '.join(dict.fromkeys(arguments.remove))}")
+        if not stored_names(arguments.library):
+            print(f"{arguments.library}: holds no object now")
+            return 0
     library = ObjectLibrary(arguments.library)
-    rows, sound, damaged = [], [], 0
-    for name in library:
-        try:
-            templates = library[name]
-        except LibraryError as error:
-            damaged += 1
-            report(error)
-            continue
-        rows.append(
-            [name, str(len(templates)), f"{templates.diameter:.3f} m", templates.unit, templates.source_sha256[:12]]
-        )
-        sound.append(templates)
-    if rows:
-        print_table(["object", "views", "diameter", "unit", "source"], rows)
-    if sound and arguments.sheet is not None:
-        from ocdit_core.images import write_image
-        from ocdit_core.visualization import contact_sheet
-
-        write_image(arguments.sheet, contact_sheet(sound))
-        print(f"{arguments.sheet}: contact sheet")
-    return 2 if damaged else 0
+    seen = views.review(library, library, arguments)
+    if seen.rows:
+        print_table(views.HEADER, seen.rows)
+    return 2 if seen.bad else 0

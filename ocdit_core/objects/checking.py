@@ -44,7 +44,7 @@ def check_views(templates: ObjectTemplates) -> list[str]:
     if templates.origin == "cad":
         inside = points_inside(templates)
         wrong = shown & (inside < MIN_INSIDE)
-        worst = f"{inside[wrong].min():.1%}" if wrong.any() else ""
+        worst = f"{inside[wrong].min():.2%}" if wrong.any() else ""
         problems.append(_line(wrong, f"points outside the mask (only {worst} inside)"))
     return [problem for problem in problems if problem]
 

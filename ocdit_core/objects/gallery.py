@@ -38,7 +38,7 @@ header {{ position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; 
   padding: .7rem 1.2rem; background: var(--card); border-bottom: 1px solid var(--line); }}
 h1 {{ font-size: 1.1rem; margin: 0; }}
 header span {{ color: var(--dim); }}
-input[type=search] {{ font: inherit; padding: .3rem .6rem; min-width: 16rem; color: inherit; background: var(--back);
+input[type=search] {{ font: inherit; padding: .3rem .6rem; min-width: 20rem; color: inherit; background: var(--back);
   border: 1px solid var(--line); border-radius: 6px; }}
 main {{ padding: 1rem 1.2rem; display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 36rem), 1fr)); }}
@@ -51,7 +51,7 @@ h2 small {{ margin-left: auto; flex: none; font-weight: normal; color: var(--dim
 p {{ margin: 0 0 .5rem; color: var(--dim); overflow-wrap: anywhere; }}
 p.problem {{ color: #c62828; margin-bottom: .2rem; }}
 @media (prefers-color-scheme: dark) {{ p.problem {{ color: #ff8a80; }} }}
-.views {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(80px, 1fr)); gap: 3px; }}
+.views {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)); gap: 3px; }}
 .views img {{ width: 100%; aspect-ratio: 1; background: #000; border-radius: 3px; display: block; }}
 </style>
 </head>

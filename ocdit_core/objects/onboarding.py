@@ -2,44 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import os
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from ocdit_core.errors import ConfigError, OcditError, RenderingError
-from ocdit_core.objects.archive import ObjectTemplates, check_name, save_templates
-from ocdit_core.objects.meshes import read_cad
-from ocdit_core.objects.rendering import Renderer
-from ocdit_core.objects.templates import Templates, render_templates
+from ocdit_core.errors import ConfigError, LibraryError, MeshError, OcditError, RenderingError
+from ocdit_core.objects.archive import SUFFIX, ObjectTemplates, check_name, load_templates, read_fields, save_templates
+from ocdit_core.objects.checking import check_views
+from ocdit_core.objects.manifest import update_manifest
+from ocdit_core.objects.meshes import expand_meshes, read_cad, source_digest
+from ocdit_core.objects.renderers import TemplateRenderer, open_renderer
+from ocdit_core.objects.templates import Templates, ViewSettings, render_templates
+from ocdit_core.workers import Died, Work, run_tasks
+
+logger = logging.getLogger(__name__)
 
 POINTS = 2048
 """Surface points stored for each object."""
+OBJECTS_A_JOB = 8
+"""From so many objects on, a further process renders more than it costs to start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedObjects:
+    """What became of the meshes that were given to `add_objects`, in their order.
+
+    Attributes:
+        rendered: names of the objects whose archives were written.
+        unchanged: names of those whose archives were made of the same files in the same way already.
+    """
+
+    rendered: tuple[str, ...]
+    unchanged: tuple[str, ...]
 
 
 def make_templates(
-    renderer: Renderer, path: str | Path, *, name: str | None = None, unit: str = "auto", views: int = 12
+    renderer: TemplateRenderer,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    unit: str = "auto",
+    settings: ViewSettings | None = None,
 ) -> ObjectTemplates:
-    """Read and render one CAD file.
+    """Read and render one CAD file; what is odd about it is logged.
 
     Args:
-        renderer: an open renderer; one serves any number of files.
+        renderer: an open renderer, the one that the settings name; one serves any number of files.
         path: the mesh file.
         name: of the object; default: the file's name without its suffix.
         unit: "auto", "m", "cm", "mm" or "in".
-        views: 12, 42 or 162.
+        settings: which views; default: 12 directions, drawn by moderngl.
 
     Raises:
-        ConfigError: an unknown unit, a bad name, another number of views.
+        ConfigError: an unknown unit or a bad name.
         MeshError: the file cannot be used.
         RenderingError: it cannot be drawn.
     """
     import trimesh
 
+    settings = settings or ViewSettings()
     name = check_name(Path(path).stem if name is None else name)
     model = read_cad(path, unit)
-    drawn = render_templates(renderer, model.mesh, views=views)
+    for warning in model.warnings:
+        logger.warning("%s", warning)
+    drawn = render_templates(renderer, model.mesh, settings)
     shown = _visible_views(path, drawn)
     points, _ = trimesh.sample.sample_surface(model.mesh, POINTS, seed=0)
     return ObjectTemplates(
@@ -51,9 +85,17 @@ def make_templates(
         pose=drawn.pose[shown],
         points=np.asarray(points, dtype=np.float32),
         diameter=model.diameter,
-        source_sha256=model.sha256,
+        symmetries_discrete=model.symmetries_discrete,
+        symmetries_continuous=model.symmetries_continuous,
         unit=model.unit,
+        sources=model.sources,
+        source_sha256=model.sha256,
+        recipe=_recipe(settings, unit),
     )
+
+
+def _recipe(settings: ViewSettings, unit: str) -> str:
+    return f"{settings.recipe()}; unit={unit}"
 
 
 def _visible_views(path: str | Path, drawn: Templates) -> np.ndarray:
@@ -72,51 +114,169 @@ def add_objects(
     *,
     names: Sequence[str] | None = None,
     unit: str = "auto",
-    views: int = 12,
+    settings: ViewSettings | None = None,
+    jobs: int = 1,
+    force: bool = False,
     on_error: Callable[[Path, OcditError], None] | None = None,
     progress: bool = False,
-) -> tuple[str, ...]:
+) -> AddedObjects:
     """Render CAD files into a library folder, which is made when it is missing.
 
-    An object of the same name in the library is replaced; each object is there whole or not at all.
+    Only what has changed is rendered: an object whose archive is sound, and was made of the same files, with the same
+    settings and `unit`, stays as it is. Otherwise an object of the same name is replaced; each is there whole or not
+    at all, whenever the work is broken off. Several processes may add to one library at once.
 
     Args:
         library: the folder.
-        meshes: CAD files.
+        meshes: CAD files; a folder of BOP models stands for all its models, unless names are given.
         names: of the objects, one a file; default: the files' names without suffix.
         unit: of all files: "auto", "m", "cm", "mm" or "in".
-        views: 12, 42 or 162.
-        on_error: called for a file that cannot be used, and the others go on; without it the error ends the work.
+        settings: which views; default: 12 directions, drawn by moderngl.
+        jobs: processes that share the work; 1: this one alone; 0: one for each core, but fewer for few objects.
+            Processes are spawned: a script that asks for any does so below `if __name__ == "__main__":`.
+        force: render all, changed or not.
+        on_error: called for a file that cannot be used, in the order of the meshes, and the others go on; without it
+            the first error ends the work.
         progress: whether to show a progress bar, if the error stream is a terminal.
 
     Returns:
-        The names of the objects that were added.
+        The names of the objects rendered, and of those left as they were.
 
     Raises:
-        ConfigError: another number of names than of files, or two files with one name.
-        RenderingError: no off-screen OpenGL.
+        ConfigError: another number of names than of files, two files with one name, or a negative number of jobs.
+        LibraryError: the library's manifest is damaged, or its folder cannot be written to.
+        RenderingError: the renderer cannot be opened.
         OcditError: what `make_templates` raises, when there is no `on_error`.
     """
+    if jobs < 0:
+        raise ConfigError(f"jobs: {jobs} is negative; 0 takes as many as there are cores")
+    tasks = _tasks(meshes, names)
+    jobs = min(jobs or len(os.sched_getaffinity(0)), -(-len(tasks) // (1 if jobs else OBJECTS_A_JOB)))
+    folder = Path(library)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise LibraryError(f"{folder}: is a file; a library is a folder") from None
+    except OSError as error:
+        raise LibraryError(f"{folder}: cannot be made a library's folder ({error.strerror})") from error
+    # A damaged manifest is better known before hours of rendering than after.
+    update_manifest(folder)
+    opener = partial(_Onboarding, folder, settings or ViewSettings(), unit, force, jobs > 1)
+    added: dict[str, list[str]] = {"rendered": [], "unchanged": []}
+    results = run_tasks(opener, tasks, jobs) if jobs > 1 else _in_this_process(opener, tasks)
+    # None: a bar on a terminal only, so that log files stay readable.
+    hidden = None if progress else True
+    try:
+        shown = tqdm(results, "rendering", len(tasks), unit="object", disable=hidden)
+        for task, result in zip(tasks, shown, strict=True):
+            if isinstance(result, Died):
+                result = RenderingError(f"{task.path}: could not be rendered: {result.reason}")
+            if not isinstance(result, OcditError):
+                added[result].append(task.name)
+            elif on_error is None:
+                raise result
+            else:
+                on_error(task.path, result)
+    finally:
+        results.close()
+        update_manifest(folder, added["rendered"])
+    return AddedObjects(rendered=tuple(added["rendered"]), unchanged=tuple(added["unchanged"]))
+
+
+@dataclass(frozen=True)
+class _Task:
+    path: Path
+    name: str
+    # A folder that holds no models, say: reported in its turn.
+    error: OcditError | None = None
+
+
+_Outcome = Literal["rendered", "unchanged"] | OcditError
+
+
+def _tasks(meshes: Sequence[str | Path], names: Sequence[str] | None) -> list[_Task]:
     paths = [Path(mesh) for mesh in meshes]
     if not paths:
         raise ConfigError("no mesh was given")
-    if names is not None and len(names) != len(paths):
-        raise ConfigError(f"{len(names)} names were given for {len(paths)} meshes; give one for each")
-    chosen = list(names) if names is not None else [path.stem for path in paths]
-    twice = sorted({name for name in chosen if chosen.count(name) > 1})
-    if twice:
-        raise ConfigError(f"two meshes would both be called {twice[0]!r}; name them one by one (--name)")
-    added = []
-    # None: a bar on a terminal only, so that log files stay readable.
-    hidden = None if progress else True
-    with Renderer() as renderer:
-        for path, name in tqdm(list(zip(paths, chosen, strict=True)), desc="rendering", unit="object", disable=hidden):
+    if names is not None:
+        if len(names) != len(paths):
+            raise ConfigError(f"{len(names)} names were given for {len(paths)} meshes; give one for each")
+        tasks = [_Task(path, name) for path, name in zip(paths, names, strict=True)]
+    else:
+        tasks = []
+        for path in paths:
             try:
-                save_templates(library, make_templates(renderer, path, name=name, unit=unit, views=views))
-            except OcditError as error:
-                if on_error is None:
-                    raise
-                on_error(path, error)
-            else:
-                added.append(name)
-    return tuple(added)
+                tasks += [_Task(file, file.stem) for file in expand_meshes([path])]
+            except MeshError as error:
+                tasks.append(_Task(path, path.name, error))
+    first: dict[str, Path] = {}
+    for task in tasks:
+        if task.error is None and first.setdefault(task.name, task.path) is not task.path:
+            raise ConfigError(
+                f"{first[task.name]} and {task.path} would both be called {task.name!r}; name them one by one (--name)"
+            )
+    return tasks
+
+
+def _in_this_process(
+    opener: Callable[[], AbstractContextManager[Work[_Task, _Outcome]]], tasks: Sequence[_Task]
+) -> Generator[_Outcome, None, None]:
+    with opener() as work:
+        yield from map(work, tasks)
+
+
+class _Onboarding:
+    """Does one task after another with one renderer, which is opened when there is something to draw.
+
+    Called with a task it returns what became of it; what it raises concerns all tasks.
+    """
+
+    def __init__(self, folder: Path, settings: ViewSettings, unit: str, force: bool, alone: bool) -> None:
+        self._folder, self._settings, self._unit, self._force = folder, settings, unit, force
+        self._shares_cores = alone
+        self._renderer: TemplateRenderer | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Onboarding:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def __call__(self, task: _Task) -> _Outcome:
+        if task.error is not None:
+            return task.error
+        if not self._force and self._is_current(task):
+            return "unchanged"
+        if self._renderer is None:
+            if self._shares_cores:
+                # Mesa's software renderer takes every core otherwise, as its neighbours do.
+                os.environ.setdefault("LP_NUM_THREADS", "1")
+            settings = self._settings
+            self._renderer = self._stack.enter_context(open_renderer(settings.renderer, samples=settings.samples))
+        try:
+            templates = make_templates(
+                self._renderer, task.path, name=task.name, unit=self._unit, settings=self._settings
+            )
+            for problem in check_views(templates):
+                logger.warning("%s: %s", task.name, problem)
+            save_templates(self._folder, templates)
+        except OcditError as error:
+            return error
+        return "rendered"
+
+    def _is_current(self, task: _Task) -> bool:
+        archive = self._folder / f"{task.name}{SUFFIX}"
+        if not archive.is_file():
+            return False
+        try:
+            known = read_fields(archive, ("sources", "source_sha256", "recipe"))
+            if known["recipe"] != _recipe(self._settings, self._unit):
+                return False
+            if known["source_sha256"] != source_digest(task.path, known["sources"].tolist()):
+                return False
+            # All of it: who is told to render a damaged object again must not hear that nothing has changed.
+            load_templates(archive)
+        except LibraryError:
+            return False
+        return True

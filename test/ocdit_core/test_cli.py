@@ -41,9 +41,9 @@ def test_render_then_list(cad, capsys):
     assert read_image(cad / "views.png").shape == (2 * 118, 12 * 96, 3)
     assert main(["objects", str(library)]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0].split() == ["object", "views", "diameter", "unit", "source"]
-    assert out[1].split()[:3] == ["plate", "12", "0.114"]
-    assert out[2].split()[4] == "mm"
+    assert out[0].split() == ["object", "id", "views", "diameter", "unit", "origin", "symmetries", "source"]
+    assert out[1].split() == ["plate", "1", "12", "11.4", "cm", "m", "cad", "-", "plate.ply"]
+    assert out[2].split()[5] == "mm"
 
 
 def test_one_bad_mesh_leaves_the_others_and_the_status_2(cad, capsys):
@@ -54,7 +54,7 @@ def test_one_bad_mesh_leaves_the_others_and_the_status_2(cad, capsys):
     assert bad[0].startswith("ocdit: error: ")
     assert "broken.glb" in bad[0]
     assert "none.obj: no such mesh file" in bad[1]
-    assert "1 object rendered: plate" in out
+    assert "1 object rendered: plate; 2 failed" in out
     assert ObjectLibrary(cad / "lib").object_ids == ("plate",)
 
 
@@ -79,7 +79,9 @@ def test_unit_name_and_views_are_obeyed(cad, capsys):
         (["render", "{}/plate.ply", "{}/rod.stl", "--out", "{}/lib", "--name", "x"], "--name names one object"),
         (["render", "{}/plate.ply", "{}/plate.ply", "--out", "{}/lib"], "both be called 'plate'"),
         (["render", "{}/plate.ply", "--out", "{}/lib", "--unit", "mm"], "--unit"),
-        (["render", "{}/plate.ply", "--out", "{}/rod.stl"], "rod.stl"),
+        (["render", "{}/plate.ply", "--out", "{}/rod.stl"], "rod.stl: is a file"),
+        (["render", "{}/plate.ply", "--out", "{}/lib", "--sheet", "{}/sheet.gif2"], "--sheet needs"),
+        (["render", "{}", "--out", "{}/lib"], "no BOP models"),
         (["segment", "{}/a.png", "{}/b/a.jpg", "--objects", "{}", "--out", "{}/o"], "both called 'a'"),
         (["segment", "{}/a.png", "--objects", "{}/absent", "--out", "{}/o"], "no such folder"),
     ],

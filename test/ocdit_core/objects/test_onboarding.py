@@ -1,10 +1,15 @@
+import json
+import logging
+import os
+
 import numpy as np
 import pytest
 import trimesh
 
-from ocdit_core.errors import ConfigError, MeshError
+from ocdit_core.errors import ConfigError, LibraryError, MeshError
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import add_objects
+from ocdit_core.objects.templates import ViewSettings
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,7 @@ def folder(tmp_path_factory):
 
 def test_meshes_become_a_library(folder, tmp_path):
     added = add_objects(tmp_path / "lib", [folder / "block.ply", folder / "ball.glb"])
-    assert added == ("block", "ball")
+    assert (added.rendered, added.unchanged) == (("block", "ball"), ())
     library = ObjectLibrary(tmp_path / "lib")
     block, ball = library.select(["block", "ball"])
     assert block.unit == "mm"
@@ -65,7 +70,7 @@ def test_one_bad_mesh_does_not_stop_the_others(folder, tmp_path):
     failed = []
     meshes = [folder / "ball.glb", folder / "broken.glb", folder / "absent.stl", folder / "block.ply"]
     added = add_objects(tmp_path, meshes, on_error=lambda path, error: failed.append((path.name, error)))
-    assert added == ("ball", "block")
+    assert added.rendered == ("ball", "block")
     assert [name for name, _ in failed] == ["broken.glb", "absent.stl"]
     assert all(isinstance(error, MeshError) for _, error in failed)
     with pytest.raises(MeshError):
@@ -84,12 +89,14 @@ def test_names_and_replacement(folder, tmp_path):
         add_objects(tmp_path, [folder / "ball.glb", folder / "ball.glb"])
     with pytest.raises(ConfigError, match="object name"):
         add_objects(tmp_path, [folder / "ball.glb"], names=["../ball"])
+    with pytest.raises(ConfigError, match="jobs: -1"):
+        add_objects(tmp_path, [folder / "ball.glb"], jobs=-1)
     with pytest.raises(ConfigError, match="no mesh"):
         add_objects(tmp_path, [])
 
 
 def test_more_views_and_their_best_twelve(folder, tmp_path):
-    add_objects(tmp_path, [folder / "ball.glb"], views=42)
+    add_objects(tmp_path, [folder / "ball.glb"], settings=ViewSettings(views=42))
     ball = ObjectLibrary(tmp_path)["ball"]
     assert len(ball) == 42
     directions = ball.best_views(12).directions()
@@ -97,7 +104,7 @@ def test_more_views_and_their_best_twelve(folder, tmp_path):
     assert angles.min(axis=1).max() < 64
     assert np.sort(angles, axis=1)[:, 0].min() > 30
     with pytest.raises(ConfigError, match="13"):
-        add_objects(tmp_path, [folder / "ball.glb"], views=13)
+        ViewSettings(views=13)
 
 
 def test_a_thin_sheet_has_a_picture_in_every_view(folder, tmp_path):
@@ -112,3 +119,131 @@ def test_the_same_mesh_gives_the_same_views(folder, tmp_path):
     first, second = (ObjectLibrary(tmp_path / name)["block"] for name in ("a", "b"))
     np.testing.assert_array_equal(first.rgb, second.rgb)
     np.testing.assert_array_equal(first.points, second.points)
+
+
+def stamps(library):
+    return {path.name: path.stat().st_mtime_ns for path in library.glob("*.npz")}
+
+
+def test_only_what_has_changed_is_rendered_again(folder, tmp_path):
+    meshes = []
+    for name in ("block.ply", "ball.glb"):
+        meshes.append(tmp_path / name)
+        meshes[-1].write_bytes((folder / name).read_bytes())
+    library = tmp_path / "lib"
+    add_objects(library, meshes)
+    first = stamps(library)
+    again = add_objects(library, meshes)
+    assert (again.rendered, again.unchanged) == ((), ("block", "ball"))
+    assert stamps(library) == first
+
+    meshes[0].write_bytes((folder / "block.ply").read_bytes().replace(b"ply\n", b"ply\ncomment changed\n", 1))
+    assert add_objects(library, meshes).rendered == ("block",)
+    assert add_objects(library, meshes, settings=ViewSettings(in_plane=2)).rendered == ("block", "ball")
+    assert len(ObjectLibrary(library)["ball"]) == 24
+    assert add_objects(library, meshes[:1], unit="cm").rendered == ("block",)
+    assert add_objects(library, meshes[:1], unit="cm").rendered == ()
+    assert add_objects(library, meshes[:1], unit="cm", force=True).rendered == ("block",)
+    # A damaged archive is no longer what was rendered, whatever it says of itself.
+    archive = library / "ball.npz"
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    archive.write_bytes(data)
+    assert add_objects(library, meshes, settings=ViewSettings(in_plane=2)).rendered == ("block", "ball")
+    assert len(ObjectLibrary(library)["ball"]) == 24
+
+
+def test_a_changed_material_file_renders_the_object_again(tmp_path):
+    trimesh.creation.box((0.1, 0.1, 0.1)).export(tmp_path / "box.obj")
+    text = (tmp_path / "box.obj").read_text()
+    text = "\n".join(line for line in text.splitlines() if not line.startswith(("mtllib", "usemtl")))
+    (tmp_path / "box.obj").write_text("mtllib paint.mtl\nusemtl paint\n" + text)
+
+    def paint(colour):
+        (tmp_path / "paint.mtl").write_text(f"newmtl paint\nKd {colour}\n")
+        return add_objects(tmp_path / "lib", [tmp_path / "box.obj"]).rendered
+
+    for colour, channel in (("1 0 0", 0), ("0 0 1", 2)):
+        assert paint(colour) == ("box",)
+        box = ObjectLibrary(tmp_path / "lib")["box"]
+        assert box.sources == ("box.obj", "paint.mtl")
+        assert (box.rgb[box.mask].argmax(axis=1) == channel).all()
+    assert paint("0 0 1") == ()
+
+
+def test_several_processes_make_the_same_library_as_one(folder, tmp_path, caplog):
+    meshes = [folder / name for name in ("ball.glb", "broken.glb", "block.ply", "absent.stl", "sheet.stl")]
+    results = []
+    for jobs in (1, 2):
+        caplog.clear()
+        failed = []
+        with caplog.at_level(logging.INFO, "ocdit_core"):
+            added = add_objects(
+                tmp_path / str(jobs), meshes, jobs=jobs, on_error=lambda path, error, to=failed: to.append(str(error))
+            )
+        results.append((added, failed, caplog.messages))
+    assert results[0] == results[1]
+    assert results[0][0].rendered == ("ball", "block", "sheet")
+    assert len(results[0][1]) == 2
+    assert any("block.ply: unit mm" in message for message in results[0][2])
+    one, two = (ObjectLibrary(tmp_path / str(jobs)) for jobs in (1, 2))
+    for name in one:
+        np.testing.assert_array_equal(one[name].mask, two[name].mask)
+        # The software renderer may round otherwise with another number of threads.
+        assert np.abs(one[name].rgb.astype(int) - two[name].rgb).max() <= 2
+    assert one.manifest == two.manifest
+    assert add_objects(tmp_path / "2", meshes[:1], jobs=2).unchanged == ("ball",)
+
+
+def test_an_error_without_a_callback_ends_the_work_and_leaves_a_sound_library(folder, tmp_path):
+    for jobs in (1, 2):
+        library = tmp_path / str(jobs)
+        with pytest.raises(MeshError, match=r"broken\.glb"):
+            add_objects(library, [folder / "ball.glb", folder / "broken.glb", folder / "block.ply"], jobs=jobs)
+        assert "ball" in json.loads((library / "manifest.json").read_text())["objects"]
+        for name in ObjectLibrary(library):
+            assert len(ObjectLibrary(library)[name]) == 12
+        assert not [path for path in library.iterdir() if ".part" in path.name]
+
+
+def test_a_damaged_manifest_or_a_closed_folder_is_met_before_any_work(folder, tmp_path):
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(LibraryError, match=r"manifest\.json: damaged"):
+        add_objects(tmp_path, [folder / "ball.glb"])
+    assert not list(tmp_path.glob("*.npz"))
+    with pytest.raises(LibraryError, match="is a file"):
+        add_objects(folder / "ball.glb", [folder / "ball.glb"])
+    if os.geteuid() != 0:
+        (tmp_path / "closed").mkdir(mode=0o500)
+        with pytest.raises(LibraryError, match="cannot be written"):
+            add_objects(tmp_path / "closed", [folder / "ball.glb"])
+
+
+def test_a_folder_of_bop_models_becomes_numbered_objects(tmp_path):
+    models = tmp_path / "models"
+    models.mkdir()
+    for number in (2, 7):
+        trimesh.creation.box((90, 60, 10 * number)).export(models / f"obj_{number:06d}.ply")
+    turned = np.diag([-1.0, -1, 1, 1]).ravel().tolist()
+    axis = {"axis": [0, 0, 1], "offset": [0, 0, 50]}
+    info = {
+        "2": {"diameter": 110.0, "symmetries_discrete": [turned]},
+        "7": {"diameter": 129.0, "symmetries_continuous": [axis]},
+    }
+    (models / "models_info.json").write_text(json.dumps(info))
+    failed = []
+    added = add_objects(tmp_path / "lib", [models, tmp_path], on_error=lambda path, error: failed.append(str(error)))
+    assert added.rendered == ("obj_000002", "obj_000007")
+    assert len(failed) == 1
+    assert "no BOP models" in failed[0]
+    library = ObjectLibrary(tmp_path / "lib")
+    assert {name: entry.id for name, entry in library.manifest.items()} == {"obj_000002": 2, "obj_000007": 7}
+    two, seven = library.select(["obj_000002", "obj_000007"])
+    assert two.diameter == pytest.approx(0.11, abs=1e-3)
+    np.testing.assert_array_equal(two.symmetries_discrete, [np.diag([-1.0, -1, 1, 1])])
+    np.testing.assert_allclose(seven.symmetries_continuous, [[[0, 0, 1], [0, 0, 0.05]]])
+    assert seven.sources == ("obj_000007.ply", "models_info.json")
+    info["7"] = {"diameter": 129.0}
+    (models / "models_info.json").write_text(json.dumps(info))
+    assert add_objects(tmp_path / "lib", [models / "obj_000007.ply"]).rendered == ("obj_000007",)
+    assert len(ObjectLibrary(tmp_path / "lib")["obj_000007"].symmetries_continuous) == 0

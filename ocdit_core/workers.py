@@ -1,0 +1,180 @@
+"""Work shared by processes: results and log lines come in the order of the tasks; one that dies costs one task."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from multiprocessing import connection, get_context
+from typing import Any, Generic, TypeVar
+
+from ocdit_core.errors import OcditError
+
+T = TypeVar("T")
+R = TypeVar("R")
+Work = Callable[[T], R]
+
+_LOG = "ocdit_core"
+# Seconds that a process has to end what it is at, when the work is broken off.
+_GRACE = 20.0
+
+
+@dataclass(frozen=True)
+class Died:
+    """Stands for the result of a task whose process ended in the middle of it; `reason` says how."""
+
+    reason: str
+
+
+def run_tasks(
+    opener: Callable[[], AbstractContextManager[Work[T, R]]], tasks: Sequence[T], jobs: int
+) -> Generator[R | Died, None, None]:
+    """Yield the result of each task, in order.
+
+    Log records of this package are handled in the parent, before the result of the task that they belong to. When
+    the generator is closed, or Ctrl-C breaks it off, processes end the task that they are at and stop.
+
+    Args:
+        opener: called once in each process; what its context manager yields is called with each task. It, tasks and
+            results must be picklable.
+        tasks: given out one by one to whoever is free.
+        jobs: how many processes; each is started with its first task.
+
+    Raises:
+        OcditError: one that the work raised; it ends all. What concerns one task only belongs in the result.
+        RuntimeError: any other exception that the work raised, with its traceback.
+    """
+    waiting = deque(enumerate(tasks))
+    crew: list[_Process] = []
+    done: dict[int, _Answer | Died] = {}
+    try:
+        for number in range(len(tasks)):
+            while number not in done:
+                while waiting and len(crew) < jobs:
+                    crew.append(_Process(opener))
+                    crew[-1].give(*waiting.popleft())
+                # A list: a process may be replaced while its neighbours are looked at.
+                for process in [p for p in crew if p.pipe in connection.wait([p.pipe for p in crew])]:
+                    answer = process.answer()
+                    done[process.number] = answer
+                    if isinstance(answer, Died) or not waiting:
+                        crew.remove(process)
+                        process.stop()
+                    else:
+                        process.give(*waiting.popleft())
+            answer = done.pop(number)
+            if isinstance(answer, Died):
+                yield answer
+            else:
+                yield answer.result()
+    finally:
+        for process in crew:
+            process.pipe.close()
+        for process in crew:
+            process.stop()
+
+
+@dataclass(frozen=True)
+class _Answer(Generic[R]):
+    """What a process sends back: a result or an exception, and what was logged on the way."""
+
+    value: R | None
+    records: list[logging.LogRecord]
+    error: OcditError | None = None
+    trace: str = ""
+
+    def result(self) -> Any:
+        for record in self.records:
+            logging.getLogger(record.name).handle(record)
+        if self.error is not None:
+            raise self.error
+        if self.trace:
+            raise RuntimeError(f"a worker process failed:\n{self.trace}")
+        return self.value
+
+
+class _Process:
+    def __init__(self, opener: Callable[[], AbstractContextManager[Work[Any, Any]]]) -> None:
+        # Not fork: threads and the graphics driver of this process do not survive it.
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        level = logging.getLogger(_LOG).getEffectiveLevel()
+        self._process = context.Process(target=_serve, args=(theirs, opener, level), daemon=True)
+        self._process.start()
+        # Only the child holds that end now: when it dies, reading from ours fails.
+        theirs.close()
+        self.number = -1
+
+    def give(self, number: int, task: Any) -> None:
+        self.number = number
+        # A process that is dead already is found so when its answer is read.
+        try:
+            self.pipe.send(task)
+        except OSError:
+            return
+
+    def answer(self) -> _Answer | Died:
+        try:
+            answer: _Answer = self.pipe.recv()
+        except (EOFError, OSError):
+            self._process.join(_GRACE)
+            code = self._process.exitcode
+            if code is not None and code < 0:
+                memory = "; out of memory?" if -code == signal.SIGKILL else ""
+                return Died(f"its process was killed by signal {-code}{memory}")
+            return Died(f"its process ended with status {code}")
+        return answer
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self._process.join(_GRACE)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Arguments and exceptions need not be picklable: their text is.
+        record.msg, record.args = record.getMessage(), None
+        record.exc_info = None
+        self.records.append(record)
+
+    def take(self) -> list[logging.LogRecord]:
+        taken, self.records = self.records, []
+        return taken
+
+
+def _serve(
+    pipe: connection.Connection, opener: Callable[[], AbstractContextManager[Work[Any, Any]]], level: int
+) -> None:
+    """Answer tasks until the parent closes the pipe."""
+    # A terminal sends Ctrl-C to all processes; the parent decides what becomes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    collector = _Collector()
+    log = logging.getLogger(_LOG)
+    log.addHandler(collector)
+    log.setLevel(level)
+    log.propagate = False
+    try:
+        try:
+            with opener() as work:
+                while True:
+                    task = pipe.recv()
+                    pipe.send(_Answer(work(task), collector.take()))
+        except (EOFError, ConnectionError):
+            return
+        except OcditError as error:
+            pipe.send(_Answer(None, collector.take(), error=error))
+        except Exception:
+            pipe.send(_Answer(None, collector.take(), trace=traceback.format_exc()))
+    except ConnectionError:
+        return
