@@ -78,8 +78,9 @@ def picture_size(data: bytes, where: str) -> tuple[int, int]:
     """Return height and width in pixels from a picture's header.
 
     Raises:
-        DataError: no picture, or cut off within its header.
+        DataError: no picture, or truncated.
     """
+    _check_whole(data, where)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
     try:
