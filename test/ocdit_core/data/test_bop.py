@@ -167,7 +167,7 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         BopFolder(tmp_path / "none", "test")
     write_bop_scene(tmp_path, split="train_pbr")
-    with pytest.raises(DataError, match="test: no such split; .* has train_pbr"):
+    with pytest.raises(DataError, match=r"test: no such split; .* has train_pbr"):
         BopFolder(tmp_path, "test")
     (tmp_path / "val").mkdir()
     with pytest.raises(DataError, match="val: holds no scene"):
@@ -297,7 +297,7 @@ def test_damage_is_an_error_that_names_file_and_key(scene, kind):
 @pytest.mark.parametrize("scale", [0, -0.1, float("nan"), float("inf"), "0.1", None])
 def test_a_depth_scale_that_is_none(scene, scale):
     edit(scene / "scene_camera.json", lambda c: c["0"].update(depth_scale=scale))
-    with pytest.raises(DataError, match="scene_camera.json: 0: depth_scale is .*, not a number above 0"):
+    with pytest.raises(DataError, match=r"scene_camera.json: 0: depth_scale is .*, not a number above 0"):
         BopFolder(scene.parents[1], "test")[0].depth()
 
 
@@ -329,7 +329,7 @@ def test_only_the_entry_asked_for_is_parsed(scene):
     (scene / "scene_gt.json").write_text(text)
     folder = BopFolder(scene.parents[1], "test")
     assert len(folder[0].annotations) == 2
-    with pytest.raises(DataError, match="scene_gt.json: 5:"):
+    with pytest.raises(DataError, match=r"scene_gt.json: 5:"):
         folder[1].annotations  # noqa: B018
 
 
@@ -343,9 +343,7 @@ def test_a_few_skips_are_counted_and_many_stop(caplog):
     assert "file 0" in caplog.text
     counter.skip(DataError("other", kind="depth scale"))
     assert "other" in caplog.text
-    with pytest.raises(
-        DataError, match=r"6 of 103 samples .*missing mask 4, depth scale 2\), more than the 5%.*: last"
-    ):
+    with pytest.raises(DataError, match=r"6 of 103 .*missing mask 4, depth scale 2\), more than the 5%.*: last"):
         counter.skip(DataError("last", kind="depth scale"))
 
 
