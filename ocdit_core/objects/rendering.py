@@ -6,9 +6,9 @@ lies in pixel (floor(u), floor(v)), and resizing a picture scales its intrinsics
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ocdit_core.errors import RenderingError
 from ocdit_core.objects.renderers import Views
-from ocdit_core.objects.shaders import FRAGMENT_SHADER, VERTEX_SHADER
-from ocdit_core.objects.shading import MAX_LIGHTS, Light, Lighting, Surface, surface_of
+from ocdit_core.objects.shaders import shaders
+from ocdit_core.objects.shading import Light, Lighting, Surface, surface_of
 
 if TYPE_CHECKING:
     import trimesh
@@ -30,24 +30,35 @@ EDGE_WIDTH = 2.0
 _ATLAS_ROWS = 2048  # views are drawn below one another and read back together
 
 
+class _Kind(NamedTuple):
+    """What a shader program is made for."""
+
+    textured: bool
+    glossy: bool
+    lights: int
+    depth: bool
+
+
 @dataclass(eq=False)
 class MeshHandle:
     """A mesh on the graphics card, made by `Renderer.upload`; give it back with `release`."""
 
     surface: Surface
-    array: Any
     buffer: Any
     texture: Any | None
+    arrays: dict[_Kind, Any] = field(default_factory=dict)
+    """How the buffer is read, for each program that has drawn it."""
 
     def release(self) -> None:
         """Frees the card's memory; the handle must not be drawn any more."""
-        for item in (self.array, self.buffer, self.texture):
+        for item in (*self.arrays.values(), self.buffer, self.texture):
             if item is not None:
                 item.release()
+        self.arrays.clear()
 
 
 class Renderer:
-    """An off-screen OpenGL context with one shader; use it as a context manager, from one thread.
+    """An off-screen OpenGL context and its shaders; use it as a context manager, from one thread.
 
     Raises:
         RenderingError: there is no EGL driver on this machine.
@@ -61,7 +72,8 @@ class Renderer:
 
             options: dict[str, Any] = {"standalone": True, "backend": "egl"}
             self._gl: Any = moderngl.create_context(**options)
-            self._program: Any = self._gl.program(vertex_shader=VERTEX_SHADER, fragment_shader=FRAGMENT_SHADER)
+            self._programs: dict[_Kind, Any] = {}
+            self._program(_Kind(textured=False, glossy=False, lights=2, depth=False))
         except ImportError as error:
             raise RenderingError("rendering needs the package moderngl: pip install moderngl") from error
         except Exception as error:  # moderngl and its loader raise plain Exception for a missing driver
@@ -86,7 +98,8 @@ class Renderer:
         if self._gl is None:
             return
         self._drop_targets()
-        self._program.release()
+        for program in self._programs.values():
+            program.release()
         self._gl.release()
         self._gl = None
 
@@ -109,8 +122,7 @@ class Renderer:
             texture.build_mipmaps()
             texture.filter = (self._linear_mipmap, self._linear)
         buffer = self._gl.buffer(surface.corners.tobytes())
-        layout = [(buffer, "3f 3f 2f 4f", "position", "normal", "uv", "colour")]
-        return MeshHandle(surface, self._gl.vertex_array(self._program, layout), buffer, texture)
+        return MeshHandle(surface, buffer, texture)
 
     def render(
         self,
@@ -134,57 +146,71 @@ class Renderer:
         cameras = np.broadcast_to(np.asarray(K, dtype=np.float64), (len(all_poses), 3, 3))
 
         handle = mesh if isinstance(mesh, MeshHandle) else self.upload(mesh)
+        lighting = lighting or Lighting()
         try:
-            colours, depths = self._draw(
-                handle, all_poses, cameras, (height, width), size, lighting or Lighting(), depth, edges
-            )
+            kind = _Kind(handle.texture is not None, lighting.shines_on(handle.surface), len(lighting.lights), depth)
+            self._light(self._program(kind), handle, lighting)
+            return self._draw(kind, handle, all_poses, cameras, size, supersample, lighting, edges)
         finally:
             if handle is not mesh:
                 handle.release()
-        rgba = np.stack([_reduce(picture, supersample) for picture in colours])
-        reduced = None
-        if depths is not None:
-            middle = supersample // 2
-            reduced = np.ascontiguousarray(depths[:, middle::supersample, middle::supersample])
-        return Views(rgb=np.ascontiguousarray(rgba[..., :3]), alpha=np.ascontiguousarray(rgba[..., 3]), depth=reduced)
+
+    def _program(self, kind: _Kind) -> Any:
+        if kind not in self._programs:
+            vertex, fragment = shaders(**kind._asdict())
+            self._programs[kind] = self._gl.program(vertex_shader=vertex, fragment_shader=fragment)
+        return self._programs[kind]
+
+    def _array(self, kind: _Kind, handle: MeshHandle) -> Any:
+        """The mesh's buffer as a program of this kind reads it."""
+        if kind not in handle.arrays:
+            names = ["position", "normal", *(["uv"] if kind.textured else []), "colour"]
+            layout = "3f 3f 2f 4f" if kind.textured else "3f 3f 2x4 4f"
+            handle.arrays[kind] = self._gl.vertex_array(self._program(kind), [(handle.buffer, layout, *names)])
+        return handle.arrays[kind]
+
+    def _light(self, program: Any, handle: MeshHandle, lighting: Lighting) -> None:
+        """Sets all that is the same for every view."""
+        surface = handle.surface
+        program["ambient"] = lighting.ambient
+        program["darkest"] = lighting.darkest
+        if lighting.lights:
+            colours = np.array([light.colour for light in lighting.lights], dtype=np.float32)
+            program["light_colour"].write(colours.tobytes())
+            program["light_direction"].write(lighting.directions().astype(np.float32).tobytes())
+        if lighting.shines_on(surface):
+            gloss = lighting.gloss(surface)
+            program["specular"] = gloss.specular
+            program["shininess"] = gloss.shininess
+            program["metallic"] = gloss.metallic
+        if handle.texture is not None:
+            program["cutoff"] = surface.alpha_cutoff
+            handle.texture.use(0)
 
     def _draw(
         self,
+        kind: _Kind,
         handle: MeshHandle,
         poses: NDArray[np.float64],
         cameras: NDArray[np.float64],
-        pixels: tuple[int, int],
         size: tuple[int, int],
+        supersample: int,
         lighting: Lighting,
-        depth: bool,
         edges: bool,
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
-        """Draws at full sampling: colours (n, h, w, 4) and, if wanted, depths (n, h, w)."""
-        height, width = pixels
-        n = len(poses)
+    ) -> Views:
+        """Draws all views, below one another as far as one buffer reaches."""
+        n, height, width = len(poses), size[0] * supersample, size[1] * supersample
         rows = max(1, min(n, _ATLAS_ROWS // height))
-        frame, colour, metres = self._target(width, rows * height, depth)
-        program = self._program
-        program["textured"] = float(handle.texture is not None)
-        program["cutoff"] = handle.surface.alpha_cutoff
-        program["ambient"] = lighting.ambient
-        program["specular"] = lighting.specular
-        program["shininess"] = 2.0 / max(lighting.roughness, 0.05) ** 4 if lighting.specular else 1.0
-        program["light_count"] = len(lighting.lights)
-        lights = np.zeros((MAX_LIGHTS, 3), np.float32)
-        directions = np.zeros((MAX_LIGHTS, 3))
-        for index, light in enumerate(lighting.lights):
-            lights[index] = light.colour
-            directions[index] = np.asarray(light.direction) / max(float(np.linalg.norm(light.direction)), 1e-12)
-        program["light_colour"].write(lights.tobytes())
-        program["light_direction"].write(directions.astype(np.float32).tobytes())
-        if handle.texture is not None:
-            handle.texture.use(0)
+        frame = self._target(width, rows * height, kind.depth)
+        program, array = self._program(kind), self._array(kind, handle)
+        turning = lighting.directions() if lighting.frame == "world" and lighting.lights else None
         self._gl.enable(self._depth_test)
         self._gl.line_width = EDGE_WIDTH
 
-        colours = np.empty((n, height, width, 4), np.uint8)
-        depths = np.empty((n, height, width), np.float32) if depth else None
+        rgba = np.empty((n, *size, 4), np.uint8)
+        metres = np.empty((n, *size), np.float32) if kind.depth else None
+        samples = np.empty((rows * height, width, 4), np.uint8)
+        middle = supersample // 2
         for begin in range(0, n, rows):
             end = min(begin + rows, n)
             frame.use()
@@ -193,26 +219,29 @@ class Renderer:
             for index in range(begin, end):
                 frame.viewport = (0, (index - begin) * height, width, height)
                 pose = poses[index]
-                if lighting.frame == "world":
-                    program["light_direction"].write((directions @ pose[:3, :3].T).astype(np.float32).tobytes())
+                if turning is not None:
+                    program["light_direction"].write((turning @ pose[:3, :3].T).astype(np.float32).tobytes())
                 program["pose"].write(pose.T.astype(np.float32).tobytes())
                 matrix = _projection(cameras[index], size, pose, handle.surface)
                 program["projection"].write(matrix.T.astype(np.float32).tobytes())
-                handle.array.render()
+                array.render()
                 if edges:
                     self._gl.wireframe = True
-                    handle.array.render()
+                    array.render()
                     self._gl.wireframe = False
-            shape = (end - begin, height, width)
-            read = np.frombuffer(colour.read(), np.uint8)
-            colours[begin:end] = read[: shape[0] * height * width * 4].reshape(*shape, 4)
-            if depths is not None and metres is not None:
-                read = np.frombuffer(metres.read(), np.float32)
-                depths[begin:end] = read[: shape[0] * height * width].reshape(shape)
-        return colours, depths
+            drawn = (0, 0, width, (end - begin) * height)
+            taken = samples[: drawn[3]]
+            frame.read_into(taken, viewport=drawn, components=4)
+            for index in range(begin, end):
+                top = (index - begin) * height
+                rgba[index] = _reduce(taken[top : top + height], supersample)
+            if metres is not None:
+                read = np.frombuffer(frame.read(viewport=drawn, components=1, attachment=1, dtype="f4"), np.float32)
+                metres[begin:end] = read.reshape(-1, height, width)[:, middle::supersample, middle::supersample]
+        return Views(rgb=np.ascontiguousarray(rgba[..., :3]), alpha=np.ascontiguousarray(rgba[..., 3]), depth=metres)
 
-    def _target(self, width: int, height: int, depth: bool) -> tuple[Any, Any, Any | None]:
-        """A framebuffer with its colour and, if wanted, depth-in-metres textures; the last few sizes are kept."""
+    def _target(self, width: int, height: int, depth: bool) -> Any:
+        """A framebuffer for colours and, if wanted, depth in metres; the last few sizes are kept."""
         key = (width, height, depth)
         if key not in self._targets:
             if len(self._targets) >= 4:
@@ -222,8 +251,7 @@ class Renderer:
                 textures.append(self._gl.texture((width, height), 1, dtype="f4"))
             buffer = self._gl.depth_renderbuffer((width, height))
             self._targets[key] = (self._gl.framebuffer(textures, buffer), buffer, *textures)
-        frame, _, colour, *metres = self._targets[key]
-        return frame, colour, metres[0] if metres else None
+        return self._targets[key][0]
 
     def _drop_targets(self) -> None:
         for target in self._targets.values():

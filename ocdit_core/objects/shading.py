@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import trimesh
 
 MAX_LIGHTS = 4
+DIELECTRIC = 0.04
+"""The share of light that plastics, paints and glass mirror when looked at straight."""
 NEUTRAL_GREY = 165
 CREASE_ANGLE = 50.0  # degrees: sharper edges stay edges, flatter ones are smoothed over
 MAX_CORNER_PAIRS = 20_000_000
@@ -28,6 +30,19 @@ class Light:
     """Points from the object to the light; any length."""
     colour: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Linear red, green, blue; intensity included."""
+
+
+class Gloss(NamedTuple):
+    """How a surface shines."""
+
+    specular: float
+    roughness: float
+    metallic: float
+
+    @property
+    def shininess(self) -> float:
+        """The exponent of Blinn and Phong's highlights that are as wide as GGX's of this roughness."""
+        return 2.0 / self.roughness**4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +64,32 @@ class Lighting:
     """Strength of the highlights: 0 matt, 1 very shiny."""
     roughness: float = 0.5
     """Width of the highlights, in (0, 1]."""
+    materials: bool = False
+    """Whether a mesh that states how metallic or how rough it is shines accordingly, whatever the two above say."""
+    darkest: float = 0.0
+    """Linear reflectance that no surface stays below, so that black ones show on black; plastics and paints send back
+    some 0.04 of the light however dark their colour."""
 
     def __post_init__(self) -> None:
         if len(self.lights) > MAX_LIGHTS:
             raise ConfigError(f"lights: {len(self.lights)} given, at most {MAX_LIGHTS} are supported")
+
+    def directions(self) -> NDArray[np.float64]:
+        """Returns (L, 3) unit vectors towards the lights."""
+        vectors = np.array([light.direction for light in self.lights], dtype=np.float64).reshape(-1, 3)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    def shines_on(self, surface: Surface) -> bool:
+        """Returns whether there are any highlights."""
+        return self.specular > 0 or (self.materials and surface.states_material)
+
+    def gloss(self, surface: Surface) -> Gloss:
+        """Returns how a surface shines under this light."""
+        if self.materials and surface.states_material:
+            rough = 0.5 if surface.roughness is None else surface.roughness
+            # Smoother than a quarter: highlights of less than a pixel, and mirrors that would need a room to mirror.
+            return Gloss(DIELECTRIC, float(np.clip(rough, 0.25, 1.0)), surface.metallic or 0.0)
+        return Gloss(self.specular, max(self.roughness, 0.05), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +108,15 @@ class Surface:
     """(3,) centre of the bounding sphere, metres."""
     radius: float
     """Of the bounding sphere, metres."""
+    metallic: float | None = None
+    """Share of the surface that is bare metal, 0..1; None: the file does not say."""
+    roughness: float | None = None
+    """0 polished .. 1 matt; None: the file does not say."""
+
+    @property
+    def states_material(self) -> bool:
+        """Whether the file says how the surface shines."""
+        return self.metallic is not None or self.roughness is not None
 
 
 def surface_of(mesh: trimesh.Trimesh) -> Surface:
@@ -99,6 +145,8 @@ def surface_of(mesh: trimesh.Trimesh) -> Surface:
         vertices=used,
         centre=centre,
         radius=max(radius, 1e-9),
+        metallic=mesh.metadata.get("metallic"),
+        roughness=mesh.metadata.get("roughness"),
     )
 
 
