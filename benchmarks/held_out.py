@@ -23,8 +23,9 @@ from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.baselines import ColourBackProjection, ColourSettings
 from ocdit_core.evaluation.held_out import HeldOutSettings, make_held_out
 from ocdit_core.evaluation.metrics import LabelledScene, SceneMetrics, evaluate_scenes
-from ocdit_core.inference.segmenter import Segmenter, recommended_settings
+from ocdit_core.inference.segmenter import Segmenter
 from ocdit_core.inference.settings import InferenceSettings
+from ocdit_core.inference.weights import recommended_settings
 from ocdit_core.objects.library import ObjectLibrary
 
 

@@ -35,7 +35,8 @@ def load_segmenter(settings: Settings) -> Any:
     """Load the network; WeightsError or ConfigError say why not. Its own threshold is off: the node's one decides."""
     import torch
 
-    from ocdit_core.inference.segmenter import Segmenter, recommended_settings
+    from ocdit_core.inference.segmenter import Segmenter
+    from ocdit_core.inference.weights import recommended_settings
 
     if settings.compute_threads:
         torch.set_num_threads(settings.compute_threads)

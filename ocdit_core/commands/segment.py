@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     targets = list(dict.fromkeys(arguments.targets or library.object_ids))
     library.select(targets)
     # Only now: loading torch and the model takes seconds.
-    from ocdit_core.inference.segmenter import Segmenter, recommended_settings
+    from ocdit_core.inference.segmenter import Segmenter
+    from ocdit_core.inference.weights import recommended_settings
 
     settings = recommended_settings(arguments.weights)
     if arguments.threshold is not None:

@@ -11,21 +11,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ocdit_core.diffusion.samplers import sample
-from ocdit_core.errors import ConfigError, OcditError, WeightsError
+from ocdit_core.errors import ConfigError, OcditError
 from ocdit_core.images import as_rgb8
-from ocdit_core.inference.geometry import Letterbox
 from ocdit_core.inference.results import Instance, Segmentation, tight_box
-from ocdit_core.inference.settings import SETTINGS_FILE, InferenceSettings, load_settings
-from ocdit_core.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from ocdit_core.inference.settings import InferenceSettings, load_settings
+from ocdit_core.inference.weights import find_weights
+from ocdit_core.inference.windows import Window, WindowMean, crop_windows, full_window, guided_window
 from ocdit_core.models.device import pick_device
-from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures
+from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet, TemplateFeatures, join_templates
+from ocdit_core.models.positions import inference_positions
 from ocdit_core.objects.archive import ObjectTemplates
 from ocdit_core.objects.library import ObjectLibrary
-
-EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,16 @@ class EncodedObjects:
 
     Attributes:
         object_ids: names, in the order in which they were asked for.
-        templates: features of their views.
+        runs: what the network looks for in each of its runs over an image: the targets, then the distractors.
     """
 
     object_ids: tuple[str, ...]
-    templates: TemplateFeatures
+    runs: tuple[TargetSet, ...]
+
+    @property
+    def count(self) -> int:
+        """How many objects are looked for, distractors among them."""
+        return sum(run.templates.features.shape[1] for run in self.runs)
 
 
 class Segmenter:
@@ -114,15 +119,24 @@ class Segmenter:
         if len(set(names)) < len(names):
             raise ConfigError(f"a target object is named twice in {', '.join(names)}")
         encoded = [self._encode_object(templates) for templates in library.select(names)]
-        return EncodedObjects(
-            object_ids=names,
-            templates=TemplateFeatures(
-                features=torch.cat([e.features for e in encoded], dim=1),
-                descriptors=tuple(
-                    torch.cat(parts, dim=1) for parts in zip(*(e.descriptors for e in encoded), strict=True)
-                ),
-            ),
-        )
+        encoded += [self._encode_object(templates) for templates in library.select(self._distractors(library, names))]
+        runs = []
+        for positions in inference_positions(self.settings.positions, len(encoded), self._capacity):
+            run, encoded = encoded[: len(positions)], encoded[len(positions) :]
+            templates = join_templates(run)
+            runs.append(self._model.encode_targets(templates, positions[None].to(self._device)))
+        return EncodedObjects(object_ids=names, runs=tuple(runs))
+
+    @property
+    def _capacity(self) -> int:
+        return self._model.config.denoiser.max_objects
+
+    def _distractors(self, library: ObjectLibrary, names: tuple[str, ...]) -> list[str]:
+        """Names of other objects for the positions that the last run's targets leave (paper 4.2)."""
+        free = -len(names) % self._capacity
+        others = [name for name in library.object_ids if name not in names]
+        count = min(self.settings.distractors, free, len(others))
+        return [others[i] for i in np.random.default_rng(self.settings.seed).permutation(len(others))[:count]]
 
     def _encode_object(self, templates: ObjectTemplates) -> TemplateFeatures:
         chosen = templates.best_views(self.settings.views or self._model.config.denoiser.max_views)
@@ -166,46 +180,67 @@ class Segmenter:
         if objects is None:
             raise OcditError("no target objects are set: call set_objects first")
         image = as_rgb8(image)
+        size = (image.shape[0], image.shape[1])
         timings: dict[str, float] = {}
-        letterbox = Letterbox(image_size=(image.shape[0], image.shape[1]), canvas_size=self._canvas_size)
-
-        features = self._model.encode_image(self._to_tensor(letterbox.forward(image))[None])
-        self._clock(timings, "backbone", started)
         generator = torch.Generator().manual_seed(self.settings.seed)
-        # More targets than the model has positions for take turns (paper 4.3, i).
-        chunks = objects.templates.split(self._model.config.denoiser.max_objects)
-        on_canvas = [self._probabilities(features, chunk, generator, timings) for chunk in chunks]
-        probabilities = np.stack([letterbox.inverse(p) for chunk in on_canvas for p in chunk])
-        instances = self._instances(objects.object_ids, probabilities)
+        mean = WindowMean(objects.count, size)
+        windows = [full_window(size, self._canvas_size), *crop_windows(size, self._canvas_size, self.settings.crops)]
+        self._look(image, windows, objects, mean, generator, timings)
+        if self.settings.guided_crop:
+            guided = guided_window(mean.result(), self._canvas_size, threshold=self.settings.mask_threshold)
+            if guided is not None:
+                self._look(image, [guided], objects, mean, generator, timings)
+        instances = self._instances(objects.object_ids, mean.result())
         timings["total"] = time.perf_counter() - started
-        return Segmentation(
-            instances=instances,
-            image_size=letterbox.image_size,
-            target_ids=objects.object_ids,
-            timings=timings,
-        )
+        return Segmentation(instances=instances, image_size=size, target_ids=objects.object_ids, timings=timings)
+
+    def _look(
+        self,
+        image: np.ndarray,
+        windows: list[Window],
+        objects: EncodedObjects,
+        mean: WindowMean,
+        generator: torch.Generator,
+        timings: dict[str, float],
+    ) -> None:
+        """Add to `mean` what the windows show."""
+        started = time.perf_counter()
+        canvases = np.stack([window.forward(image) for window in windows])
+        features = self._model.encode_image(self._to_tensor(canvases))
+        self._clock(timings, "backbone", started)
+        begin = 0
+        for run in objects.runs:
+            end = begin + run.templates.features.shape[1]
+            for window, found in zip(windows, self._probabilities(features, run, generator, timings), strict=True):
+                mean.add(window, found, slice(begin, end))
+            begin = end
 
     def _probabilities(
-        self, image: ImageFeatures, templates: TemplateFeatures, generator: torch.Generator, timings: dict[str, float]
+        self, image: ImageFeatures, targets: TargetSet, generator: torch.Generator, timings: dict[str, float]
     ) -> np.ndarray:
-        """(O, h, w) float32: the probability of each pixel of the canvas to show each object."""
+        """(W, O, h, w) float32: the probability of each pixel of each window to show each object."""
         started = time.perf_counter()
-        conditioning = self._model.condition(image, templates)
-        channels = self._model.config.vae.latent_channels
-        shape = (1, self.settings.ensemble, templates.features.shape[1], channels, *conditioning.grid)
-        noise = torch.randn(shape, generator=generator).to(self._device)
+        conditioning = self._model.condition(image, targets)
+        windows, objects = conditioning.queries.shape[1:3]
+        shape = (1, windows * self.settings.ensemble, objects, self._model.config.vae.latent_channels)
+        noise = torch.randn(*shape, *conditioning.grid, generator=generator).to(self._device)
         latents = sample(
-            lambda x, sigma: self._model.denoiser(x, sigma.expand(x.shape[:2]), conditioning),
+            # One noise level for all members: what depends on it alone is computed once.
+            lambda x, sigma: self._model.denoiser(x, sigma.reshape(1, 1), conditioning),
             noise,
             self.settings.sampler,
         )
         started = self._clock(timings, "sampling", started)
-        probabilities = self._model.decode_masks(latents)[0].mean(0).float().cpu().numpy()
+        decoded = rearrange(self._model.decode_masks(latents), "1 (w e) o h x -> w e o h x", w=windows)
+        probabilities: np.ndarray = decoded.mean(1).float().cpu().numpy()
         self._clock(timings, "decoding", started)
         return probabilities
 
     def _instances(self, names: tuple[str, ...], probabilities: np.ndarray) -> tuple[Instance, ...]:
-        """(O, H, W) probabilities -> instances; a pixel shows one object only: the most probable one."""
+        """(O, H, W) probabilities -> instances; a pixel shows one object only: the most probable one.
+
+        Distractors come after the named objects: they take pixels, and are not reported.
+        """
         winner = probabilities.argmax(axis=0)
         instances = []
         for index, name in enumerate(names):
@@ -234,30 +269,3 @@ def without_small_parts(mask: np.ndarray, share: float) -> np.ndarray:
         return mask
     keep = np.concatenate([[False], areas >= share * areas.max()])
     return keep[labels]
-
-
-def recommended_settings(name_or_path: str | Path) -> InferenceSettings:
-    """Return the settings that a model recommends, to be changed by `dataclasses.replace`; raises WeightsError."""
-    return load_settings(find_weights(name_or_path))
-
-
-def find_weights(name_or_path: str | Path) -> Path:
-    """Return the folder of a model: a folder as it is, an embedded model by name, a hub id once downloaded."""
-    path = Path(name_or_path)
-    if path.is_dir():
-        return path
-    if (EMBEDDED_WEIGHTS / path).is_dir():
-        return EMBEDDED_WEIGHTS / path
-    embedded = ", ".join(sorted(p.name for p in EMBEDDED_WEIGHTS.iterdir() if (p / CONFIG_FILE).is_file()))
-    complaint = f"no model {str(name_or_path)!r}: neither a folder nor one of the embedded models ({embedded})"
-    if str(name_or_path).count("/") != 1 or path.is_absolute():
-        raise WeightsError(complaint)
-    import huggingface_hub
-
-    try:
-        folder = huggingface_hub.snapshot_download(
-            str(name_or_path), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, SETTINGS_FILE]
-        )
-    except Exception as error:  # its many kinds of errors all mean that the model cannot be had
-        raise WeightsError(f"{complaint}, nor a hub id that can be reached ({type(error).__name__})") from error
-    return Path(folder)

@@ -9,6 +9,7 @@ from ocdit_core.config import build, read_yaml
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.mask_vae import DOWNSAMPLING
+from ocdit_core.models.positions import MorePositions
 
 SETTINGS_FILE = "inference.yaml"
 
@@ -23,6 +24,12 @@ class InferenceSettings:
             positions are interpolated.
         sampler: how latents are generated; by default the posterior mean, one evaluation of the network.
         ensemble: initial noises whose results are averaged.
+        crops: parts of the image that are looked at as well, larger: 5 or 10 in the paper.
+        guided_crop: whether to look once more, at the part of the image where something was found.
+        positions: what happens to more targets than the model has learned positions for: they take turns
+            ("sequential"), or share one run with positions in between ("interpolate").
+        distractors: other objects of the library that take positions which the targets leave free, at most this many:
+            they claim the pixels that look more like them than like any target.
         views: templates of each object that are used, those that cover it best; 0 takes as many as the model can.
         mask_threshold: a pixel belongs to an object from this probability on.
         score_threshold: an instance is reported from this score on; the score is the mean probability of its pixels.
@@ -35,6 +42,10 @@ class InferenceSettings:
     image_size: tuple[int, int] | None = None
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=0))
     ensemble: int = 1
+    crops: int = 0
+    guided_crop: bool = False
+    positions: MorePositions = "sequential"
+    distractors: int = 0
     views: int = 0
     mask_threshold: float = 0.5
     score_threshold: float = 0.5
@@ -49,6 +60,9 @@ class InferenceSettings:
             raise ConfigError(f"ensemble: {self.ensemble} must be at least 1")
         if self.views < 0:
             raise ConfigError(f"views: {self.views} is negative; 0 takes as many as the model can")
+        for name in ("crops", "distractors"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is negative; 0 is none")
         for name in ("mask_threshold", "score_threshold", "min_part", "min_area"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1]")

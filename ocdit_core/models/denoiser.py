@@ -50,14 +50,27 @@ class DenoiserConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TargetTokens:
+    """What the denoiser needs of a set of target objects; the same for all images, noise levels and members.
+
+    Attributes:
+        keys_values: of the template tokens for each block, (B O, heads, V T, D / heads).
+        object_indices: (B, O), one learned position for each object: it ties a query to its templates.
+    """
+
+    keys_values: tuple[KeysValues, ...]
+    object_indices: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Conditioning:
     """What the denoiser needs of an image and its target objects; the same for all noise levels and members.
 
     Attributes:
-        queries: (B, O, h w, D), the image's part of the query tokens.
+        queries: (B, W, O, h w, D), the image's part of the query tokens, for W windows of each image.
         templates: keys and values of the template tokens for each block, (B O, heads, V T, D / heads).
         grid: (h, w) of the latents.
-        prior: what the matching prior found, None without it.
+        prior: what the matching prior found in each window, None without it.
     """
 
     queries: Tensor
@@ -112,33 +125,44 @@ class Denoiser(nn.Module):
             PresenceToken(config.width, features, option.sigma_data) if option and option.presence_token else None
         )
 
+    def encode_targets(self, template_features: Tensor, object_indices: Tensor, view_indices: Tensor) -> TargetTokens:
+        """Compute once what all images share.
+
+        Args:
+            template_features: (B, O, V, C, t, t).
+            object_indices: (B, O).
+            view_indices: (B, V).
+        """
+        tokens = self.template_embedding(template_features, object_indices, view_indices)
+        tokens = rearrange(tokens, "b o t d -> (b o) t d")
+        return TargetTokens(
+            keys_values=tuple(block.cross_attention.keys_values(tokens) for block in self._blocks()),
+            object_indices=object_indices,
+        )
+
     def condition(
         self,
         image_features: Tensor,
-        template_features: Tensor,
-        object_indices: Tensor,
-        view_indices: Tensor,
+        targets: TargetTokens,
         query_addition: Tensor | None = None,
         prior: PriorMaps | None = None,
     ) -> Conditioning:
         """Compute once what all evaluations of one image share.
 
         Args:
-            image_features: (B, C, h, w).
-            template_features: (B, O, V, C, t, t).
-            object_indices: (B, O), one position for each object: the index ties a query to its templates.
-            view_indices: (B, V).
-            query_addition: (B, O, h w, D) from the matching prior.
+            image_features: (B W, C, h, w): W windows of each of B images that look for the same targets.
+            targets: of B sets.
+            query_addition: (B W, O, h w, D) from the matching prior.
             prior: what it found, passed on.
         """
-        queries = self.query_embedding.image_part(image_features, object_indices)
+        sets = targets.object_indices.shape[0]
+        indices = targets.object_indices.repeat_interleave(image_features.shape[0] // sets, dim=0)
+        queries = self.query_embedding.image_part(image_features, indices)
         if query_addition is not None:
             queries = queries + query_addition
-        tokens = self.template_embedding(template_features, object_indices, view_indices)
-        tokens = rearrange(tokens, "b o t d -> (b o) t d")
         return Conditioning(
-            queries=queries,
-            templates=tuple(block.cross_attention.keys_values(tokens) for block in self._blocks()),
+            queries=rearrange(queries, "(b w) o p d -> b w o p d", b=sets),
+            templates=targets.keys_values,
             grid=(image_features.shape[2], image_features.shape[3]),
             prior=prior,
         )
@@ -156,8 +180,9 @@ class Denoiser(nn.Module):
         """Evaluate D_theta.
 
         Args:
-            latents: (B, E, O, z, h, w), noisy; E ensemble members or noise draws share one conditioning.
-            sigma: (B, E), one noise level for all objects of a member.
+            latents: (B, E, O, z, h, w), noisy; E ensemble members or noise draws share one conditioning. With W
+                windows, E is a multiple of W: the members of the first window come first.
+            sigma: (B, E), one noise level for all objects of a member; or (B, 1) for all members.
             conditioning: of the same images.
             presence: (B, E, O, C), noisy presence tokens; by default at their mean, which is what the highest noise
                 level leaves of them. Only for a network that has them.
@@ -165,7 +190,11 @@ class Denoiser(nn.Module):
         level = sigma[:, :, None, None, None, None]
         p = self.preconditioning
         noise_embedding = self.noise_embedding(p.c_noise(sigma))
-        tokens = self.query_embedding.latent_part(p.c_in(level) * latents) + conditioning.queries[:, None]
+        windows = conditioning.queries.shape[1]
+        queries = conditioning.queries
+        if windows > 1:
+            queries = queries.repeat_interleave(latents.shape[1] // windows, dim=1)
+        tokens = self.query_embedding.latent_part(p.c_in(level) * latents) + queries
         cells = tokens.shape[3]
         if self.presence is not None:
             if presence is None:

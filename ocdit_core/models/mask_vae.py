@@ -205,10 +205,18 @@ class MaskVAE(nn.Module):
         """Standardised latents (B, z, h, w) -> probabilities (B, 16h, 16w)."""
         return self.decode_logits(latents).sigmoid()
 
-    def elbo_terms(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, W) -> reconstruction error (binary cross-entropy per pixel) and KL divergence per latent value."""
+    def elbo_terms(self, masks: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return both parts of the ELBO of each mask.
+
+        Args:
+            masks: (N, H, W).
+            noise: (N, z, H/16, W/16) from N(0, I), by which the latents are drawn; by default fresh noise.
+
+        Returns:
+            (N,) reconstruction error, the binary cross-entropy per pixel, and (N,) KL divergence per latent value.
+        """
         mean, log_variance = self.encoder(masks[:, None])
-        z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
-        reconstruction = F.binary_cross_entropy_with_logits(self.decoder(z)[:, 0], masks)
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        return reconstruction, kl
+        z = mean + (0.5 * log_variance).exp() * (torch.randn_like(mean) if noise is None else noise)
+        reconstruction = F.binary_cross_entropy_with_logits(self.decoder(z)[:, 0], masks, reduction="none")
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+        return reconstruction.mean((1, 2)), kl.mean((1, 2, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ocdit_core.errors import ConfigError
 from ocdit_core.models.backbone import BackboneConfig, ViTBackbone, build_backbone
 from ocdit_core.models.checkpoint import read_checkpoint, write_checkpoint
 from ocdit_core.models.colour_statistics import SUBCELL
-from ocdit_core.models.denoiser import Conditioning, Denoiser, DenoiserConfig
+from ocdit_core.models.denoiser import Conditioning, Denoiser, DenoiserConfig, TargetTokens
 from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAE, MaskVAEConfig
 from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig
 from ocdit_core.models.positions import inference_positions
@@ -76,16 +77,18 @@ class TemplateFeatures:
     descriptors: tuple[Tensor, ...] = ()
     summaries: Tensor | None = None
 
-    def split(self, objects: int) -> list[TemplateFeatures]:
-        """Return the same in pieces of at most so many objects."""
-        descriptors = zip(*(d.split(objects, dim=1) for d in self.descriptors), strict=True)
-        pieces = self.features.split(objects, dim=1)
-        parts = list(descriptors) if self.descriptors else [()] * len(pieces)
-        summaries = [None] * len(pieces) if self.summaries is None else self.summaries.split(objects, dim=1)
-        return [
-            TemplateFeatures(features=f, descriptors=tuple(d), summaries=s)
-            for f, d, s in zip(pieces, parts, summaries, strict=True)
-        ]
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSet:
+    """Target objects at their positions: what is computed once for many images.
+
+    Attributes:
+        tokens: of the denoiser.
+        templates: of the same objects.
+    """
+
+    tokens: TargetTokens
+    templates: TemplateFeatures
 
 
 class OCDiT(nn.Module):
@@ -158,35 +161,44 @@ class OCDiT(nn.Module):
         crops = target_crops(images, masks, self.config.template_size)
         return self.backbone.with_summary(crops.flatten(0, 1))[1].unflatten(0, masks.shape[:2])
 
-    def condition(
-        self,
-        image: ImageFeatures,
-        templates: TemplateFeatures,
-        object_indices: Tensor | None = None,
-        view_indices: Tensor | None = None,
-    ) -> Conditioning:
-        """Bring an image and its targets together.
+    def encode_targets(
+        self, templates: TemplateFeatures, object_indices: Tensor | None = None, view_indices: Tensor | None = None
+    ) -> TargetSet:
+        """Give target objects their positions.
 
         Args:
-            image: of a batch of B images.
             templates: of B sets of O objects with V views.
             object_indices: (B, O) learned positions, by default the first ones, spread over the capacity by
                 interpolation where there are more objects than positions.
             view_indices: (B, V), likewise.
         """
         batch, objects, views = templates.features.shape[:3]
-        device = image.features.device
+        device, sizes = templates.features.device, self.config.denoiser
         if object_indices is None:
-            (indices,) = inference_positions("interpolate", objects, self.config.denoiser.max_objects)
+            (indices,) = inference_positions("interpolate", objects, sizes.max_objects)
             object_indices = indices.to(device).expand(batch, -1)
         if view_indices is None:
-            (indices,) = inference_positions("interpolate", views, self.config.denoiser.max_views)
+            (indices,) = inference_positions("interpolate", views, sizes.max_views)
             view_indices = indices.to(device).expand(batch, -1)
+        tokens = self.denoiser.encode_targets(templates.features, object_indices, view_indices)
+        return TargetSet(tokens=tokens, templates=templates)
+
+    def condition(self, image: ImageFeatures, targets: TargetSet) -> Conditioning:
+        """Bring images and their targets together.
+
+        Args:
+            image: of B W windows, W of each of B images.
+            targets: B sets.
+        """
+        sets, windows = targets.tokens.object_indices.shape[0], image.features.shape[0]
         addition, maps = None, None
         if self.prior is not None:
-            maps = self.prior(image.descriptors, templates.descriptors)
+            descriptors = targets.templates.descriptors
+            if windows != sets:
+                descriptors = tuple(d.repeat_interleave(windows // sets, dim=0) for d in descriptors)
+            maps = self.prior(image.descriptors, descriptors)
             addition = self.prior.query_part(maps, self._draft(maps.logits))
-        return self.denoiser.condition(image.features, templates.features, object_indices, view_indices, addition, maps)
+        return self.denoiser.condition(image.features, targets.tokens, addition, maps)
 
     @torch.no_grad()
     def _draft(self, logits: Tensor) -> Tensor:
@@ -210,6 +222,16 @@ class OCDiT(nn.Module):
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
         """Write config.yaml and model.safetensors to `folder`; `half` stores float16."""
         write_checkpoint(Path(folder), self.config, self.state_dict(), half=half)
+
+
+def join_templates(parts: Sequence[TemplateFeatures]) -> TemplateFeatures:
+    """Put the objects of several sets one after the other into one; each object needs as many views as the others."""
+    summaries = [part.summaries for part in parts if part.summaries is not None]
+    return TemplateFeatures(
+        features=torch.cat([part.features for part in parts], dim=1),
+        descriptors=tuple(torch.cat(same, dim=1) for same in zip(*(part.descriptors for part in parts), strict=True)),
+        summaries=torch.cat(summaries, dim=1) if summaries else None,
+    )
 
 
 def _grid(size: tuple[int, int]) -> tuple[int, int]:

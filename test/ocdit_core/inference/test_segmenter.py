@@ -16,8 +16,8 @@ from ocdit_core.errors import ConfigError, ImageError, OcditError, UnknownObject
 from ocdit_core.evaluation.metrics import iou
 from ocdit_core.images import read_image
 from ocdit_core.inference.geometry import Letterbox
-from ocdit_core.inference.segmenter import find_weights, recommended_settings
 from ocdit_core.inference.settings import InferenceSettings
+from ocdit_core.inference.weights import find_weights, recommended_settings
 from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.rle import decode_mask
 

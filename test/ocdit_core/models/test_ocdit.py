@@ -58,7 +58,7 @@ def inputs(model: OCDiT, batch: int = 2, objects: int = 3, views: int = 2):
 
 @torch.no_grad()
 def denoise(model: OCDiT, image: ImageFeatures, templates: TemplateFeatures, sigma: torch.Tensor) -> torch.Tensor:
-    conditioning = model.condition(image, templates)
+    conditioning = model.condition(image, model.encode_targets(templates))
     batch, members = sigma.shape
     torch.manual_seed(2)
     x = torch.randn(1, 1, templates.features.shape[1], 4, *conditioning.grid).expand(batch, members, -1, -1, -1, -1)

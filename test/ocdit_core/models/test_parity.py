@@ -57,7 +57,8 @@ def conditioning(model):
         array("case_a/template_features", (1, objects, views, channels, *META["template_grid"]))
     )
     with torch.no_grad():
-        return model.condition(ImageFeatures(features=image), TemplateFeatures(features=templates))
+        targets = model.encode_targets(TemplateFeatures(features=templates))
+        return model.condition(ImageFeatures(features=image), targets)
 
 
 def relative_error(ours: torch.Tensor, name: str) -> float:

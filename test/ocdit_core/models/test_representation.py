@@ -38,7 +38,7 @@ def evaluate(config: OCDiTConfig, *, train: bool = False, presence: torch.Tensor
     image = model.encode_image(torch.rand(2, 3, 64, 96, generator=generator))
     templates = model.encode_templates(torch.rand(2, 3, 2, 3, 32, 32, generator=generator), torch.ones(2, 3, 2, 32, 32))
     latents = torch.randn(2, 5, 3, 4, 4, 6, generator=generator)
-    conditioning = model.condition(image, templates)
+    conditioning = model.condition(image, model.encode_targets(templates))
     return model, image, templates, model.denoiser.denoise(latents, torch.full((2, 5), 3.0), conditioning, presence)
 
 

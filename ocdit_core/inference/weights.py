@@ -1,0 +1,38 @@
+"""Where a model's files are: an embedded model by name, a folder, or a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ocdit_core.errors import WeightsError
+from ocdit_core.inference.settings import SETTINGS_FILE, InferenceSettings, load_settings
+from ocdit_core.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+
+EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "weights"
+
+
+def recommended_settings(name_or_path: str | Path) -> InferenceSettings:
+    """Return the settings that a model recommends, to be changed by `dataclasses.replace`; raises WeightsError."""
+    return load_settings(find_weights(name_or_path))
+
+
+def find_weights(name_or_path: str | Path) -> Path:
+    """Return the folder of a model: a folder as it is, an embedded model by name, a hub id once downloaded."""
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    if (EMBEDDED_WEIGHTS / path).is_dir():
+        return EMBEDDED_WEIGHTS / path
+    embedded = ", ".join(sorted(p.name for p in EMBEDDED_WEIGHTS.iterdir() if (p / CONFIG_FILE).is_file()))
+    complaint = f"no model {str(name_or_path)!r}: neither a folder nor one of the embedded models ({embedded})"
+    if str(name_or_path).count("/") != 1 or path.is_absolute():
+        raise WeightsError(complaint)
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            str(name_or_path), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, SETTINGS_FILE]
+        )
+    except Exception as error:  # its many kinds of errors all mean that the model cannot be had
+        raise WeightsError(f"{complaint}, nor a hub id that can be reached ({type(error).__name__})") from error
+    return Path(folder)
