@@ -1,0 +1,338 @@
+import json
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from painted import OBJECTS, colour_of, looks_like, paint, write_library
+
+from ocdit_core.data.augment import NO_AUGMENTATION, AugmentSettings
+from ocdit_core.data.bop import BopFolder
+from ocdit_core.data.bop_writer import write_scene
+from ocdit_core.data.samples import SampleSettings, make_sample
+from ocdit_core.data.selection import CropSettings
+from ocdit_core.data.shard_writer import write_shard
+from ocdit_core.data.shards import iterate_shard
+from ocdit_core.data.template_cache import TemplateCache
+from ocdit_core.errors import ConfigError, DataError, LibraryError
+from ocdit_core.objects.library import ObjectLibrary
+
+FRAMES = 12
+PLAIN = {"augment": NO_AUGMENTATION, "image_size": (120, 160), "template_size": 64, "views": 3}
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return ObjectLibrary(write_library(tmp_path_factory.mktemp("samples") / "objects"))
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bop")
+    write_scene(path, "train", 0, [paint(seed) for seed in range(FRAMES)])
+    return BopFolder(path, "train")
+
+
+@pytest.fixture
+def templates(library):
+    return TemplateCache(library, size=64)
+
+
+def one_frame(path, truth, **options):
+    write_scene(path, "train", 0, [truth], **options)
+    return BopFolder(path, "train")[0]
+
+
+def shrunk(mask, side=3):
+    return cv2.erode(mask.astype(np.uint8), np.ones((side, side))) > 0
+
+
+def grown(mask, side=5):
+    return cv2.dilate(mask.astype(np.uint8), np.ones((side, side))) > 0
+
+
+def picture(sample, crop=0):
+    return sample["images"][crop].numpy().transpose(1, 2, 0)
+
+
+def test_a_coarse_sample_has_the_tensors_that_training_takes(frames, templates):
+    sample = make_sample(frames[0], templates, SampleSettings(objects=4, crops=2, **PLAIN), rng())
+    assert {name: (tuple(t.shape), t.dtype) for name, t in sample.items()} == {
+        "images": ((2, 3, 120, 160), torch.uint8),
+        "templates": ((4, 3, 3, 64, 64), torch.uint8),
+        "template_masks": ((4, 3, 64, 64), torch.uint8),
+        "masks": ((2, 4, 120, 160), torch.uint8),
+        "present": ((2, 4), torch.bool),
+        "object_ids": ((4,), torch.int64),
+    }
+    assert set(sample["template_masks"].unique().tolist()) == {0, 255}
+    assert set(sample["masks"].unique().tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("random_share", [0.0, 1.0])
+def test_masks_templates_and_numbers_of_a_coarse_sample_belong_together(frames, templates, random_share):
+    """Colours tell: under a mask the picture has the object's, nowhere else, and so have its templates."""
+    settings = SampleSettings(objects=4, absent_share=0.2, crop=CropSettings(random_share=random_share), **PLAIN)
+    seen = 0
+    for seed in range(60):
+        sample = make_sample(frames[seed % FRAMES], templates, settings, rng(seed))
+        ids = sample["object_ids"].tolist()
+        assert len(set(ids)) == 4
+        for number, object_id in enumerate(ids):
+            mask = sample["masks"][0, number].numpy() > 0
+            present = bool(sample["present"][0, number])
+            assert present == mask.any()
+            like = looks_like(picture(sample), object_id)
+            inside, outside = shrunk(mask), ~grown(mask)
+            if present:
+                seen += 1
+                assert like[inside].mean() > 0.97 or inside.sum() < 20
+                # Edges between two other objects may blend into this one's colour: they are thin.
+                assert shrunk(like & outside).mean() < 0.001
+            shown = sample["template_masks"][number, 0].numpy() > 0
+            colour = sample["templates"][number, 0].numpy().transpose(1, 2, 0)[shown].mean(axis=0)
+            np.testing.assert_allclose(colour, colour_of(object_id), atol=12)
+    assert seen > 120
+
+
+def test_objects_that_are_there_are_preferred_and_others_are_really_absent(frames, templates):
+    settings = SampleSettings(objects=4, absent_share=0.0, crop=CropSettings(random_share=0.0), **PLAIN)
+    for seed in range(FRAMES):
+        frame = frames[seed]
+        sample = make_sample(frame, templates, settings, rng(seed))
+        assert set(sample["object_ids"].tolist()) <= {a.object_id for a in frame.annotations}
+        assert sample["present"].all()
+    many = SampleSettings(objects=8, absent_share=0.0, crop=CropSettings(random_share=0.0), **PLAIN)
+    sample = make_sample(frames[0], templates, many, rng())
+    there = {a.object_id for a in frames[0].annotations}
+    known = [i in there for i in sample["object_ids"].tolist()]
+    assert sum(known) == 5
+    assert sample["present"][0].tolist() == known
+
+
+def test_the_chosen_share_of_objects_is_absent(frames, templates):
+    settings = SampleSettings(objects=3, absent_share=0.3, crop=CropSettings(random_share=0.0), **PLAIN)
+    present = [make_sample(frames[s % FRAMES], templates, settings, rng(s))["present"] for s in range(200)]
+    # One object at least is kept: the mean of max(binomial, 1) / 3.
+    assert torch.stack(present).float().mean().item() == pytest.approx(0.709, abs=0.04)
+
+
+def test_tight_windows_show_more_of_the_objects_than_the_whole_frame(frames, templates):
+    def share(crop):
+        settings = SampleSettings(objects=2, absent_share=0.0, crop=crop, **PLAIN)
+        samples = [make_sample(frames[s % FRAMES], templates, settings, rng(s)) for s in range(30)]
+        return float(np.mean([s["masks"].float().mean().item() for s in samples]))
+
+    whole = share(CropSettings(random_share=1.0, random_scale=(1.0, 1.0)))
+    assert share(CropSettings(random_share=0.0, margin=(0.05, 0.1))) > 1.5 * whole
+
+
+def test_refine_samples_show_one_object_or_none(frames, templates):
+    """The share of negatives is as asked for; in these the picture has nothing of the object."""
+    settings = SampleSettings(mode="refine", objects=1, negative_share=0.4, **PLAIN)
+    negatives = strangers = 0
+    for seed in range(400):
+        frame = frames[seed % FRAMES]
+        sample = make_sample(frame, templates, settings, rng(seed))
+        (object_id,) = sample["object_ids"].tolist()
+        mask = sample["masks"][0, 0].numpy() > 0
+        like = looks_like(picture(sample), object_id)
+        if sample["present"].item():
+            assert like[shrunk(mask)].mean() > 0.85
+            assert mask.mean() > 0.02
+        else:
+            negatives += 1
+            strangers += object_id not in {a.object_id for a in frame.annotations}
+            assert not mask.any()
+            assert shrunk(like, 7).mean() < 0.001
+    assert negatives / 400 == pytest.approx(0.4, abs=0.06)
+    assert 0.3 < strangers / negatives < 0.8
+
+
+def test_of_two_instances_a_coarse_mask_holds_both_and_a_refine_mask_one(tmp_path, templates):
+    truth = paint(3, [4, 4, 7])
+    frame = one_frame(tmp_path, truth)
+    whole = CropSettings(random_share=1.0, random_scale=(1.0, 1.0))
+    both = {**PLAIN, "image_size": (240, 320)}
+    sample = make_sample(frame, templates, SampleSettings(objects=2, absent_share=0, crop=whole, **both), rng())
+    mask = sample["masks"][0, sample["object_ids"].tolist().index(4)].numpy() > 0
+    np.testing.assert_array_equal(mask, truth.objects[0].visible | truth.objects[1].visible)
+
+    refine = SampleSettings(mode="refine", objects=1, negative_share=0.0, crop=CropSettings(margin=(3, 3)), **PLAIN)
+    areas = {4: set(), 7: set()}
+    for seed in range(40):
+        sample = make_sample(frame, templates, refine, rng(seed))
+        count, _, stats, _ = cv2.connectedComponentsWithStats(sample["masks"][0, 0].numpy())
+        assert count == 2  # the background and one instance
+        areas[sample["object_ids"].item()].add(stats[1, cv2.CC_STAT_AREA] > 0)
+    assert areas == {4: {True}, 7: {True}}
+
+
+def test_large_frames_are_decoded_small_where_that_is_enough(tmp_path, templates, monkeypatch):
+    frame = one_frame(tmp_path, paint(1, size=(480, 640)))
+    asked = []
+    decode = type(frame).image
+    monkeypatch.setattr(
+        type(frame), "image", lambda self, *, reduction=1: asked.append(reduction) or decode(self, reduction=reduction)
+    )
+    whole = CropSettings(random_share=1.0, random_scale=(1.0, 1.0))
+    settings = SampleSettings(objects=4, absent_share=0, crop=whole, **PLAIN)
+    sample = make_sample(frame, templates, settings, rng())
+    assert asked == [4]
+    for number, object_id in enumerate(sample["object_ids"].tolist()):
+        mask = shrunk(sample["masks"][0, number].numpy())
+        assert looks_like(picture(sample), object_id)[mask].mean() > 0.97
+    make_sample(
+        frame, templates, SampleSettings(mode="refine", objects=1, **{**PLAIN, "image_size": (224, 224)}), rng()
+    )
+    assert asked == [4, 1]
+
+
+def test_only_what_a_sample_needs_is_read(frames, library, monkeypatch):
+    """One archive and one mask for a refine sample without a replaced background."""
+    templates = TemplateCache(library, size=64)
+    frame = frames[2]
+    read = []
+    mask = type(frame).mask
+    monkeypatch.setattr(type(frame), "mask", lambda self, index, **k: read.append(index) or mask(self, index, **k))
+    settings = SampleSettings(mode="refine", objects=1, negative_share=0.0, **PLAIN)
+    make_sample(frame, templates, settings, rng(1))
+    assert len(read) == 1
+    assert templates.misses == 1
+
+
+def test_a_replaced_background_changes_all_but_the_objects(frames, library, templates):
+    """All annotated objects stay, those that are not asked for as well."""
+    augment = AugmentSettings(rgb_share=0, template_share=0, background_share=1.0)
+    settings = SampleSettings(objects=2, absent_share=0, **{**PLAIN, "augment": augment})
+    plain = make_sample(frames[0], templates, SampleSettings(objects=2, absent_share=0, **PLAIN), rng(4))
+    sample = make_sample(frames[0], templates, settings, rng(4))
+    torch.testing.assert_close(sample["masks"], plain["masks"], rtol=0, atol=0)
+    before, after = picture(plain).astype(int), picture(sample).astype(int)
+    coloured = np.ptp(before, axis=2) > 60
+    kept, far = shrunk(coloured, 5), ~grown(coloured, 7)
+    assert np.mean(np.abs(after - before)[kept] > 2) < 0.003
+    assert np.mean(np.abs(after - before)[far].max(axis=1) > 8) > 0.5
+
+
+def test_the_same_randomness_gives_the_same_sample_from_a_folder_and_from_a_shard(tmp_path, frames, templates):
+    write_shard(tmp_path / "shard-000000.tar", [(f"000000_{i:06d}", paint(i)) for i in range(3)])
+    settings = SampleSettings(objects=3, **{**PLAIN, "augment": AugmentSettings()})
+    for index, frame in enumerate(iterate_shard(tmp_path / "shard-000000.tar")):
+        a = make_sample(frames[index], templates, settings, rng(index))
+        b = make_sample(frame, templates, settings, rng(index))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+        other = make_sample(frame, templates, settings, rng(index + 100))
+        assert not torch.equal(other["images"], a["images"])
+
+
+def test_without_gt_info_the_masks_say_what_is_seen(tmp_path, templates):
+    frame = one_frame(tmp_path, paint(5))
+    settings = SampleSettings(objects=3, **PLAIN)
+    expected = make_sample(frame, templates, settings, rng(1))
+    (tmp_path / "train" / "000000" / "scene_gt_info.json").unlink()
+    sample = make_sample(BopFolder(tmp_path, "train")[0], templates, settings, rng(1))
+    assert all(torch.equal(sample[name], expected[name]) for name in sample)
+
+
+def test_hidden_and_tiny_objects_are_not_looked_for(tmp_path, templates):
+    frame = one_frame(tmp_path, paint(5, [1, 2, 3]))
+    path = tmp_path / "train" / "000000" / "scene_gt_info.json"
+    info = json.loads(path.read_text())
+    info["0"][0]["visib_fract"] = 0.05
+    info["0"][1]["bbox_visib"][2] = 3
+    path.write_text(json.dumps(info))
+    frame = BopFolder(tmp_path, "train")[0]
+    settings = SampleSettings(mode="refine", objects=1, negative_share=0, **PLAIN)
+    assert {make_sample(frame, templates, settings, rng(s))["object_ids"].item() for s in range(20)} == {3}
+    for entry in info["0"]:
+        entry["visib_fract"] = 0.05
+    path.write_text(json.dumps(info))
+    assert make_sample(BopFolder(tmp_path, "train")[0], templates, settings, rng()) is None
+
+
+def test_an_object_without_templates_is_never_asked_for(tmp_path, templates):
+    frame = one_frame(tmp_path, paint(5, [1, 77, 3]))
+    settings = SampleSettings(objects=4, **PLAIN)
+    for seed in range(20):
+        sample = make_sample(frame, templates, settings, rng(seed))
+        assert 77 not in sample["object_ids"].tolist()
+
+
+def test_a_frame_without_any_templates_is_an_error_with_its_name(tmp_path, templates):
+    frame = one_frame(tmp_path, paint(5, [76, 77]))
+    with pytest.raises(DataError, match=r"000000: 0: none of its objects \(76, 77\) has templates") as caught:
+        make_sample(frame, templates, SampleSettings(**PLAIN), rng())
+    assert caught.value.kind == "no templates"
+
+
+def test_a_frame_with_all_objects_of_the_library_has_negatives_only_elsewhere(tmp_path, library):
+    write_library(tmp_path / "objects", [1, 2])
+    templates = TemplateCache(ObjectLibrary(tmp_path / "objects"), size=64)
+    frame = one_frame(tmp_path, paint(8, [1, 2]))
+    settings = SampleSettings(mode="refine", objects=1, negative_share=1.0, **PLAIN)
+    samples = [make_sample(frame, templates, settings, rng(seed)) for seed in range(20)]
+    absent = [s for s in samples if not s["present"].item()]
+    assert absent
+    assert all(not s["masks"].any() for s in absent)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"mode": "fine"}, "mode: 'fine'"),
+        ({"mode": "refine"}, "objects: a refine sample"),
+        ({"views": 0}, "views"),
+        ({"image_size": (8, 200)}, "image_size"),
+        ({"negative_share": 1.1}, "negative_share: 1.1"),
+    ],
+)
+def test_impossible_settings_are_refused(values, named):
+    with pytest.raises(ConfigError, match=named):
+        SampleSettings(**values)
+
+
+def test_the_cache_reads_an_object_once_and_forgets_the_least_used(library):
+    one = 6 * 64 * 64 * 4
+    cache = TemplateCache(library, size=64, byte_limit=2 * one + 10)
+    for object_id in (1, 2, 1, 3, 1, 2):  # 3 displaces 2, then 2 displaces 3
+        cache.draw(rng(), object_id, 2)
+    assert (cache.misses, cache.hits, cache.bytes) == (4, 2, 2 * one)
+    assert len(pickle.dumps(cache)) < 20_000  # workers get no decoded views
+
+
+def test_views_are_spread_and_repeat_only_where_there_are_too_few(library):
+    """Six views on a circle, wider one after the other: the second drawn is opposite to the first."""
+    cache = TemplateCache(library, size=128)
+
+    def numbers(seed, count):
+        widths = (int((view[64, :, 3] > 0).sum()) for view in cache.draw(rng(seed), 1, count))
+        return [round((width - 41) / 12) for width in widths]
+
+    assert sorted(numbers(0, 6)) == [0, 1, 2, 3, 4, 5]
+    pairs = [numbers(seed, 2) for seed in range(60)]
+    assert all(abs(a - b) == 3 for a, b in pairs)
+    assert {a for a, _ in pairs} == {0, 1, 2, 3, 4, 5}
+    nine = numbers(0, 9)
+    assert sorted(nine[:6]) == [0, 1, 2, 3, 4, 5]
+    assert len(nine) == 9
+
+
+def test_the_cache_names_what_is_missing_or_damaged(tmp_path):
+    path = write_library(tmp_path, [1, 2])
+    cache = TemplateCache(ObjectLibrary(path))
+    with pytest.raises(DataError, match="object 9 has no templates"):
+        cache.draw(rng(), 9, 2)
+    (path / "obj_000002.npz").write_bytes(b"PK nothing")
+    with pytest.raises(LibraryError, match=r"obj_000002\.npz"):
+        cache.draw(rng(), 2, 2)
+    assert 1 in cache
+    assert 9 not in cache
+    with pytest.raises(ConfigError, match="template_size: 500"):
+        TemplateCache(ObjectLibrary(path), size=500)
+    assert OBJECTS > 2
