@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from ocdit_core.diffusion.samplers import sample
 from ocdit_core.errors import ConfigError, OcditError
 from ocdit_core.images import as_rgb8
+from ocdit_core.inference.object_encoder import ObjectEncoder
 from ocdit_core.inference.results import Instance, Segmentation, tight_box
 from ocdit_core.inference.settings import InferenceSettings, load_settings
 from ocdit_core.inference.weights import find_weights
@@ -24,7 +24,6 @@ from ocdit_core.inference.windows import Window, WindowMean, crop_windows, full_
 from ocdit_core.models.device import pick_device
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet, TemplateFeatures, join_templates
 from ocdit_core.models.positions import inference_positions
-from ocdit_core.objects.archive import ObjectTemplates
 from ocdit_core.objects.library import ObjectLibrary
 
 
@@ -49,22 +48,35 @@ class EncodedObjects:
 class Segmenter:
     """Finds target objects in images.
 
-    `encode_objects` and `segment` may run in different threads at the same time.
+    `encode_objects` and `segment` may run in different threads at the same time. `from_pretrained` describes the
+    arguments; the model's weights must not change any more.
     """
 
-    def __init__(self, model: OCDiT, *, name: str, device: str = "auto", settings: InferenceSettings | None = None):
+    def __init__(
+        self,
+        model: OCDiT,
+        *,
+        name: str,
+        device: str = "auto",
+        settings: InferenceSettings | None = None,
+        feature_cache: str | Path | None = "auto",
+    ):
         self.settings = settings or InferenceSettings()
         self.model_name = name
         self._device = pick_device(device)
         self._model = model.to(self._device).eval().requires_grad_(False)
         self._canvas_size = self.settings.image_size or model.config.image_size
         self._objects: EncodedObjects | None = None
-        self._features: dict[tuple[str, str, int], TemplateFeatures] = {}
-        self._features_lock = threading.Lock()
+        self._encoder = ObjectEncoder(self._model, self._device, feature_cache)
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, *, device: str = "auto", settings: InferenceSettings | None = None
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: str = "auto",
+        settings: InferenceSettings | None = None,
+        feature_cache: str | Path | None = "auto",
     ) -> Segmenter:
         """Load a model.
 
@@ -72,6 +84,8 @@ class Segmenter:
             name_or_path: an embedded model's name (ocdit-tiny), a folder, or a hub id such as owner/model.
             device: auto, cpu, cuda or cuda:N.
             settings: of the inference; by default those that the model recommends (see `recommended_settings`).
+            feature_cache: folder where features of objects' views are kept between programs; "auto": $OCDIT_CACHE, or
+                ocdit in the user's cache folder; None: nothing is kept.
 
         Raises:
             WeightsError: there is no such model, or its files are damaged or do not fit together.
@@ -83,6 +97,7 @@ class Segmenter:
             name=Path(name_or_path).name,
             device=device,
             settings=settings or load_settings(folder),
+            feature_cache=feature_cache,
         )
 
     @property
@@ -118,8 +133,8 @@ class Segmenter:
             raise ConfigError(f"no target objects were named; the library holds {', '.join(library.object_ids)}")
         if len(set(names)) < len(names):
             raise ConfigError(f"a target object is named twice in {', '.join(names)}")
-        encoded = [self._encode_object(templates) for templates in library.select(names)]
-        encoded += [self._encode_object(templates) for templates in library.select(self._distractors(library, names))]
+        encoded = self._encode(library, names) + self._encode(library, self._distractors(library, names))
+        self._encoder.trim()
         runs = []
         for positions in inference_positions(self.settings.positions, len(encoded), self._capacity):
             run, encoded = encoded[: len(positions)], encoded[len(positions) :]
@@ -138,23 +153,10 @@ class Segmenter:
         count = min(self.settings.distractors, free, len(others))
         return [others[i] for i in np.random.default_rng(self.settings.seed).permutation(len(others))[:count]]
 
-    def _encode_object(self, templates: ObjectTemplates) -> TemplateFeatures:
-        chosen = templates.best_views(self.settings.views or self._model.config.denoiser.max_views)
-        key = (templates.name, templates.source_sha256, len(chosen))
-        with self._features_lock:
-            cached = self._features.get(key)
-        if cached is not None:
-            return cached
-        height, width = self._model.config.template_size
-        rgb = np.stack([cv2.resize(view, (width, height), interpolation=cv2.INTER_AREA) for view in chosen.rgb])
-        masks = chosen.mask.astype(np.float32)
-        mask = np.stack([cv2.resize(view, (width, height), interpolation=cv2.INTER_AREA) for view in masks])
-        encoded = self._model.encode_templates(
-            self._to_tensor(rgb)[None, None], torch.from_numpy(mask).to(self._device)[None, None]
-        )
-        with self._features_lock:
-            self._features[key] = encoded
-        return encoded
+    def _encode(self, library: ObjectLibrary, names: Sequence[str]) -> list[TemplateFeatures]:
+        """Features of each object; archives are read one by one, so that no more than one is in memory."""
+        library.require(names)
+        return [self._encoder.encode(library[name], self.settings.views) for name in names]
 
     def _to_tensor(self, rgb: np.ndarray) -> Tensor:
         """(..., h, w, 3) uint8 -> (..., 3, h, w) in [0, 1]."""

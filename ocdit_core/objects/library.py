@@ -64,10 +64,18 @@ class ObjectLibrary:
             LibraryError: an archive is damaged.
         """
         names = list(names)
+        self.require(names)
+        return tuple(self[name] for name in names)
+
+    def require(self, names: Iterable[str]) -> None:
+        """Check that the library has all these objects, without reading them.
+
+        Raises:
+            UnknownObjectError: names all that it lacks.
+        """
         unknown = [name for name in names if name not in self._known]
         if unknown:
             raise UnknownObjectError(unknown, list(self._ids))
-        return tuple(self[name] for name in names)
 
     def __contains__(self, name: object) -> bool:
         return name in self._known

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.inference.feature_cache import FeatureCache, default_cache, views_digest, weights_digest
 from ocdit_core.inference.object_encoder import ObjectEncoder
 from ocdit_core.models.backbone import BackboneConfig
@@ -14,7 +15,7 @@ from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.matching_prior import MatchingPriorConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig, TemplateFeatures
-from ocdit_core.objects.archive import ObjectTemplates
+from ocdit_core.objects.archive import ObjectTemplates, save_templates
 
 CPU = torch.device("cpu")
 CONV = OCDiTConfig(
@@ -207,3 +208,34 @@ def test_views_are_told_apart():
     brighter = first.rgb.copy()
     brighter[1, 50, 50, 2] ^= 1
     assert views_digest(first) != views_digest(dataclasses.replace(first, rgb=brighter))
+
+
+def test_a_segmenter_that_starts_again_reads_its_features(tmp_path, monkeypatch):
+    library_folder = tmp_path / "lib"
+    for seed in range(3):
+        save_templates(library_folder, an_object(seed, f"object {seed}"))
+    library = ObjectLibrary(library_folder)
+    make().save_pretrained(tmp_path / "model")
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+
+    def probabilities(cache, computed):
+        calls = []
+        plain = OCDiT.encode_templates
+        with monkeypatch.context() as patch:
+            patch.setattr(OCDiT, "encode_templates", lambda self, *args: calls.append(1) or plain(self, *args))
+            segmenter = Segmenter.from_pretrained(tmp_path / "model", device="cpu", feature_cache=cache)
+            segmenter.set_objects(library)
+        assert len(calls) == computed
+        assert [len(run.templates.features[0]) for run in segmenter.objects.runs] == [3]
+        segmenter.segment(image)
+        return [*tensors(segmenter.objects.runs[0].templates)]
+
+    computed = probabilities(tmp_path / "cache", 3)
+    read = probabilities(tmp_path / "cache", 0)
+    uncached = probabilities(None, 3)
+    assert all(torch.equal(a, b) for a, b in zip(computed, read, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(computed, uncached, strict=True))
+    # By default the cache is the user's, which the tests keep apart.
+    assert probabilities("auto", 3)
+    assert probabilities("auto", 0)
+    assert files(default_cache())
