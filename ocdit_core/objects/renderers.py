@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -30,6 +31,8 @@ class Views:
     """(n, h, w, 3) sRGB, multiplied by the coverage: exact black where the object is not."""
     alpha: NDArray[np.uint8]
     """(n, h, w) how much of the pixel the object covers, 0 to 255."""
+    near: NDArray[np.bool_]
+    """(n, h, w) pixels with a covered sample in them or right beside them: all that a solid object touches."""
     depth: NDArray[np.float32] | None
     """(n, h, w) metres along the optical axis, 0 beside the object; None unless asked for."""
 
@@ -37,6 +40,24 @@ class Views:
     def rgba(self) -> NDArray[np.uint8]:
         """(n, h, w, 4) the colours and the coverage in one array."""
         return np.concatenate([self.rgb, self.alpha[..., None]], axis=3)
+
+
+def reduce_samples(samples: NDArray[np.uint8], factor: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Averages factor x factor samples into a pixel.
+
+    Args:
+        samples: (h * factor, w * factor, 4) RGBA, colours multiplied by coverage.
+        factor: samples a pixel in each direction.
+
+    Returns:
+        the picture (h, w, 4), and (h, w) which pixels are `Views.near`.
+    """
+    height, width = samples.shape[0] // factor, samples.shape[1] // factor
+    picture = samples if factor == 1 else cv2.resize(samples, (width, height), interpolation=cv2.INTER_AREA)
+    # From one sample before each pixel's first to one behind its last.
+    reach = np.ones((factor + 2, factor + 2), np.uint8)
+    near = cv2.dilate(cv2.extractChannel(samples, 3), reach, anchor=(1, 1))[::factor, ::factor]
+    return np.asarray(picture, dtype=np.uint8), np.asarray(near > 0)
 
 
 class UploadedMesh(Protocol):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ocdit_core.errors import RenderingError
-from ocdit_core.objects.renderers import Views
+from ocdit_core.objects.renderers import Views, reduce_samples
 from ocdit_core.objects.shaders import shaders
 from ocdit_core.objects.shading import Light, Lighting, Surface, surface_of
 
@@ -34,6 +34,7 @@ class _Kind(NamedTuple):
     """What a shader program is made for."""
 
     textured: bool
+    holes: bool
     glossy: bool
     lights: int
     depth: bool
@@ -73,7 +74,7 @@ class Renderer:
             options: dict[str, Any] = {"standalone": True, "backend": "egl"}
             self._gl: Any = moderngl.create_context(**options)
             self._programs: dict[_Kind, Any] = {}
-            self._program(_Kind(textured=False, glossy=False, lights=2, depth=False))
+            self._program(_Kind(textured=False, holes=False, glossy=False, lights=2, depth=False))
         except ImportError as error:
             raise RenderingError("rendering needs the package moderngl: pip install moderngl") from error
         except Exception as error:  # moderngl and its loader raise plain Exception for a missing driver
@@ -148,8 +149,14 @@ class Renderer:
         handle = mesh if isinstance(mesh, MeshHandle) else self.upload(mesh)
         lighting = lighting or Lighting()
         try:
-            kind = _Kind(handle.texture is not None, lighting.shines_on(handle.surface), len(lighting.lights), depth)
-            self._light(self._program(kind), handle, lighting)
+            kind = _Kind(
+                textured=handle.texture is not None,
+                holes=handle.texture is not None and handle.surface.alpha_cutoff > 0,
+                glossy=lighting.shines_on(handle.surface),
+                lights=len(lighting.lights),
+                depth=depth,
+            )
+            self._light(kind, handle, lighting)
             return self._draw(kind, handle, all_poses, cameras, size, supersample, lighting, edges)
         finally:
             if handle is not mesh:
@@ -169,22 +176,24 @@ class Renderer:
             handle.arrays[kind] = self._gl.vertex_array(self._program(kind), [(handle.buffer, layout, *names)])
         return handle.arrays[kind]
 
-    def _light(self, program: Any, handle: MeshHandle, lighting: Lighting) -> None:
+    def _light(self, kind: _Kind, handle: MeshHandle, lighting: Lighting) -> None:
         """Sets all that is the same for every view."""
-        surface = handle.surface
+        program, surface = self._program(kind), handle.surface
         program["ambient"] = lighting.ambient
+        program["sky"] = lighting.sky
         program["darkest"] = lighting.darkest
         if lighting.lights:
             colours = np.array([light.colour for light in lighting.lights], dtype=np.float32)
             program["light_colour"].write(colours.tobytes())
             program["light_direction"].write(lighting.directions().astype(np.float32).tobytes())
-        if lighting.shines_on(surface):
+        if kind.glossy:
             gloss = lighting.gloss(surface)
             program["specular"] = gloss.specular
             program["shininess"] = gloss.shininess
             program["metallic"] = gloss.metallic
-        if handle.texture is not None:
+        if kind.holes:
             program["cutoff"] = surface.alpha_cutoff
+        if handle.texture is not None:
             handle.texture.use(0)
 
     def _draw(
@@ -208,6 +217,7 @@ class Renderer:
         self._gl.line_width = EDGE_WIDTH
 
         rgba = np.empty((n, *size, 4), np.uint8)
+        near = np.empty((n, *size), bool)
         metres = np.empty((n, *size), np.float32) if kind.depth else None
         samples = np.empty((rows * height, width, 4), np.uint8)
         middle = supersample // 2
@@ -234,11 +244,12 @@ class Renderer:
             frame.read_into(taken, viewport=drawn, components=4)
             for index in range(begin, end):
                 top = (index - begin) * height
-                rgba[index] = _reduce(taken[top : top + height], supersample)
+                rgba[index], near[index] = reduce_samples(taken[top : top + height], supersample)
             if metres is not None:
                 read = np.frombuffer(frame.read(viewport=drawn, components=1, attachment=1, dtype="f4"), np.float32)
                 metres[begin:end] = read.reshape(-1, height, width)[:, middle::supersample, middle::supersample]
-        return Views(rgb=np.ascontiguousarray(rgba[..., :3]), alpha=np.ascontiguousarray(rgba[..., 3]), depth=metres)
+        rgb, alpha = np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
+        return Views(rgb=rgb, alpha=alpha, near=near, depth=metres)
 
     def _target(self, width: int, height: int, depth: bool) -> Any:
         """A framebuffer for colours and, if wanted, depth in metres; the last few sizes are kept."""
@@ -258,14 +269,6 @@ class Renderer:
             for item in target:
                 item.release()
         self._targets.clear()
-
-
-def _reduce(picture: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Averages factor x factor samples into a pixel."""
-    if factor == 1:
-        return picture
-    size = (picture.shape[1] // factor, picture.shape[0] // factor)
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _projection(

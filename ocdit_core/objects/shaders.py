@@ -38,6 +38,7 @@ void main() {
 
 _FRAGMENT = """
 uniform vec3 ambient;
+uniform float sky;
 uniform float darkest;
 #if LIGHTS > 0
 uniform vec3 light_direction[LIGHTS];
@@ -48,9 +49,11 @@ uniform float specular;
 uniform float shininess;
 uniform float metallic;
 #endif
+#ifdef HOLES
+uniform float cutoff;
+#endif
 #ifdef TEXTURED
 uniform sampler2D image;
-uniform float cutoff;
 in vec2 texel;
 #endif
 in vec3 seen_at;
@@ -69,9 +72,11 @@ vec3 srgb_from_linear(vec3 c) {
 void main() {
     vec3 base = tint;
 #ifdef TEXTURED
-    vec4 sampled = texture(image, texel);
-    if (sampled.a < cutoff) discard;
-    base *= linear_from_srgb(sampled.rgb);
+#ifdef HOLES
+    // From the full picture: in a reduced one a lattice is neither solid nor open, and would vanish or close.
+    if (textureLod(image, texel, 0.0).a < cutoff) discard;
+#endif
+    base *= linear_from_srgb(texture(image, texel).rgb);
 #endif
     base += max(darkest - dot(base, vec3(0.2126, 0.7152, 0.0722)), 0.0);
     // Both sides are lit: a face seen from behind has its normal turned round. A normal of length 0 is no normal.
@@ -79,7 +84,7 @@ void main() {
     vec3 n = squared > 1e-12 ? seen_normal * inversesqrt(squared) : vec3(0.0, 0.0, 1.0);
     n = gl_FrontFacing ? -n : n;  // rows run downwards in our pictures, which mirrors OpenGL's idea of front
 
-    vec3 light = ambient * (0.85 - 0.15 * n.y);
+    vec3 light = ambient * (1.0 - sky * (1.0 + n.y));
 #ifdef GLOSSY
     vec3 view = -normalize(seen_at);
     vec3 shine = vec3(0.0);
@@ -111,16 +116,17 @@ void main() {
 """
 
 
-def shaders(*, textured: bool, glossy: bool, lights: int, depth: bool) -> tuple[str, str]:
+def shaders(*, textured: bool, holes: bool, glossy: bool, lights: int, depth: bool) -> tuple[str, str]:
     """Returns vertex and fragment shader for one kind of surface and light.
 
     Args:
-        textured: whether there is a texture; its inputs are `image`, `cutoff` and the attribute `uv`.
+        textured: whether there is a texture; its inputs are `image` and the attribute `uv`.
+        holes: whether texels of less alpha than `cutoff` are holes.
         glossy: whether there are highlights: `specular`, `shininess`, `metallic`.
         lights: how many lights there are.
         depth: whether metres along the optical axis are a second output.
     """
-    macros = {"TEXTURED": textured, "GLOSSY": glossy, "DEPTH": depth}
+    macros = {"TEXTURED": textured, "HOLES": holes, "GLOSSY": glossy, "DEPTH": depth}
     head = "#version 330\n" + "".join(f"#define {name}\n" for name, wanted in macros.items() if wanted)
     head += f"#define LIGHTS {lights}\n{_LINEAR_FROM_SRGB}"
     return head + _VERTEX, head + _FRAGMENT

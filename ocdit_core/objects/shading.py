@@ -50,7 +50,9 @@ class Lighting:
     """The light of one rendering; the default shows an object's geometry from every side."""
 
     ambient: tuple[float, float, float] = (0.42, 0.42, 0.42)
-    """Linear colour of the light that comes from everywhere."""
+    """Linear colour of the light that comes from everywhere, most from above."""
+    sky: float = 0.15
+    """How much weaker the ambient light is on an upright wall than from above; it is twice as much from below."""
     lights: tuple[Light, ...] = field(
         default=(
             Light(direction=(-0.45, -0.75, -0.6), colour=(0.62, 0.62, 0.62)),
@@ -81,7 +83,11 @@ class Lighting:
 
     def shines_on(self, surface: Surface) -> bool:
         """Returns whether there are any highlights."""
-        return self.specular > 0 or (self.materials and surface.states_material)
+        if self.materials and surface.states_material:
+            gloss = self.gloss(surface)
+            # Below that, highlights of a material that does not conduct add less to a picture than they cost.
+            return gloss.metallic > 0 or gloss.roughness < 0.5
+        return self.specular > 0
 
     def gloss(self, surface: Surface) -> Gloss:
         """Returns how a surface shines under this light."""
@@ -136,7 +142,7 @@ def surface_of(mesh: trimesh.Trimesh) -> Surface:
     radius = float(np.linalg.norm(used - centre, axis=1).max())
 
     corner = faces.reshape(-1)
-    uv, colours, texture, cutoff = _appearance(mesh, corner)
+    uv, colours, texture, cutoff = appearance_of(mesh)
     corners = np.concatenate([positions[corner], corner_normals(positions, faces), uv, colours], axis=1)
     return Surface(
         corners=np.ascontiguousarray(corners, dtype=np.float32),
@@ -194,10 +200,16 @@ def corner_normals(positions: NDArray[Any], faces: NDArray[Any]) -> NDArray[np.f
     return np.where(size > 1e-30, normals / np.maximum(size, 1e-30), unit[face])
 
 
-def _appearance(
-    mesh: trimesh.Trimesh, corner: NDArray[Any]
+def appearance_of(
+    mesh: trimesh.Trimesh,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8] | None, float]:
-    """Texture coordinates (3F, 2), colours (3F, 4) in 0..1 sRGB, the texture if any, and its alpha cut-off."""
+    """Returns what each face corner looks like.
+
+    Returns:
+        texture coordinates (3 F, 2), sRGBA colours (3 F, 4) in 0..1, the texture (H, W, 4) if there is one, its first
+        row at the top, and the alpha in 0..1 below which a texel is a hole, 0 when there are none.
+    """
+    corner = np.asarray(mesh.faces).reshape(-1)
     n = len(corner)
     uv = np.zeros((n, 2), np.float32)
     white = np.ones((n, 4), np.float32)
@@ -215,7 +227,10 @@ def _appearance(
                 white = np.broadcast_to(_linear_factor_as_srgb(factor), (n, 4)).astype(np.float32)
             masked = getattr(material, "alphaMode", None) in ("MASK", "BLEND")
             cutoff = getattr(material, "alphaCutoff", None)
-            return uv, white, np.asarray(image.convert("RGBA")), (float(cutoff or 0.5) if masked else 0.0)
+            texels = np.asarray(image.convert("RGBA"))
+            if not masked or texels[..., 3].min() == 255:
+                return uv, white, texels, 0.0
+            return uv, white, texels, float(cutoff or 0.5)
         return uv, np.broadcast_to(_plain_colour(material), (n, 4)).astype(np.float32), None, 0.0
     if visual.kind in ("vertex", "face"):
         with warnings.catch_warnings():

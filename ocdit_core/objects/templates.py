@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.errors import ConfigError
-from ocdit_core.objects.renderers import RENDERERS, TemplateRenderer, UploadedMesh
-from ocdit_core.objects.shading import Lighting
+from ocdit_core.objects.renderers import RENDERERS, TemplateRenderer, UploadedMesh, Views
+from ocdit_core.objects.shading import Light, Lighting, Surface
+from ocdit_core.objects.surface_points import points_of
 from ocdit_core.objects.viewpoints import (
     TUDL_K,
     TUDL_SIZE,
@@ -27,6 +29,19 @@ TEMPLATE_SIZE = 128
 CROP_MARGIN = 0.04
 # Farther than the nearest distance that fits, so that the perspective is that of an object on a table.
 DISTANCE_FACTOR = 1.5
+TEMPLATE_LIGHTING = Lighting(materials=True, darkest=0.03)
+"""The default light; black plastic is not quite black, or it could not be told from the background."""
+HEADLIGHT = Lighting(
+    ambient=(0.6, 0.6, 0.6), lights=(Light(direction=(0, 0, -1), colour=(0.4, 0.4, 0.4)),), darkest=0.03
+)
+"""For views in which nearly all surfaces turn away from the light, say into a hollow."""
+UNLIT = Lighting(ambient=(1.0, 1.0, 1.0), sky=0.0, lights=())
+DIM = 100.0
+"""Mean sRGB value, of 255, below which a view is compared with the object's own colours ..."""
+TOO_DARK = 0.7
+"""... and the share of their brightness that it has to reach."""
+ENOUGH_INSIDE = 0.996
+"""Share of surface points that have to project into the mask: above 0.99 with any other choice of points as well."""
 RENDERING_VERSION = 2
 """Raised whenever the pictures change, so that libraries are rendered again."""
 
@@ -64,9 +79,9 @@ class Templates:
     """V views of one object."""
 
     rgb: NDArray[np.uint8]
-    """(V, size, size, 3) sRGB on black."""
+    """(V, size, size, 3) sRGB, the object's own colours inside the mask and black outside."""
     mask: NDArray[np.bool_]
-    """(V, size, size) where the object covers more than half of the pixel."""
+    """(V, size, size) where the object covers any of the pixel: the points of its surface project into it."""
     alpha: NDArray[np.uint8]
     """(V, size, size) coverage, 0 to 255."""
     box: NDArray[np.float32]
@@ -96,7 +111,8 @@ def render_templates(
         settings: which views; default: 12 directions, each once. All directions come first, then all of them turned.
         size: side of the square crop in pixels.
         margin: free border on each side, as a share of the crop.
-        lighting: default: soft light that shows the geometry.
+        lighting: default: soft light that shows the geometry, and a light at the camera for the views that it leaves
+            too dark.
 
     Raises:
         MeshError: the mesh has no faces or is not finite.
@@ -110,11 +126,88 @@ def render_templates(
         distance = DISTANCE_FACTOR * fitting_distance(surface.radius, TUDL_K, TUDL_SIZE)
         pose = template_poses(settings.views, settings.in_plane, distance, centre=surface.centre)
         box, K = zoom_cameras(surface.vertices, pose, TUDL_K, size=size, margin=margin)
-        drawn = renderer.render(handle, pose, K, (size, size), lighting)
+        light = lighting or TEMPLATE_LIGHTING
+        drawn = renderer.render(handle, pose, K, (size, size), light)
+        rgba = drawn.rgba
+        mask, thin = _masks(handle.surface, drawn, pose, K)
+        if thin.any():
+            drawn = renderer.render(handle, pose[thin], K[thin], (size, size), light, edges=True)
+            rgba[thin], mask[thin] = drawn.rgba, drawn.near
+        if lighting is None:
+            dark = _too_dark(renderer, handle, rgba, pose, K)
+            for views, edges in ((dark & ~thin, False), (dark & thin, True)):
+                if views.any():
+                    again = renderer.render(handle, pose[views], K[views], (size, size), HEADLIGHT, edges=edges)
+                    rgba[views] = again.rgba
     finally:
         if not given:
             handle.release()
-    return Templates(rgb=drawn.rgb, mask=drawn.alpha > 127, alpha=drawn.alpha, box=box, K=K, pose=pose)
+    alpha = np.ascontiguousarray(rgba[..., 3])
+    return Templates(rgb=_own_colours(rgba, mask), mask=mask, alpha=alpha, box=box, K=K, pose=pose)
+
+
+def _masks(
+    surface: Surface, drawn: Views, poses: NDArray[np.float64], K: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The smallest masks (V, h, w) that hold the surface's points; and the views (V,) where a thin part is missing."""
+    points = points_of(surface)
+    mask = drawn.alpha > 0
+    thin = np.zeros(len(mask), bool)
+    for i, pose in enumerate(poses):
+        if points_inside(mask[i], points, pose, K[i]) < ENOUGH_INSIDE:
+            mask[i] = drawn.near[i]
+            thin[i] = points_inside(mask[i], points, pose, K[i]) < ENOUGH_INSIDE
+    return mask, thin
+
+
+def points_inside(
+    mask: NDArray[np.bool_], points: NDArray[np.floating], pose: NDArray[np.float64], K: NDArray[np.float64]
+) -> float:
+    """Returns the share of object points (n, 3), metres, that a pose (4, 4) and K (3, 3) project into a mask (h, w)."""
+    column, row = np.floor(project(points, pose, K)).astype(np.int64).T
+    height, width = mask.shape
+    seen = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    return float(np.count_nonzero(mask[row[seen], column[seen]]) / len(points))
+
+
+def _too_dark(
+    renderer: TemplateRenderer,
+    handle: UploadedMesh,
+    rgba: NDArray[np.uint8],
+    poses: NDArray[np.float64],
+    K: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    """Which views (V,) are dark though the object's colours, drawn without shading, are not."""
+    dark = _brightness(rgba) < DIM
+    if dark.any():
+        # One sample a pixel is enough for a mean.
+        colours = renderer.render(handle, poses[dark], K[dark], rgba.shape[1:3], UNLIT, supersample=1)
+        dark[dark] = _brightness(rgba[dark]) < TOO_DARK * _brightness(colours.rgba)
+    return dark
+
+
+def _brightness(rgba: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Mean sRGB value (V,) of the object in each view, 0..255."""
+    covered = np.maximum(rgba[..., 3].sum(axis=(1, 2), dtype=np.int64), 1)
+    return 255 * rgba[..., :3].sum(axis=(1, 2, 3), dtype=np.int64) / (3 * covered)
+
+
+def _own_colours(rgba: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The object's colours (V, h, w, 3) inside the mask, without the black that it lies on; black outside.
+
+    A mask that takes in every pixel touched would else have a dark rim, which is no colour of the object: it would go
+    into the statistics of its colours, and photographs that are cut out by a mask have none.
+    """
+    rgb = np.ascontiguousarray(rgba[..., :3])
+    alpha = rgba[..., 3]
+    rim = (alpha > 0) & (alpha < 255)
+    rgb[rim] = np.minimum(np.rint(rgb[rim] * (255 / alpha[rim].astype(np.float32))[:, None]), 255)
+    for i in np.flatnonzero((mask & (alpha == 0)).any(axis=(1, 2))):
+        # Touched between the samples: what its neighbours show.
+        around = cv2.boxFilter(rgba[i], cv2.CV_32F, (3, 3), normalize=False)
+        bare = mask[i] & (alpha[i] == 0)
+        rgb[i][bare] = np.rint(255 * around[bare, :3] / np.maximum(around[bare, 3:], 1))
+    return rgb
 
 
 def zoom_cameras(

@@ -81,7 +81,7 @@ class ObjectBank:
     settings: BankSettings
     """How it was built."""
     templates: NDArray[np.uint8]
-    """(N, views, t, t, 4) RGBA, colours multiplied by coverage, in the order of the icosphere."""
+    """(N, views, t, t, 4) RGBA, alpha 0 or 255: the mask as it is in a library; in the order of the icosphere."""
     sprites: NDArray[np.uint8]
     """(N, S, s, s, 4) RGBA, colours multiplied by coverage, from anywhere under any light."""
 
@@ -234,7 +234,7 @@ def _draw_chunk(renderer: Renderer, partial: Path, settings: BankSettings, chunk
             mesh = scanned_object(settings.meshes[index - settings.objects], np.random.default_rng([seed, 0x5CA7]))
         handle = renderer.upload(mesh)
         views = render_templates(renderer, handle, ViewSettings(views=settings.views), size=settings.template_size)
-        templates[index, ..., :3], templates[index, ..., 3] = views.rgb, views.alpha
+        templates[index, ..., :3], templates[index, ..., 3] = views.rgb, np.where(views.mask, 255, 0)
         rng = np.random.default_rng([seed, 0x5B817E])
         sprites[index] = render_sprites(renderer, handle, rng, settings.sprites, settings.sprite_size)
         handle.release()
