@@ -12,6 +12,7 @@ import argparse
 import cProfile
 import itertools
 import pstats
+import resource
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ import cv2
 import numpy as np
 
 from ocdit_core.colours import PALETTE
+from ocdit_core.data.augment import NO_AUGMENTATION, AugmentSettings
 from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.bop_writer import write_scene
 from ocdit_core.data.loading import TrainingLoader
@@ -40,7 +42,6 @@ from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.objects.rendering import Renderer
 from ocdit_core.objects.viewpoints import TUDL_K
 
-SIZE = (240, 320)
 IN_A_PICTURE = 8
 
 
@@ -91,19 +92,29 @@ def open_stream(folder: Path, kind: str, settings: SampleSettings) -> TrainingSt
     return TrainingStream([Source(frames=frames, templates=templates)], settings, block=64)
 
 
-def rate(stream: TrainingStream, *, workers: int, seconds: float, batch_size: int = 8) -> tuple[float, float]:
-    """Return samples a second, and the mean wait in ms for the first batch, which holds the workers' start."""
+def rate(stream: TrainingStream, *, workers: int, seconds: float, batch_size: int = 8) -> tuple[float, float, float]:
+    """Return samples a second, CPU milliseconds a sample in all processes, and seconds to the first batch."""
+    before = cpu_seconds()
     batches = iter(TrainingLoader(stream, batch_size=batch_size, workers=workers))
     began = time.perf_counter()
     next(batches)
     start = time.perf_counter() - began
-    for _ in range(2 * max(workers, 1)):  # what was prefetched meanwhile does not count
+    for _ in range(2 * workers):  # what was prefetched meanwhile does not count
         next(batches)
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         next(batches)
         count += batch_size
-    return count / (time.perf_counter() - began), start
+    taken = time.perf_counter() - began
+    made = count + (1 + 2 * workers) * batch_size  # what is in the queue at the end comes on top, uncounted
+    batches.close()
+    return count / taken, 1000 * (cpu_seconds() - before) / made, start
+
+
+def cpu_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def sheet(stream: TrainingStream, count: int) -> np.ndarray:
@@ -139,6 +150,11 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=240, help="pictures of the data (default 240)")
     parser.add_argument("--workers", type=int, default=2, help="loader workers (default 2)")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement (default 10)")
+    parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("H", "W"), help="of a sample, pixels")
+    parser.add_argument("--targets", type=int, default=4, help="objects of a coarse sample (default 4)")
+    parser.add_argument("--views", type=int, default=6, help="templates of an object (default 6)")
+    parser.add_argument("--backgrounds", help="folder of pictures for replaced backgrounds (default: drawn ones)")
+    parser.add_argument("--no-augmentation", action="store_true", help="samples as they are")
     parser.add_argument("--profile", action="store_true", help="print where the time goes (with --workers 0)")
     parser.add_argument("--sheet", type=Path, help="write 40 samples of each mode as a picture into this folder")
     options = parser.parse_args()
@@ -147,9 +163,15 @@ def main() -> int:
         try:
             if not (folder / "shards").exists():
                 make_dataset(folder, objects=options.objects, pictures=options.pictures)
+            size = (options.size[0], options.size[1])
+            augment = NO_AUGMENTATION if options.no_augmentation else AugmentSettings(backgrounds=options.backgrounds)
             modes = {
-                "coarse": SampleSettings(mode="coarse", image_size=SIZE, objects=4, views=6),
-                "refine": SampleSettings(mode="refine", image_size=SIZE, objects=1, views=6),
+                "coarse": SampleSettings(
+                    mode="coarse", image_size=size, objects=options.targets, views=options.views, augment=augment
+                ),
+                "refine": SampleSettings(
+                    mode="refine", image_size=size, objects=1, views=options.views, augment=augment
+                ),
             }
             for name, settings in modes.items():
                 if options.sheet:
@@ -160,9 +182,13 @@ def main() -> int:
                     profile = cProfile.Profile()
                     if options.profile:
                         profile.enable()
-                    samples, start = rate(stream, workers=options.workers, seconds=options.seconds)
+                    samples, cpu, start = rate(stream, workers=options.workers, seconds=options.seconds)
                     profile.disable()
-                    print(f"{name} from {kind}: {samples:.0f} samples/s (first batch after {start:.2f} s)", flush=True)
+                    print(
+                        f"{name} from {kind}: {samples:.0f} samples/s, {cpu:.1f} ms of CPU a sample, "
+                        f"first batch after {start:.2f} s",
+                        flush=True,
+                    )
                     if options.profile:
                         pstats.Stats(profile).sort_stats("tottime").print_stats(14)
         except OcditError as error:

@@ -164,7 +164,7 @@ class _Scene:
         self._masks: dict[int, Mask] = {}
         annotations = frame.annotations
         self.ids = {a.object_id for a in annotations}
-        known = [i for i, a in enumerate(annotations) if a.object_id in templates]
+        known = [i for i, a in enumerate(annotations) if templates.has(a.object_id, frame.where)]
         if annotations and not known:
             missing = ", ".join(str(i) for i in sorted(self.ids))
             raise DataError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import logging
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -13,6 +15,8 @@ from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.objects.archive import TEMPLATE_SIZE
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.viewpoints import spread_indices
+
+logger = logging.getLogger(__name__)
 
 Rng = np.random.Generator
 
@@ -28,6 +32,12 @@ class TemplateCache:
         size: side of a template in pixels, at most 128.
         keep_views: of an object with more views, so many that cover it best are kept in memory.
         byte_limit: of decoded views in memory; one object is kept whatever its size.
+
+    Attributes:
+        object_ids: numbers of the library's objects, ascending.
+        missing: how often objects were met in frames that it has no templates of, by number.
+        hits, misses: how often an object was found decoded, or had to be read.
+        bytes: of decoded views in memory.
 
     Raises:
         ConfigError: a size or a number is out of range.
@@ -47,19 +57,31 @@ class TemplateCache:
         self._clear()
 
     def _clear(self) -> None:
-        # For each object its views (V, size, size, 4) and their directions (V, 3), the least recently used first.
-        self._views: OrderedDict[int, tuple[NDArray[np.uint8], NDArray[np.float64]]] = OrderedDict()
+        # The least recently used first.
+        self._views: OrderedDict[int, _Views] = OrderedDict()
+        self.missing: Counter[int] = Counter()
         self.bytes = self.hits = self.misses = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """A worker started afresh gets no copy of what is decoded here."""
-        return {**self.__dict__, "_views": OrderedDict(), "bytes": 0, "hits": 0, "misses": 0}
+        return {**self.__dict__, "_views": OrderedDict(), "missing": Counter(), "bytes": 0, "hits": 0, "misses": 0}
 
     def __contains__(self, object_id: object) -> bool:
         return object_id in self._names
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def has(self, object_id: int, where: str) -> bool:
+        """Whether there are templates of an object; the first time that some are lacking is logged with `where`."""
+        if object_id in self._names:
+            return True
+        if not self.missing[object_id]:
+            logger.warning(
+                "%s: object %d has no templates in %s: it is never asked for", where, object_id, self.library.path
+            )
+        self.missing[object_id] += 1
+        return False
 
     def draw(self, rng: Rng, object_id: int, count: int) -> NDArray[np.uint8]:
         """Return `count` views of an object that cover it well, starting from a random one.
@@ -72,17 +94,17 @@ class TemplateCache:
             DataError: the library has no such object.
             LibraryError: its archive is missing or damaged.
         """
-        views, directions = self._load(object_id)
-        stored = len(views)
-        if not np.isfinite(directions).all():  # photographs
+        views = self._load(object_id)
+        stored = len(views.rgba)
+        if np.isfinite(views.directions).all():
+            chosen = views.spread(min(count, stored), int(rng.integers(stored)))
+        else:  # photographs
             chosen = rng.permutation(stored)[:count]
-        else:
-            chosen = spread_indices(directions, min(count, stored), int(rng.integers(stored)))
         if stored < count:
             chosen = np.concatenate([chosen, rng.integers(stored, size=count - stored)])
-        return np.asarray(views[chosen])
+        return np.asarray(views.rgba[chosen])
 
-    def _load(self, object_id: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    def _load(self, object_id: int) -> _Views:
         if object_id in self._views:
             self.hits += 1
             self._views.move_to_end(object_id)
@@ -95,11 +117,26 @@ class TemplateCache:
         for out, rgb, mask in zip(views, templates.rgb, templates.mask, strict=True):
             out[..., :3] = _scaled(rgb, self.size)
             out[..., 3] = np.where(_scaled(mask.view(np.uint8) * np.uint8(255), self.size) > 127, 255, 0)
-        self._views[object_id] = (views, templates.directions())
+        self._views[object_id] = _Views(views, templates.directions())
         self.bytes += views.nbytes
         while self.bytes > self.byte_limit and len(self._views) > 1:
-            self.bytes -= self._views.popitem(last=False)[1][0].nbytes
+            self.bytes -= self._views.popitem(last=False)[1].rgba.nbytes
         return self._views[object_id]
+
+
+@dataclass
+class _Views:
+    """One object: its views (V, size, size, 4), where from (V, 3), and the choices that were worked out."""
+
+    rgba: NDArray[np.uint8]
+    directions: NDArray[np.float64]
+    chosen: dict[tuple[int, int], NDArray[np.int64]] = field(default_factory=dict)
+
+    def spread(self, count: int, first: int) -> NDArray[np.int64]:
+        """Return the indices of `count` views, from `first` on each the farthest from those before."""
+        if (count, first) not in self.chosen:
+            self.chosen[count, first] = spread_indices(self.directions, count, first)
+        return self.chosen[count, first]
 
 
 def _scaled(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -256,12 +256,16 @@ def test_hidden_and_tiny_objects_are_not_looked_for(tmp_path, templates):
     assert make_sample(BopFolder(tmp_path, "train")[0], templates, settings, rng()) is None
 
 
-def test_an_object_without_templates_is_never_asked_for(tmp_path, templates):
+def test_an_object_without_templates_is_never_asked_for(tmp_path, templates, caplog):
     frame = one_frame(tmp_path, paint(5, [1, 77, 3]))
     settings = SampleSettings(objects=4, **PLAIN)
     for seed in range(20):
         sample = make_sample(frame, templates, settings, rng(seed))
         assert 77 not in sample["object_ids"].tolist()
+    assert templates.missing == {77: 20}
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{frame.where}: object 77 has no templates in {templates.library.path}: it is never asked for"
+    ]
 
 
 def test_a_frame_without_any_templates_is_an_error_with_its_name(tmp_path, templates):
