@@ -49,9 +49,9 @@ class AugmentSettings:
     each_share: float = 0.5
     blur: float = 1.5
     sharpness: float = 1.5
-    contrast: float = 0.5
-    brightness: float = 0.5
-    saturation: float = 0.5
+    contrast: float = 0.4
+    brightness: float = 0.4
+    saturation: float = 0.4
     tint: float = 0.12
     background_share: float = 0.2
     backgrounds: str | None = None
