@@ -52,7 +52,8 @@ def check_views(templates: ObjectTemplates) -> list[str]:
 def brightness(templates: ObjectTemplates) -> NDArray[np.float64]:
     """Return for each view how bright the brightest tenth of the object is at least, (V,), 0 to 255; 0 if empty."""
     # A saturated blue counts as much as a grey: the largest channel.
-    value = templates.rgb.max(axis=3)
+    red, green, blue = np.moveaxis(templates.rgb, 3, 0)
+    value = np.maximum(np.maximum(red, green), blue)
     return np.array(
         [np.percentile(view[mask], 90) if mask.any() else 0.0 for view, mask in zip(value, templates.mask, strict=True)]
     )

@@ -20,7 +20,8 @@ from ocdit_core.objects.checking import check_views
 from ocdit_core.objects.manifest import update_manifest
 from ocdit_core.objects.meshes import expand_meshes, read_cad, source_digest
 from ocdit_core.objects.renderers import TemplateRenderer, open_renderer
-from ocdit_core.objects.templates import Templates, ViewSettings, render_templates
+from ocdit_core.objects.surface_points import sample_surface_points
+from ocdit_core.objects.templates import ViewSettings, render_templates
 from ocdit_core.workers import Died, Work, run_tasks
 
 logger = logging.getLogger(__name__)
@@ -66,24 +67,22 @@ def make_templates(
         MeshError: the file cannot be used.
         RenderingError: it cannot be drawn.
     """
-    import trimesh
-
     settings = settings or ViewSettings()
     name = check_name(Path(path).stem if name is None else name)
     model = read_cad(path, unit)
     for warning in model.warnings:
         logger.warning("%s", warning)
     drawn = render_templates(renderer, model.mesh, settings)
-    shown = _visible_views(path, drawn)
-    points, _ = trimesh.sample.sample_surface(model.mesh, POINTS, seed=0)
+    if not drawn.mask.any():
+        raise RenderingError(f"{path}: nothing can be seen of the object from any side (is its texture all hole?)")
     return ObjectTemplates(
         name=name,
-        rgb=drawn.rgb[shown],
-        mask=drawn.mask[shown],
-        box=drawn.box[shown],
-        K=drawn.K[shown],
-        pose=drawn.pose[shown],
-        points=np.asarray(points, dtype=np.float32),
+        rgb=drawn.rgb,
+        mask=drawn.mask,
+        box=drawn.box,
+        K=drawn.K,
+        pose=drawn.pose,
+        points=sample_surface_points(model.mesh, POINTS).astype(np.float32),
         diameter=model.diameter,
         symmetries_discrete=model.symmetries_discrete,
         symmetries_continuous=model.symmetries_continuous,
@@ -96,16 +95,6 @@ def make_templates(
 
 def _recipe(settings: ViewSettings, unit: str) -> str:
     return f"{settings.recipe()}; unit={unit}"
-
-
-def _visible_views(path: str | Path, drawn: Templates) -> np.ndarray:
-    """Return V view indices: a view edge-on to a thin sheet shows nothing, the nearest that does stands in for it."""
-    visible = np.array([mask.any() for mask in drawn.mask])
-    if not visible.any():
-        raise RenderingError(f"{path}: nothing can be seen of the object from any side")
-    axes = drawn.pose[:, 2, :3]
-    closeness = np.where(visible, axes @ axes.T, -np.inf)
-    return np.where(visible, np.arange(len(visible)), closeness.argmax(axis=1))
 
 
 def add_objects(
