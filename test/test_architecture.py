@@ -16,7 +16,7 @@ ALLOWED = {
     "objects": {"base"},
     "inference": {"base", "diffusion", "models", "objects"},
     "data": {"base", "objects"},
-    "training": {"base", "diffusion", "models", "data"},
+    "training": {"base", "diffusion", "models", "objects", "data"},
     "evaluation": {"base", "objects", "inference", "data"},
     "commands": {"base", "objects", "inference", "evaluation", "data"},
 }
