@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_SIDE = 8192
+"""Pixels, samples included, of a picture's side."""
 RENDERERS = ("moderngl", "pyvista", "mitsuba")
 """By name: quick OpenGL; VTK, for machines without EGL; path tracing, slow and handsome."""
 
@@ -58,6 +60,27 @@ def reduce_samples(samples: NDArray[np.uint8], factor: int) -> tuple[NDArray[np.
     reach = np.ones((factor + 2, factor + 2), np.uint8)
     near = cv2.dilate(cv2.extractChannel(samples, 3), reach, anchor=(1, 1))[::factor, ::factor]
     return np.asarray(picture, dtype=np.uint8), np.asarray(near > 0)
+
+
+def camera_arrays(
+    poses: ArrayLike, K: ArrayLike, size: tuple[int, int], supersample: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns poses (n, 4, 4) and intrinsics (n, 3, 3) for what `TemplateRenderer.render` takes.
+
+    Raises:
+        RenderingError: the picture is too large or has no pixel.
+    """
+    if not all(0 < int(side) * supersample <= MAX_SIDE for side in size):
+        raise RenderingError(f"size {size} with supersample {supersample} is outside 1..{MAX_SIDE} pixels a side")
+    all_poses = np.asarray(poses, dtype=np.float64).reshape(-1, 4, 4)
+    return all_poses, np.broadcast_to(np.asarray(K, dtype=np.float64), (len(all_poses), 3, 3))
+
+
+def clipping_range(surface: Surface, pose: NDArray[np.float64]) -> tuple[float, float]:
+    """Returns the distances in metres, along the optical axis, between which a surface seen from a pose (4, 4) lies."""
+    z = float(pose[2, :3] @ surface.centre + pose[2, 3])
+    near = max(z - 1.01 * surface.radius, 1e-3 * surface.radius)
+    return near, max(z + 1.01 * surface.radius, 2 * near)
 
 
 class UploadedMesh(Protocol):
@@ -140,4 +163,8 @@ def open_renderer(name: str = "moderngl", *, samples: int = 16) -> TemplateRende
         from ocdit_core.objects.rendering import Renderer
 
         return Renderer()
+    if name == "pyvista":
+        from ocdit_core.objects.pyvista_renderer import PyVistaRenderer
+
+        return PyVistaRenderer()
     raise ConfigError(f"renderer: {name!r} is unknown; use auto, {', '.join(RENDERERS)}")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ocdit_core.errors import RenderingError
-from ocdit_core.objects.renderers import Views, reduce_samples
+from ocdit_core.objects.renderers import Views, camera_arrays, clipping_range, reduce_samples
 from ocdit_core.objects.shaders import shaders
 from ocdit_core.objects.shading import Light, Lighting, Surface, surface_of
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Light", "Lighting", "MeshHandle", "Renderer", "Views"]
 
-MAX_SIDE = 8192
 EDGE_WIDTH = 2.0
 """Samples: a line this wide covers the sample next to every point that it passes, whatever its slope."""
 _ATLAS_ROWS = 2048  # views are drawn below one another and read back together
@@ -82,7 +81,7 @@ class Renderer:
             raise RenderingError(
                 f"no off-screen OpenGL ({reason}); on Ubuntu and Debian: apt-get install libegl1 libgl1-mesa-dri"
             ) from error
-        self._depth_test, self._linear_mipmap = moderngl.DEPTH_TEST, moderngl.LINEAR_MIPMAP_LINEAR
+        self._depth_test, self._linear_mipmap = moderngl.DEPTH_TEST, moderngl.LINEAR_MIPMAP_NEAREST
         self._linear = moderngl.LINEAR
         self._targets: dict[tuple[int, int, bool], tuple[Any, ...]] = {}
 
@@ -140,12 +139,7 @@ class Renderer:
         """Draws one mesh, or a handle from `upload`, from several poses; see `TemplateRenderer.render`."""
         if self._gl is None:
             raise RenderingError("the renderer is closed; make a new one")
-        height, width = (int(side) * supersample for side in size)
-        if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
-            raise RenderingError(f"size {size} with supersample {supersample} is outside 1..{MAX_SIDE} pixels a side")
-        all_poses = np.asarray(poses, dtype=np.float64).reshape(-1, 4, 4)
-        cameras = np.broadcast_to(np.asarray(K, dtype=np.float64), (len(all_poses), 3, 3))
-
+        all_poses, cameras = camera_arrays(poses, K, size, supersample)
         handle = mesh if isinstance(mesh, MeshHandle) else self.upload(mesh)
         lighting = lighting or Lighting()
         try:
@@ -276,9 +270,7 @@ def _projection(
 ) -> NDArray[np.float64]:
     """OpenGL's clip matrix (4, 4) for K; the picture's first row is the buffer's first row: nothing needs flipping."""
     height, width = size
-    z = float(pose[2, :3] @ surface.centre + pose[2, 3])
-    near = max(z - 1.01 * surface.radius, 1e-3 * surface.radius)
-    far = max(z + 1.01 * surface.radius, 2 * near)
+    near, far = clipping_range(surface, pose)
     matrix = np.zeros((4, 4))
     matrix[0, :3] = 2 * K[0] / width
     matrix[1, :3] = 2 * K[1] / height

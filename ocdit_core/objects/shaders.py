@@ -36,7 +36,7 @@ void main() {
 }
 """
 
-_FRAGMENT = """
+_UNIFORMS = """
 uniform vec3 ambient;
 uniform float sky;
 uniform float darkest;
@@ -49,41 +49,17 @@ uniform float specular;
 uniform float shininess;
 uniform float metallic;
 #endif
-#ifdef HOLES
-uniform float cutoff;
-#endif
-#ifdef TEXTURED
-uniform sampler2D image;
-in vec2 texel;
-#endif
-in vec3 seen_at;
-in vec3 seen_normal;
-in vec3 tint;
-layout(location = 0) out vec4 shaded;
-#ifdef DEPTH
-layout(location = 1) out float depth;
-#endif
+"""
 
+_SHADE = """
 vec3 srgb_from_linear(vec3 c) {
     vec3 half_root = sqrt(c), quarter = sqrt(half_root), eighth = sqrt(quarter);
     return 0.662002687 * half_root + 0.684122060 * quarter - 0.323583601 * eighth - 0.0225411470 * c;
 }
 
-void main() {
-    vec3 base = tint;
-#ifdef TEXTURED
-#ifdef HOLES
-    // From the full picture: in a reduced one a lattice is neither solid nor open, and would vanish or close.
-    if (textureLod(image, texel, 0.0).a < cutoff) discard;
-#endif
-    base *= linear_from_srgb(texture(image, texel).rgb);
-#endif
+// Linear colour and unit normal, towards the camera's side, in; sRGB out. Camera axes: x right, y down, z forward.
+vec3 shade(vec3 base, vec3 n, vec3 seen_at) {
     base += max(darkest - dot(base, vec3(0.2126, 0.7152, 0.0722)), 0.0);
-    // Both sides are lit: a face seen from behind has its normal turned round. A normal of length 0 is no normal.
-    float squared = dot(seen_normal, seen_normal);
-    vec3 n = squared > 1e-12 ? seen_normal * inversesqrt(squared) : vec3(0.0, 0.0, 1.0);
-    n = gl_FrontFacing ? -n : n;  // rows run downwards in our pictures, which mirrors OpenGL's idea of front
-
     vec3 light = ambient * (1.0 - sky * (1.0 + n.y));
 #ifdef GLOSSY
     vec3 view = -normalize(seen_at);
@@ -108,12 +84,49 @@ void main() {
 #else
     vec3 linear = base * light;
 #endif
-    shaded = vec4(srgb_from_linear(clamp(linear, 0.0, 1.0)), 1.0);
+    return srgb_from_linear(clamp(linear, 0.0, 1.0));
+}
+"""
+
+_FRAGMENT = """
+#ifdef HOLES
+uniform float cutoff;
+#endif
+#ifdef TEXTURED
+uniform sampler2D image;
+in vec2 texel;
+#endif
+in vec3 seen_at;
+in vec3 seen_normal;
+in vec3 tint;
+layout(location = 0) out vec4 shaded;
+#ifdef DEPTH
+layout(location = 1) out float depth;
+#endif
+void main() {
+    vec3 base = tint;
+#ifdef TEXTURED
+#ifdef HOLES
+    // From the full picture: in a reduced one a lattice is neither solid nor open, and would vanish or close.
+    if (textureLod(image, texel, 0.0).a < cutoff) discard;
+#endif
+    base *= linear_from_srgb(texture(image, texel).rgb);
+#endif
+    // Both sides are lit: a face seen from behind has its normal turned round. A normal of length 0 is no normal.
+    float squared = dot(seen_normal, seen_normal);
+    vec3 n = squared > 1e-12 ? seen_normal * inversesqrt(squared) : vec3(0.0, 0.0, 1.0);
+    n = gl_FrontFacing ? -n : n;  // rows run downwards in our pictures, which mirrors OpenGL's idea of front
+    shaded = vec4(shade(base, n, seen_at), 1.0);
 #ifdef DEPTH
     depth = seen_at.z;
 #endif
 }
 """
+
+
+def shading_functions(*, glossy: bool, lights: int) -> str:
+    """Returns GLSL functions alone: `linear_from_srgb` and `shade`; the uniforms that they read stand before them."""
+    return f"#define LIGHTS {lights}\n" + ("#define GLOSSY\n" if glossy else "") + _LINEAR_FROM_SRGB + _SHADE
 
 
 def shaders(*, textured: bool, holes: bool, glossy: bool, lights: int, depth: bool) -> tuple[str, str]:
@@ -129,4 +142,4 @@ def shaders(*, textured: bool, holes: bool, glossy: bool, lights: int, depth: bo
     macros = {"TEXTURED": textured, "HOLES": holes, "GLOSSY": glossy, "DEPTH": depth}
     head = "#version 330\n" + "".join(f"#define {name}\n" for name, wanted in macros.items() if wanted)
     head += f"#define LIGHTS {lights}\n{_LINEAR_FROM_SRGB}"
-    return head + _VERTEX, head + _FRAGMENT
+    return head + _VERTEX, head + _UNIFORMS + _SHADE + _FRAGMENT
