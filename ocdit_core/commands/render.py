@@ -58,7 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--jobs",
         type=positive,
         metavar="N",
-        help="processes that share the work (default: one for each core, fewer for few objects)",
+        help="processes that share the work (default: one for each core, fewer for little work)",
     )
     parser.add_argument("--force", action="store_true", help="render all again, also what has not changed")
     parser.add_argument("--name", metavar="NAME", help="the object's name, for one mesh (default: the file's name)")

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 POINTS = 2048
 """Surface points stored for each object."""
-OBJECTS_A_JOB = 8
-"""From so many objects on, a further process renders more than it costs to start."""
+VIEWS_A_JOB = 300
+"""With so many views each, a further process saves more time than its start takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def add_objects(
         names: of the objects, one a file; default: the files' names without suffix.
         unit: of all files: "auto", "m", "cm", "mm" or "in".
         settings: which views; default: 12 directions, drawn by moderngl.
-        jobs: processes that share the work; 1: this one alone; 0: one for each core, but fewer for few objects.
+        jobs: processes that share the work; 1: this one alone; 0: one for each core, but fewer for little work.
             Processes are spawned: a script that asks for any does so below `if __name__ == "__main__":`.
         force: render all, changed or not.
         on_error: called for a file that cannot be used, in the order of the meshes, and the others go on; without it
@@ -140,7 +140,8 @@ def add_objects(
     if jobs < 0:
         raise ConfigError(f"jobs: {jobs} is negative; 0 takes as many as there are cores")
     tasks = _tasks(meshes, names)
-    jobs = min(jobs or len(os.sched_getaffinity(0)), -(-len(tasks) // (1 if jobs else OBJECTS_A_JOB)))
+    settings = settings or ViewSettings()
+    jobs = min(jobs or _fitting_jobs(len(tasks), settings), len(tasks))
     folder = Path(library)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,7 @@ def add_objects(
         raise LibraryError(f"{folder}: cannot be made a library's folder ({error.strerror})") from error
     # A damaged manifest is better known before hours of rendering than after.
     update_manifest(folder)
-    opener = partial(_Onboarding, folder, settings or ViewSettings(), unit, force, jobs > 1)
+    opener = partial(_Onboarding, folder, settings, unit, force, jobs > 1)
     added: dict[str, list[str]] = {"rendered": [], "unchanged": []}
     results = run_tasks(opener, tasks, jobs) if jobs > 1 else _in_this_process(opener, tasks)
     # None: a bar on a terminal only, so that log files stay readable.
@@ -205,6 +206,13 @@ def _tasks(meshes: Sequence[str | Path], names: Sequence[str] | None) -> list[_T
                 f"{first[task.name]} and {task.path} would both be called {task.name!r}; name them one by one (--name)"
             )
     return tasks
+
+
+def _fitting_jobs(objects: int, settings: ViewSettings) -> int:
+    if settings.renderer == "mitsuba":
+        return 1  # it keeps all cores busy by itself
+    views = objects * settings.views * settings.in_plane
+    return min(len(os.sched_getaffinity(0)), -(-views // VIEWS_A_JOB))
 
 
 def _in_this_process(

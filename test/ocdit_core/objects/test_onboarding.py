@@ -8,7 +8,7 @@ import trimesh
 
 from ocdit_core.errors import ConfigError, LibraryError, MeshError
 from ocdit_core.objects.library import ObjectLibrary
-from ocdit_core.objects.onboarding import add_objects
+from ocdit_core.objects.onboarding import _fitting_jobs, add_objects
 from ocdit_core.objects.templates import ViewSettings
 
 
@@ -247,3 +247,13 @@ def test_a_folder_of_bop_models_becomes_numbered_objects(tmp_path):
     (models / "models_info.json").write_text(json.dumps(info))
     assert add_objects(tmp_path / "lib", [models / "obj_000007.ply"]).rendered == ("obj_000007",)
     assert len(ObjectLibrary(tmp_path / "lib")["obj_000007"].symmetries_continuous) == 0
+
+
+def test_the_number_of_processes_follows_the_work(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert _fitting_jobs(1, ViewSettings()) == 1
+    assert _fitting_jobs(20, ViewSettings()) == 1
+    assert _fitting_jobs(50, ViewSettings()) == 2
+    assert _fitting_jobs(1000, ViewSettings()) == 8
+    assert _fitting_jobs(6, ViewSettings(views=162)) == 4
+    assert _fitting_jobs(1000, ViewSettings(renderer="mitsuba")) == 1
