@@ -107,7 +107,7 @@ def read_cad(path: str | Path, unit: str = "auto") -> CadModel:
     size = diameter(mesh.vertices)
     chosen = choose_unit(path, size, given=unit, stated="mm" if info is not None else parsed.unit)
     scale = UNITS[chosen.name]
-    if unit == "auto":
+    if unit == "auto" and chosen.warning is None:
         logger.info(
             "%s: unit %s (%s), so it is %.3g m wide; --unit to change", path.name, chosen.name, chosen.how, size * scale
         )
