@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 Image = NDArray[np.float32]
 
 
-def photograph(rng: np.random.Generator, image: Image, *, strength: float = 1.0) -> NDArray[np.uint8]:
+def photograph(
+    rng: np.random.Generator, image: Image, *, strength: float = 1.0, blur: float | None = None
+) -> NDArray[np.uint8]:
     """Turns a clean picture into one as from a camera.
 
     Args:
         rng: source of randomness.
         image: (H, W, 3) float32 sRGB in 0..255; it is changed.
         strength: 0 leaves the picture as it is, 1 is the usual amount.
+        blur: standard deviation in pixels of the strongest blur; default: it grows with the picture.
 
     Returns:
         (H, W, 3) uint8.
@@ -23,7 +26,7 @@ def photograph(rng: np.random.Generator, image: Image, *, strength: float = 1.0)
     if strength <= 0:
         return np.clip(image, 0, 255).astype(np.uint8)
     height, width = image.shape[:2]
-    unit = min(height, width) / 144  # blur grows with the picture
+    unit = min(height, width) / 144 if blur is None else blur
 
     gain = np.exp(rng.normal(0, 0.18 * strength)) * np.exp(rng.normal(0, 0.06 * strength, 3))
     if rng.random() < 0.6:  # light falls off towards one side

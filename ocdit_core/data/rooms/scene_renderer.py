@@ -1,0 +1,326 @@
+"""Draws rooms with objects: colours with soft shadows, labels and depth, silhouettes (moderngl on EGL, no display).
+
+Cameras are camera-from-world poses in OpenCV axes, metres; image coordinates are continuous, with (0, 0) at the outer
+corner of the first pixel, and a pixel's label is what its middle shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdit_core.data.rooms import scene_shaders as shaders
+from ocdit_core.data.rooms.baked_light import BakedLight
+from ocdit_core.data.rooms.room import Material, Place, Room
+from ocdit_core.data.rooms.scene_frames import make_frame, open_context
+from ocdit_core.data.rooms.scene_meshes import (
+    Placed,
+    SceneMesh,
+    SceneView,
+    StagedScene,
+    layout_for,
+    make_texture,
+)
+from ocdit_core.data.rooms.scene_uniforms import camera_uniforms, clip_matrix, write_uniforms
+from ocdit_core.data.rooms.shadow_maps import ShadowMaps, light_views
+from ocdit_core.errors import DataError, RenderingError
+from ocdit_core.objects.shading import Surface, surface_of
+
+if TYPE_CHECKING:
+    import trimesh
+
+__all__ = ["MAX_LABEL", "Placed", "SceneMesh", "SceneRenderer", "SceneView"]
+
+Array = NDArray[np.float64]
+MAX_LABEL = 254
+KEPT_FRAMES = 8
+_SHEET_ROWS = 15360  # of the sheet that silhouettes are drawn on, one below the other
+_UNITS = {
+    "image": 0, "light_maps": 1, "lamps_seen": 2, "sky_seen": 3,
+    "seen_map": 4, "normal_map": 5, "colour_map": 6, "sky_map": 7, "shaded_map": 8,
+}  # fmt: skip
+
+
+class SceneRenderer:
+    """An off-screen OpenGL context of its own for scenes; use it as a context manager, from one thread.
+
+    `stage` a scene once, then draw it from as many cameras as wanted.
+
+    Raises:
+        RenderingError: there is no EGL driver on this machine, or moderngl is missing.
+    """
+
+    def __init__(self) -> None:
+        self._gl: Any = open_context()
+        self._shadows = ShadowMaps(self._gl)
+        self._baked = BakedLight(self._gl, self._shadows)
+        self._programs: dict[str, Any] = {}
+        self._frames: dict[tuple[str, int, int], dict[str, Any]] = {}
+        self._blank: Any = self._gl.texture((1, 1), 4, b"\xff\xff\xff\xff")
+        self._full: Any = self._gl.buffer(np.array([[-1, -1], [3, -1], [-1, 3]], np.float32).tobytes())
+        self._staged: StagedScene | None = None
+
+    def __enter__(self) -> SceneRenderer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the context and all that was drawn in it; a second call does nothing."""
+        if self._gl is not None:
+            self._unstage()
+            self._gl.release()
+            self._gl = None
+
+    def upload(self, mesh: trimesh.Trimesh) -> SceneMesh:
+        """Puts a mesh in metres on the card.
+
+        Raises:
+            MeshError: the mesh has no faces, or a vertex is not finite.
+        """
+        surface = surface_of(mesh)
+        with self._context():
+            texture = None if surface.texture is None else make_texture(self._gl, surface.texture)
+            return self._mesh(surface.corners, surface, texture)
+
+    def upload_texture(self, picture: NDArray[np.uint8]) -> Any:
+        """Puts a picture (H, W, 3) sRGB for the room's surfaces on the card; free it with its `release`."""
+        with self._context():
+            return make_texture(self._gl, np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)]))
+
+    def stage(self, room: Room, textures: dict[int, Any], objects: Sequence[Placed]) -> None:
+        """Makes a scene ready: uploads the room and works out its light. The scene before it is dropped.
+
+        Args:
+            room: what stands still.
+            textures: by number, those that the room's surfaces name, from `upload_texture`.
+            objects: each label but 0 at most once.
+
+        Raises:
+            DataError: a label is outside 0..254 or taken twice.
+        """
+        labels = [item.label for item in objects if item.label]
+        if len(set(labels)) < len(labels) or any(not 0 < label <= MAX_LABEL for label in labels):
+            raise DataError(f"labels {labels}: each has to be in 1..{MAX_LABEL}, or 0 for what has none, and used once")
+        with self._context():
+            self._unstage()
+            parts: list[tuple[SceneMesh, Material, Place]] = []
+            for part in room.surfaces:
+                texture = None if part.texture is None else textures[part.texture]
+                parts.append((self._mesh(part.corners, None, texture), part.material, part.place))
+            views = light_views(room, np.concatenate([*(item.points for item in objects), np.zeros((1, 3))]))
+            casters = [(item.mesh.arrays["shadow"], item.pose) for item in objects]
+            self._shadows.draw(casters, views, len(room.lights))
+            self._baked.on_table(views, len(room.lights), room.half_size)
+            skies = [self._baked.on_corners(item.mesh.arrays["sky"], item.pose, views) for item in objects]
+            self._staged = StagedScene(room=room, parts=parts, objects=objects, skies=skies, views=views)
+
+    def preview(self, pose: Array, K: Array, size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Draws linear light (h, w, 3), unclipped, and labels (h, w): to choose an exposure and judge a camera.
+
+        There are no shadows in it, so the light is a little more than in `draw`.
+        """
+        scene = self._scene()
+        with self._context():
+            frame = self._frame("preview", size)
+            common = camera_uniforms(scene.room, scene.views, pose, K, size) | {"exposure": 0.0}
+            self._begin(frame["all"], size)
+            program = self._ready("around", len(scene.room.lights), common)
+            for item in scene.objects:
+                self._draw(program, item.mesh, item.pose, item.material, item.label)
+            for mesh, material, _ in reversed(scene.parts):
+                self._draw(program, mesh, np.eye(4), material)
+            linear = np.frombuffer(frame["linear"].read(), np.float16).reshape(*size, 4)[..., :3]
+            labels = np.frombuffer(frame["seen"].read(), np.float32).reshape(*size, 2)[..., 1]
+            return linear.astype(np.float32), labels.astype(np.uint8)
+
+    def draw(self, pose: Array, K: Array, size: tuple[int, int], *, exposure: float) -> SceneView:
+        """Draws the picture, its labels and its depth.
+
+        Args:
+            pose: (4, 4) camera-from-world, metres.
+            K: (3, 3) intrinsics in pixels.
+            size: height and width in pixels.
+            exposure: linear light is multiplied by it before the tone curve; above 0.
+        """
+        scene = self._scene()
+        lamps = len(scene.room.lights)
+        with self._context():
+            frame = self._frame("view", size)
+            light = {"exposure": max(exposure, 1e-6), "baked_area": self._baked.area}
+            common = camera_uniforms(scene.room, scene.views, pose, K, size) | light
+            # Surfaces of objects, then their light, once a pixel.
+            self._begin(frame["surfaces"], size)
+            for item, sky in zip(scene.objects, scene.skies, strict=True):
+                program = self._ready("surfaces, holes" if item.mesh.cutoff else "surfaces", 0, common)
+                self._draw(program, item.mesh, item.pose, item.material, item.label, sky)
+            for name in ("seen", "normal", "colour", "sky"):
+                frame[name].use(_UNITS[f"{name}_map"])
+            frame["light"].use()
+            self._gl.depth_func = ">"
+            self._fill("objects", lamps, common)
+            self._gl.depth_func = "<="
+            # The room, the nearest first: what is hidden is not shaded.
+            frame["room"].use()
+            for mesh, material, place in reversed(scene.parts):
+                self._draw(self._ready(place, lamps, common), mesh, np.eye(4), material)
+            self._gl.enable_only(self._gl.NOTHING)
+            frame["shaded"].use(_UNITS["shaded_map"])
+            frame["smooth"].use()
+            self._fill("smoothing", 0, common)
+            rgba = np.frombuffer(frame["picture"].read(), np.uint8).reshape(*size, 4)
+            seen = np.frombuffer(frame["seen"].read(), np.float32).reshape(*size, 2)
+        return SceneView(
+            rgb=np.asarray(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), dtype=np.uint8),
+            labels=seen[..., 1].astype(np.uint8),
+            depth=np.ascontiguousarray(seen[..., 0]),
+        )
+
+    def silhouettes(
+        self, pose: Array, K: Array, size: tuple[int, int], objects: Sequence[Placed] | None = None
+    ) -> NDArray[np.bool_]:
+        """Draws what each object would cover alone (n, h, w), whatever stands before it: its amodal mask.
+
+        Args:
+            pose: (4, 4) camera-from-world, metres.
+            K: (3, 3) intrinsics in pixels.
+            size: height and width in pixels.
+            objects: which; default: the scene's labelled ones, in its order.
+        """
+        wanted = [item for item in self._scene().objects if item.label] if objects is None else list(objects)
+        height, width = size
+        masks = np.zeros((len(wanted), height, width), np.uint8)
+        at_once = max(1, min(len(wanted), _SHEET_ROWS // height))
+        with self._context():
+            # Sheets for 4, 8, 12 ... objects: few sizes serve all scenes.
+            frame = self._frame("silhouettes", (min(-(-at_once // 4) * 4, _SHEET_ROWS // height) * height, width))
+            program = self._ready("silhouette", 0, {"clip_from_world": (clip_matrix(K, size) @ pose).T})
+            for begin in range(0, len(wanted), at_once):
+                some = wanted[begin : begin + at_once]
+                self._gl.enable_only(self._gl.NOTHING)
+                target = frame["sheet only"]
+                target.use()
+                target.viewport = (0, 0, width, at_once * height)
+                target.clear()
+                for row, item in enumerate(some):
+                    target.viewport = (0, row * height, width, height)
+                    self._draw(program, item.mesh, item.pose)
+                read = np.frombuffer(
+                    target.read(viewport=(0, 0, width, len(some) * height), components=1, alignment=1), np.uint8
+                )
+                masks[begin : begin + len(some)] = read.reshape(len(some), height, width)
+        return masks > 0
+
+    def _ready(self, kind: str, lamps: int, common: dict[str, Any]) -> Any:
+        """A program, compiled when it is first needed, with the camera's uniforms."""
+        name = f"{kind}, {lamps} lamps"
+        if name not in self._programs:
+            vertex, fragment = shaders.source(kind, lamps)
+            program = self._gl.program(vertex_shader=vertex, fragment_shader=fragment)
+            for sampler, unit in _UNITS.items():
+                if sampler in program:
+                    program[sampler] = unit
+            program.extra = {"name": name, "camera": None}
+            self._programs[name] = program
+        program = self._programs[name]
+        if program.extra["camera"] is not common:
+            write_uniforms(program, common)
+            program.extra["camera"] = common
+            self._shadows.lights.use(_UNITS["light_maps"])
+            self._baked.lamps.use(_UNITS["lamps_seen"])
+            self._baked.sky.use(_UNITS["sky_seen"])
+        return program
+
+    def _draw(
+        self,
+        program: Any,
+        mesh: SceneMesh,
+        pose: Array,
+        material: Material | None = None,
+        label: int = 0,
+        sky: Any | None = None,
+    ) -> None:
+        look = {
+            "world_from_object": pose.T,
+            "textured": mesh.texture is not None,
+            "cutoff": mesh.cutoff,
+            "label": label,
+        }
+        if material is not None:
+            look |= {"roughness": material.roughness, "specular": material.specular, "metallic": material.metallic}
+        write_uniforms(program, look)
+        (mesh.texture or self._blank).use(_UNITS["image"])
+        if sky is not None:
+            # The light belongs to this scene: an array of its own, for this picture.
+            content = [(mesh.buffer, *layout_for(program)), (sky, "4f 4f", "sky_before", "sky_behind")]
+            array = self._gl.vertex_array(program, content)
+            array.render()
+            array.release()
+            return
+        name = program.extra["name"]
+        if name not in mesh.arrays:
+            mesh.arrays[name] = self._gl.vertex_array(program, [(mesh.buffer, *layout_for(program))])
+        mesh.arrays[name].render()
+
+    def _fill(self, kind: str, lamps: int, common: dict[str, Any]) -> None:
+        """Runs a program on every pixel that the depth test lets through."""
+        program = self._ready(kind, lamps, common)
+        if "quad" not in program.extra:
+            program.extra["quad"] = self._gl.vertex_array(program, [(self._full, "2f", "corner")])
+        program.extra["quad"].render()
+
+    def _begin(self, frame: Any, size: tuple[int, int]) -> None:
+        self._gl.enable_only(self._gl.DEPTH_TEST)
+        self._gl.depth_func = "<="
+        frame.use()
+        frame.viewport = (0, 0, size[1], size[0])
+        frame.clear(0.0, 0.0, 0.0, 0.0, depth=1.0)
+
+    def _frame(self, kind: str, size: tuple[int, int]) -> dict[str, Any]:
+        """The framebuffers and textures for a kind of picture; the last few sizes are kept."""
+        limit = int(self._gl.info["GL_MAX_TEXTURE_SIZE"])
+        if not (0 < size[0] <= limit and 0 < size[1] <= limit):
+            raise RenderingError(f"size {size} is outside 1..{limit} pixels a side")
+        frame = self._frames.pop((kind, *size), None) or make_frame(self._gl, kind, size)
+        self._frames[(kind, *size)] = frame
+        while len(self._frames) > KEPT_FRAMES:
+            for item in self._frames.pop(next(iter(self._frames))).values():
+                item.release()
+        return frame
+
+    def _mesh(self, corners: NDArray[np.float32], surface: Surface | None, texture: Any | None) -> SceneMesh:
+        buffer = self._gl.buffer(corners.tobytes())
+        arrays = {}
+        if surface is not None:
+            for name, program in (("sky", self._baked.corners), ("shadow", self._shadows.program)):
+                arrays[name] = self._gl.vertex_array(program, [(buffer, *layout_for(program))])
+        return SceneMesh(surface, arrays, buffer, texture)
+
+    def _scene(self) -> StagedScene:
+        if self._gl is None:
+            raise RenderingError("the renderer is closed; make a new one")
+        if self._staged is None:
+            raise RenderingError("no scene is staged; call stage first")
+        return self._staged
+
+    def _unstage(self) -> None:
+        if self._staged is not None:
+            for mesh, _, _ in self._staged.parts:
+                mesh.release()
+            for sky in self._staged.skies:
+                sky.release()
+        self._staged = None
+
+    def _context(self) -> Any:
+        """Makes this context current for a block: the renderer of templates in the same process has its own."""
+        if self._gl is None:
+            raise RenderingError("the renderer is closed; make a new one")
+        return self._gl

@@ -1,0 +1,291 @@
+"""GLSL of the scene renderer.
+
+Objects are drawn into a buffer of surfaces first and shaded once a pixel afterwards: software OpenGL shades blocks of
+16 pixels, most of which a small triangle does not cover. Rooms are large triangles and shaded as they are drawn.
+"""
+
+from ocdit_core.data.rooms.light_shaders import LIGHT_SAMPLES, LIT, head
+from ocdit_core.data.rooms.smoothing_shaders import FULL, SMOOTHING
+
+VERTEX = """
+#version 330
+uniform mat4 clip_from_world;
+uniform mat4 world_from_object;
+in vec3 position;
+in vec3 normal;
+in vec2 uv;
+in vec4 colour;
+in vec4 sky_before;  // the sky's light before the face and behind it, see `sky_on_vertices`
+in vec4 sky_behind;
+out vec3 world_at;
+out vec3 world_normal;
+out vec2 texel;
+out vec4 tint;
+out vec4 baked_before;
+out vec4 baked_behind;
+invariant gl_Position;
+void main() {
+    vec4 world = world_from_object * vec4(position, 1.0);
+    world_at = world.xyz;
+    world_normal = mat3(world_from_object) * normal;
+    texel = uv;
+    tint = colour;
+    baked_before = sky_before;
+    baked_behind = sky_behind;
+    gl_Position = clip_from_world * world;
+}
+"""
+
+# Statements that turn albedo, view, n, roughness, specular, metallic, sky, open and lamps into linear light:
+# Lambert and GGX (Walter et al. 2007; Fresnel by Schlick, visibility by Hammon).
+_SHADING = """
+    vec3 base = mix(vec3(0.08 * specular), albedo, metallic);
+    vec3 diffuse_albedo = albedo * (1.0 - metallic);
+    float alpha = max(roughness * roughness, 0.01);
+    float n_view = max(dot(n, view), 1e-3);
+    vec3 diffuse = vec3(0.0);
+    vec3 shine = vec3(0.0);
+//LAMPS
+    // What the ground throws back reaches what faces it.
+    diffuse += sky + ground_colour * ((0.5 - 0.5 * n.z) * open);
+
+    vec3 mirrored = reflect(-view, n);
+    vec3 around = mirrored.z > 0.0 ? mix(horizon_colour, zenith_colour, mirrored.z)
+                                   : mix(horizon_colour, ground_colour, min(-3.0 * mirrored.z, 1.0));
+    vec3 grazing = base + (max(vec3(1.0 - roughness), base) - base) * pow(1.0 - n_view, 5.0);
+    vec3 linear = diffuse_albedo * diffuse + shine + around * grazing * open;
+"""
+
+_SHADING_UNIFORMS = """
+uniform vec3 eye;
+uniform vec3 light_at[LAMPS];
+uniform vec3 light_colour[LAMPS];
+uniform vec3 ground_colour;
+uniform vec3 horizon_colour;
+uniform vec3 zenith_colour;
+uniform float exposure;        // 0: leave the colours linear
+"""
+
+# Filmic tone curve (Narkowicz's fit of ACES), then sRGB's gamma.
+_TONE = """
+vec3 developed(vec3 linear) {
+    vec3 x = linear * exposure;
+    x = clamp(x * (2.51 * x + 0.03) / (x * (2.43 * x + 0.59) + 0.14), 0.0, 1.0);
+    return exposure > 0.0 ? pow(x, vec3(1.0 / 2.2)) : linear;
+}
+"""
+
+_LAMP = """
+    {
+        vec3 towards = light_at[LAMP] - world_at;
+        float square = dot(towards, towards);
+        vec3 l = towards * inversesqrt(square);
+        float n_light = max(dot(n, l), 0.0);
+        vec3 arriving = light_colour[LAMP] * (n_light * lamps[LAMP] / square);
+        diffuse += arriving;
+        vec3 h = normalize(l + view);
+        float n_half = max(dot(n, h), 0.0);
+        float d = n_half * n_half * (alpha * alpha - 1.0) + 1.0;
+        float visibility = 0.5 / mix(2.0 * n_light * n_view, n_light + n_view, alpha);
+        float facing = 1.0 - max(dot(view, h), 0.0);
+        vec3 fresnel = base + (1.0 - base) * (facing * facing * facing * facing * facing);
+        shine += arriving * fresnel * min(alpha * alpha / (d * d) * visibility, 40.0);
+    }
+"""
+
+_ROOM = """
+uniform sampler2D image;
+uniform float textured;
+uniform float roughness;
+uniform float specular;
+uniform float metallic;
+uniform float label;
+uniform vec3 forward;
+uniform sampler2D lamps_seen;  // on the table: how much of each lamp is seen, and of the sky
+uniform sampler2D sky_seen;    // on the table: the sky's light
+uniform vec4 baked_area;       // least x and y, then 1 / extent of these two pictures
+uniform vec3 table;            // half size in x and y; height over the floor
+in vec3 world_at;
+in vec3 world_normal;
+in vec2 texel;
+in vec4 tint;
+layout(location = 0) out vec4 shaded;
+layout(location = 1) out vec2 seen_there;  // metres along the axis, label
+void main() {
+    vec3 albedo = pow(tint.rgb * mix(vec3(1.0), texture(image, texel).rgb, textured), vec3(2.2));
+    vec3 view = normalize(eye - world_at);
+    vec3 n = normalize(world_normal);
+    n *= dot(n, view) < 0.0 ? -1.0 : 1.0;
+    vec3 sky;
+    float open;
+    vec3 lamps = vec3(1.0);
+//PLACE
+//SHADING
+    seen_there = vec2(dot(world_at - eye, forward), label);
+    shaded = vec4(developed(linear), 1.0);
+}
+"""
+
+_PLACES = {
+    "on_table": """
+    vec2 there = (world_at.xy - baked_area.xy) * baked_area.zw;
+    vec4 seen = textureLod(lamps_seen, there, 0.0);
+    lamps = seen.rgb;
+    open = seen.a;
+    sky = textureLod(sky_seen, there, 0.0).rgb;
+""",
+    # The floor and the table's own sides and legs: its rectangle is all that hides the light.
+    "under_table": """
+    float beside = length(max(abs(world_at.xy) - table.xy, 0.0));
+    open = mix(0.2, 1.0, smoothstep(0.0, 1.2, beside / table.z));
+    sky = mix(horizon_colour, zenith_colour, 0.35 + 0.3 * n.z) * ((0.55 + 0.45 * n.z) * open);
+""",
+    # Far from the objects; corners at the floor are darker.
+    "around": """
+    open = mix(0.45, 1.0, smoothstep(0.0, 0.5, world_at.z + table.z));
+    sky = mix(horizon_colour, zenith_colour, 0.35 + 0.3 * n.z) * ((0.55 + 0.45 * n.z) * open);
+""",
+}
+_UNDER = """
+    {
+        vec3 to = light_at[LAMP] - world_at;
+        vec2 over = table.xy - abs(world_at.xy - to.xy * (world_at.z / max(to.z, 1e-4)));
+        vec2 soft = clamp(0.5 + over / 0.06, 0.0, 1.0);
+        lamps[LAMP] = 1.0 - soft.x * soft.y * step(world_at.z, -0.004);
+    }
+"""
+
+
+def _shading(lamps: int) -> str:
+    return _SHADING.replace("//LAMPS", _each(_LAMP, lamps))
+
+
+def _each(text: str, lamps: int) -> str:
+    """The statements for each lamp: loops written out run more than twice as fast in software OpenGL."""
+    return "".join(text.replace("LAMP", str(lamp)) for lamp in range(lamps))
+
+
+def _room(place: str, lamps: int) -> str:
+    """Returns the fragment shader of a room's surfaces: "on_table", "under_table" or "around", under so many lamps."""
+    light = _PLACES[place] + (_each(_UNDER, lamps) if place == "under_table" else "")
+    body = _ROOM.replace("//PLACE", light).replace("//SHADING", _shading(lamps))
+    return head(LAMPS=lamps) + _SHADING_UNIFORMS + _TONE + body
+
+
+_SURFACES = """
+#version 330
+uniform vec3 eye;
+uniform vec3 forward;
+uniform sampler2D image;
+uniform float textured;
+uniform float roughness;
+uniform float specular;
+uniform float metallic;
+uniform float label;
+//CUTOFF
+in vec3 world_at;
+in vec3 world_normal;
+in vec2 texel;
+in vec4 tint;
+in vec4 baked_before;
+in vec4 baked_behind;
+layout(location = 0) out vec2 seen;      // metres along the axis, label
+layout(location = 1) out vec4 normal;    // and roughness after the point, metallic in fifteenths before it
+layout(location = 2) out vec4 colour;    // sRGB, and specular
+layout(location = 3) out vec4 sky;       // the sky's light, and the share of it that is seen
+void main() {
+    //CUT
+    vec3 face = cross(dFdx(world_at), dFdy(world_at));
+    face *= dot(face, eye - world_at) < 0.0 ? -1.0 : 1.0;
+    // Both sides are lit: the face as drawn decides which way the normal has to point, not the winding in the file.
+    bool before = dot(world_normal, face) >= 0.0;
+    seen = vec2(dot(world_at - eye, forward), label);
+    normal = vec4(normalize(before ? world_normal : -world_normal), floor(metallic * 15.0 + 0.5) + 0.98 * roughness);
+    colour = vec4(tint.rgb * mix(vec3(1.0), texture(image, texel).rgb, textured), specular);
+    sky = before ? baked_before : baked_behind;
+}
+"""
+
+_OBJECTS = """
+uniform sampler2D seen_map;
+uniform sampler2D normal_map;
+uniform sampler2D colour_map;
+uniform sampler2D sky_map;
+uniform mat3 ray_from_picture;
+uniform mat4 light_clip[LAMPS * LIGHT_SAMPLES];
+uniform sampler2DShadow light_maps;
+uniform float light_texel;     // metres that a texel of a shadow map covers
+in vec2 across;
+out vec4 shaded;
+void main() {
+    ivec2 pixel = ivec2(gl_FragCoord.xy);
+    vec2 seen = texelFetch(seen_map, pixel, 0).xy;
+    vec4 packed_normal = texelFetch(normal_map, pixel, 0);
+    vec4 colour = texelFetch(colour_map, pixel, 0);
+    vec4 baked = texelFetch(sky_map, pixel, 0);
+    vec3 world_at = eye + ray_from_picture * vec3(across, 1.0) * seen.x;
+    vec3 n = packed_normal.xyz;
+    vec3 view = normalize(eye - world_at);
+    vec3 albedo = pow(colour.rgb, vec3(2.2));
+    float specular = colour.a;
+    float roughness = fract(packed_normal.w) / 0.98;
+    float metallic = floor(packed_normal.w) / 15.0;
+    vec3 sky = baked.rgb;
+    // Little light gets to the ground right beside an object.
+    float open = baked.a * mix(0.35, 1.0, smoothstep(0.0, 0.06, world_at.z));
+    vec3 lamps = vec3(1.0);
+    vec2 jitter = noise(gl_FragCoord.xy) * 0.0022;
+    vec4 from = vec4(world_at + n * (1.6 * light_texel), 1.0);
+    vec4 at;
+//TAPS
+//SHADING
+    shaded = vec4(developed(linear), 1.0);
+}
+"""
+
+
+def _objects(lamps: int) -> str:
+    """Returns the fragment shader that shades the buffer of surfaces under so many lamps."""
+    taps = []
+    for lamp in range(lamps):
+        one = [
+            f"at = light_clip[{lamp * LIGHT_SAMPLES + j}] * from;\n"
+            f"seen{lamp} += lit(light_maps, at.xyz / at.w, jitter, vec2({j}, {lamp}), LIGHT_GRID, 0.0015);\n"
+            for j in range(LIGHT_SAMPLES)
+        ]
+        taps += [f"float seen{lamp} = 0.0;\n", *one, f"lamps[{lamp}] = seen{lamp} / {LIGHT_SAMPLES}.0;\n"]
+    body = _OBJECTS.replace("//TAPS", "".join(taps)).replace("//SHADING", _shading(lamps))
+    return head(LAMPS=lamps) + _SHADING_UNIFORMS + LIT + _TONE + body
+
+
+_SILHOUETTE = """
+#version 330
+uniform sampler2D image;
+uniform float cutoff;
+in vec2 texel;
+out float covered;
+void main() {
+    if (cutoff > 0.0 && texture(image, texel).a < cutoff) discard;
+    covered = 1.0;
+}
+"""
+
+
+def source(kind: str, lamps: int) -> tuple[str, str]:
+    """Returns the vertex and fragment shader of one of the renderer's programs; `lamps` matters where there is light.
+
+    Args:
+        kind: "surfaces", or "surfaces, holes" with a way to leave out transparent texels; "objects"; "smoothing";
+            "silhouette"; or a place of a room.
+        lamps: 1 to 3.
+    """
+    if kind in _PLACES:
+        return VERTEX, _room(kind, lamps)
+    if kind.startswith("surfaces"):
+        # Without a way to discard, what is hidden costs nothing.
+        cut = ("uniform float cutoff;", "if (texture(image, texel).a < cutoff) discard;")
+        cutoff, test = cut if kind.endswith("holes") else ("", "")
+        return VERTEX, _SURFACES.replace("//CUTOFF", cutoff).replace("//CUT", test)
+    if kind == "silhouette":
+        return VERTEX, _SILHOUETTE
+    return FULL, SMOOTHING if kind == "smoothing" else _objects(lamps)

@@ -1,0 +1,243 @@
+"""Lets objects fall onto a table and come to rest (MuJoCo)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdit_core.errors import ConfigError, DataError
+
+Array = NDArray[np.float64]
+_ROUNDS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettleSettings:
+    """How long and how exactly objects are simulated."""
+
+    time_step: float = 0.004
+    """Of the simulation, seconds."""
+    time_limit: float = 2.5
+    """Simulated seconds; what still moves then is removed."""
+    max_speed: float = 0.01
+    """Metres a second at the object's rim: slower is at rest."""
+    max_depth: float = 0.003
+    """Metres: objects deeper in one another, or in the table, are removed."""
+    crowding: tuple[float, float] = (0.6, 1.6)
+    """Side of the area that objects fall into, against the side of the square that they would fill."""
+
+    def __post_init__(self) -> None:
+        for name in ("time_step", "time_limit", "max_speed", "max_depth"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} has to be above 0")
+        if not 0 < self.crowding[0] <= self.crowding[1]:
+            raise ConfigError(f"crowding: {self.crowding} has to be two rising numbers above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """Objects at rest on the plane z = 0."""
+
+    poses: Array
+    """(n, 4, 4) table-from-object, metres; z points up, the origin is the middle of the table's top."""
+    kept: NDArray[np.bool_]
+    """(n,) False for those that were removed: fell off, sank in, or never came to rest."""
+    depth: float
+    """Deepest overlap of two kept objects' hulls, or of one with the table, metres."""
+    seconds: float
+    """Simulated time."""
+
+
+def settle(
+    objects: Sequence[Sequence[Array]],
+    half_size: tuple[float, float],
+    rng: np.random.Generator,
+    settings: SettleSettings | None = None,
+) -> Settled:
+    """Drops objects inside invisible walls, takes the walls away, and waits until all is still.
+
+    Args:
+        objects: the convex bodies (m, 3) of each object in metres, as from `collision_hulls`.
+        half_size: half the table's extent in x and y, metres.
+        rng: where and how the objects fall.
+        settings: time limits and tolerances.
+
+    Returns:
+        Poses of all the objects, and which of them count.
+
+    Raises:
+        DataError: MuJoCo is missing, or refuses a body.
+    """
+    settings = settings or SettleSettings()
+    if not objects:
+        return Settled(poses=np.zeros((0, 4, 4)), kept=np.zeros(0, bool), depth=0.0, seconds=0.0)
+    radii = np.array([max(float(np.linalg.norm(hull, axis=1).max()) for hull in hulls) for hulls in objects])
+    filled = 2 * float(np.sqrt((radii**2).sum())) * rng.uniform(*settings.crowding)
+    area = np.minimum(np.full(2, max(filled / 2, radii.max())), 0.92 * np.asarray(half_size))
+    return _Simulation(objects, radii, area, half_size, settings).run(rng)
+
+
+class _Simulation:
+    """One table, the walls around the middle of it, and the objects."""
+
+    def __init__(
+        self,
+        objects: Sequence[Sequence[Array]],
+        radii: Array,
+        area: Array,
+        half_size: tuple[float, float],
+        settings: SettleSettings,
+    ) -> None:
+        try:
+            import mujoco
+        except ImportError as error:
+            raise DataError("settling objects needs the package mujoco: pip install mujoco") from error
+        self._mujoco: Any = mujoco
+        self._hulls, self._radii, self._area = objects, radii, area
+        self._half_size, self._settings = np.asarray(half_size), settings
+        try:
+            self._model: Any = self._spec().compile()
+        except ValueError as error:  # what MuJoCo's compiler raises for any body that it cannot use
+            raise DataError(f"MuJoCo refuses a body: {' '.join(str(error).split())}") from error
+        self._data: Any = mujoco.MjData(self._model)
+        # Air as thick as syrup for turning, thin for falling: what rolls comes to rest, what falls falls.
+        damping = self._model.dof_damping.reshape(-1, 6)
+        damping[:, :3] = 0.3 * self._model.body_mass[1:, None]
+        damping[:, 3:] = 6.0 * self._model.body_inertia[1:].max(axis=1, keepdims=True)
+        self._owner = self._model.geom_bodyid - 1  # -1: the table and the walls
+        self._kept = np.ones(len(objects), bool)
+
+    def _spec(self) -> Any:
+        mujoco = self._mujoco
+        spec = mujoco.MjSpec()
+        spec.option.timestep = self._settings.time_step
+        spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+        spec.option.iterations, spec.option.ls_iterations = 15, 8
+        plane = mujoco.mjtGeom.mjGEOM_PLANE
+        # What rolls is slowed, what stands does not slide; stiff contacts keep overlaps under a millimetre.
+        feel = {"condim": 6, "friction": [0.7, 0.01, 0.004], "solref": [2.2 * self._settings.time_step, 1.0]}
+        spec.worldbody.add_geom(type=plane, size=[0, 0, 1], **feel)
+        for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+            inwards = {"pos": [x * self._area[0], y * self._area[1], 0], "zaxis": [-x, -y, 0]}
+            spec.worldbody.add_geom(type=plane, size=[0, 0, 1], condim=1, **inwards)
+        for index, hulls in enumerate(self._hulls):
+            body = spec.worldbody.add_body()
+            body.add_freejoint()
+            for number, hull in enumerate(hulls):
+                name = f"{index}_{number}"
+                mesh = spec.add_mesh(name=name, uservert=hull.astype(np.float32).ravel())
+                mesh.inertia = mujoco.mjtMeshInertia.mjMESH_INERTIA_CONVEX
+                body.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname=name, density=400, **feel)
+        return spec
+
+    def run(self, rng: np.random.Generator) -> Settled:
+        self._place(rng)
+        budget = round(self._settings.time_limit / self._settings.time_step)
+        used = self._until_still(budget)
+        self._model.geom_contype[1:5] = self._model.geom_conaffinity[1:5] = 0
+        for _ in range(_ROUNDS):
+            # Without the walls, and without what had to go, others may fall: those rounds are short.
+            used += self._until_still(budget // 3)
+            if not self._remove_bad():
+                break
+        else:
+            # What was taken out last may have borne any of the others.
+            self._kept[:] = False
+        depth = max((d for a, b, d in self._overlaps() if self._counts(a) and self._counts(b)), default=0.0)
+        return Settled(
+            poses=self._poses(), kept=self._kept.copy(), depth=depth, seconds=used * self._settings.time_step
+        )
+
+    def _place(self, rng: np.random.Generator) -> None:
+        """Hangs every object in the air, free of the others, as low as one of a few random places allows."""
+        qpos = self._data.qpos.reshape(-1, 7)
+        placed: list[tuple[Array, float, float]] = []
+        for index in np.argsort(-self._radii):
+            quaternion = rng.normal(size=4)
+            if rng.random() < 0.35:  # as it was drawn: often standing
+                quaternion[1:3] = 0
+            quaternion /= np.linalg.norm(quaternion)
+            turned = np.concatenate(self._hulls[index]) @ _rotation(quaternion).T
+            low, high = turned[:, 2].min(), turned[:, 2].max()
+            reach = float(np.linalg.norm(turned[:, :2], axis=1).max())
+            best: tuple[float, Array] | None = None
+            for _ in range(8):
+                xy = rng.uniform(-1, 1, 2) * np.maximum(self._area - reach, 0)
+                floor = max((top for at, r, top in placed if np.linalg.norm(at - xy) < r + reach), default=0.0)
+                if best is None or floor < best[0]:
+                    best = (floor, xy)
+            assert best is not None
+            z = best[0] - low + 0.005
+            qpos[index] = [*best[1], z, *quaternion]
+            placed.append((best[1], reach, z + high))
+        self._mujoco.mj_forward(self._model, self._data)
+
+    def _until_still(self, budget: int) -> int:
+        """Steps until nothing that is kept moves for a while; returns the steps taken."""
+        check, quiet = max(1, round(0.04 / self._settings.time_step)), 0
+        for step in range(0, budget, check):
+            self._mujoco.mj_step(self._model, self._data, nstep=check)
+            quiet = quiet + 1 if not self._moving().any() else 0
+            if quiet == 3:
+                return step + check
+        return budget
+
+    def _moving(self) -> NDArray[np.bool_]:
+        velocity = self._data.qvel.reshape(-1, 6)
+        rim = np.linalg.norm(velocity[:, :3], axis=1) + self._radii * np.linalg.norm(velocity[:, 3:], axis=1)
+        return self._kept & ~(rim < self._settings.max_speed)
+
+    def _remove_bad(self) -> bool:
+        """Takes out what moves, sank, or is not wholly above the table; returns whether anything went."""
+        bad = self._moving()
+        for a, b, depth in self._overlaps():
+            if depth > self._settings.max_depth and self._counts(a) and self._counts(b):
+                bad[min(i for i in (a, b) if i >= 0)] = True
+        for index, pose in enumerate(self._poses()):
+            points = np.concatenate(self._hulls[index]) @ pose[:3, :3].T + pose[:3, 3]
+            inside = (np.abs(points[:, :2]) < self._half_size).all()
+            if not (inside and np.isfinite(points).all() and points[:, 2].min() > -self._settings.max_depth):
+                bad[index] = True
+        bad &= self._kept
+        if bad.any():
+            self._kept &= ~bad
+            gone = np.flatnonzero(bad)
+            touching = np.isin(self._owner, gone)
+            self._model.geom_contype[touching] = self._model.geom_conaffinity[touching] = 0
+            self._model.dof_damping.reshape(-1, 6)[gone] = 0
+            self._data.qvel.reshape(-1, 6)[gone] = 0
+            self._data.qpos.reshape(-1, 7)[gone, 2] = 100.0
+            self._mujoco.mj_forward(self._model, self._data)
+        return bool(bad.any())
+
+    def _counts(self, body: int) -> bool:
+        return body < 0 or bool(self._kept[body])
+
+    def _overlaps(self) -> list[tuple[int, int, float]]:
+        """Pairs of touching bodies (-1: the table), and how deep in metres."""
+        n = self._data.ncon
+        owner = self._owner[self._data.contact.geom[:n]]
+        return [(int(a), int(b), float(-d)) for (a, b), d in zip(owner, self._data.contact.dist[:n], strict=True)]
+
+    def _poses(self) -> Array:
+        poses = np.tile(np.eye(4), (len(self._hulls), 1, 1))
+        qpos = self._data.qpos.reshape(-1, 7)
+        poses[:, :3, 3] = qpos[:, :3]
+        poses[:, :3, :3] = [_rotation(q) for q in qpos[:, 3:]]
+        return poses
+
+
+def _rotation(quaternion: Array) -> Array:
+    """The rotation matrix (3, 3) of a quaternion w, x, y, z of any length."""
+    w, x, y, z = quaternion / np.linalg.norm(quaternion)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )

@@ -1,0 +1,156 @@
+"""Shadow maps: depth seen from points on the lamps, and along directions of the sky, side by side in two atlases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdit_core.data.rooms.light_shaders import (
+    LIGHT_GRID,
+    LIGHT_SAMPLES,
+    MAX_LIGHTS,
+    SHADOW,
+    SHADOW_VERTEX,
+    SKY_DIRECTIONS,
+    SKY_GRID,
+)
+from ocdit_core.data.rooms.room import Room, RoomLight
+from ocdit_core.objects.viewpoints import look_at_poses
+
+Array = NDArray[np.float64]
+LIGHT_TILE, SKY_TILE = 768, 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightViews:
+    """Where the shadow maps of one scene are seen from."""
+
+    light_at: Array
+    """(3 * LIGHT_SAMPLES, 3) points on the lamps; a lamp's first is its middle."""
+    light_clip: Array
+    """(3 * LIGHT_SAMPLES, 4, 4) clip-from-world."""
+    sky_towards: Array
+    """(SKY_DIRECTIONS, 3) unit vectors."""
+    sky_colour: Array
+    """(SKY_DIRECTIONS, 3) linear; a white level surface under all of them shows their mean, weighted by the cosine."""
+    sky_clip: Array
+    """(SKY_DIRECTIONS, 4, 4) clip-from-world."""
+    centre: Array
+    """(3,) metres, of the ball that holds all that casts shadows."""
+    radius: float
+    """Metres, of that ball."""
+
+
+def light_views(room: Room, points: Array) -> LightViews:
+    """Aims all shadow maps of a room at the casters, whose outer points (n, 3) are given in metres."""
+    centre = (points.min(axis=0) + points.max(axis=0)) / 2
+    radius = 1.02 * float(np.linalg.norm(points - centre, axis=1).max()) + 0.01
+    at = np.zeros((MAX_LIGHTS * LIGHT_SAMPLES, 3))
+    clip = np.tile(np.eye(4), (len(at), 1, 1))
+    for index, light in enumerate(room.lights):
+        rows = slice(index * LIGHT_SAMPLES, (index + 1) * LIGHT_SAMPLES)
+        at[rows] = _points_on(light, centre)
+        clip[rows] = [_perspective(place, centre, radius) for place in at[rows]]
+    towards = sky_directions()
+    colour = room.horizon + towards[:, 2:] * (room.zenith - room.horizon)
+    for window in room.windows:
+        colour = colour + np.maximum(towards @ window[:3], 0)[:, None] ** 6 * window[3:]
+    # Spread evenly over the hemisphere, the cosines have a mean of one half.
+    return LightViews(
+        light_at=at,
+        light_clip=clip,
+        sky_towards=towards,
+        sky_colour=colour * 2 / SKY_DIRECTIONS,
+        sky_clip=np.stack([_parallel(direction, centre, radius) for direction in towards]),
+        centre=centre,
+        radius=radius,
+    )
+
+
+def sky_directions() -> Array:
+    """Unit vectors (SKY_DIRECTIONS, 3), evenly over the upper half of the sphere (Fibonacci's spiral)."""
+    step = np.arange(SKY_DIRECTIONS) + 0.5
+    z, turn = step / SKY_DIRECTIONS, np.pi * (1 + 5**0.5) * step
+    flat = np.sqrt(1 - z**2)
+    return np.stack([flat * np.cos(turn), flat * np.sin(turn), z], axis=1)
+
+
+def _points_on(light: RoomLight, centre: Array) -> Array:
+    """The lamp's middle, then points on the disc that it shows to the objects (LIGHT_SAMPLES, 3)."""
+    axes = look_at_poses((light.position - centre) / np.linalg.norm(light.position - centre), 1.0)[0, :3, :3]
+    turn = 2 * np.pi * np.arange(LIGHT_SAMPLES - 1) / (LIGHT_SAMPLES - 1)
+    reach = light.radius * np.resize([0.55, 0.9], LIGHT_SAMPLES - 1)[:, None]
+    ring = reach * (np.cos(turn)[:, None] * axes[0] + np.sin(turn)[:, None] * axes[1])
+    return np.concatenate([light.position[None], light.position + ring])
+
+
+def _look_from(direction: Array, centre: Array, distance: float) -> Array:
+    return look_at_poses(direction, distance, centre=centre)[0]
+
+
+def _perspective(place: Array, centre: Array, radius: float) -> Array:
+    offset = place - centre
+    distance = float(np.linalg.norm(offset))
+    near, far = max(distance - radius, 0.05), distance + radius
+    narrow = distance / radius
+    zoom = np.sqrt(max(narrow**2 - 1, 0.05))  # the ball touches the tile's sides
+    matrix = np.zeros((4, 4))
+    matrix[0, 0] = matrix[1, 1] = zoom
+    matrix[2, 2:] = (far + near) / (far - near), -2 * far * near / (far - near)
+    matrix[3, 2] = 1
+    return matrix @ _look_from(offset / distance, centre, distance)
+
+
+def _parallel(direction: Array, centre: Array, radius: float) -> Array:
+    matrix = np.diag([1 / radius, 1 / radius, 1 / radius, 1.0])
+    matrix[2, 3] = -2.0
+    return matrix @ _look_from(direction, centre, 2 * radius)
+
+
+class ShadowMaps:
+    """The two atlases on the graphics card; they belong to the context of their maker."""
+
+    def __init__(self, gl: Any) -> None:
+        import moderngl
+
+        self._gl = gl
+        self.program: Any = gl.program(vertex_shader=SHADOW_VERTEX, fragment_shader=SHADOW)
+        self.lights, self.sky = (
+            gl.depth_texture((grid[0] * tile, grid[1] * tile))
+            for grid, tile in ((LIGHT_GRID, LIGHT_TILE), (SKY_GRID, SKY_TILE))
+        )
+        for texture in (self.lights, self.sky):
+            texture.compare_func = "<="
+            texture.filter = (moderngl.LINEAR, moderngl.LINEAR)
+            texture.repeat_x = texture.repeat_y = False
+        self._frames = {t: gl.framebuffer(depth_attachment=t) for t in (self.lights, self.sky)}
+
+    def draw(self, casters: Sequence[tuple[Any, Array]], views: LightViews, lights: int) -> None:
+        """Fills the atlases.
+
+        Args:
+            casters: vertex arrays made for `program`, and their poses world-from-object.
+            views: from `light_views`.
+            lights: how many lamps there are.
+        """
+        self._gl.enable_only(self._gl.DEPTH_TEST)
+        self._fill(self.lights, LIGHT_GRID, LIGHT_TILE, casters, views.light_clip[: lights * LIGHT_SAMPLES])
+        self._fill(self.sky, SKY_GRID, SKY_TILE, casters, views.sky_clip)
+
+    def _fill(
+        self, atlas: Any, grid: tuple[int, int], tile: int, casters: Sequence[tuple[Any, Array]], clips: Array
+    ) -> None:
+        frame = self._frames[atlas]
+        frame.use()
+        frame.viewport = (0, 0, grid[0] * tile, grid[1] * tile)
+        frame.clear(depth=1.0)
+        for index, clip in enumerate(clips):
+            row, column = divmod(index, grid[0])
+            frame.viewport = (column * tile, row * tile, tile, tile)
+            for array, pose in casters:
+                self.program["clip_from_object"].write((clip @ pose).T.astype(np.float32).tobytes())
+                array.render()

@@ -1,0 +1,10 @@
+import pytest
+
+from ocdit_core.data.rooms.scene_renderer import SceneRenderer
+
+
+@pytest.fixture(scope="package")
+def renderer():
+    """One context for all tests: its programs are compiled once."""
+    with SceneRenderer() as made:
+        yield made

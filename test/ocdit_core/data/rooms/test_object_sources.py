@@ -1,0 +1,124 @@
+import json
+
+import numpy as np
+import pytest
+import trimesh
+
+from ocdit_core.data.rooms.object_sources import (
+    MeshFolder,
+    MixedObjects,
+    OnlyObjects,
+    ProceduralObjects,
+    read_split,
+    readable,
+    split_names,
+    write_split,
+)
+from ocdit_core.errors import ConfigError, DataError, MeshError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "kitchen").mkdir()
+    trimesh.creation.box((0.1, 0.2, 0.1)).apply_translation((1, 0, 0)).export(tmp_path / "kitchen" / "brick.stl")
+    trimesh.creation.icosphere(radius=1.5).export(tmp_path / "ball.ply")
+    return tmp_path
+
+
+def test_procedural_objects_by_name():
+    source = ProceduralObjects(3, first_seed=7)
+    assert source.names == ["procedural_000000007", "procedural_000000008", "procedural_000000009"]
+    np.testing.assert_array_equal(source.mesh(source.names[1]).vertices, source.mesh(source.names[1]).vertices)
+    with pytest.raises(DataError, match=r"no such procedural object; there are seeds 7\.\.9"):
+        source.mesh("procedural_000000010")
+    with pytest.raises(ConfigError):
+        ProceduralObjects(0)
+
+
+def test_meshes_are_centred_and_of_a_tables_size(folder):
+    source = MeshFolder(folder)
+    assert source.names == ["ball", "kitchen/brick"]
+    brick = source.mesh("kitchen/brick")
+    np.testing.assert_allclose(brick.bounds.mean(axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(np.ptp(brick.bounds, axis=0), (0.1, 0.2, 0.1), rtol=1e-5)  # its size is kept
+    ball = source.mesh("ball")
+    assert 0.05 <= np.ptp(ball.bounds, axis=0).max() <= 0.35
+    assert ball.visual.kind == "texture"  # it had no colours
+
+
+def test_a_mesh_is_the_same_whenever_it_is_read(folder):
+    first, again = (MeshFolder(folder, seed=3).mesh("ball") for _ in range(2))
+    other = MeshFolder(folder, seed=4).mesh("ball")
+    np.testing.assert_array_equal(first.vertices, again.vertices)
+    assert first.visual.material.baseColorTexture.tobytes() == again.visual.material.baseColorTexture.tobytes()
+    assert np.ptp(first.bounds) != np.ptp(other.bounds)
+
+
+def test_folders_that_cannot_serve(folder, tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        MeshFolder(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no mesh in it"):
+        MeshFolder(tmp_path / "empty")
+    trimesh.creation.box((1, 1, 1)).export(folder / "ball.stl")
+    with pytest.raises(DataError, match="rename one"):
+        MeshFolder(folder)
+
+
+def test_mixed_sources(folder):
+    source = MixedObjects(ProceduralObjects(2), MeshFolder(folder))
+    assert source.names == ["procedural_000000000", "procedural_000000001", "ball", "kitchen/brick"]
+    assert len(source.mesh("kitchen/brick").faces) == 12
+    with pytest.raises(DataError, match="no source has"):
+        source.mesh("cup")
+    with pytest.raises(DataError, match="two sources"):
+        MixedObjects(ProceduralObjects(2), ProceduralObjects(1))
+
+
+def test_unreadable_files_are_named_and_left_out(folder):
+    (folder / "damaged.glb").write_bytes(b"glTF\x02\x00\x00\x00 no more")
+    with pytest.raises(MeshError):
+        MeshFolder(folder).mesh("damaged")
+    good, bad = readable(MeshFolder(folder))
+    assert good.names == ["ball", "kitchen/brick"]
+    assert list(bad) == ["damaged"]
+    assert "damaged.glb" in bad["damaged"]
+
+
+def test_a_part_of_a_source():
+    source = OnlyObjects(ProceduralObjects(5), ["procedural_000000003", "procedural_000000001"])
+    assert source.names == ["procedural_000000001", "procedural_000000003"]
+    with pytest.raises(DataError, match="not among the 2 chosen"):
+        source.mesh("procedural_000000000")
+    with pytest.raises(DataError, match="are not in the source"):
+        OnlyObjects(ProceduralObjects(5), ["cup"])
+
+
+def test_a_split_stays_when_objects_are_added(tmp_path):
+    names = [f"object_{i}" for i in range(400)]
+    small, large = split_names(names[:200], test_share=0.2), split_names(names, test_share=0.2)
+    assert set(small["test"]) <= set(large["test"])
+    assert set(small["train"]) <= set(large["train"])
+    assert 50 < len(large["test"]) < 110
+    assert not set(large["test"]) & set(large["train"])
+    write_split(tmp_path / "split.json", large)
+    assert read_split(tmp_path / "split.json") == large
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a split file"),
+        (json.dumps({"train": ["a"]}), "not a split file"),
+        (json.dumps({"train": ["a", "b"], "test": ["b"]}), "b .1 in all. are in both parts"),
+    ],
+)
+def test_damaged_split_files(tmp_path, content, message):
+    (tmp_path / "split.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_split(tmp_path / "split.json")
+
+
+def test_a_missing_split_file(tmp_path):
+    with pytest.raises(DataError, match="no such split file"):
+        read_split(tmp_path / "split.json")
