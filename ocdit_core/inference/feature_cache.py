@@ -142,6 +142,15 @@ class FeatureCache:
         logger.warning("%s: damaged features of views (%s); computing them anew", path, " ".join(reason.split())[:120])
 
 
+def plain_layout(features: TemplateFeatures) -> TemplateFeatures:
+    """Return the same with each tensor in the order of its axes, as it comes from disk.
+
+    Convolutions leave their results in another order, in which later sums round in another way: without this, results
+    would differ in the fifth digit between the first and the second run of a program.
+    """
+    return _assemble({name: tensor.contiguous() for name, tensor in _parts(features).items()})
+
+
 def _parts(features: TemplateFeatures) -> dict[str, Tensor]:
     parts = {"features": features.features}
     parts |= {f"descriptor_{number}": tensor for number, tensor in enumerate(features.descriptors)}

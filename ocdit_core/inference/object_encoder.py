@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from ocdit_core.inference.feature_cache import FeatureCache, default_cache, views_digest, weights_digest
+from ocdit_core.inference.feature_cache import FeatureCache, default_cache, plain_layout, views_digest, weights_digest
 from ocdit_core.models.ocdit import OCDiT, TemplateFeatures
 from ocdit_core.objects.archive import ObjectTemplates
 
@@ -47,7 +47,7 @@ class ObjectEncoder:
             return known
         encoded = self._read(key)
         if encoded is None:
-            encoded = self._compute(chosen)
+            encoded = plain_layout(self._compute(chosen))
             if self._disk is not None:
                 self._disk.write(self._file(key), encoded)
         with self._lock:
