@@ -18,6 +18,7 @@ from ocdit_core.data.rooms.object_sources import ObjectSource
 from ocdit_core.data.rooms.scene_renderer import Placed, SceneRenderer
 from ocdit_core.data.rooms.textures import TexturePool
 from ocdit_core.data.synthetic.camera_effects import photograph
+from ocdit_core.errors import DataError
 from ocdit_core.objects.viewpoints import project
 
 if TYPE_CHECKING:
@@ -111,10 +112,7 @@ class SceneMaker:
 
     def close(self) -> None:
         """Frees the objects and textures on the card, and the renderer if it is its own."""
-        for _, _, handle in self._objects.values():
-            handle.release()
-        for texture in self._textures.values():
-            texture.release()
+        self._renderer.release(*(handle for _, _, handle in self._objects.values()), *self._textures.values())
         self._objects.clear()
         self._textures.clear()
         if self._own:
@@ -137,15 +135,19 @@ class SceneMaker:
             bodies=lambda source, name: self._object(source, name)[1],
         )
 
-    def images(self, index: int, layout: SceneLayout | None = None) -> Iterator[SceneImage]:
-        """Yields the pictures of scene `index`; fewer than asked for when good places for the camera are rare.
+    def images(
+        self, index: int, layout: SceneLayout | None = None, *, count: int | None = None
+    ) -> Iterator[SceneImage]:
+        """Yields the pictures of scene `index`.
 
         Args:
             index: of the scene, from 0 on.
             layout: from `layout(index)`, if it is at hand.
+            count: how many pictures, exactly; default: drawn from the settings, and fewer when good places for the
+                camera are rare.
 
         Raises:
-            DataError: too few objects, or too few come to rest.
+            DataError: too few objects, or too few come to rest, or there are fewer good places than `count`.
             MeshError: an object's file is missing or damaged.
             ImageError: a picture of the texture folder is damaged.
         """
@@ -160,19 +162,21 @@ class SceneMaker:
         self._renderer.stage(layout.room, used, placed)
         rng = self._rng(index, _CAMERAS)
         low, high = self.settings.cameras
-        wanted = int(rng.integers(low, high + 1))
+        wanted = int(rng.integers(low, high + 1)) if count is None else count
         points = [item.points for item in placed]
         labelled = [item for item in placed if item.label]
         cameras = choose_cameras(
             self._renderer, rng, layout.room, points, [p.label for p in labelled], wanted, self.settings.camera
         )
+        if count is not None and len(cameras) < count:
+            raise DataError(f"scene {index}: only {len(cameras)} of {count} cameras see enough")
         targets = [item.name for item in layout.objects if item.label]
         for number, camera in enumerate(cameras):
             effects = self._rng(index, _EFFECTS, number)
             yield self._image(camera.pose, camera.K, camera.exposure, targets, labelled, effects)
         # What was kept too long is let go only now: the scene needed it.
-        _trim(self._objects, KEPT_OBJECTS, lambda entry: entry[2].release())
-        _trim(self._textures, KEPT_TEXTURES, lambda texture: texture.release())
+        _trim(self._objects, KEPT_OBJECTS, lambda entry: self._renderer.release(entry[2]))
+        _trim(self._textures, KEPT_TEXTURES, self._renderer.release)
 
     def _image(
         self,

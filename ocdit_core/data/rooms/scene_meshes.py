@@ -20,7 +20,7 @@ _WORDS = {"position": "3f", "normal": "3f", "uv": "2f", "colour": "4f"}
 
 @dataclass(eq=False)
 class SceneMesh:
-    """A mesh, or a part of a room, on the graphics card; give it back with `release`."""
+    """A mesh, or a part of a room, on the graphics card; give it back with `SceneRenderer.release`."""
 
     surface: Surface | None
     """None for parts of a room, whose textures belong to their pool."""
@@ -29,7 +29,7 @@ class SceneMesh:
     texture: Any | None
 
     def release(self) -> None:
-        """Frees the card's memory; the mesh must not be drawn any more."""
+        """Frees the card's memory; its context has to be the current one."""
         for item in (*self.arrays.values(), self.buffer, self.texture if self.surface is not None else None):
             if item is not None:
                 item.release()

@@ -76,7 +76,8 @@ class SceneRenderer:
     def close(self) -> None:
         """Frees the context and all that was drawn in it; a second call does nothing."""
         if self._gl is not None:
-            self._unstage()
+            with self._context():
+                self._unstage()
             self._gl.release()
             self._gl = None
 
@@ -92,9 +93,16 @@ class SceneRenderer:
             return self._mesh(surface.corners, surface, texture)
 
     def upload_texture(self, picture: NDArray[np.uint8]) -> Any:
-        """Puts a picture (H, W, 3) sRGB for the room's surfaces on the card; free it with its `release`."""
+        """Puts a picture (H, W, 3) sRGB for the room's surfaces on the card."""
         with self._context():
             return make_texture(self._gl, np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)]))
+
+    def release(self, *items: Any) -> None:
+        """Frees meshes and textures that were uploaded; the staged scene must not use them any more."""
+        if self._gl is not None:  # with the context went all that was in it
+            with self._context():
+                for item in items:
+                    item.release()
 
     def stage(self, room: Room, textures: dict[int, Any], objects: Sequence[Placed]) -> None:
         """Makes a scene ready: uploads the room and works out its light. The scene before it is dropped.

@@ -139,7 +139,7 @@ def test_an_object_throws_a_shadow_that_starts_at_its_foot(renderer):
     assert share(0.1, 0.0) > 0.85  # towards the lamp: only the sky is hidden
     # Beside the cube it is darker near the foot than away from it: contact shadow of the light from everywhere.
     assert share(0.055, 0.0) < share(0.15, 0.0)
-    cube.release()
+    renderer.release(cube)
 
 
 def test_a_large_lamp_has_a_soft_shadow(renderer):
@@ -161,7 +161,7 @@ def test_a_large_lamp_has_a_soft_shadow(renderer):
         widths.append(np.count_nonzero((share > 0.1) & (share < 0.9)))
     hard, soft = widths
     assert soft > 2 * hard
-    plate.release()
+    renderer.release(plate)
 
 
 def test_holes_of_a_texture_are_holes(renderer):
@@ -179,7 +179,7 @@ def test_holes_of_a_texture_are_holes(renderer):
     whole = (0.2 * 260 / 0.8) * (0.2 * 255 / 0.8)
     assert seen.sum() == pytest.approx(whole / 2, rel=0.1)
     assert (seen != alone).sum() == 0
-    leaf.release()
+    renderer.release(leaf)
 
 
 def test_the_same_scene_is_drawn_the_same(renderer, staged):
