@@ -18,14 +18,7 @@ from ocdit_core.data.rooms import scene_shaders as shaders
 from ocdit_core.data.rooms.baked_light import BakedLight
 from ocdit_core.data.rooms.room import Material, Place, Room
 from ocdit_core.data.rooms.scene_frames import make_frame, open_context
-from ocdit_core.data.rooms.scene_meshes import (
-    Placed,
-    SceneMesh,
-    SceneView,
-    StagedScene,
-    layout_for,
-    make_texture,
-)
+from ocdit_core.data.rooms.scene_meshes import Placed, SceneMesh, SceneView, StagedScene, layout_for, make_texture
 from ocdit_core.data.rooms.scene_uniforms import camera_uniforms, clip_matrix, write_uniforms
 from ocdit_core.data.rooms.shadow_maps import ShadowMaps, light_views
 from ocdit_core.errors import DataError, RenderingError
