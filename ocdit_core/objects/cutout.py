@@ -1,0 +1,272 @@
+"""Cutting an object out of a photograph: before a plain background by itself, before any other with one click.
+
+Several first guesses of where the object is are each settled by GrabCut (Rother et al., 2004, OpenCV's); where they
+differ, the one that the others agree with most is taken. All guesses are made at a small size, the rim at a larger one.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdit_core.errors import ImageError
+from ocdit_core.images import as_rgb8
+
+Mask = NDArray[np.bool_]
+FloatImage = NDArray[np.float32]
+
+SEARCH_SIDE = 280
+"""Longest side in pixels at which the object is looked for."""
+RIM_SIDE = 640
+"""Longest side in pixels at which its rim is settled."""
+MIN_SHARE = 0.002
+"""Of the photograph: a smaller cut-out is nothing."""
+MAX_SHARE = 0.9
+"""Of the photograph: a larger cut-out is the background's."""
+
+# Of the shorter side: how far the border reaches that shows what the background looks like.
+_BORDER = 0.05
+# A shadow leaves so much of the background's brightness at least; what is darker is a dark object.
+_SHADE = 0.62
+# In standard deviations of the background's colours: what is farther off is taken for the object at first.
+_PLAIN_LIMIT, _PALETTE_LIMIT = 5.0, 3.0
+_PALETTE = 8
+# Of the shorter side: radii of discs around the click, and of the spot that is the object for certain.
+_DISCS, _SPOT = (0.12, 0.2, 0.3), 0.03
+# Smaller holes, as a share of the object, are noise; larger ones stay if they show the background.
+_HOLE = 0.01
+# Parts of the object that others separate from it, as a share of the largest.
+_PART = 0.1
+
+
+def cut_out(image: np.ndarray, click: tuple[float, float] | None = None) -> Mask:
+    """Return which pixels of a photograph show the object.
+
+    Without a click the background has to be plain: one colour, though its light may fall off and the object may cast
+    soft shadows on it. With one, any background will do, the better the more the object differs from it.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        click: x, y of a point on the object, in pixels from the upper left corner.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        ImageError: it is no image, the click is outside it, or no object can be told from the background: nothing is
+            found, nearly all is, or what is found reaches the border.
+    """
+    image = as_rgb8(image)
+    height, width = image.shape[:2]
+    if click is not None and not (0 <= click[0] < width and 0 <= click[1] < height):
+        raise ImageError(f"the click {click[0]:g},{click[1]:g} is outside the picture of {width} x {height} pixels")
+    # GrabCut starts its colour models by k-means on OpenCV's own random numbers: the same photograph, the same cut.
+    cv2.setRNGSeed(0)
+    small = _shrunk(image, SEARCH_SIDE)
+    if min(small.shape[:2]) < 16:
+        raise ImageError(f"a picture of {width} x {height} pixels is too small, or too narrow, to cut an object out of")
+    scene = _Scene(small)
+    if click is None:
+        mask = _plain_cut(scene)
+    else:
+        to_small = np.array([small.shape[1] / width, small.shape[0] / height])
+        column, row = np.minimum(np.array(click) * to_small, [small.shape[1] - 1, small.shape[0] - 1]).astype(int)
+        mask = _clicked_cut(scene, int(column), int(row))
+    _check(mask, plain=click is None)
+    return _settle_rim(image, mask)
+
+
+class _Scene:
+    """A small photograph in Lab, and what its border says of the background."""
+
+    def __init__(self, rgb: NDArray[np.uint8]) -> None:
+        soft = cv2.GaussianBlur(rgb, (0, 0), 0.65)
+        self.rgb: FloatImage = (soft / np.float32(255)).astype(np.float32)
+        self.lab: FloatImage = cv2.cvtColor(self.rgb, cv2.COLOR_RGB2LAB).astype(np.float32)
+        self.shape = (rgb.shape[0], rgb.shape[1])
+        self.border = _frame(self.shape, max(2, round(_BORDER * min(self.shape))))
+        self.surface, self.spread = self._fit_surface()
+
+    def _fit_surface(self) -> tuple[FloatImage, FloatImage]:
+        """Return the background as a smooth surface of colour (H, W, 3) Lab, and the border's spread about it (3,)."""
+        y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in self.shape), indexing="ij")
+        terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+        a, colours = terms[self.border], self.lab[self.border]
+        weight: FloatImage = np.ones(len(colours), np.float32)
+        # Iteratively reweighted: an object or a shadow on a part of the border is not to bend the surface.
+        for _ in range(8):
+            root = np.sqrt(weight)[:, None]
+            fit = np.linalg.lstsq(a * root, colours * root, rcond=None)[0]
+            residual = np.abs(colours - a @ fit)
+            spread = 1.4826 * np.median(residual, axis=0) + 0.3
+            weight = (1 / (1 + ((residual / spread) ** 2).sum(axis=1) / 2.5**2)).astype(np.float32)
+        return (terms @ fit).astype(np.float32), np.maximum(spread, [1.2, 0.8, 0.8]).astype(np.float32)
+
+    def distance(self, background: FloatImage, spread: FloatImage, shade: float = _SHADE) -> FloatImage:
+        """Return (H, W): how far each pixel is from a background colour (..., 3) Lab, in the shade down to `shade`."""
+        colour = cv2.cvtColor(np.broadcast_to(background, self.lab.shape).astype(np.float32), cv2.COLOR_LAB2RGB)
+        colour = np.clip(colour, 0.02, 1)
+        light = np.clip((self.rgb * colour).sum(axis=-1) / (colour * colour).sum(axis=-1), shade, 1)
+        shaded = cv2.cvtColor((colour * light[..., None]).astype(np.float32), cv2.COLOR_RGB2LAB)
+        return np.asarray(np.sqrt((((self.lab - shaded) / (spread + 1)) ** 2).sum(axis=-1)), dtype=np.float32)
+
+    def flattened(self) -> NDArray[np.uint8]:
+        """Return the picture without the background's fall of light, lightness counting half: shadows matter less."""
+        return np.clip((self.lab - self.surface) * [0.5, 1, 1] + 128, 0, 255).astype(np.uint8)
+
+    def plain_seed(self) -> Mask:
+        """Return what differs from the background's surface of colour."""
+        return self.distance(self.surface, self.spread) > _PLAIN_LIMIT
+
+    def palette_seed(self) -> Mask:
+        """Return what differs from every colour that the border shows."""
+        samples = self.lab[self.border]
+        stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 0.5)
+        count = min(_PALETTE, len(samples))
+        _, labels, centres = cv2.kmeans(samples, count, np.empty((0, 1), np.int32), stop, 2, cv2.KMEANS_PP_CENTERS)
+        nearest = np.full(self.shape, np.inf, np.float32)
+        for index, centre in enumerate(centres):
+            own = samples[labels[:, 0] == index]
+            if len(own):
+                spread = (1.4826 * np.median(np.abs(own - centre), axis=0) + 2).astype(np.float32)
+                nearest = np.minimum(nearest, self.distance(centre, spread))
+        return nearest > _PALETTE_LIMIT
+
+
+def _plain_cut(scene: _Scene) -> Mask:
+    seed = scene.plain_seed()
+    cut = _grab_cut(scene.flattened(), _trimap(seed), 3)
+    if cut is None:
+        return np.zeros(scene.shape, bool)
+    cut = cv2.morphologyEx(cut.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
+    # In the full light only: a dark inside of a cup is no hole in it.
+    strange = scene.distance(scene.surface, scene.spread - 1, shade=1.0)
+    return _without_false_holes(_central_parts(cut), strange > 4)
+
+
+def _clicked_cut(scene: _Scene, column: int, row: int) -> Mask:
+    height, width = scene.shape
+    y, x = np.ogrid[:height, :width]
+    away = np.hypot(x - column, y - row)
+    side = min(scene.shape)
+    spot = away <= max(2.0, _SPOT * side)
+    picture = np.clip(scene.lab * [1, 1, 1] + [30, 128, 128], 0, 255).astype(np.uint8)
+    guesses = [(picture, away <= r * side, away > (2.2 * r + 0.1) * side) for r in _DISCS]
+    nowhere = np.zeros(scene.shape, bool)
+    guesses += [(picture, scene.palette_seed(), nowhere), (scene.flattened(), scene.plain_seed(), nowhere)]
+    cuts = []
+    for colours, seed, beyond in guesses:
+        trimap = _trimap(seed)
+        trimap[beyond | _frame(scene.shape, 1)] = cv2.GC_BGD
+        trimap[spot] = cv2.GC_FGD
+        cut = _grab_cut(colours, trimap, 5)
+        if cut is not None:
+            cuts.append(_part_at(cut, column, row))
+    if not cuts:
+        return nowhere
+    # The guess that the others agree with most: a leak or a missing part seldom happens twice in the same place.
+    agreement = [sum(_overlap(one, other) for other in cuts) for one in cuts]
+    best = cuts[int(np.argmax(agreement))]
+    return _without_false_holes(best, nowhere)
+
+
+def _grab_cut(picture: NDArray[np.uint8], trimap: NDArray[np.uint8], rounds: int) -> Mask | None:
+    """Return GrabCut's foreground; None when there is no foreground or no background to start from."""
+    front = (trimap & 1) > 0
+    if front.sum() < 20 or (~front).sum() < 20:
+        return None
+    trimap = trimap.copy()
+    back_model, front_model = np.zeros((1, 65)), np.zeros((1, 65))
+    # The rectangle is not looked at in this mode.
+    cv2.grabCut(picture, trimap, (0, 0, 1, 1), back_model, front_model, rounds, cv2.GC_INIT_WITH_MASK)
+    return np.asarray((trimap & 1) > 0)
+
+
+def _settle_rim(image: NDArray[np.uint8], mask: Mask) -> Mask:
+    """Return a small mask at the size of the image, its rim settled by the image's own edges and smoothed."""
+    height, width = image.shape[:2]
+    medium = _shrunk(image, RIM_SIDE)
+    size = (medium.shape[1], medium.shape[0])
+    grown = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    rough = (cv2.GaussianBlur(grown, (0, 0), 1.0) > 0.5).astype(np.uint8)
+    scale = max(1.0, size[0] / mask.shape[1])
+    reach = 2 * round(2 * scale) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
+    core, hull = cv2.erode(rough, kernel), cv2.dilate(rough, kernel)
+    trimap = np.where(rough > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    trimap[core > 0], trimap[hull == 0] = cv2.GC_FGD, cv2.GC_BGD
+    x, y, w, h = cv2.boundingRect(hull)
+    pad = 3 * reach
+    window = np.s_[max(0, y - pad) : y + h + pad, max(0, x - pad) : x + w + pad]
+    cut = _grab_cut(np.ascontiguousarray(medium[window]), np.ascontiguousarray(trimap[window]), 1)
+    if cut is not None:
+        rough[window] = cut
+    smooth = cv2.GaussianBlur(rough.astype(np.float32), (0, 0), 1.2)
+    return np.asarray(cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5)
+
+
+def _check(mask: Mask, *, plain: bool) -> None:
+    other = "click on the object or give its mask" if plain else "click elsewhere on it or give its mask"
+    share = float(mask.mean())
+    if share < MIN_SHARE:
+        raise ImageError(f"no object is found; {other}" + (" (a plain background needs neither)" if plain else ""))
+    if share > MAX_SHARE:
+        raise ImageError(f"the cut-out covers {share:.0%} of the picture, which is the background as well; {other}")
+    if (mask & _frame(mask.shape, 2)).any():
+        reason = "the object does, or the background is not plain" if plain else "the object does, or it blends in"
+        raise ImageError(f"the cut-out reaches the picture's border: {reason}; show all of the object, or {other}")
+
+
+def _trimap(seed: Mask) -> NDArray[np.uint8]:
+    return np.where(seed, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+
+
+def _shrunk(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    scale = side / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _frame(shape: tuple[int, ...], width: int) -> Mask:
+    frame = np.ones(shape, bool)
+    frame[width:-width, width:-width] = False
+    return frame
+
+
+def _central_parts(mask: Mask) -> Mask:
+    """Return the largest part near the centre, and the parts that are not much smaller."""
+    count, labels, stats, centres = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    if count < 2:
+        return mask
+    middle = np.array([mask.shape[1], mask.shape[0]]) / 2
+    off = np.linalg.norm((centres[1:] - middle) / middle, axis=1)
+    weight = stats[1:, cv2.CC_STAT_AREA] * np.exp(-(off**2))
+    return np.concatenate([[False], weight >= _PART * weight.max()])[labels]
+
+
+def _part_at(mask: Mask, column: int, row: int) -> Mask:
+    """Return the part that holds a point; threads thinner than three pixels do not bind parts together."""
+    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    _, labels = cv2.connectedComponents(opened)
+    if not labels[row, column]:
+        _, labels = cv2.connectedComponents(mask.astype(np.uint8))
+    return labels == labels[row, column] if labels[row, column] else np.zeros_like(mask)
+
+
+def _without_false_holes(mask: Mask, strange: Mask) -> Mask:
+    """Return the mask with those holes filled that are small, or `strange` to the background for the most part."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    outside = set(np.unique(labels[_frame(mask.shape, 1)]))
+    filled = mask.copy()
+    for index in set(range(1, count)) - outside:
+        hole = labels == index
+        if stats[index, cv2.CC_STAT_AREA] < _HOLE * mask.sum() or strange[hole].mean() > 0.5:
+            filled |= hole
+    return filled
+
+
+def _overlap(a: Mask, b: Mask) -> float:
+    return float((a & b).sum() / max(1.0, float((a | b).sum())))
