@@ -18,6 +18,7 @@ from ocdit_core.objects.gallery import length
 if TYPE_CHECKING:
     from ocdit_core.inference.results import Segmentation
     from ocdit_core.objects.archive import ObjectTemplates
+    from ocdit_core.objects.capture import Preview
     from ocdit_core.objects.library import ObjectLibrary
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -129,6 +130,48 @@ class ContactSheets:
         write_image(path, page)
         self.written.append(path)
         self._rows = []
+
+
+def capture_sheet(previews: Iterable[Preview], *, columns: int = 3, cell: int = 160) -> np.ndarray:
+    """Draw each photograph with the outline of what was cut out, beside the view that came of it.
+
+    Args:
+        previews: as `capture_object` returns them.
+        columns: photographs side by side.
+        cell: height of a photograph, and side of a view, in pixels.
+
+    Returns:
+        (H, W, 3) uint8 RGB; a photograph that was refused has "not used" in place of its view.
+
+    Raises:
+        ImageError: there is no photograph to show.
+    """
+    tiles = [_capture_tile(preview, cell) for preview in previews]
+    if not tiles:
+        raise ImageError("there is no photo to show on a sheet")
+    tiles += [np.full_like(tiles[0], _SHEET_GREY)] * (-len(tiles) % columns if len(tiles) > columns else 0)
+    columns = min(columns, len(tiles))
+    rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]
+    return np.concatenate(rows)
+
+
+def _capture_tile(preview: Preview, cell: int) -> np.ndarray:
+    wide, gap = cell * 4 // 3, 8
+    tile = np.full((_SHEET_TITLE + cell + gap, wide + cell + 2 * gap, 3), _SHEET_GREY, np.uint8)
+    height, width = preview.picture.shape[:2]
+    scale = min(wide / width, cell / height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    picture = cv2.resize(preview.picture, size, interpolation=cv2.INTER_AREA)
+    tile[_SHEET_TITLE : _SHEET_TITLE + size[1], wide - size[0] : wide] = picture
+    right = np.s_[_SHEET_TITLE : _SHEET_TITLE + cell, wide + gap : wide + gap + cell]
+    colour = (235, 235, 235)
+    if preview.template is not None:
+        tile[right] = cv2.resize(preview.template, (cell, cell), interpolation=cv2.INTER_AREA)
+    else:
+        colour = (255, 110, 100)
+        cv2.putText(tile, "not used", (wide + 3 * gap, _SHEET_TITLE + cell // 2), _FONT, 0.5, colour, 1, cv2.LINE_AA)
+    cv2.putText(tile, _ascii(preview.photo.name), (6, 16), _FONT, 0.45, colour, 1, cv2.LINE_AA)
+    return tile
 
 
 def _sheet_row(templates: ObjectTemplates, views: int, cell: int) -> np.ndarray:
