@@ -32,14 +32,14 @@ class ObjectEncoder:
         self._weights = ""
 
     @torch.inference_mode()
-    def encode(self, templates: ObjectTemplates, views: int = 0) -> TemplateFeatures:
+    def encode(self, templates: ObjectTemplates, views: int | None = None) -> TemplateFeatures:
         """Return the features of one object, (1, 1, V, ...).
 
         Args:
             templates: the object.
-            views: how many of its views, those that cover it best; 0: as many as the model can take.
+            views: V, how many of its views are taken (see `ObjectTemplates.exactly`); default: all.
         """
-        chosen = templates.best_views(views or self._model.config.denoiser.max_views)
+        chosen = templates.exactly(len(templates) if views is None else views)
         key = views_digest(chosen)
         with self._lock:
             known = self._memory.get(key)

@@ -133,7 +133,7 @@ class Segmenter:
             raise ConfigError(f"no target objects were named; the library holds {', '.join(library.object_ids)}")
         if len(set(names)) < len(names):
             raise ConfigError(f"a target object is named twice in {', '.join(names)}")
-        encoded = self._encode(library, names) + self._encode(library, self._distractors(library, names))
+        encoded = self._encode(library, [*names, *self._distractors(library, names)])
         self._encoder.trim()
         runs = []
         for positions in inference_positions(self.settings.positions, len(encoded), self._capacity):
@@ -154,9 +154,13 @@ class Segmenter:
         return [others[i] for i in np.random.default_rng(self.settings.seed).permutation(len(others))[:count]]
 
     def _encode(self, library: ObjectLibrary, names: Sequence[str]) -> list[TemplateFeatures]:
-        """Features of each object; archives are read one by one, so that no more than one is in memory."""
+        """Features of each object, all of as many views."""
         library.require(names)
-        return [self._encoder.encode(library[name], self.settings.views) for name in names]
+        most = self.settings.views or self._model.config.denoiser.max_views
+        # Archives may hold hundreds of views: no more than one is in memory as a whole.
+        chosen = [library[name].best_views(most) for name in names]
+        views = max(len(templates) for templates in chosen)
+        return [self._encoder.encode(templates, views) for templates in chosen]
 
     def _to_tensor(self, rgb: np.ndarray) -> Tensor:
         """(..., h, w, 3) uint8 -> (..., 3, h, w) in [0, 1]."""

@@ -105,8 +105,15 @@ class ObjectTemplates:
         if count >= len(self):
             return self
         vectors = self.directions() if self.origin == "cad" else self._appearances()
-        order = np.sort(spread_indices(vectors, count))
-        return replace(self, **{key: getattr(self, key)[order] for key in ("rgb", "mask", "box", "K", "pose")})
+        return self._views(np.sort(spread_indices(vectors, count)))
+
+    def exactly(self, count: int) -> ObjectTemplates:
+        """Return `count` views: the best ones or, where there are too few, all of them again and again in turn."""
+        chosen = self.best_views(count)
+        return chosen if len(chosen) == count else chosen._views(np.arange(count) % len(chosen))
+
+    def _views(self, indices: np.ndarray) -> ObjectTemplates:
+        return replace(self, **{key: getattr(self, key)[indices] for key in ("rgb", "mask", "box", "K", "pose")})
 
     def _appearances(self) -> np.ndarray:
         """Return (V, n) unit vectors that are close for views that look alike: coarse pictures of colour and shape."""

@@ -18,6 +18,7 @@ from ocdit_core.images import read_image
 from ocdit_core.inference.geometry import Letterbox
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.inference.weights import find_weights, recommended_settings
+from ocdit_core.objects.archive import save_templates
 from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.rle import decode_mask
 
@@ -117,6 +118,52 @@ def test_more_targets_than_positions_take_turns(segmenter, library):
 def test_heun_sampler_and_ensemble_agree_with_the_posterior_mean_on_a_clear_object(library):
     settings = replace(recommended_settings("ocdit-tiny"), sampler=SamplerConfig(steps=4), ensemble=2, seed=3)
     assert mean_iou(Segmenter.from_pretrained("ocdit-tiny", device="cpu", settings=settings), library, 2) > 0.3
+
+
+def test_distractors_take_pixels_and_are_not_reported(library):
+    image, targets, masks = next(scenes())
+    absent = [name for name in targets if name not in masks]
+    assert absent
+    alone = replace(recommended_settings("ocdit-tiny"), score_threshold=0.0)
+    for count in (0, 7):
+        segmenter = Segmenter.from_pretrained(
+            "ocdit-tiny", device="cpu", settings=replace(alone, distractors=count, seed=1)
+        )
+        segmenter.set_objects(library, absent)
+        assert segmenter.objects.count == len(absent) + min(count, 8 - len(absent))
+        result = segmenter.segment(image)
+        assert {instance.object_id for instance in result.instances} <= set(absent)
+        claimed = sum(int(instance.mask.sum()) for instance in result.instances)
+        if not count:
+            before = claimed
+    assert claimed < before
+
+
+def test_targets_beyond_the_positions_can_share_one_run(library):
+    image, _, _ = next(scenes())
+    settings = replace(recommended_settings("ocdit-tiny"), positions="interpolate")
+    segmenter = Segmenter.from_pretrained("ocdit-tiny", device="cpu", settings=settings)
+    segmenter.set_objects(library)
+    assert len(segmenter.objects.runs) == 1
+    assert segmenter.objects.count == len(library) > 8
+    assert segmenter.segment(image).instances
+
+
+def test_crops_and_the_guided_crop_still_find_the_objects(library):
+    settings = replace(recommended_settings("ocdit-tiny"), crops=5, guided_crop=True)
+    assert mean_iou(Segmenter.from_pretrained("ocdit-tiny", device="cpu", settings=settings), library, 2) > 0.5
+
+
+def test_objects_with_few_views_stand_beside_those_with_many(tmp_path, library):
+    image, targets, masks = next(scenes())
+    folder = tmp_path / "library"
+    for name in targets:
+        templates = library[name]
+        save_templates(folder, templates.exactly(5) if name == targets[0] else templates)
+    mixed = Segmenter.from_pretrained("ocdit-tiny", device="cpu")
+    mixed.set_objects(ObjectLibrary(folder), targets)
+    found = {instance.object_id: instance.mask for instance in mixed.segment(image).instances}
+    assert float(np.mean([iou(found[name], mask) if name in found else 0.0 for name, mask in masks.items()])) > 0.5
 
 
 def test_a_refused_target_set_changes_nothing(segmenter, library):

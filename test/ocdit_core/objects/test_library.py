@@ -178,3 +178,13 @@ def test_opening_reads_no_archive(tmp_path):
     assert len(caught.value.known) == 51
     good.unlink()
     assert "good" in library
+
+
+def test_too_few_views_are_repeated_in_turn():
+    templates = made_up(views=5)
+    twelve = templates.exactly(12)
+    assert len(twelve) == 12
+    np.testing.assert_array_equal(twelve.rgb, templates.rgb[[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]])
+    np.testing.assert_array_equal(twelve.pose[5:10], templates.pose)
+    assert templates.exactly(5) is templates
+    np.testing.assert_array_equal(templates.exactly(3).rgb, templates.best_views(3).rgb)
