@@ -29,7 +29,7 @@ extras = {
     ],
     # scipy for convex hulls, the last three for DAE, 3MF and Draco-compressed glTF
     "render": ["trimesh>=4.6", "moderngl>=5.10", "scipy", "pycollada", "lxml", "DracoPy"],
-    "train": ["tensorboard>=2.16"],
+    "train": ["tensorboard>=2.16", "lightning-fabric>=2.5"],
     "dev": ["pytest>=8", "ruff", "mypy", "codespell", "rosbags-image>=0.10"],
 }
 

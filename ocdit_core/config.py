@@ -89,8 +89,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in parameters:
             return None
-        (only,) = [p for p in parameters if p is not type(None)]
-        return _convert(only, value, path)
+        members = [p for p in parameters if p is not type(None)]
+        return _convert(members[0] if len(members) == 1 else _variant(members, value, path), value, path)
     if origin is Literal:
         if value not in parameters:
             raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(repr, parameters))}")
@@ -124,6 +124,17 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ConfigError(f"{path}: {value!r} must be of type {hint.__name__}")
     return value
+
+
+def _variant(members: list[Any], value: Any, path: str) -> Any:
+    """The dataclass of a union that the value's `kind` asks for; without a kind it is the first one."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: must be a mapping, is {value!r}")
+    kinds = {typing.get_args(typing.get_type_hints(member)["kind"])[0]: member for member in members}
+    kind = value.get("kind", next(iter(kinds)))
+    if kind not in kinds:
+        raise ConfigError(f"{path}.kind: {kind!r} is not one of {', '.join(map(repr, kinds))}")
+    return kinds[kind]
 
 
 def as_dict(settings: Any) -> dict[str, Any]:

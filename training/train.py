@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train a stage of OC-DiT: python training/train.py --config config/train/tiny.yaml loop.steps=1000."""
+"""Train a stage of OC-DiT: python training/train.py --config config/train/tiny_coarse.yaml loop.steps=1000."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Stage 2: the denoiser, with the matching prior and a backbone of its own where the model has them."""
+"""Stages 2 and 3: the denoiser, coarse or refine, and with it the matching prior and a backbone that learns."""
 
 from __future__ import annotations
 
@@ -6,135 +6,195 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ocdit_core.config import build, read_yaml
 from ocdit_core.diffusion.loss import denoising_loss
 from ocdit_core.diffusion.noise import draw_sigma
-from ocdit_core.diffusion.samplers import posterior_mean
+from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, heun, posterior_mean
 from ocdit_core.errors import ConfigError
-from ocdit_core.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, check_state, read_weights
 from ocdit_core.models.colour_statistics import SUBCELL
-from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAEConfig
+from ocdit_core.models.denoiser import Conditioning
+from ocdit_core.models.mask_vae import DOWNSAMPLING
 from ocdit_core.models.matching_prior import PriorMaps
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures, occupancy
-from ocdit_core.training.metrics import iou
+from ocdit_core.models.positions import training_positions
+from ocdit_core.training.feature_cache import FeatureCache
+from ocdit_core.training.initialise import load_vae, start_from
+from ocdit_core.training.metrics import MaskResult, iou, mask_results
+from ocdit_core.training.pictures import denoising_strip, mask_sheet
+from ocdit_core.training.randomness import SampleRandom, step_generator
 from ocdit_core.training.settings import TrainSettings
-from ocdit_core.training.stage import Batch
+from ocdit_core.training.stage import Batch, Picture
+
+# Validation and pictures see one evaluation at this level, and the paper's sampler from it.
+_SIGMA_MAX = 80.0
 
 
 class DiffusionStage:
     """Eq. (6) on the latents of the masks, and the matching prior's own losses."""
 
     def __init__(self, settings: TrainSettings):
-        self.settings = settings.diffusion_loss
+        self.settings, self.seed = settings.diffusion_loss, settings.loop.seed
         self.model = OCDiT(settings.model)
         if settings.init is not None:
-            state = OCDiT.from_pretrained(settings.init).state_dict()
-            check_state(self.model.state_dict(), state, settings.init)
-            self.model.load_state_dict(state)
+            start_from(self.model, settings.init)
         if settings.vae is not None:
             load_vae(self.model, Path(settings.vae))
         elif settings.init is None:
-            raise ConfigError("vae: the stage diffusion needs the exported folder of a VAE run, or init")
+            raise ConfigError(f"vae: the stage {settings.stage} needs the exported folder of a VAE run, or init")
         self.model.vae.requires_grad_(False)
+        self.cache: FeatureCache | None = None
+        if settings.loop.feature_cache_mb:
+            if not settings.model.backbone.frozen:
+                raise ConfigError("loop.feature_cache_mb: only a frozen backbone's features can be kept")
+            self.cache = FeatureCache(settings.loop.feature_cache_mb)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a batch, over a random number of its target objects."""
-        chosen = self._choose_targets(batch["masks"].shape[2])
-        masks = rearrange(batch["masks"][:, :, chosen], "g s o h w -> (g s) o h w").float()
-        image, templates = encode(self.model, batch, chosen)
+        """Return the loss of a batch, over a random number of its target objects; see `Stage.loss`."""
+        random = SampleRandom(self.seed, batch["number"], batch["images"].device)
+        batch = choose_targets(batch, random, step_generator(self.seed, step), self.settings.min_targets)
+        masks = rearrange(batch["masks"], "g s o h w -> (g s) o h w").float()
+        image, templates = self.encode(batch)
         parts: dict[str, Tensor] = {}
-        total = masks.new_zeros(())
 
         if step < self.settings.prior_only_steps and self.model.prior is not None:
-            parts["prior"] = prior_loss(self.model.prior(image.descriptors, templates.descriptors), masks)
-            return self.settings.prior_weight * parts["prior"], parts
+            loss = prior_loss(self.model.prior(image.descriptors, templates.descriptors), masks)
+            return self.settings.prior_weight * loss, {"prior": loss.detach()}
 
-        objects, capacity = masks.shape[1], self.model.config.denoiser.max_objects
-        view_capacity = self.model.config.denoiser.max_views
-        conditioning = self.model.condition(
-            image,
-            templates,
-            random_interval(masks.shape[0], objects, capacity).to(masks.device),
-            random_interval(masks.shape[0], templates.features.shape[2], view_capacity).to(masks.device),
-        )
+        targets = self.model.encode_targets(templates, *self._positions(batch, random))
+        conditioning = self.model.condition(image, targets)
+        total = masks.new_zeros(())
         if conditioning.prior is not None:
-            parts["prior"] = prior_loss(conditioning.prior, masks)
-            total = total + self.settings.prior_weight * parts["prior"]
+            loss = prior_loss(conditioning.prior, masks)
+            parts["prior"] = loss.detach()
+            total = total + self.settings.prior_weight * loss
 
         with torch.no_grad():
             target = self.model.encode_masks(masks)[:, None].float()
-        sigma = draw_sigma(self.settings.noise, (masks.shape[0], self.settings.noise_draws)).to(masks.device)
+        scenes, draws = batch["images"].shape[1], self.settings.noise_draws
+        # One noise level for all objects of a sample.
+        sigma = random.each(lambda g: draw_sigma(self.settings.noise, (scenes, draws), g)).flatten(0, 1)
+        noise = random.normal(scenes, draws, *target.shape[2:]).flatten(0, 1)
         level = sigma[:, :, None, None, None, None]
-        denoised = self.model.denoiser(target + level * torch.randn_like(target + level), sigma, conditioning)
+        denoised = self.model.denoiser(target + level * noise, sigma, conditioning)
         weight = self.model.denoiser.preconditioning.loss_weight(level)
         uncertainty = self.model.denoiser.uncertainty(sigma)[:, :, None, None, None, None]
-        parts["diffusion"] = denoising_loss(denoised.float(), target, weight, uncertainty).mean()
-        with torch.no_grad():
-            error = (weight * (denoised - target) ** 2).mean((2, 3, 4, 5))
-            for name, chosen_levels in (("high", sigma > 5), ("middle", (sigma > 0.2) & (sigma <= 5))):
-                if chosen_levels.any():
-                    parts[f"error_{name}_noise"] = error[chosen_levels].mean()
-        return total + parts["diffusion"], parts
+        loss = denoising_loss(denoised.float(), target, weight, uncertainty).mean()
+        parts["diffusion"], parts["sigma"] = loss.detach(), sigma
+        parts["error"] = (weight * (denoised.detach().float() - target) ** 2).mean((2, 3, 4, 5))
+        return total + loss, parts
 
-    def _choose_targets(self, objects: int) -> Tensor:
-        least = min(self.settings.min_targets, objects)
-        count = int(torch.randint(least, objects + 1, ()))
-        return torch.randperm(objects)[:count]
+    def _positions(self, batch: Batch, random: SampleRandom) -> tuple[Tensor, Tensor]:
+        """The learned positions of each sample's objects and views: (B, O) and (B, V)."""
+        (scenes, objects), views = batch["masks"].shape[1:3], batch["templates"].shape[2]
+        config = self.model.config.denoiser
+        return (
+            random.each(
+                lambda g: training_positions(self.settings.positions, scenes, objects, config.max_objects, g)
+            ).flatten(0, 1),
+            random.each(lambda g: training_positions("random_interval", scenes, views, config.max_views, g)).flatten(
+                0, 1
+            ),
+        )
+
+    def encode(self, batch: Batch) -> tuple[ImageFeatures, TemplateFeatures]:
+        """Return the features of all scenes of a batch, and of each scene's templates: computed once for a group."""
+        scenes = batch["images"].shape[1]
+        images = rearrange(batch["images"], "g s c h w -> (g s) c h w").float() / 255
+        # Nothing to learn in a frozen backbone, but the prior's projections of its features do learn.
+        image, templates = self.model.encode_image(images), self._encode_templates(batch)
+        return image, TemplateFeatures(
+            features=templates.features.repeat_interleave(scenes, 0),
+            descriptors=tuple(d.repeat_interleave(scenes, 0) for d in templates.descriptors),
+            summaries=None if templates.summaries is None else templates.summaries.repeat_interleave(scenes, 0),
+        )
+
+    def _encode_templates(self, batch: Batch) -> TemplateFeatures:
+        model, views, masks = self.model, batch["templates"], batch["template_masks"].float() / 255
+        if self.cache is None:
+            return model.encode_templates(views.float() / 255, masks)
+        found = self.cache.features(views.flatten(0, 2), model.backbone.with_summary)
+        features, summaries = (tensor.unflatten(0, views.shape[:3]) for tensor in found)
+        prior = model.prior
+        return TemplateFeatures(
+            features=features,
+            descriptors=() if prior is None else prior.describe_templates(views.float() / 255, masks, features),
+            summaries=summaries if model.denoiser.presence is not None else None,
+        )
 
     @torch.no_grad()
-    def validate(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
-        """Return the mean IoU on present targets and the share of absent ones with a mask; posterior mean, 0.5."""
-        assert isinstance(model, OCDiT)
+    def _predict(self, batch: Batch) -> tuple[Tensor, Conditioning, Tensor]:
+        """Probabilities (B, O, H, W) of the posterior mean, and what they were made from."""
+        image, templates = self.encode(batch)
+        conditioning = self.model.condition(image, self.model.encode_targets(templates))
+        # Fixed noise: validations differ by the weights alone.
         generator = torch.Generator().manual_seed(0)
-        ious, prior_ious, false_masks = [], [], []
-        for batch in batches:
-            image, templates = encode(model, batch)
-            conditioning = model.condition(image, templates)
-            masks = rearrange(batch["masks"], "g s o h w -> (g s) o h w") > 0
-            present = rearrange(batch["present"], "g s o -> (g s) o")
-            shape = (masks.shape[0], 1, masks.shape[1], model.config.vae.latent_channels, *conditioning.grid)
-            noise = torch.randn(shape, generator=generator).to(image.features.device)
+        groups, scenes, objects = batch["masks"].shape[:3]
+        shape = (groups * scenes, 1, objects, self.model.config.vae.latent_channels, *conditioning.grid)
+        noise = torch.randn(shape, generator=generator).to(image.features.device)
+        found = self.model.decode_masks(posterior_mean(self._denoise(conditioning), noise, _SIGMA_MAX))
+        return found[:, 0].float(), conditioning, noise
 
-            def denoise(x: Tensor, sigma: Tensor, conditioning: object = conditioning) -> Tensor:
-                return model.denoiser(x, sigma.expand(x.shape[0], 1), conditioning)
+    def _denoise(self, conditioning: Conditioning) -> Denoise:
+        return lambda x, sigma: self.model.denoiser(x, sigma.expand(x.shape[:2]), conditioning)
 
-            found = model.decode_masks(posterior_mean(denoise, noise, 80.0))[:, 0] > 0.5
-            ious.append(iou(found, masks)[present])
-            if conditioning.prior is not None:
-                squares = occupancy(masks.float(), SUBCELL) > 0.5
-                prior_ious.append(iou(conditioning.prior.logits > 0, squares)[present])
-            # Specks say nothing: a mask counts from a quarter of a latent cell on.
-            false_masks.append((found.sum((2, 3)) > 64).float()[~present])
-        figures = {"iou": ious, "prior_iou": prior_ious, "false_masks": false_masks}
-        return {name: torch.cat(values).mean().item() for name, values in figures.items() if values}
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> list[MaskResult]:
+        """Return what becomes of each target in each scene; posterior mean, threshold 0.5."""
+        probabilities, conditioning, _ = self._predict(batch)
+        masks = rearrange(batch["masks"], "g s o h w -> (g s) o h w") > 0
+        prior_iou = None
+        if conditioning.prior is not None:
+            squares = occupancy(masks.float(), SUBCELL) > 0.5
+            prior_iou = iou(conditioning.prior.logits > 0, squares).flatten()
+        present = batch["present"].flatten()
+        return mask_results(probabilities.flatten(0, 1), masks.flatten(0, 1), present, prior_iou)
 
-    def export(self, model: nn.Module, folder: Path, batches: list[Batch]) -> None:
-        """Write the model as Segmenter loads it."""
-        assert isinstance(model, OCDiT)
-        model.save_pretrained(folder, half=True)
+    @torch.no_grad()
+    def pictures(self, batch: Batch, count: int) -> list[Picture]:
+        """Draw the first scenes of a batch: targets, masks, and how the paper's sampler comes to them."""
+        scenes = batch["images"].shape[1]
+        groups = min(-(-count // scenes), len(batch["images"]))
+        batch = {name: value[:groups] for name, value in batch.items()}
+        probabilities, conditioning, noise = self._predict(batch)
+        steps: list[Tensor] = []
+        denoise = self._denoise(conditioning)
+
+        def recorded(x: Tensor, sigma: Tensor) -> Tensor:
+            steps.append(denoise(x, sigma))
+            return steps[-1]
+
+        heun(recorded, noise, SamplerConfig(steps=5))
+        # Every other evaluation belongs to a step's correction.
+        strips = torch.stack([self.model.decode_masks(latents)[:, 0] for latents in steps[::2]], dim=1)
+        images = rearrange(batch["images"], "g s c h w -> (g s) h w c").cpu().numpy()
+        truth = rearrange(batch["masks"], "g s o h w -> (g s) o h w").cpu().numpy()
+        templates = rearrange(batch["templates"][:, :, 0], "g o c h w -> g o h w c").cpu().numpy()
+        drawn = []
+        for i, image in enumerate(images[:count]):
+            found = probabilities[i].cpu().numpy()
+            sheet = mask_sheet(image, templates[i // scenes], truth[i], found)
+            drawn.append(Picture(name=f"masks_{i}", pixels=sheet))
+            strip = denoising_strip(image, truth[i], strips[i].float().cpu().numpy())
+            drawn.append(Picture(name=f"denoising_{i}", pixels=strip))
+        return drawn
+
+    def finish(self, batches: list[Batch]) -> None:
+        """Complete the model for export: there is nothing to add."""
 
 
-def encode(model: OCDiT, batch: Batch, objects: Tensor | None = None) -> tuple[ImageFeatures, TemplateFeatures]:
-    """Return the features of all scenes of a batch, and of each scene's templates; those are computed once a group."""
-    scenes = batch["images"].shape[1]
-    templates, masks = batch["templates"], batch["template_masks"]
-    if objects is not None:
-        templates, masks = templates[:, objects], masks[:, objects]
-    image = model.encode_image(rearrange(batch["images"], "g s c h w -> (g s) c h w").float() / 255)
-    encoded = model.encode_templates(templates.float() / 255, masks.float() / 255)
-    return image, TemplateFeatures(
-        features=encoded.features.repeat_interleave(scenes, 0),
-        descriptors=tuple(d.repeat_interleave(scenes, 0) for d in encoded.descriptors),
-    )
-
-
-def random_interval(batch: int, count: int, capacity: int) -> Tensor:
-    """Return positions (B, count): a random contiguous interval of the capacity for each sample (paper 4.3, iv)."""
-    start = torch.randint(0, max(capacity - count, 0) + 1, (batch, 1))
-    return (start + torch.arange(count)).clamp(max=capacity - 1)
+def choose_targets(batch: Batch, random: SampleRandom, shared: torch.Generator, least: int) -> Batch:
+    """Return the batch with a random number of target objects, the same for all of a step, others in each group."""
+    objects = batch["masks"].shape[2]
+    least = min(least, objects)
+    count = int(torch.randint(least, objects + 1, (), generator=shared))
+    chosen = random.each(lambda g: torch.randperm(objects, generator=g)[:count])
+    group = torch.arange(len(chosen), device=chosen.device)[:, None]
+    picked = {name: batch[name][group, chosen] for name in ("templates", "template_masks")}
+    for name in ("masks", "present"):
+        picked[name] = batch[name].transpose(1, 2)[group, chosen].transpose(1, 2)
+    return {**batch, **picked}
 
 
 def prior_loss(maps: PriorMaps, masks: Tensor) -> Tensor:
@@ -147,13 +207,3 @@ def prior_loss(maps: PriorMaps, masks: Tensor) -> Tensor:
     background = (1 - covered.sum(1, keepdim=True)).clamp(min=0)
     competition = -(maps.shares * torch.cat([covered, background], dim=1)[:, None]).sum(2).mean()
     return read_out + 0.1 * competition
-
-
-def load_vae(model: OCDiT, folder: Path) -> None:
-    """Copy the weights of an exported VAE into `model`; raises WeightsError or ConfigError where they do not fit."""
-    config = build(MaskVAEConfig, read_yaml(folder / CONFIG_FILE))
-    if config != model.config.vae:
-        raise ConfigError(f"vae: {folder} holds another VAE than model.vae describes")
-    state = read_weights(folder / WEIGHTS_FILE)
-    check_state(model.vae.state_dict(), state, str(folder))
-    model.vae.load_state_dict(state)

@@ -1,248 +1,218 @@
-"""The training loop: any stage, one process or several (torchrun); resumes from its newest checkpoint."""
+"""The training loop: any stage, in one process or several, continued exactly where it was interrupted."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import itertools
 import logging
 import math
-import os
-import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
+from torch.optim import AdamW
 
-from ocdit_core.config import to_yaml
-from ocdit_core.data.synthetic.dataset import SyntheticScenes
-from ocdit_core.errors import OcditError
-from ocdit_core.files import write_text
-from ocdit_core.models.device import pick_device
+from ocdit_core.config import as_dict, build, read_yaml, to_yaml
+from ocdit_core.errors import ConfigError, OcditError
+from ocdit_core.files import replacing, write_text
 from ocdit_core.training import checkpoints
+from ocdit_core.training.average import WeightAverage
+from ocdit_core.training.data import TrainingData, held_out_batches
+from ocdit_core.training.engine import Engine
+from ocdit_core.training.export import MODEL_FOLDER, write_model
+from ocdit_core.training.metrics import summarise
 from ocdit_core.training.settings import LoopSettings, TrainSettings
-from ocdit_core.training.stage import Batch, Stage
+from ocdit_core.training.stage import Batch, Picture, Stage
+from ocdit_core.training.state import TrainingState
+from ocdit_core.training.stopping import StopSignals, requeue_job
+from ocdit_core.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
+SETTINGS_FILE = "settings.yaml"
 
-def train(settings: TrainSettings, stage: Stage) -> Path:
-    """Run `stage` to its last step and return the folder of the exported model.
+
+def train(settings: TrainSettings, stage: Stage, engine: Engine) -> int:
+    """Run `stage` to its last step, or until it is asked to stop, and return the number of steps done.
+
+    Checkpoints, logs and the exported model are in the folder `settings.run`.
 
     Raises:
-        OcditError: the loss is no longer finite.
+        OcditError: the loss is no longer finite, or the data, the run's folder or a checkpoint cannot be used.
     """
-    loop = settings.loop
-    device = _join_group(pick_device(loop.device))
-    rank, world = _rank_and_world()
-    if loop.threads:
-        torch.set_num_threads(loop.threads)
-    run = Path(settings.run)
-    if rank == 0:
-        write_text(run / "settings.yaml", to_yaml(settings))
+    loop, run = settings.loop, Path(settings.run)
+    module = engine.setup(stage)
+    state = TrainingState(
+        model=stage.model,
+        average=WeightAverage(stage.model, loop.ema_decay),
+        optimiser=make_optimiser(stage.model, loop),
+        data=TrainingData(settings, rank=engine.rank, world=engine.world),
+    )
+    held_out = [engine.to_device(batch) for batch in held_out_batches(settings, rank=engine.rank, world=engine.world)]
+    resume(state, settings, engine)
+    if engine.rank == 0:
+        write_text(run / SETTINGS_FILE, to_yaml(settings))
 
-    model = stage.model.to(device).train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=loop.learning_rate, weight_decay=loop.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, loop))
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(loop.ema_decay), use_buffers=False)
-
-    step = 0
-    state = checkpoints.load_newest(run / "checkpoints") if settings.resume else None
-    if state is not None:
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        step = state["step"]
-        logger.info("resumed %s at step %d", run, step)
-
-    held_out = list(itertools.islice(loader(settings, start=0, held_out=True), _validation_batches(loop)))
-    held_out = [_to(batch, device) for batch in held_out]
-    batches = iter(loader(settings, start=step * loop.batch_groups * world, held_out=False, rank=rank, world=world))
-    loss_of: nn.Module = _Loss(stage)
-    if world > 1:
-        loss_of = DistributedDataParallel(loss_of, find_unused_parameters=True)
-        # Noise of its own for each process, another one after each resumption.
-        torch.manual_seed(loop.seed + 1_000_003 * step + rank)
-    elif state is not None:
-        # Only now: making loaders draws from the generator too.
-        torch.set_rng_state(state["rng"])
-    writer = SummaryWriter(run / "tensorboard") if rank == 0 else None
-    stop = _StopSignal()
+    samples = loop.batch_groups * loop.accumulate * engine.world
+    watch = Watch(run, step=state.step, steps=loop.steps, engine=engine, samples_per_step=samples)
     deadline = time.monotonic() + loop.max_minutes * 60 if loop.max_minutes else math.inf
+    saved = state.step
+    batches = iter(state.data)
+    with StopSignals() as stop:
+        while state.step < loop.steps and not engine.any(stop.asked or time.monotonic() >= deadline):
+            for group in state.optimiser.param_groups:
+                group["lr"] = loop.learning_rate * learning_rate_factor(state.step, loop)
+            used: list[Batch] = []
+            finite = torch.ones((), dtype=torch.bool, device=engine.device)
+            for part in range(loop.accumulate):
+                with watch.waiting():
+                    used.append(engine.to_device(next(batches)))
+                with engine.no_sync(module, part < loop.accumulate - 1):
+                    loss, figures = module("loss", used[-1], state.step)
+                    engine.backward(loss / loop.accumulate, module)
+                finite &= loss.isfinite()
+                watch.add(loss, figures)
+            norm = clip_gradients(stage.model, loop.clip_norm)
+            # Before the step: weights that are no longer finite tell nothing.
+            if engine.any(not bool(finite & norm.isfinite())):
+                raise OcditError(_save_what_broke(run, state, used, loss, engine))
+            state.optimiser.step()
+            state.optimiser.zero_grad(set_to_none=True)
+            state.step += 1
+            state.average.update(state.step)
+            watch.stepped()
 
-    def snapshot() -> None:
-        checkpoints.save(
-            run / "checkpoints",
-            step,
-            {
-                "step": step,
-                "model": model.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
-                "rng": torch.get_rng_state(),
-            },
-            loop.keep_checkpoints,
-        )
-        stage.export(averaged(model, average), run / "model", held_out)
-
-    progress = tqdm(total=loop.steps, initial=step, desc=run.name, unit="step", mininterval=2, disable=rank > 0)
-    while step < loop.steps and not _any_rank(stop.asked or time.monotonic() >= deadline):
-        started = time.monotonic()
-        batch = _to(next(batches), device)
-        waited = time.monotonic() - started
-        with torch.autocast(device.type, torch.bfloat16, enabled=loop.precision == "bfloat16"):
-            loss, parts = loss_of(batch, step)
-        if not torch.isfinite(loss):
-            raise OcditError(f"step {step}: the loss is {loss.item()}; a lower loop.learning_rate may help")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, loop.clip_norm)
-        optimiser.step()
-        schedule.step()
-        average.update_parameters(model)
-        step += 1
-        if writer is None:
-            continue
-        progress.update()
-
-        if step % loop.log_every == 0:
-            figures: dict[str, torch.Tensor] = {"loss": loss, **parts, "gradient_norm": norm}
-            scalars = {name: value.item() for name, value in figures.items()}
-            scalars["learning_rate"] = float(schedule.get_last_lr()[0])
-            scalars["data_wait_share"] = waited / max(time.monotonic() - started, 1e-9)
-            _write(writer, "train", scalars, step)
-            progress.set_postfix({name: f"{scalars[name]:.3f}" for name in ("loss", *parts)})
-        if step % loop.validate_every == 0 or step == loop.steps:
-            scalars = stage.validate(averaged(model, average), held_out)
-            _write(writer, "validation", scalars, step)
-            tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
-        if step % loop.checkpoint_every == 0 or step == loop.steps:
-            snapshot()
-    if writer is not None:
-        if step % loop.checkpoint_every and step < loop.steps:
-            snapshot()
-        writer.close()
-    stop.release()
-    progress.close()
-    if world > 1:
-        dist.destroy_process_group()
-    return run / "model"
+            last = state.step == loop.steps
+            if state.step % loop.log_every == 0 or last:
+                rate = state.optimiser.param_groups[0]["lr"]
+                watch.write(state.step, gradient_norm=float(norm), learning_rate=float(rate))
+            if held_out and (state.step % loop.validate_every == 0 or last):
+                watch.validated(state.step, *validate(module, state.average, held_out, loop, engine))
+            if state.step % loop.checkpoint_every == 0 or last:
+                saved = save(state, settings, module, held_out, engine)
+        if saved != state.step:
+            save(state, settings, module, held_out, engine)
+    watch.close()
+    if stop.requeue and loop.requeue and state.step < loop.steps and engine.rank == 0:
+        requeue_job()
+    return state.step
 
 
-class _Loss(nn.Module):
-    """A stage's loss as a module: what DistributedDataParallel wraps."""
-
-    def __init__(self, stage: Stage):
-        super().__init__()
-        self.model = stage.model
-        self._stage = stage
-
-    def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its parts."""
-        return self._stage.loss(batch, step)
-
-
-def _rank_and_world() -> tuple[int, int]:
-    """This process among those that torchrun started: (0, 1) without it."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def _join_group(device: torch.device) -> torch.device:
-    """Join the processes that torchrun started, if it did; returns this process's own device."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return device
-
-
-def _any_rank(flag: bool) -> bool:
-    """True where it is true in any process: they have to stop at the same step."""
-    if not dist.is_initialized():
-        return flag
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    flags = torch.tensor(float(flag), device=device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags.item())
+def make_optimiser(model: nn.Module, loop: LoopSettings) -> AdamW:
+    """Return AdamW over what learns, as one fused kernel where torch has it."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+    return AdamW(parameters, lr=loop.learning_rate, weight_decay=loop.weight_decay, fused=fused)
 
 
 def learning_rate_factor(step: int, loop: LoopSettings) -> float:
-    """Linear warm-up, then a cosine to final_learning_rate at the last step."""
+    """Return the share of the learning rate in step `step`: linear warm-up, then a cosine to final_learning_rate."""
     if step < loop.warmup_steps:
         return (step + 1) / loop.warmup_steps
     progress = min((step - loop.warmup_steps) / max(loop.steps - loop.warmup_steps, 1), 1.0)
     return loop.final_learning_rate + (1 - loop.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def averaged(model: nn.Module, average: AveragedModel) -> nn.Module:
-    """Return a copy of `model` with the averaged weights and its own running statistics, in evaluation."""
-    result = copy.deepcopy(average.module)
-    # Not averaged, but the newest: buffers such as the matching prior's mean and variance.
-    for (_, target), (_, source) in zip(result.named_buffers(), model.named_buffers(), strict=True):
-        target.copy_(source)
-    return result.eval()
+def clip_gradients(model: nn.Module, most: float) -> Tensor:
+    """Scale the gradients down to the norm `most` and return the norm that they had, over all shards."""
+    norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], most)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
-def loader(settings: TrainSettings, *, start: int, held_out: bool, rank: int = 0, world: int = 1) -> DataLoader[Batch]:
-    """Return batches of groups; the held-out ones show objects, in their own colours, that training never sees."""
-    data = settings.data
-    if held_out:
-        data = dataclasses.replace(data, bank=settings.held_out_bank, recolour_share=0.0)
-    workers = 0 if held_out else settings.loop.workers
-    return DataLoader(
-        SyntheticScenes(data, start=start, rank=rank, world=world),
-        batch_size=settings.loop.batch_groups,
-        num_workers=workers,
-        prefetch_factor=8 if workers else None,
-        worker_init_fn=_leave_signals_to_the_loop,
-        pin_memory=torch.cuda.is_available(),
+@torch.no_grad()
+def validate(
+    module: nn.Module, average: WeightAverage, held_out: list[Batch], loop: LoopSettings, engine: Engine
+) -> tuple[dict[str, float], list[Picture]]:
+    """Return figures over all processes' held-out batches, and pictures of the first one, with the averaged weights."""
+    module.eval()
+    with average.swapped():
+        results = [result for batch in held_out for result in module("validate", batch)]
+        pictures = module("pictures", held_out[0], loop.pictures) if loop.pictures else []
+    module.train()
+    return summarise([result for part in engine.gather(results) for result in part]), pictures
+
+
+@torch.no_grad()
+def save(
+    state: TrainingState, settings: TrainSettings, module: nn.Module, held_out: list[Batch], engine: Engine
+) -> int:
+    """Write a checkpoint and the exported model, and return the step; every process must call it."""
+    module.eval()
+    with state.average.swapped():
+        module("finish", held_out)
+    module.train()
+    captured = state.capture(engine)
+    if engine.rank == 0:
+        run = Path(settings.run)
+        checkpoints.save(run / checkpoints.FOLDER, state.step, captured, settings.loop.keep_checkpoints)
+        write_model(run / MODEL_FOLDER, state.model, captured)
+    return state.step
+
+
+def resume(state: TrainingState, settings: TrainSettings, engine: Engine) -> None:
+    """Go on from the checkpoint that the settings ask for, if there is one.
+
+    Raises:
+        ConfigError: `resume: never` and the folder has checkpoints, or processes see different ones.
+        WeightsError: the checkpoint asked for is missing or damaged, or does not fit.
+    """
+    run = Path(settings.run)
+    found: dict[str, Any] | None
+    if settings.resume == "never":
+        if checkpoints.listed(run / checkpoints.FOLDER):
+            raise ConfigError(f"resume: never, but {run} holds checkpoints; remove it or name another run")
+        return
+    if settings.resume == "auto":
+        source, found = run, checkpoints.load_newest(run / checkpoints.FOLDER)
+    else:
+        source = Path(settings.resume)
+        found = checkpoints.find(source) if source.is_dir() else checkpoints.load(source)
+    steps = engine.gather(found["step"] if found else 0)
+    if len(set(steps)) > 1:
+        raise ConfigError(f"run: processes see {run} at steps {steps}; it has to be on a file system that all share")
+    if found is None:
+        return
+    state.restore(found, engine, str(source))
+    logger.info("resumed %s at step %d", source, state.step)
+    changed = _changed_settings(run / SETTINGS_FILE, settings)
+    if changed and engine.rank == 0:
+        logger.warning("settings changed since: %s", ", ".join(changed))
+
+
+def _changed_settings(path: Path, settings: TrainSettings) -> list[str]:
+    try:
+        before = as_dict(build(TrainSettings, read_yaml(path)))
+    except ConfigError:
+        return []
+    return _differences(before, as_dict(settings))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            names += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            names.append(f"{prefix}{key}: {old} -> {new}")
+    return names
+
+
+def _save_what_broke(run: Path, state: TrainingState, batches: list[Batch], loss: Tensor, engine: Engine) -> str:
+    """Write the step's batches and the weights it met, and return the error's text; every process calls it."""
+    weights = state.whole_model()
+    name = f"nan_batch_{state.step}" + (f"_rank{engine.rank}" if engine.rank else "")
+    content = {
+        "step": state.step,
+        "loss": float(loss),
+        "batches": batches,
+        "model": weights if engine.rank == 0 else {},
+    }
+    path = run / f"{name}.pt"
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+    return (
+        f"step {state.step}: the loss ({float(loss)}) or its gradient is not finite; the batch and the weights are in "
+        f"{path}; a lower loop.learning_rate may help"
     )
-
-
-def _validation_batches(loop: LoopSettings) -> int:
-    return max(loop.validation_groups // loop.batch_groups, 1)
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-
-
-def _write(writer: SummaryWriter, group: str, scalars: dict[str, float], step: int) -> None:
-    for name, value in scalars.items():
-        writer.add_scalar(f"{group}/{name}", value, step)
-
-
-def _leave_signals_to_the_loop(worker: int) -> None:
-    # A signal to the whole process group must not take the data away from the step that is still to be saved.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-class _StopSignal:
-    """Set by SIGTERM and SIGINT: the step under way ends and is saved."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
-        # A second signal ends the program at once.
-        signal.signal(number, signal.SIG_DFL)
-
-    def release(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ocdit_core.data.samples import SampleSettings
 from ocdit_core.data.synthetic.dataset import SyntheticDataSettings
 from ocdit_core.diffusion.noise import NoiseConfig
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.ocdit import OCDiTConfig
+from ocdit_core.models.positions import TrainingPositions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,8 @@ class LoopSettings:
 
     Attributes:
         steps: optimiser steps of the whole run.
-        batch_groups: groups (one object set, several scenes) in a batch.
+        batch_groups: groups (one object set, several scenes) in a batch of one process.
+        accumulate: batches of each process whose gradients make one step.
         learning_rate: after the warm-up; it then falls along a cosine.
         final_learning_rate: at the last step, as a share of learning_rate.
         warmup_steps: steps of linear warm-up.
@@ -28,17 +31,26 @@ class LoopSettings:
         keep_checkpoints: how many of the newest are kept.
         validate_every: steps between validations.
         validation_groups: held-out groups in a validation.
+        pictures: samples of which a validation draws masks and denoising strips; 0 draws none.
         log_every: steps between log lines.
+        strategy: how several processes share the work: ddp, fsdp2 (parameters, gradients and optimiser states are
+            sharded too: for models that do not fit otherwise), or auto, which is ddp.
         precision: float32, or bfloat16 by autocast.
+        compile: torch.compile the transformer's blocks (or the VAE's halves): slower to start, faster to run.
         device: cpu, cuda, or auto.
         threads: CPU threads of the network; 0 leaves torch's default.
-        workers: processes that make data; 0 makes it in the main process.
+        workers: processes that make data, for each process of training; 0 makes it in the main process.
+        prefetch: batches that each worker keeps ready.
+        feature_cache_mb: memory for features of templates that were seen before, per process; only for a frozen
+            backbone, and only worth it where templates are neither recoloured nor augmented. 0 caches none.
         max_minutes: stop, with a checkpoint, after this long; 0 never.
+        requeue: on SIGUSR1 in a SLURM job, put the job back into the queue once the checkpoint is written.
         seed: of weights, noise and data.
     """
 
     steps: int
     batch_groups: int = 4
+    accumulate: int = 1
     learning_rate: float = 1e-4
     final_learning_rate: float = 0.01
     warmup_steps: int = 1000
@@ -49,20 +61,33 @@ class LoopSettings:
     keep_checkpoints: int = 2
     validate_every: int = 500
     validation_groups: int = 16
+    pictures: int = 4
     log_every: int = 20
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
     device: str = "auto"
     threads: int = 0
     workers: int = 1
+    prefetch: int = 8
+    feature_cache_mb: int = 0
     max_minutes: float = 0.0
+    requeue: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_groups", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"):
+        for name in (
+            *("steps", "batch_groups", "accumulate", "checkpoint_every", "keep_checkpoints", "validate_every"),
+            *("validation_groups", "log_every", "prefetch"),
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
-        if self.learning_rate <= 0:
-            raise ConfigError(f"learning_rate: {self.learning_rate} must be positive")
+        for name in ("pictures", "threads", "workers", "feature_cache_mb", "max_minutes", "warmup_steps", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} must not be negative")
+        for name in ("learning_rate", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} must be positive")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: {self.ema_decay} is not in [0, 1)")
 
@@ -87,6 +112,7 @@ class DiffusionLossSettings:
     Attributes:
         noise: distribution of the training noise levels.
         noise_draws: noise levels for one pass of the features.
+        positions: which of the learned object positions a sample uses (paper 4.3, A.4).
         min_targets: each step looks for a random number of the group's objects, at least this many.
         prior_weight: weight of the matching prior's own losses.
         prior_only_steps: first steps that train the backbone and the matching prior alone: cheap, and what the
@@ -95,9 +121,60 @@ class DiffusionLossSettings:
 
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     noise_draws: int = 1
+    positions: TrainingPositions = "random_interval"
     min_targets: int = 1
     prior_weight: float = 1.0
     prior_only_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("noise_draws", "min_targets"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BopDataset:
+    """A dataset in BOP's format, with the templates of its objects.
+
+    Attributes:
+        path: a dataset's folder, or with split "shards": a .tar file, a folder of them, a web address, or one of
+            these with braces (shard-{000000..000099}.tar).
+        split: the dataset's subfolder (train_pbr, test ...), or shards.
+        library: folder of its objects' templates, as `ocdit render` writes it.
+        weight: its share of the samples, relative to the other datasets' weights.
+    """
+
+    path: str
+    split: str
+    library: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BopDataSettings:
+    """Training data in BOP's format.
+
+    Attributes:
+        kind: bop.
+        datasets: what is trained on, mixed by weight.
+        held_out: what the validation sees; without any there is no validation.
+        sample: what a sample holds and how it is drawn.
+        cache_mb: memory for decoded templates, in each loader worker and for each dataset.
+        seed: of the stream.
+    """
+
+    kind: Literal["bop"] = "bop"
+    datasets: tuple[BopDataset, ...]
+    held_out: tuple[BopDataset, ...] = ()
+    sample: SampleSettings = field(default_factory=SampleSettings)
+    cache_mb: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.datasets:
+            raise ConfigError("datasets: empty; training needs at least one")
+        if self.cache_mb < 1:
+            raise ConfigError(f"cache_mb: {self.cache_mb} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,27 +182,49 @@ class TrainSettings:
     """One run of training/train.py.
 
     Attributes:
-        stage: vae, or diffusion (which needs a trained VAE).
+        stage: vae, or coarse or refine, which need a trained VAE.
         run: folder of the run: checkpoints, logs, the exported model.
         model: sizes of the network.
-        data: where pictures come from.
-        held_out_bank: objects for the validation, none of which is in data.bank.
+        data: where pictures come from; `kind` is synthetic (composed on the fly) or bop.
+        held_out_bank: with synthetic data: objects for the validation, none of which is in data.bank.
         loop: the loop.
         vae_loss: of the stage vae.
-        diffusion_loss: of the stage diffusion.
-        vae: for the stage diffusion: the exported model folder of a VAE run.
-        init: start from the weights of this exported model folder.
-        resume: continue the run in `run` where its newest checkpoint stands.
+        diffusion_loss: of the stages coarse and refine.
+        vae: for the stages coarse and refine: the exported model folder of a VAE run.
+        init: start from the weights of this exported model folder; positions are interpolated to other sizes, so
+            that a refine model can start from a coarse one.
+        resume: auto continues the run in `run` where its newest readable checkpoint stands; never refuses a folder
+            that has one; anything else is a checkpoint, or the folder of another run, to go on from.
     """
 
-    stage: Literal["vae", "diffusion"]
+    stage: Literal["vae", "coarse", "refine"]
     run: str
     model: OCDiTConfig
-    data: SyntheticDataSettings
-    held_out_bank: str
+    data: SyntheticDataSettings | BopDataSettings
     loop: LoopSettings
+    held_out_bank: str | None = None
     vae_loss: VAELossSettings = field(default_factory=VAELossSettings)
     diffusion_loss: DiffusionLossSettings = field(default_factory=DiffusionLossSettings)
     vae: str | None = None
     init: str | None = None
-    resume: bool = True
+    resume: str = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data, SyntheticDataSettings):
+            if self.held_out_bank is None:
+                raise ConfigError("held_out_bank: missing; synthetic data needs objects to be validated on")
+            mode, size, objects = self.data.mode, self.data.picture_size, self.data.objects
+        else:
+            mode, size, objects = self.data.sample.mode, self.data.sample.image_size, self.data.sample.objects
+        if self.stage != "vae" and mode != self.stage:
+            raise ConfigError(f"data mode: {mode!r} does not train the stage {self.stage}; it must be {self.stage!r}")
+        if tuple(size) != tuple(self.model.image_size):
+            raise ConfigError(
+                f"model.image_size: {list(self.model.image_size)}, but the data's pictures are {list(size)}; "
+                "they must be equal"
+            )
+        if self.stage != "vae" and objects > self.model.denoiser.max_objects:
+            raise ConfigError(
+                f"model.denoiser.max_objects: {self.model.denoiser.max_objects} positions are too few for the "
+                f"{objects} objects of a sample"
+            )

@@ -1,32 +1,41 @@
-"""The training stream: groups of composed scenes that share one set of objects, endless and repeatable."""
+"""The training data: groups of composed scenes that share one set of objects, endless and repeatable."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset, Sampler
 
+from ocdit_core.data.selection import CropSettings, Window, tight_window
 from ocdit_core.data.synthetic.bank import ObjectBank
 from ocdit_core.data.synthetic.recolouring import random_recolouring, recolour
 from ocdit_core.data.synthetic.scenes import SceneSettings, compose_scene
-from ocdit_core.errors import ConfigError
+from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.objects.viewpoints import icosphere_directions, spread_indices
+
+_ATTEMPTS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticDataSettings:
     """What a group holds and how it is drawn."""
 
+    kind: Literal["synthetic"] = "synthetic"
+    """Composed on the fly from drawn objects."""
+    mode: Literal["coarse", "refine"] = "coarse"
+    """Whole pictures and several targets, or the surroundings of one object in a picture, and one target."""
     bank: str
     """Folder of an object bank."""
     scene: SceneSettings = field(default_factory=SceneSettings)
-    """How scenes look; its image_size is that of the pictures."""
+    """How scenes look; in the mode coarse its image_size is that of the pictures."""
     objects: int = 4
     """Targets in a group (O)."""
     views: int = 4
@@ -34,7 +43,14 @@ class SyntheticDataSettings:
     scenes_per_group: int = 2
     """Pictures with the same targets (S)."""
     absent_share: float = 0.25
-    """Chance for each target to be missing from a picture."""
+    """Coarse: chance for each target to be missing from a picture."""
+    crop_size: tuple[int, int] = (96, 96)
+    """Refine: height and width in pixels of a picture, which is a window of a scene."""
+    crop: CropSettings = field(default_factory=CropSettings)
+    """Refine: how tightly windows are laid around objects."""
+    negative_share: float = 0.3
+    """Refine: chance for a picture to show another object than the target, which half of the time is elsewhere in the
+    scene and otherwise not there at all."""
     distractors: tuple[int, int] = (0, 3)
     """Fewest and most other objects in a picture."""
     lookalike_share: float = 0.1
@@ -53,20 +69,49 @@ class SyntheticDataSettings:
             raise ConfigError(f"absent_share: {self.absent_share} is not in 0..1")
         if not 0 <= self.distractors[0] <= self.distractors[1]:
             raise ConfigError(f"distractors: {self.distractors} has to be two rising numbers from 0 on")
+        if self.mode == "refine":
+            if self.objects != 1:
+                raise ConfigError(f"objects: a refine picture has 1 target, not {self.objects}")
+            if not 0 <= self.negative_share <= 1:
+                raise ConfigError(f"negative_share: {self.negative_share} is not in 0..1")
+            if self.negative_share > 0 and self.distractors[1] < 1:
+                raise ConfigError(f"distractors: {self.distractors} leaves no other object for a negative picture")
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures."""
+        return self.crop_size if self.mode == "refine" else self.scene.image_size
 
 
-class SyntheticScenes(IterableDataset[dict[str, Tensor]]):
-    """Endless groups; group k depends on the settings and k alone.
+class ConsecutiveBatches(Sampler[list[int]]):
+    """The numbers of the groups of each batch: batch b of a process is the (b world + rank)-th of the whole stream.
 
-    With W loader workers, worker w yields the groups start + w, start + w + W, ...; among several processes, give each
-    its `rank` of `world`. Use it with `torch.utils.data.DataLoader(dataset, batch_size=B, num_workers=W)`.
+    An endless batch sampler for `torch.utils.data.DataLoader`, which keeps its order whatever the number of workers.
+    """
+
+    def __init__(self, size: int, *, rank: int = 0, world: int = 1, start: int = 0):
+        self.size, self.rank, self.world, self.start = size, rank, world, start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Iterate from this process's batch number `start` on."""
+        batch = self.start
+        while True:
+            first = (batch * self.world + self.rank) * self.size
+            yield list(range(first, first + self.size))
+            batch += 1
+
+
+class SyntheticScenes(Dataset[dict[str, Tensor]]):
+    """Endlessly many groups; group k depends on the settings and k alone, so a run can be continued at any of them.
+
+    Use it with `torch.utils.data.DataLoader(dataset, batch_sampler=ConsecutiveBatches(...), num_workers=W)`.
 
     A group is a dict of tensors:
         images (S, 3, H, W) uint8 sRGB; templates (O, V, 3, h, w) uint8 on black; template_masks (O, V, h, w) uint8,
         0 or 255; masks (S, O, H, W) uint8, 0 or 1, what is seen of each target; present (S, O) bool.
     """
 
-    def __init__(self, settings: SyntheticDataSettings, *, start: int = 0, rank: int = 0, world: int = 1):
+    def __init__(self, settings: SyntheticDataSettings):
         """Opens the bank once to check it.
 
         Raises:
@@ -74,8 +119,6 @@ class SyntheticScenes(IterableDataset[dict[str, Tensor]]):
             ConfigError: the bank is too small for the settings.
         """
         self.settings = settings
-        self.start = start
-        self.rank, self.world = rank, world
         self._bank: ObjectBank | None = None
         bank = ObjectBank.open(Path(settings.bank))
         if len(bank) < settings.objects + settings.distractors[1]:
@@ -87,16 +130,11 @@ class SyntheticScenes(IterableDataset[dict[str, Tensor]]):
             raise ConfigError(f"views: {settings.views} wanted, the bank holds {bank.settings.views} of each object")
         self._directions = icosphere_directions(bank.settings.views)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        worker = get_worker_info()
-        workers, index = (worker.num_workers, worker.id) if worker is not None else (1, 0)
-        k = self.start + self.rank * workers + index
-        while True:
-            yield self.group(k)
-            k += workers * self.world
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        return self.group(k)
 
     def group(self, k: int) -> dict[str, Tensor]:
-        """Draws group k of the stream."""
+        """Draws group k."""
         if self._bank is None:
             self._bank = ObjectBank.open(Path(self.settings.bank))
         bank, settings = self._bank, self.settings
@@ -110,7 +148,8 @@ class SyntheticScenes(IterableDataset[dict[str, Tensor]]):
             templates.append(_coloured(bank.templates[target][chosen], colours))
         views = np.stack(templates)
 
-        drawn = [self._scene(rng, bank, targets, maps) for _ in range(settings.scenes_per_group)]
+        draw = self._window if settings.mode == "refine" else self._scene
+        drawn = [draw(rng, bank, targets, maps) for _ in range(settings.scenes_per_group)]
         images, masks, present = (np.stack(parts) for parts in zip(*drawn, strict=True))
         return {
             "images": _channels_first(images),
@@ -134,13 +173,7 @@ class SyntheticScenes(IterableDataset[dict[str, Tensor]]):
         settings = self.settings
         there = np.flatnonzero(rng.random(len(targets)) >= settings.absent_share)
         sprites = [self._sprite(rng, bank, int(targets[i]), maps[i]) for i in there]
-        for _ in range(int(rng.integers(settings.distractors[0], settings.distractors[1] + 1))):
-            other = int(rng.integers(len(bank)))
-            if other in targets or rng.random() < settings.lookalike_share:
-                other = int(rng.choice(targets))
-                sprites.append(self._sprite(rng, bank, other, random_recolouring(rng)))
-            else:
-                sprites.append(self._sprite(rng, bank, other, self._colours(rng)))
+        sprites += self._distractors(rng, bank, targets, settings.distractors[0])
         scene = compose_scene(rng, sprites, settings.scene)
         masks = np.zeros((len(targets), *settings.scene.image_size), np.uint8)
         seen = scene.masks[: len(there)]
@@ -149,6 +182,65 @@ class SyntheticScenes(IterableDataset[dict[str, Tensor]]):
         present = np.zeros(len(targets), bool)
         present[there[enough]] = True
         return scene.image, masks, present
+
+    def _distractors(
+        self, rng: np.random.Generator, bank: ObjectBank, targets: NDArray[np.int64], least: int
+    ) -> list[NDArray[np.uint8]]:
+        settings, sprites = self.settings, []
+        for _ in range(int(rng.integers(least, settings.distractors[1] + 1))):
+            other = int(rng.integers(len(bank)))
+            if other in targets or rng.random() < settings.lookalike_share:
+                other = int(rng.choice(targets))
+                sprites.append(self._sprite(rng, bank, other, random_recolouring(rng)))
+            else:
+                sprites.append(self._sprite(rng, bank, other, self._colours(rng)))
+        return sprites
+
+    def _window(
+        self,
+        rng: np.random.Generator,
+        bank: ObjectBank,
+        targets: NDArray[np.int64],
+        maps: list[NDArray[np.float32] | None],
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
+        """A refine picture (h, w, 3), the target's mask in it (1, h, w) and whether it is there (1,)."""
+        settings = self.settings
+        negative = bool(rng.random() < settings.negative_share)
+        there = not negative or bool(rng.random() < 0.5)
+        for _ in range(_ATTEMPTS):
+            sprites = [self._sprite(rng, bank, int(targets[0]), maps[0])] if there else []
+            sprites += self._distractors(rng, bank, targets, max(settings.distractors[0], int(negative)))
+            scene = compose_scene(rng, sprites, settings.scene)
+            mask = scene.masks[0] if there else np.zeros(settings.scene.image_size, bool)
+            window = self._around(rng, scene.masks[int(there) :], mask) if negative else self._around(rng, [mask], None)
+            if window is not None:
+                break
+            # Another object covers the target, or the target is in every window: without it there is always one.
+            there = there and not negative
+        else:
+            raise DataError(
+                f"in {_ATTEMPTS} scenes no object shows {settings.min_visible_pixels} pixels: "
+                "raise scene.object_size, or lower min_visible_pixels"
+            )
+        image, seen = window.image(scene.image, settings.crop_size), window.mask(mask, settings.crop_size)
+        present = seen.sum() >= settings.min_visible_pixels
+        return image, (seen & present)[None].astype(np.uint8), np.array([present])
+
+    def _around(
+        self,
+        rng: np.random.Generator,
+        masks: Sequence[NDArray[np.bool_]] | NDArray[np.bool_],
+        avoid: NDArray[np.bool_] | None,
+    ) -> Window | None:
+        """A window around one of the masks, any of them, that shows nothing of `avoid`; None where there is none."""
+        for i in rng.permutation(len(masks)):
+            if masks[i].sum() < self.settings.min_visible_pixels:
+                continue
+            x, y, width, height = cv2.boundingRect(masks[i].astype(np.uint8))
+            window = tight_window(rng, (x, y, width, height), self.settings.scene.image_size, self.settings.crop_size, self.settings.crop)
+            if avoid is None or not window.mask(avoid, self.settings.crop_size).any():
+                return window
+        return None
 
     @staticmethod
     def _sprite(

@@ -1,3 +1,4 @@
+import itertools
 import json
 import shutil
 
@@ -8,9 +9,10 @@ import trimesh
 from torch.utils.data import DataLoader
 
 from ocdit_core.data.synthetic.bank import BankSettings, ObjectBank, build_bank, main
-from ocdit_core.data.synthetic.dataset import SyntheticDataSettings, SyntheticScenes
+from ocdit_core.data.synthetic.dataset import ConsecutiveBatches, SyntheticDataSettings, SyntheticScenes
 from ocdit_core.data.synthetic.procedural import HELD_OUT_SEED
 from ocdit_core.data.synthetic.scanned import find_meshes, scanned_object
+from ocdit_core.data.synthetic.scenes import SceneSettings
 from ocdit_core.errors import ConfigError, DataError
 
 SETTINGS = BankSettings(objects=10, template_size=32, sprites=4, sprite_size=48)
@@ -146,19 +148,59 @@ def test_group_k_depends_on_the_seed_and_k_alone(bank_folder):
     assert not torch.equal(first.group(8)["images"], other["images"])
 
 
-def test_workers_share_the_stream_and_it_can_be_resumed(bank_folder):
-    dataset = SyntheticScenes(settings_for(bank_folder, scenes_per_group=1), start=5)
-    stream = iter(DataLoader(dataset, batch_size=None, num_workers=2))
-    for k in range(5, 9):
-        assert torch.equal(next(stream)["images"], dataset.group(k)["images"])
-    ranks = [iter(SyntheticScenes(settings_for(bank_folder), rank=rank, world=2)) for rank in range(2)]
-    taken = [next(ranks[k % 2])["images"] for k in range(4)]
-    for k, images in enumerate(taken):
-        assert torch.equal(images, dataset_image(bank_folder, k))
+def test_workers_keep_the_order_and_any_batch_can_be_the_first(bank_folder):
+    dataset = SyntheticScenes(settings_for(bank_folder, scenes_per_group=1))
+    stream = iter(DataLoader(dataset, batch_sampler=ConsecutiveBatches(2, start=3), num_workers=2))
+    for batch in range(3, 6):
+        images = next(stream)["images"]
+        for i in range(2):
+            assert torch.equal(images[i], dataset[2 * batch + i]["images"])
 
 
-def dataset_image(folder, k):
-    return SyntheticScenes(settings_for(folder)).group(k)["images"]
+def test_processes_take_turns():
+    orders = [itertools.islice(ConsecutiveBatches(2, rank=rank, world=2, start=1), 2) for rank in range(2)]
+    assert [list(order) for order in orders] == [[[4, 5], [8, 9]], [[6, 7], [10, 11]]]
+
+
+def refine_settings(folder, **changes):
+    options = {"mode": "refine", "objects": 1, "distractors": (1, 3), "crop_size": (48, 64), "negative_share": 0.4}
+    return settings_for(folder, **{**options, **changes})
+
+
+def test_refine_groups_show_one_object_close_up_or_another_one(bank_folder):
+    dataset = SyntheticScenes(refine_settings(bank_folder))
+    present, areas = [], []
+    for k in range(40):
+        group = dataset.group(k)
+        assert group["images"].shape == (2, 3, 48, 64)
+        assert group["templates"].shape[:2] == (1, 4)
+        assert group["masks"].shape == (2, 1, 48, 64)
+        pixels = group["masks"].sum(dim=(2, 3))
+        assert torch.equal(pixels > 0, group["present"])
+        present += group["present"].flatten().tolist()
+        areas += (pixels[group["present"]] / (48 * 64)).tolist()
+    assert 0.4 < np.mean(present) < 0.8
+    # Close up: of a picture that a whole scene fills, an object covers a few hundredths.
+    assert np.mean(areas) > 0.12
+    for name, value in dataset.group(7).items():
+        assert torch.equal(value, SyntheticScenes(refine_settings(bank_folder)).group(7)[name])
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_share_of_negatives_is_what_is_asked_for(bank_folder, share):
+    dataset = SyntheticScenes(refine_settings(bank_folder, negative_share=share))
+    present = torch.cat([dataset.group(k)["present"].flatten() for k in range(10)])
+    assert present.float().mean() == 1 - share
+
+
+def test_refine_settings_that_make_no_sense_are_refused(bank_folder):
+    with pytest.raises(ConfigError, match="1 target, not 2"):
+        refine_settings(bank_folder, objects=2)
+    with pytest.raises(ConfigError, match="no other object"):
+        refine_settings(bank_folder, distractors=(0, 0))
+    tiny = SceneSettings(image_size=(144, 192), object_size=(0.01, 0.02))
+    with pytest.raises(DataError, match="in 100 scenes no object shows"):
+        SyntheticScenes(refine_settings(bank_folder, scene=tiny)).group(0)
 
 
 def test_all_present_without_absent_share(bank_folder):

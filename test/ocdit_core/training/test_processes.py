@@ -1,0 +1,83 @@
+"""Several processes (gloo) against one: the same training, and checkpoints that pass from one to the other."""
+
+import pytest
+import torch
+
+from ocdit_core.models.ocdit import OCDiT
+from ocdit_core.training import checkpoints
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def common(vae):
+    common = [f"vae={vae}", f"loop.steps={STEPS}", "diffusion_loss.prior_only_steps=4", "loop.log_every=1"]
+    return [*common, "loop.validate_every=20", "loop.pictures=1"]
+
+
+@pytest.fixture(scope="module")
+def alone(lab, common):
+    """One process with twice the batch."""
+    assert lab.train("smoke_coarse", "alone", *common, "loop.batch_groups=4") == 0
+    return lab.logged("alone")
+
+
+def same_losses(found, expected):
+    assert found.keys() == expected.keys()
+    return max(abs(found[step] - expected[step]) for step in expected) < 1e-4
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(lab, common, alone):
+    """The matching prior's batch statistics, choice of targets, noise and noise levels included."""
+    lab.train_together(2, "smoke_coarse", "ddp", *common, "loop.batch_groups=2")
+    assert len(alone) == STEPS
+    assert same_losses(lab.logged("ddp"), alone)
+    assert lab.logged("ddp", "validation/iou") == pytest.approx(lab.logged("alone", "validation/iou"), abs=1e-3)
+
+
+def test_gradients_of_several_batches_add_up_to_those_of_one(lab, common, alone):
+    # Without the prior, whose statistics are those of each batch.
+    plain = ["model.matching_prior=null", "loop.steps=6", "loop.validate_every=100"]
+    assert lab.train("smoke_coarse", "large", *common, *plain, "loop.batch_groups=4") == 0
+    assert lab.train("smoke_coarse", "small", *common, *plain, "loop.batch_groups=1", "loop.accumulate=4") == 0
+    assert same_losses(lab.logged("small"), lab.logged("large"))
+
+
+@pytest.fixture(scope="module")
+def sharded(lab, common):
+    """Fewer steps of the same schedule: the learning rate is still warming up."""
+    steps = [*common, "loop.warmup_steps=10", "loop.steps=6", "loop.checkpoint_every=3", "loop.strategy=fsdp2"]
+    lab.train_together(2, "smoke_coarse", "fsdp", *steps, "loop.batch_groups=2", "loop.workers=1")
+    return steps
+
+
+def test_a_sharded_run_trains_the_same_and_one_process_takes_over(lab, sharded, alone):
+    losses = {step: loss for step, loss in alone.items() if step <= 6}
+    assert same_losses(lab.logged("fsdp"), losses)
+    state = checkpoints.find(lab.folder / "fsdp", 3)
+    given = OCDiT.from_pretrained(lab.folder / "fsdp" / "model")
+    assert {name: value.shape for name, value in state["model"].items()} == {
+        name: value.shape for name, value in given.state_dict().items()
+    }
+    # One process loads the gathered state, its averages and moments too, and goes on with the whole batch.
+    source = f"resume={lab.folder / 'fsdp' / 'checkpoints' / 'step_00000003.pt'}"
+    assert lab.train("smoke_coarse", "taken_over", *sharded, "loop.batch_groups=4", source) == 0
+    assert same_losses(lab.logged("taken_over"), {step: losses[step] for step in (4, 5, 6)})
+    ours = OCDiT.from_pretrained(lab.folder / "taken_over" / "model").state_dict()
+    for name, value in given.state_dict().items():
+        torch.testing.assert_close(value, ours[name], atol=2e-3, rtol=0, msg=name)
+
+
+def test_two_processes_resume_bit_for_bit(lab, sharded):
+    """Each has random states and a place in the data of its own, and shards to fill."""
+    source = f"resume={lab.folder / 'fsdp' / 'checkpoints' / 'step_00000003.pt'}"
+    options = [*sharded, "loop.batch_groups=2", "loop.workers=1", source]
+    lab.train_together(2, "smoke_coarse", "resumed", *options)
+    whole, parts = lab.logged("fsdp"), lab.logged("resumed")
+    assert parts == {step: whole[step] for step in (4, 5, 6)}
+    states = [checkpoints.find(lab.folder / run) for run in ("fsdp", "resumed")]
+    assert len(states[0]["data"]) == len(states[0]["rng"]) == 2
+    assert states[0]["data"] == states[1]["data"]
+    for part in ("model", "average"):
+        for name, value in states[0][part].items():
+            assert torch.equal(value, states[1][part][name]), name

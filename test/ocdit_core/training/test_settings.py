@@ -1,0 +1,119 @@
+"""Mistakes in settings and data, and what can be asked for without training."""
+
+import pytest
+import torch
+import yaml
+
+from ocdit_core.config import build
+from ocdit_core.errors import ConfigError
+from ocdit_core.training.diffusion import DiffusionStage
+from ocdit_core.training.loop import learning_rate_factor
+from ocdit_core.training.settings import LoopSettings, TrainSettings
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loop.stepps=3"], "loop.stepps: unknown setting; did you mean 'steps'"),
+        (["data.scene.objekt_size=[0.1, 0.2]"], "data.scene.objekt_size: unknown setting; did you mean 'object_size'"),
+        (["loop.learning_rate=-1"], "loop.learning_rate: -1.0 must be positive"),
+        (["loop.accumulate=0"], "loop.accumulate: 0 must be at least 1"),
+        (["loop.strategy=fsdp"], "'fsdp' is not one of 'auto', 'ddp', 'fsdp2'"),
+        (["stage=diffusion"], "'diffusion' is not one of 'vae', 'coarse', 'refine'"),
+        (["stage=refine"], "'coarse' does not train the stage refine"),
+        (["data.kind=pictures"], "data.kind: 'pictures' is not one of 'synthetic', 'bop'"),
+        (["model.image_size=[64, 64]"], "model.image_size: [64, 64], but the data's pictures are [64, 96]"),
+        (["data.objects=5"], "4 positions are too few for the 5 objects"),
+        (["diffusion_loss.positions=random"], "is not one of 'first', 'random_interval'"),
+        (["loop.feature_cache_mb=10"], "only a frozen backbone's features"),
+        (["vae=null"], "vae: the stage coarse needs the exported folder of a VAE run"),
+        (["vae=/nowhere"], "no such file"),
+        (["loop.device=tpu7"], "is not a device"),
+        (["data.bank=/nowhere"], "/nowhere"),
+        (["model.vae.latent_channels=4"], "holds another VAE"),
+    ],
+)
+def test_mistakes_get_one_line(lab, vae, capsys, overrides, message):
+    assert lab.train("smoke_coarse", "bad", f"vae={vae}", *overrides) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert message in error[-1]
+    assert error[-1].startswith("train.py: error: ")
+    assert not (lab.folder / "bad").exists()
+
+
+def test_print_config_shows_what_a_run_stores(lab, vae, capsys):
+    assert lab.train("smoke_coarse", "x", "--print-config", "loop.steps=7") == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["loop"]["steps"] == 7
+    assert printed["data"]["kind"] == "synthetic"
+    assert build(TrainSettings, printed) == lab.settings("smoke_coarse", "x", "loop.steps=7")
+    stored = yaml.safe_load((lab.folder / "vae" / "settings.yaml").read_text())
+    assert build(TrainSettings, stored) == lab.settings("smoke_vae", "vae")
+
+
+def test_data_of_bop_kind_has_its_own_settings(lab):
+    values = yaml.safe_load(
+        """
+        stage: refine
+        run: runs/x
+        model: {image_size: [64, 64]}
+        data:
+          kind: bop
+          datasets: [{path: /data/a, split: train_pbr, library: /data/objects, weight: 2}]
+          sample: {mode: refine, objects: 1, image_size: [64, 64]}
+        loop: {steps: 3}
+        """
+    )
+    settings = build(TrainSettings, values)
+    assert settings.data.datasets[0].weight == 2.0
+    assert settings.held_out_bank is None
+    values["data"]["bank"] = "x"
+    with pytest.raises(ConfigError, match="bank: unknown setting"):
+        build(TrainSettings, values)
+    values["data"] = {"kind": "synthetic", "bank": "x", "scene": {"image_size": [64, 64]}}
+    values["stage"] = "coarse"
+    with pytest.raises(ConfigError, match="held_out_bank: missing"):
+        build(TrainSettings, values)
+
+
+def test_a_dry_run_tells_what_a_run_costs_and_writes_nothing(lab, vae, capsys):
+    assert lab.train("smoke_coarse", "dry", "--dry-run", f"vae={vae}", "loop.accumulate=2") == 0
+    out = capsys.readouterr().out
+    for line in (
+        "batch       images [2, 2, 3, 64, 96] uint8",
+        "parameters  vae 0.07 M (frozen)",
+        "run         60 steps of 4 groups on 1 process (cpu): about",
+    ):
+        assert line in out
+    for word in ("step ", "data ", "network ", "optimiser ", "memory ", "validation ", "iou ", "checkpoint "):
+        assert word in out
+    assert not (lab.folder / "dry").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_batch_and_the_weights(lab, vae, capsys, monkeypatch):
+    original = DiffusionStage.loss
+
+    def loss(self, batch, step):
+        value, parts = original(self, batch, step)
+        return value * (torch.inf if step == 2 else 1), parts
+
+    monkeypatch.setattr(DiffusionStage, "loss", loss)
+    assert lab.train("smoke_coarse", "broken", f"vae={vae}", "loop.checkpoint_every=1") == 2
+    assert "step 2: the loss (inf) or its gradient is not finite" in capsys.readouterr().err
+    left = torch.load(lab.folder / "broken" / "nan_batch_2.pt", weights_only=True)
+    assert left["step"] == 2
+    assert left["batches"][0]["images"].shape == (2, 2, 3, 64, 96)
+    # The weights that met the batch, not ones that the step has spoilt.
+    assert all(value.isfinite().all() for value in left["model"].values() if value.is_floating_point())
+    checkpoint = torch.load(lab.folder / "broken" / "checkpoints" / "step_00000002.pt", weights_only=True)
+    weights = {name: value for name, value in checkpoint["model"].items() if "standardise" not in name}
+    assert all(torch.equal(value, left["model"][name]) for name, value in weights.items())
+
+
+def test_learning_rate_warms_up_and_falls_along_a_cosine():
+    loop = LoopSettings(steps=110, warmup_steps=10, final_learning_rate=0.1)
+    factors = [learning_rate_factor(step, loop) for step in range(111)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == 1
+    assert factors[60] == pytest.approx(0.55)
+    assert factors[110] == pytest.approx(0.1)

@@ -1,0 +1,148 @@
+"""The smoke configs end to end, and what comes out of each stage."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from ocdit_core.errors import WeightsError
+from ocdit_core.models.checkpoint import read_weights
+from ocdit_core.models.ocdit import OCDiT
+from ocdit_core.training.data import TrainingData
+from ocdit_core.training.diffusion import DiffusionStage, choose_targets
+from ocdit_core.training.initialise import start_from
+from ocdit_core.training.main import main
+from ocdit_core.training.randomness import SampleRandom, step_generator
+from ocdit_core.training.vae import move_masks, random_affine
+
+CONFIGS = Path(__file__).parents[3] / "config" / "train"
+
+
+def test_vae_stage_stores_the_statistics_of_its_latents(vae):
+    settings = yaml.safe_load((vae / "config.yaml").read_text())
+    assert settings["latent_channels"] == 8
+    state = read_weights(vae / "model.safetensors")
+    assert (state["latent_std"] > 0).all()
+    assert not torch.equal(state["latent_std"], torch.ones(8, 1, 1))
+
+
+def test_coarse_stage_trains_the_denoiser_and_leaves_the_vae(lab, vae, coarse):
+    model = OCDiT.from_pretrained(coarse)
+    assert model.prior is not None
+    # The gates that start at zero have moved.
+    assert model.denoiser.blocks[0].mlp_modulation.linear.weight.abs().max() > 0
+    trained = read_weights(vae / "model.safetensors")
+    for name, value in model.vae.state_dict().items():
+        assert torch.equal(value, trained[name].half().float()), name
+
+
+def test_a_run_logs_figures_by_noise_level_and_pictures(lab, coarse):
+    tags = lab.folder / "coarse" / "tensorboard"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tags), size_guidance={"images": 0}).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/prior", "train/diffusion", "train/gradient_norm", "train/learning_rate"} <= scalars
+    assert {"train/samples_per_second", "train/memory_gib", "train/data_wait_share"} <= scalars
+    assert {"validation/iou", "validation/ap", "validation/false_masks", "validation/prior_iou"} <= scalars
+    assert sum(name.startswith("train/error_sigma_") for name in scalars) >= 4
+    assert events.Tags()["histograms"] == ["train/log10_sigma"]
+    assert set(events.Tags()["images"]) == {f"validation/{kind}_{i}" for kind in ("masks", "denoising") for i in (0, 1)}
+
+
+def test_refine_stage_starts_from_coarse_weights_with_interpolated_positions(lab, coarse):
+    assert lab.train("smoke_refine", "refine", f"init={coarse}", "loop.steps=30") == 0
+    model = OCDiT.from_pretrained(lab.folder / "refine" / "model")
+    assert model.config.image_size == (64, 64)
+    assert model.denoiser.query_embedding.patch_position.table.shape[0] == 16
+    start = DiffusionStage(lab.settings("smoke_refine", "x", f"init={coarse}")).model
+    given = OCDiT.from_pretrained(coarse)
+    assert torch.equal(start.denoiser.head.mlp[0].weight, given.denoiser.head.mlp[0].weight)
+    expected = given.denoiser.query_embedding.patch_position((4, 4))
+    assert torch.equal(start.denoiser.query_embedding.patch_position.table, expected)
+
+
+def test_weights_of_another_architecture_are_refused(lab, coarse):
+    settings = lab.settings("smoke_refine", "x", f"init={coarse}", "model.denoiser.width=96")
+    with pytest.raises(WeightsError, match="has shape"):
+        start_from(OCDiT(settings.model), coarse)
+
+
+def test_more_learned_positions_than_the_given_model_has_are_interpolated(lab, coarse):
+    settings = lab.settings("smoke_coarse", "x", "model.denoiser.max_objects=7")
+    model, given = OCDiT(settings.model), OCDiT.from_pretrained(coarse)
+    start_from(model, coarse)
+    wide, narrow = (m.denoiser.query_embedding.object_position.table for m in (model, given))
+    assert torch.equal(wide[::2], narrow)
+    torch.testing.assert_close(wide[1], (narrow[0] + narrow[1]) / 2)
+
+
+def test_a_tiny_model_learns_one_batch(lab, vae):
+    """Some steps on one batch bring both losses far down: the gradient reaches everything."""
+    settings = lab.settings("smoke_coarse", "x", f"vae={vae}")
+    torch.manual_seed(0)
+    stage = DiffusionStage(settings)
+    batch = next(iter(TrainingData(settings)))
+    stage.model.train()
+    optimiser = torch.optim.AdamW([p for p in stage.model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for step in range(50):
+        loss, parts = stage.loss({**batch, "number": batch["number"] + 2 * step}, step=10_000)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append((parts["prior"].item(), parts["diffusion"].item()))
+    first, last = torch.tensor(losses[:10]).mean(0), torch.tensor(losses[-10:]).mean(0)
+    assert last[0] < 0.6 * first[0]
+    assert last[1] < first[1] - 0.3
+
+
+def test_noise_belongs_to_the_sample_whatever_batch_it_is_in():
+    cpu = torch.device("cpu")
+    together, second = (SampleRandom(3, torch.tensor(numbers), cpu) for numbers in ([6, 7], [7]))
+    assert torch.equal(together.normal(2, 3)[1:], second.normal(2, 3))
+    draws = [r.each(lambda g: torch.rand(4, generator=g)) for r in (together, second)]
+    assert torch.equal(draws[0][1:], draws[1])
+    assert not torch.equal(draws[0][0], draws[0][1])
+    assert not torch.equal(
+        draws[0], SampleRandom(4, torch.tensor([6, 7]), cpu).each(lambda g: torch.rand(4, generator=g))
+    )
+
+
+def test_targets_are_chosen_with_all_that_belongs_to_them():
+    batch = {
+        "masks": torch.arange(2 * 3 * 5).view(2, 3, 5, 1, 1),
+        "present": torch.arange(2 * 3 * 5).view(2, 3, 5),
+        "templates": torch.arange(10).view(2, 5, 1, 1, 1, 1),
+        "template_masks": torch.arange(10).view(2, 5, 1, 1, 1),
+        "images": torch.zeros(2, 3, 3, 16, 16),
+    }
+    random = SampleRandom(0, torch.tensor([0, 1]), torch.device("cpu"))
+    chosen = choose_targets(batch, random, step_generator(0, 0), 4)
+    objects = chosen["templates"].flatten(1)
+    assert objects.shape[1] in (4, 5)
+    assert not torch.equal(objects[0], objects[1] - 5)
+    for group in range(2):
+        for scene in range(3):
+            expected = objects[group] - 5 * group + 15 * group + 5 * scene
+            assert torch.equal(chosen["masks"][group, scene].flatten(), expected)
+            assert torch.equal(chosen["present"][group, scene], expected)
+    counts = {choose_targets(batch, random, step_generator(0, s), 1)["masks"].shape[2] for s in range(60)}
+    assert counts == {1, 2, 3, 4, 5}
+
+
+def test_augmented_masks_stay_binary_and_move():
+    mask = torch.zeros(1, 32, 48)
+    mask[:, 10:20, 10:30] = 1
+    generator = torch.Generator().manual_seed(0)
+    moved = move_masks(mask.expand(50, -1, -1), random_affine(50, 48 / 32, generator))
+    assert set(moved.unique().tolist()) <= {0.0, 1.0}
+    assert (moved != mask).any(2).any(1).float().mean() > 0.9
+    assert moved.sum((1, 2)).mean() == pytest.approx(mask.sum().item(), rel=0.5)
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml"), key=str), ids=lambda path: path.stem)
+def test_every_config_is_valid(config, capsys):
+    assert main(["--config", str(config), "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["stage"] in ("vae", "coarse", "refine")
