@@ -5,6 +5,8 @@ The pictures are those of the moderngl renderer: the same cameras, samples and s
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,13 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from ocdit_core.errors import RenderingError
 from ocdit_core.objects.renderers import Views, camera_arrays, clipping_range, reduce_samples
+from ocdit_core.objects.rendering import EDGE_WIDTH, open_contexts
 from ocdit_core.objects.shaders import shading_functions
 from ocdit_core.objects.shading import Lighting, Surface, surface_of
 
 if TYPE_CHECKING:
     import trimesh
 
-EDGE_WIDTH = 2.0  # samples, as in rendering.py
+_OSMESA = ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")
+
+_kept: Any = None  # the window, see _window
 
 _COLOUR = "    gl_FragData[0] = vec4(diffuseColor, 1.0);\n"
 # VTK's camera axes are OpenGL's: y up, z backwards.
@@ -67,34 +72,8 @@ class PyVistaRenderer:
         except ImportError as error:
             raise RenderingError("this renderer needs the package pyvista: pip install pyvista") from error
         self._pv: Any = pyvista
-        self._plotter: Any = None
-        self._size = (0, 0)
-        self._open((256, 256))
-
-    def _open(self, size: tuple[int, int]) -> None:
-        """Opens a window of this height and width; VTK draws into whatever it finds: EGL, OSMesa, or a display."""
-        if self._plotter is not None:
-            self._plotter.close()
-        logger = self._pv._vtk.vtkLogger
-        verbosity = logger.GetCurrentVerbosityCutoff()
-        # VTK asks for an X server first and warns that there is none, which is the ordinary case here.
-        logger.SetStderrVerbosity(logger.ConvertToVerbosity("ERROR"))
-        try:
-            self._plotter = self._pv.Plotter(off_screen=True, window_size=size[::-1], lighting="none")
-            self._plotter.disable_anti_aliasing()
-            self._plotter.render_window.SetMultiSamples(0)
-            self._plotter.set_background("black")
-            # VTK interpolates normals only where there is a light; what the light does is ours.
-            self._plotter.add_light(self._pv.Light(light_type="headlight"))
-            self._plotter.show(auto_close=False)
-        except Exception as error:  # VTK raises plain RuntimeError, and PyVista several kinds
-            reason = " ".join(str(error).split())
-            raise RenderingError(
-                f"VTK has no off-screen OpenGL ({reason}); on Ubuntu and Debian: apt-get install libegl1 libosmesa6"
-            ) from error
-        finally:
-            logger.SetStderrVerbosity(verbosity)
-        self._size = size
+        self._size = (256, 256)
+        self._plotter: Any = _window(pyvista)
 
     def __enter__(self) -> PyVistaRenderer:
         return self
@@ -105,10 +84,8 @@ class PyVistaRenderer:
         self.close()
 
     def close(self) -> None:
-        """Frees the window; a second call does nothing."""
-        if self._plotter is not None:
-            self._plotter.close()
-            self._plotter = None
+        """Ends the use of this renderer; a second call does nothing."""
+        self._plotter = None
 
     def upload(self, mesh: trimesh.Trimesh) -> VtkMesh:
         """Prepares a mesh in metres; raises MeshError when it has no faces, or a vertex is not finite."""
@@ -146,8 +123,8 @@ class PyVistaRenderer:
             raise RenderingError("the renderer is closed; make a new one")
         all_poses, cameras = camera_arrays(poses, K, size, supersample)
         sampled = (size[0] * supersample, size[1] * supersample)
-        if sampled != self._size:
-            self._open(sampled)
+        self._size = sampled
+        self._plotter.render_window.SetSize(*sampled[::-1])
         handle = mesh if isinstance(mesh, VtkMesh) else self.upload(mesh)
         actors = [self._actor(handle, style) for style in ("surface", *(["wireframe"] if edges else []))]
         scene = self._plotter.renderer
@@ -226,6 +203,62 @@ class PyVistaRenderer:
         samples[..., 3] = np.where(covered, 255, 0)
         metres = np.where(covered, near * far / (far - buffer * (far - near)), 0).astype(np.float32)
         return samples, metres
+
+
+def _window(pv: Any) -> Any:
+    """Opens the off-screen window, or returns the one that is open; VTK draws by what it finds: EGL, OSMesa, a display.
+
+    VTK ends EGL for the whole process, and with it other renderers' contexts, when it looks for a driver and when its
+    window closes. So the window stays open, and has to be opened first.
+
+    Raises:
+        RenderingError: there is no OpenGL, or a moderngl renderer is open already.
+    """
+    global _kept
+    if _kept is not None:
+        return _kept
+    if open_contexts():
+        raise RenderingError(
+            "a moderngl renderer is open, and VTK would break it: close it, or open PyVista's renderer before it"
+        )
+    logger = pv._vtk.vtkLogger
+    verbosity = logger.GetCurrentVerbosityCutoff()
+    # VTK asks for an X server first and warns that there is none, which is the ordinary case here.
+    logger.SetStderrVerbosity(logger.ConvertToVerbosity("OFF"))
+    try:
+        _refuse_without_opengl(pv)
+        plotter = pv.Plotter(off_screen=True, window_size=(256, 256), lighting="none")
+        plotter.disable_anti_aliasing()
+        plotter.render_window.SetMultiSamples(0)
+        plotter.set_background("black")
+        # VTK interpolates normals only where there is a light; what the light does is ours.
+        plotter.add_light(pv.Light(light_type="headlight"))
+        plotter.show(auto_close=False)
+    except RenderingError:
+        raise
+    except Exception as error:  # VTK raises plain RuntimeError, and PyVista several kinds
+        reason = " ".join(str(error).split())
+        raise RenderingError(
+            f"VTK has no off-screen OpenGL ({reason}); on Ubuntu and Debian: apt-get install libosmesa6"
+        ) from error
+    finally:
+        logger.SetStderrVerbosity(verbosity)
+    _kept = plotter
+    return plotter
+
+
+def _refuse_without_opengl(pv: Any) -> None:
+    """Raises RenderingError where VTK has only OSMesa left and that is missing: it would end the process."""
+    importlib.import_module("vtkmodules.vtkRenderingOpenGL2")  # before it is there, VTK knows no kind of window
+    if pv._vtk.vtkRenderWindow().GetClassName() != "vtkOSOpenGLRenderWindow":
+        return
+    for name in _OSMESA:
+        try:
+            ctypes.CDLL(name)
+            return
+        except OSError:
+            continue
+    raise RenderingError("VTK finds neither EGL nor OSMesa; on Ubuntu and Debian: apt-get install libosmesa6")
 
 
 def _light(actor: Any, surface: Surface, lighting: Lighting) -> None:

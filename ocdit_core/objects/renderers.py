@@ -56,10 +56,14 @@ def reduce_samples(samples: NDArray[np.uint8], factor: int) -> tuple[NDArray[np.
     """
     height, width = samples.shape[0] // factor, samples.shape[1] // factor
     picture = samples if factor == 1 else cv2.resize(samples, (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(picture, dtype=np.uint8), near_samples(cv2.extractChannel(samples, 3), factor)
+
+
+def near_samples(coverage: Any, factor: int) -> NDArray[np.bool_]:
+    """Returns (h, w) which pixels are `Views.near`, from the coverage (h * factor, w * factor) uint8 of samples."""
     # From one sample before each pixel's first to one behind its last.
     reach = np.ones((factor + 2, factor + 2), np.uint8)
-    near = cv2.dilate(cv2.extractChannel(samples, 3), reach, anchor=(1, 1))[::factor, ::factor]
-    return np.asarray(picture, dtype=np.uint8), np.asarray(near > 0)
+    return np.asarray(cv2.dilate(coverage, reach, anchor=(1, 1))[::factor, ::factor] > 0)
 
 
 def camera_arrays(
@@ -142,7 +146,7 @@ class TemplateRenderer(Protocol):
     ) -> None: ...
 
 
-def open_renderer(name: str = "moderngl", *, samples: int = 16) -> TemplateRenderer:
+def open_renderer(name: str = "moderngl", *, samples: int = 64) -> TemplateRenderer:
     """Opens a renderer, to be used as a context manager.
 
     Args:
@@ -167,4 +171,8 @@ def open_renderer(name: str = "moderngl", *, samples: int = 16) -> TemplateRende
         from ocdit_core.objects.pyvista_renderer import PyVistaRenderer
 
         return PyVistaRenderer()
+    if name == "mitsuba":
+        from ocdit_core.objects.mitsuba_renderer import MitsubaRenderer
+
+        return MitsubaRenderer(samples)
     raise ConfigError(f"renderer: {name!r} is unknown; use auto, {', '.join(RENDERERS)}")

@@ -6,6 +6,7 @@ lies in pixel (floor(u), floor(v)), and resizing a picture scales its intrinsics
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +30,14 @@ EDGE_WIDTH = 2.0
 _ATLAS_ROWS = 2048  # views are drawn below one another and read back together
 
 
+_live: weakref.WeakSet[Renderer] = weakref.WeakSet()
+
+
+def open_contexts() -> int:
+    """Returns how many renderers are open in this process."""
+    return len(_live)
+
+
 class _Kind(NamedTuple):
     """What a shader program is made for."""
 
@@ -44,6 +53,7 @@ class MeshHandle:
     """A mesh on the graphics card, made by `Renderer.upload`; give it back with `release`."""
 
     surface: Surface
+    context: Any
     buffer: Any
     texture: Any | None
     arrays: dict[_Kind, Any] = field(default_factory=dict)
@@ -51,9 +61,10 @@ class MeshHandle:
 
     def release(self) -> None:
         """Frees the card's memory; the handle must not be drawn any more."""
-        for item in (*self.arrays.values(), self.buffer, self.texture):
-            if item is not None:
-                item.release()
+        with self.context:
+            for item in (*self.arrays.values(), self.buffer, self.texture):
+                if item is not None:
+                    item.release()
         self.arrays.clear()
 
 
@@ -83,6 +94,7 @@ class Renderer:
             ) from error
         self._depth_test, self._linear_mipmap = moderngl.DEPTH_TEST, moderngl.LINEAR_MIPMAP_NEAREST
         self._linear = moderngl.LINEAR
+        _live.add(self)
         self._targets: dict[tuple[int, int, bool], tuple[Any, ...]] = {}
 
     def __enter__(self) -> Renderer:
@@ -97,11 +109,13 @@ class Renderer:
         """Frees the context and all that was drawn in it; a second call does nothing."""
         if self._gl is None:
             return
-        self._drop_targets()
-        for program in self._programs.values():
-            program.release()
+        with self._gl:
+            self._drop_targets()
+            for program in self._programs.values():
+                program.release()
         self._gl.release()
         self._gl = None
+        _live.discard(self)
 
     def upload(self, mesh: trimesh.Trimesh) -> MeshHandle:
         """Puts a mesh in metres on the card, with its texture, vertex or face colours, or a neutral grey.
@@ -110,6 +124,10 @@ class Renderer:
             MeshError: the mesh has no faces, or a vertex is not finite.
         """
         surface = surface_of(mesh)
+        with self._gl:
+            return self._upload(surface)
+
+    def _upload(self, surface: Surface) -> MeshHandle:
         texture = None
         if surface.texture is not None:
             image = surface.texture
@@ -122,7 +140,7 @@ class Renderer:
             texture.build_mipmaps()
             texture.filter = (self._linear_mipmap, self._linear)
         buffer = self._gl.buffer(surface.corners.tobytes())
-        return MeshHandle(surface, buffer, texture)
+        return MeshHandle(surface, self._gl, buffer, texture)
 
     def render(
         self,
@@ -150,8 +168,10 @@ class Renderer:
                 lights=len(lighting.lights),
                 depth=depth,
             )
-            self._light(kind, handle, lighting)
-            return self._draw(kind, handle, all_poses, cameras, size, supersample, lighting, edges)
+            # Another renderer may have been at work since: its context would be drawn into.
+            with self._gl:
+                self._light(kind, handle, lighting)
+                return self._draw(kind, handle, all_poses, cameras, size, supersample, lighting, edges)
         finally:
             if handle is not mesh:
                 handle.release()

@@ -125,6 +125,16 @@ class Surface:
         return self.metallic is not None or self.roughness is not None
 
 
+def linear_from_srgb(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Returns sRGB values in 0..1 as linear ones."""
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4).astype(np.float32)
+
+
+def srgb_from_linear(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Returns linear values in 0..1 as sRGB ones."""
+    return np.where(values <= 0.0031308, 12.92 * values, 1.055 * values ** (1 / 2.4) - 0.055).astype(np.float32)
+
+
 def surface_of(mesh: trimesh.Trimesh) -> Surface:
     """Turns a mesh in metres into drawable buffers.
 

@@ -56,7 +56,7 @@ class ViewSettings:
     """Pictures a direction, turned about the optical axis by even steps over 360 degrees."""
     renderer: str = "moderngl"
     """"moderngl", "pyvista" or "mitsuba"."""
-    samples: int = 16
+    samples: int = 64
     """Light paths a pixel, for Mitsuba only."""
 
     def __post_init__(self) -> None:
