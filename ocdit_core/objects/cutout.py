@@ -24,6 +24,8 @@ MIN_SHARE = 0.002
 """Of the photograph: a smaller cut-out is nothing."""
 MAX_SHARE = 0.9
 """Of the photograph: a larger cut-out is the background's."""
+MIN_LARGEST = 0.5
+"""Of the cut-out: the largest of its parts has this share; an object seldom looks like islands."""
 
 # Of the shorter side: how far the border reaches that shows what the background looks like.
 _BORDER = 0.05
@@ -55,7 +57,7 @@ def cut_out(image: np.ndarray, click: tuple[float, float] | None = None) -> Mask
 
     Raises:
         ImageError: it is no image, the click is outside it, or no object can be told from the background: nothing is
-            found, nearly all is, or what is found reaches the border.
+            found, nearly all is, or what is found reaches the border or falls into pieces.
     """
     image = as_rgb8(image)
     height, width = image.shape[:2]
@@ -216,6 +218,12 @@ def _check(mask: Mask, *, plain: bool) -> None:
     if (mask & _frame(mask.shape, 2)).any():
         reason = "the object does, or the background is not plain" if plain else "the object does, or it blends in"
         raise ImageError(f"the cut-out reaches the picture's border: {reason}; show all of the object, or {other}")
+    areas = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2][1:, cv2.CC_STAT_AREA]
+    if areas.max() < MIN_LARGEST * areas.sum():
+        raise ImageError(
+            f"the cut-out falls into {len(areas)} parts: the background is too much like the object; "
+            f"choose another one, or {other}"
+        )
 
 
 def _trimap(seed: Mask) -> NDArray[np.uint8]:
