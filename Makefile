@@ -18,10 +18,10 @@ demo: $(VENV)/.ros
 	$(VENV)/bin/ocdit render examples/meshes/*.glb --unit m --out $(OUT)/objects
 	$(PY) -m ocdit_ros.demo --pictures examples/pictures --library $(OUT)/objects --out $(OUT)
 
-test: $(VENV)/.ros
+test: $(VENV)/.test
 	$(PY) -m pytest
 
-lint: $(VENV)/.ros
+lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -39,7 +39,7 @@ $(VENV)/.system:
 # torch comes first and alone: a range that another package asks for would fetch the newest build instead.
 $(VENV)/.core: $(VENV)/.system constraints.txt setup.py
 	$(PIP) install -c constraints.txt $(TORCH_ARGS) torch
-	$(PIP) install -c constraints.txt -e ".[render,train,dev]"
+	$(PIP) install -c constraints.txt -e ".[render,synthesize,train,dev]"
 	touch $@
 
 # ROS 2 itself, from wheels, and the two message packages that no wheel carries. On a robot colcon does this instead.
@@ -47,4 +47,9 @@ $(VENV)/.ros: $(VENV)/.core pip_home/requirements.txt $(wildcard pip_home/vision
 	$(PIP) install -c constraints.txt -r pip_home/requirements.txt
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) install --no-build-isolation --no-deps ./pip_home/vision_msgs
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) install --no-build-isolation --no-deps ./ocdit_interfaces
+	touch $@
+
+# What only tests need: the optional renderers are large.
+$(VENV)/.test: $(VENV)/.ros
+	$(PIP) install -c constraints.txt -e ".[renderers]"
 	touch $@
