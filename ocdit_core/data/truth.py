@@ -32,6 +32,8 @@ class ObjectTruth:
         silhouette: (h, w) bool, all of it, on the picture or on a larger canvas, where objects that the picture's
             border cuts are whole.
         origin: x and y of the picture's first pixel on that canvas.
+        whole: pixels of the whole silhouette and its box (x, y, width, height, from the picture's first pixel), where
+            they are known though the canvas ends at the picture's border; default: counted on the canvas.
     """
 
     object_id: int
@@ -40,6 +42,7 @@ class ObjectTruth:
     visible: NDArray[np.bool_]
     silhouette: NDArray[np.bool_]
     origin: tuple[int, int] = (0, 0)
+    whole: tuple[int, tuple[int, int, int, int]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,17 +91,30 @@ def info_entry(truth: ObjectTruth, depth: NDArray[np.floating[Any]] | None) -> d
     the differences from the first to the last column and row, so that one pixel has the box x, y, 0, 0; an object of
     which nothing is seen has the boxes -1, -1, -1, -1.
     """
-    everything = int(np.count_nonzero(truth.silhouette))
+    everything = pixels_of_silhouette(truth)
     seen = int(np.count_nonzero(truth.visible))
     valid = 0 if depth is None else int(np.count_nonzero((depth > 0) & inside(truth)))
     return {
-        "bbox_obj": _bop_box(truth.silhouette, truth.origin) if seen else _UNSEEN,
+        "bbox_obj": _whole_box(truth) if seen else _UNSEEN,
         "bbox_visib": _bop_box(truth.visible, (0, 0)) if seen else _UNSEEN,
         "px_count_all": everything,
         "px_count_valid": valid,
         "px_count_visib": seen,
-        "visib_fract": seen / everything if everything else 0.0,
+        "visib_fract": visible_fraction(truth),
     }
+
+
+def pixels_of_silhouette(truth: ObjectTruth) -> int:
+    """Return the pixels of the whole silhouette, as far as it is known."""
+    counted = int(np.count_nonzero(truth.silhouette))
+    # Two drawings of one silhouette differ by a pixel of its rim now and then.
+    return counted if truth.whole is None else max(counted, truth.whole[0])
+
+
+def visible_fraction(truth: ObjectTruth) -> float:
+    """Return BOP's visib_fract: the share of the whole silhouette that is seen, 0 to 1."""
+    everything = pixels_of_silhouette(truth)
+    return int(np.count_nonzero(truth.visible)) / everything if everything else 0.0
 
 
 def inside(truth: ObjectTruth) -> NDArray[np.bool_]:
@@ -178,6 +194,13 @@ def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
 def _bop_box(mask: NDArray[np.bool_], origin: tuple[int, int]) -> list[int]:
     box = mask_box(mask)
     return _UNSEEN if box is None else [box[0] - origin[0], box[1] - origin[1], box[2] - 1, box[3] - 1]
+
+
+def _whole_box(truth: ObjectTruth) -> list[int]:
+    if truth.whole is None:
+        return _bop_box(truth.silhouette, truth.origin)
+    x, y, width, height = truth.whole[1]
+    return [x, y, width - 1, height - 1]
 
 
 def _list(values: NDArray[np.floating[Any]], shape: tuple[int, ...], name: str) -> list[float]:

@@ -1,0 +1,98 @@
+"""Ray as an engine: the same work on many machines (https://docs.ray.io)."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+from ocdit_core.data.generation.engines import Opener
+from ocdit_core.errors import ConfigError, OcditError
+from ocdit_core.workers import Died
+
+T = TypeVar("T")
+LOCAL = "local"
+
+
+class RayEngine:
+    """Actors of a Ray cluster, one a core; use it as a context manager.
+
+    The dataset's folder has to be at the same path on all machines, and this package installed on them.
+
+    Args:
+        address: of the cluster, as `ray start --head` prints it; "auto" finds the one that this machine belongs to;
+            "local" starts one for the time being.
+        jobs: actors; 0: one for each core of the cluster.
+
+    Raises:
+        ConfigError: Ray is not installed, or there is no cluster at this address.
+    """
+
+    def __init__(self, address: str = LOCAL, jobs: int = 0) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError("ray: --ray needs the package ray: pip install ray") from error
+        self._ray: Any = ray
+        options: dict[str, Any] = {"num_cpus": jobs or len(os.sched_getaffinity(0))} if address == LOCAL else {}
+        try:
+            ray.init(address, include_dashboard=False if address == LOCAL else None, logging_level="WARNING", **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"ray: no cluster at {address} ({' '.join(str(error).split())[:200]})") from error
+        self._jobs = jobs or int(ray.cluster_resources().get("CPU", 1))
+
+    def __enter__(self) -> RayEngine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ray.shutdown()
+
+    def __call__(self, opener: Opener, tasks: Sequence[T]) -> Generator[tuple[T, Any], None, None]:
+        """Yield each task with its result, as they come; an actor that dies is replaced."""
+        waiting = deque(tasks)
+        running: dict[Any, tuple[Any, T]] = {}
+        remote = self._ray.remote(num_cpus=1)(_Actor)
+
+        def give(actor: Any) -> None:
+            task = waiting.popleft()
+            running[actor.work.remote(task)] = actor, task
+
+        try:
+            for _ in range(min(self._jobs, len(tasks))):
+                give(remote.remote(opener))
+            while running:
+                ready, _ = self._ray.wait(list(running), num_returns=1)
+                actor, task = running.pop(ready[0])
+                try:
+                    result = self._ray.get(ready[0])
+                except self._ray.exceptions.RayActorError as error:
+                    # The machine, or the process alone; a new one is started where there is room.
+                    result, actor = Died(f"its actor died ({' '.join(str(error).split())[:200]})"), None
+                if isinstance(result, OcditError):
+                    raise result
+                if waiting:
+                    give(actor or remote.remote(opener))
+                yield task, result
+        finally:
+            for actor, _ in running.values():
+                self._ray.kill(actor)
+
+
+class _Actor:
+    """A process that keeps its renderer from task to task."""
+
+    def __init__(self, opener: Opener) -> None:
+        self._opener = opener
+        self._stack = ExitStack()
+        self._work: Any = None
+
+    def work(self, task: Any) -> Any:
+        """Return the result, or the error that ends all: Ray would wrap it when it is raised."""
+        try:
+            if self._work is None:
+                self._work = self._stack.enter_context(self._opener())
+            return self._work(task)
+        except OcditError as error:
+            return error
