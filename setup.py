@@ -29,6 +29,9 @@ extras = {
     ],
     # scipy for convex hulls, the last three for DAE, 3MF and Draco-compressed glTF
     "render": ["trimesh>=4.6", "moderngl>=5.10", "scipy", "pycollada", "lxml", "DracoPy"],
+    # other renderers of views: VTK where there is no EGL, path tracing for handsome pictures
+    "renderers": ["pyvista>=0.44", "mitsuba>=3.5"],
+    "synthesize": ["mujoco>=3.1"],
     "train": ["tensorboard>=2.16", "lightning-fabric>=2.5"],
     "dev": ["pytest>=8", "ruff", "mypy", "codespell", "rosbags-image>=0.10"],
 }
