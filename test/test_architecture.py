@@ -18,7 +18,7 @@ ALLOWED = {
     "data": {"base", "objects"},
     "training": {"base", "diffusion", "models", "objects", "data"},
     "evaluation": {"base", "objects", "inference", "data"},
-    "commands": {"base", "objects", "inference", "evaluation", "data"},
+    "commands": {"base", "objects", "models", "training", "inference", "evaluation", "data"},
 }
 # The facade's lazy names, the commands under the command line, and pictures of results.
 EXCEPTIONS = {

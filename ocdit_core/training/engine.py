@@ -18,7 +18,6 @@ from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Stra
 from lightning_fabric.wrappers import _FabricModule as FabricModule
 from torch import Tensor, nn
 
-from ocdit_core.errors import ConfigError
 from ocdit_core.models.device import pick_device
 from ocdit_core.models.mask_vae import MaskVAE
 from ocdit_core.models.ocdit import OCDiT
@@ -144,13 +143,8 @@ class Engine:
             dist.destroy_process_group()
 
 
-def _compile(model: nn.Module) -> None:
+def _compile(model: OCDiT | MaskVAE) -> None:
     """Compile what the time goes into, in place: whole models would be compiled anew for each number of targets."""
-    if isinstance(model, OCDiT):
-        for block in model.denoiser.blocks:
-            block.compile()
-    elif isinstance(model, MaskVAE):
-        model.encoder.compile()
-        model.decoder.compile()
-    else:
-        raise ConfigError(f"loop.compile: knows no parts of a {type(model).__name__} to compile")
+    parts = model.denoiser.blocks if isinstance(model, OCDiT) else (model.encoder, model.decoder)
+    for part in parts:
+        part.compile()

@@ -22,15 +22,13 @@ from ocdit_core.training.data import TrainingData, held_out_batches
 from ocdit_core.training.engine import Engine
 from ocdit_core.training.export import MODEL_FOLDER, write_model
 from ocdit_core.training.metrics import summarise
-from ocdit_core.training.settings import LoopSettings, TrainSettings
+from ocdit_core.training.settings import SETTINGS_FILE, LoopSettings, TrainSettings
 from ocdit_core.training.stage import Batch, Picture, Stage
 from ocdit_core.training.state import TrainingState
 from ocdit_core.training.stopping import StopSignals, requeue_job
 from ocdit_core.training.watch import Watch
 
 logger = logging.getLogger(__name__)
-
-SETTINGS_FILE = "settings.yaml"
 
 
 def train(settings: TrainSettings, stage: Stage, engine: Engine) -> int:
@@ -90,9 +88,9 @@ def train(settings: TrainSettings, stage: Stage, engine: Engine) -> int:
             if held_out and (state.step % loop.validate_every == 0 or last):
                 watch.validated(state.step, *validate(module, state.average, held_out, loop, engine))
             if state.step % loop.checkpoint_every == 0 or last:
-                saved = save(state, settings, module, held_out, engine)
+                saved = save(state, settings, stage, module, held_out, engine)
         if saved != state.step:
-            save(state, settings, module, held_out, engine)
+            save(state, settings, stage, module, held_out, engine)
     watch.close()
     if stop.requeue and loop.requeue and state.step < loop.steps and engine.rank == 0:
         requeue_job()
@@ -135,7 +133,12 @@ def validate(
 
 @torch.no_grad()
 def save(
-    state: TrainingState, settings: TrainSettings, module: nn.Module, held_out: list[Batch], engine: Engine
+    state: TrainingState,
+    settings: TrainSettings,
+    stage: Stage,
+    module: nn.Module,
+    held_out: list[Batch],
+    engine: Engine,
 ) -> int:
     """Write a checkpoint and the exported model, and return the step; every process must call it."""
     module.eval()
@@ -146,7 +149,7 @@ def save(
     if engine.rank == 0:
         run = Path(settings.run)
         checkpoints.save(run / checkpoints.FOLDER, state.step, captured, settings.loop.keep_checkpoints)
-        write_model(run / MODEL_FOLDER, state.model, captured)
+        write_model(run / MODEL_FOLDER, stage.model.config, captured)
     return state.step
 
 

@@ -12,6 +12,9 @@ from ocdit_core.errors import ConfigError
 from ocdit_core.models.ocdit import OCDiTConfig
 from ocdit_core.models.positions import TrainingPositions
 
+SETTINGS_FILE = "settings.yaml"
+"""Where a run keeps its settings."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
@@ -215,7 +218,12 @@ class TrainSettings:
                 raise ConfigError("held_out_bank: missing; synthetic data needs objects to be validated on")
             mode, size, objects = self.data.mode, self.data.picture_size, self.data.objects
         else:
-            mode, size, objects = self.data.sample.mode, self.data.sample.image_size, self.data.sample.objects
+            sample, templates = self.data.sample, self.model.template_size
+            if templates != (sample.template_size, sample.template_size):
+                raise ConfigError(
+                    f"model.template_size: {list(templates)}, but data.sample.template_size is {sample.template_size}"
+                )
+            mode, size, objects = sample.mode, sample.image_size, sample.objects
         if self.stage != "vae" and mode != self.stage:
             raise ConfigError(f"data mode: {mode!r} does not train the stage {self.stage}; it must be {self.stage!r}")
         if tuple(size) != tuple(self.model.image_size):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
+from ocdit_core.models.mask_vae import MaskVAE
+from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.training.metrics import MaskResult
 
 Batch = dict[str, Tensor]
@@ -31,7 +33,7 @@ class Stage(Protocol):
     """A model in training; every method but `model` is called by way of the module that Engine.setup returned."""
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> OCDiT | MaskVAE:
         """All that is saved, averaged and resumed."""
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +19,9 @@ from tqdm import tqdm
 
 from ocdit_core.files import write_text
 from ocdit_core.training.engine import Engine
+from ocdit_core.training.log import LOG_FILE, read_log
 from ocdit_core.training.stage import Picture
 
-LOG_FILE = "log.jsonl"
 # Per-sample figures, which are shown by noise level.
 _BY_LEVEL = ("sigma", "error")
 _EDGES = np.geomspace(0.002, 80, 9)
@@ -117,18 +116,6 @@ class Watch:
         self._bar.close()
         if self._writer is not None:
             self._writer.close()
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """Return what a run logged, line by line; a last line that was cut off by a crash is left out."""
-    lines = []
-    path = run / LOG_FILE
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
 
 
 def peak_memory() -> int:

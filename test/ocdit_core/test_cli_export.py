@@ -1,0 +1,88 @@
+"""`ocdit export` on a run that really trained; see training/conftest.py for the same at full length."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ocdit_core import ObjectLibrary, Segmenter
+from ocdit_core.cli import main
+from ocdit_core.data.synthetic.bank import BankSettings, build_bank
+from ocdit_core.data.synthetic.procedural import HELD_OUT_SEED
+from ocdit_core.models.checkpoint import read_weights
+from ocdit_core.training import checkpoints
+from ocdit_core.training.main import main as train_main
+
+sys.path.append(str(Path(__file__).parent / "data"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    small = {"objects": 5, "template_size": 64, "sprites": 2, "sprite_size": 48}
+    build_bank(folder / "bank", BankSettings(**small), progress=False)
+    build_bank(folder / "held_out", BankSettings(first_seed=HELD_OUT_SEED, **small), progress=False)
+    configs = Path(__file__).parents[2] / "config" / "train"
+    common = [f"data.bank={folder / 'bank'}", f"held_out_bank={folder / 'held_out'}", "loop.log_every=1"]
+    common += ["loop.steps=6", "loop.checkpoint_every=3", "loop.validate_every=3", "diffusion_loss.prior_only_steps=0"]
+    for stage, more in (("vae", []), ("coarse", [f"vae={folder / 'vae' / 'model'}"])):
+        arguments = ["--config", str(configs / f"smoke_{stage}.yaml"), f"run={folder / stage}"]
+        assert train_main([*arguments, *common, *more]) == 0
+    return folder / "coarse"
+
+
+def test_exports_the_averaged_weights_with_a_card(run, tmp_path, capsys):
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--full", "--step", "3"]) == 0
+    assert "stage coarse, step 3" in capsys.readouterr().out
+    state = checkpoints.find(run, 3)
+    weights = read_weights(tmp_path / "out" / "model.safetensors")
+    name = "denoiser.head.mlp.0.weight"
+    assert (weights[name] == state["average"][name]).all()
+    assert (weights[name] != state["model"][name]).any()
+    card = (tmp_path / "out" / "README.md").read_text()
+    for text in ("stage coarse, after 3 of 6 steps", "| step | iou | ap |", "64 x 96 pixels", "held_out_bank:"):
+        assert text in card
+    assert "| 6 |" not in card
+
+
+def test_the_exported_model_segments(run, tmp_path):
+    from painted import write_library
+
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"config.yaml", "model.safetensors", "inference.yaml", "README.md"}
+    assert read_weights(tmp_path / "out" / "model.safetensors")["denoiser.head.mlp.0.weight"].dtype.itemsize == 2
+    segmenter = Segmenter.from_pretrained(tmp_path / "out", device="cpu")
+    segmenter.set_objects(ObjectLibrary(write_library(tmp_path / "objects", range(1, 3))), ["obj_000001", "obj_000002"])
+    result = segmenter.segment(np.full((120, 160, 3), 99, np.uint8))
+    assert tuple(result.image_size) == (120, 160)
+    assert result.target_ids == ("obj_000001", "obj_000002")
+
+
+def test_a_vae_is_exported_whole_for_further_training(run, tmp_path):
+    assert main(["export", str(run.parent / "vae"), "--out", str(tmp_path / "out")]) == 0
+    assert read_weights(tmp_path / "out" / "model.safetensors")["latent_std"].dtype.itemsize == 4
+    assert not (tmp_path / "out" / "inference.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--step", "4"], "holds no checkpoint of step 4; it holds 3, 6"),
+        (["--step", "0"], "0 is not above 0"),
+    ],
+)
+def test_mistakes_get_one_line(run, tmp_path, capsys, arguments, message):
+    try:
+        code = main(["export", str(run), "--out", str(tmp_path / "out"), *arguments])
+    except SystemExit as left:
+        code = left.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_run(tmp_path, capsys):
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "settings.yaml: no such file" in capsys.readouterr().err

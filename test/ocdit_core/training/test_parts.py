@@ -1,0 +1,126 @@
+"""Parts of training on their own: validation figures, averages, the cache of features, drawing."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ocdit_core.training.average import WeightAverage
+from ocdit_core.training.feature_cache import FeatureCache
+from ocdit_core.training.metrics import average_precision, mask_results, masked_mean, summarise
+from ocdit_core.training.pictures import denoising_strip, mask_sheet
+
+
+def squares(*sides, size=32):
+    masks = torch.zeros(len(sides), size, size)
+    for mask, side in zip(masks, sides, strict=True):
+        mask[:side, :side] = 1
+    return masks
+
+
+def test_figures_of_a_validation():
+    truth = squares(20, 20, 0, 0) > 0
+    # Right, half of the area, a false mask, rightly nothing.
+    found = squares(20, 14, 20, 2)
+    results = mask_results(0.9 * found, truth, truth.any(2).any(1), torch.tensor([0.5, 0.7, 0.0, 0.0]))
+    figures = summarise(results)
+    assert figures["iou"] == pytest.approx((1 + 14**2 / 20**2) / 2)
+    assert figures["false_masks"] == 0.5
+    assert figures["prior_iou"] == pytest.approx(0.6)
+    assert results[0].score == pytest.approx(0.9)
+    assert results[3].found is None
+    assert results[2].truth is None
+
+
+def test_average_precision_rewards_scores_that_sort_right_masks_first():
+    truth = squares(20, 20, 0, 0) > 0
+    present = truth.any(2).any(1)
+    masks = squares(20, 20, 20, 20)
+    good = mask_results(masks * torch.tensor([0.9, 0.8, 0.6, 0.6])[:, None, None], truth, present)
+    bad = mask_results(masks * torch.tensor([0.6, 0.6, 0.9, 0.8])[:, None, None], truth, present)
+    assert average_precision(good) == pytest.approx(1.0)
+    # Both right masks come after two false ones: at full recall half of the masks are right.
+    assert average_precision(bad) == pytest.approx(0.5, abs=0.01)
+    # IoU 0.72 passes the thresholds 0.5 to 0.7, 5 of 10.
+    half = mask_results(squares(17) * 0.9, squares(20) > 0, torch.tensor([True]))
+    assert average_precision(half) == pytest.approx(0.5)
+    nothing = mask_results(squares(0), squares(20) > 0, torch.tensor([True]))
+    assert summarise(nothing) == {"iou": 0.0, "ap": 0.0}
+
+
+def test_masked_mean():
+    assert masked_mean(torch.tensor([1.0, 5.0, 3.0]), torch.tensor([True, False, True])) == 2
+    assert masked_mean(torch.ones(2), torch.zeros(2, dtype=torch.bool)) == 0
+
+
+def test_the_average_follows_the_weights_and_can_be_swapped_in():
+    model = nn.Linear(2, 1)
+    model.bias.requires_grad_(False)
+    average = WeightAverage(model, decay=0.5)
+    start = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += 1
+    average.update(1)
+    # (1 + 1) / (10 + 1) at first, not yet the decay.
+    expected = start + 1 - 2 / 11
+    torch.testing.assert_close(average.state_dict()["weight"], expected)
+    with average.swapped():
+        torch.testing.assert_close(model.weight.detach(), expected)
+    torch.testing.assert_close(model.weight.detach(), start + 1)
+    assert set(average.state_dict()) == {"weight"}
+    with torch.no_grad():
+        model.weight += 1
+    average.update(1000)
+    torch.testing.assert_close(average.state_dict()["weight"], (expected + start + 2) / 2)
+    other = WeightAverage(model, decay=0.5)
+    other.load_state_dict(average.state_dict())
+    assert torch.equal(other.state_dict()["weight"], average.state_dict()["weight"])
+
+
+def test_the_feature_cache_asks_the_backbone_only_for_views_it_has_not_seen():
+    asked = []
+
+    def backbone(views):
+        asked.append(len(views))
+        return views.mean((2, 3)), views.amax((1, 2, 3))
+
+    generator = torch.Generator().manual_seed(0)
+    views = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    cache = FeatureCache(limit_mb=1)
+    for chosen in ([0, 1, 2, 1], [2, 0], [3, 1]):
+        found = cache.features(views[chosen], backbone)
+        for part, expected in zip(found, (views[chosen].float().mean((2, 3)) / 255, None), strict=True):
+            if expected is not None:
+                torch.testing.assert_close(part, expected)
+        assert found[1].shape == (len(chosen),)
+    assert asked == [3, 1]
+    assert (cache.misses, cache.hits) == (4, 4)
+
+
+def test_the_feature_cache_gives_up_what_was_used_longest_ago():
+    cache = FeatureCache(limit_mb=1)
+    asked = []
+
+    def backbone(views):
+        asked.append(len(views))
+        return (views.mean((1, 2, 3))[:, None].expand(-1, 100_000).contiguous(),)  # 0.4 MB each
+
+    views = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 3, 16, 16).contiguous()
+    for i in (0, 1, 0, 2, 0, 1):
+        cache.features(views[i : i + 1], backbone)
+        assert cache.bytes <= 1 << 20
+    assert asked == [1, 1, 1, 1]  # 0, 1, 2, and 1 once more
+
+
+def test_pictures_show_the_masks():
+    image = np.full((48, 64, 3), 128, np.uint8)
+    truth = np.zeros((2, 48, 64), np.uint8)
+    truth[0, 10:30, 10:30] = 1
+    templates = np.full((2, 32, 32, 3), 200, np.uint8)
+    empty, found = np.zeros((2, 48, 64)), truth.astype(float)
+    assert not np.array_equal(mask_sheet(image, templates, truth, empty), mask_sheet(image, templates, truth, found))
+    strip = denoising_strip(image, truth, np.stack([empty, found]))
+    assert strip.dtype == np.uint8
+    first, last, expected = (strip[:, left : left + 213] for left in (0, 217, 434))
+    assert np.array_equal(last, expected)
+    assert not np.array_equal(first, last)
