@@ -99,13 +99,13 @@ class ObjectTemplates:
     def best_views(self, count: int = 12) -> ObjectTemplates:
         """Return the `count` views that cover the object best: each next one is the farthest from those taken.
 
-        Photographs have no known directions: there the one that looks most unlike those taken is the farthest. The
+        Photographs have no known directions: there the views are taken that the others, in sum, look most like. The
         order is that of the archive; fewer views than `count` are returned as they are.
         """
         if count >= len(self):
             return self
-        vectors = self.directions() if self.origin == "cad" else self._appearances()
-        return self._views(np.sort(spread_indices(vectors, count)))
+        order = spread_indices(self.directions(), count) if self.origin == "cad" else self._typical_indices(count)
+        return self._views(np.sort(order))
 
     def exactly(self, count: int) -> ObjectTemplates:
         """Return `count` views: the best ones or, where there are too few, all of them again and again in turn."""
@@ -115,12 +115,24 @@ class ObjectTemplates:
     def _views(self, indices: np.ndarray) -> ObjectTemplates:
         return replace(self, **{key: getattr(self, key)[indices] for key in ("rgb", "mask", "box", "K", "pose")})
 
-    def _appearances(self) -> np.ndarray:
-        """Return (V, n) unit vectors that are close for views that look alike: coarse pictures of colour and shape."""
-        blocks = self.rgb.reshape(len(self), 8, 16, 8, 16, 3).mean(axis=(2, 4)).reshape(len(self), -1) / 255
+    def _typical_indices(self, count: int) -> np.ndarray:
+        """Return (count,) views from which, in sum, no view is far: facility location, greedily.
+
+        Views are compared by 8 x 8 pictures of colour and coverage.
+        """
+        colour = self.rgb.reshape(len(self), 8, 16, 8, 16, 3).mean(axis=(2, 4)).reshape(len(self), -1) / 255
         shape = self.mask.reshape(len(self), 8, 16, 8, 16).mean(axis=(2, 4)).reshape(len(self), -1)
-        vectors = np.concatenate([blocks, shape], axis=1)
-        return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+        looks = np.concatenate([colour, shape], axis=1)
+        squares = (looks**2).sum(axis=1)
+        apart = np.sqrt(np.maximum(squares[:, None] + squares - 2 * looks @ looks.T, 0))
+        nearest = np.full(len(self), np.inf)
+        chosen: list[int] = []
+        for _ in range(count):
+            left = np.minimum(nearest, apart).sum(axis=1)
+            left[chosen] = np.inf
+            chosen.append(int(left.argmin()))
+            nearest = np.minimum(nearest, apart[chosen[-1]])
+        return np.array(chosen)
 
 
 def check_name(name: str) -> str:

@@ -75,8 +75,11 @@ def cut_out(image: np.ndarray, click: tuple[float, float] | None = None) -> Mask
         to_small = np.array([small.shape[1] / width, small.shape[0] / height])
         column, row = np.minimum(np.array(click) * to_small, [small.shape[1] - 1, small.shape[0] - 1]).astype(int)
         mask = _clicked_cut(scene, int(column), int(row))
+    # Before and after: the rim of a doubtful cut-out may move far.
     _check(mask, plain=click is None)
-    return _settle_rim(image, mask)
+    settled = _settle_rim(image, mask)
+    _check(settled, plain=click is None)
+    return settled
 
 
 class _Scene:

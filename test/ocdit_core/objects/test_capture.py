@@ -2,6 +2,7 @@ import hashlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -221,6 +222,19 @@ def test_of_many_photos_the_best_views_are_unlike_each_other(tmp_path):
         (True, True, True),
     }
     assert len(toy.best_views(12)) == 12
+
+
+def test_one_odd_photo_is_not_preferred_to_whole_sides(album):
+    toy = capture_object("toy", files(album)[:1], masks=files(album, "masks/*.png")[:1]).templates
+    many = replace(
+        toy, **{key: np.repeat(getattr(toy, key), 19, axis=0) for key in ("rgb", "mask", "box", "K", "pose")}
+    )
+    for index in range(18):
+        many.rgb[index] = toy.mask[0][..., None] * np.eye(3, dtype=np.uint8)[index % 3] * 200
+    many.rgb[18], many.mask[18] = 255, True
+    sides = [view.max(axis=(0, 1)).argmax() for view in many.best_views(3).rgb]
+    assert sorted(sides) == [0, 1, 2]
+    assert many.best_views(3).rgb.max() == 200
 
 
 def _views(templates):
