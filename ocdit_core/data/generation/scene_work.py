@@ -211,5 +211,6 @@ def scene_settings(settings: SynthesisSettings) -> SceneSettings:
         targets=settings.targets,
         distractors=settings.distractors,
         cameras=settings.views,
+        samples=2 if settings.quality == "good" else 1,
         camera=CameraSettings(size=settings.size),
     )

@@ -40,6 +40,8 @@ class SceneSettings:
     """Chance that an object is of metal, whatever its file says."""
     effects: tuple[float, float] = (0.2, 1.0)
     """Strength of exposure, white balance, blur, noise and JPEG; see `photograph`."""
+    samples: int = 1
+    """Samples of a pixel's colour along each side of it."""
     camera: CameraSettings = field(default_factory=CameraSettings)
     """Where cameras stand."""
     settle: SettleSettings = field(default_factory=SettleSettings)
@@ -50,6 +52,8 @@ class SceneSettings:
             low, high = getattr(self, name)
             if not least <= low <= high:
                 raise ConfigError(f"{name}: {(low, high)} has to be two rising numbers from {least} on")
+        if not 1 <= self.samples <= 4:
+            raise ConfigError(f"samples: {self.samples} has to be in 1..4")
         if self.targets[1] > 64:
             raise ConfigError(f"targets: {self.targets[1]} are more than 64")
         if not 0 <= self.effects[0] <= self.effects[1]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +29,7 @@ Array = NDArray[np.float64]
 T = TypeVar("T")
 _LAYOUT, _CAMERAS, _EFFECTS = 1, 2, 3  # each has random numbers of its own
 MAX_BLUR = 1.4  # pixels
+MAX_WHITE, MAX_BLACK = 0.06, 0.2  # share of a picture that its camera may lose in white, and in black
 KEPT_OBJECTS, KEPT_TEXTURES = 128, 64  # on the graphics card, from scene to scene
 
 
@@ -193,7 +195,6 @@ class SceneMaker:
         visible = view.labels[None] == np.array([item.label for item in placed], np.uint8)[:, None, None]
         # Where the sheet's rounding lost a pixel of an edge.
         masks |= visible
-        strength = rng.uniform(*self.settings.effects)
         instances = []
         for name, item, mask in zip(names, placed, masks, strict=True):
             model = pose @ item.pose
@@ -208,7 +209,7 @@ class SceneMaker:
                 )
             )
         return SceneImage(
-            rgb=photograph(rng, view.rgb.astype(np.float32), strength=strength, blur=MAX_BLUR),
+            rgb=self._photograph(rng, self._smooth(pose, K, exposure) if self.settings.samples > 1 else view.rgb),
             depth=1000 * view.depth,
             masks_visible=visible,
             masks=masks,
@@ -217,6 +218,26 @@ class SceneMaker:
             cam_t_w2c=1000 * pose[:3, 3],
             instances=tuple(instances),
         )
+
+    def _smooth(self, pose: Array, K: Array, exposure: float) -> NDArray[np.uint8]:
+        """The picture from several samples a pixel; what a pixel's label is stays with its middle."""
+        samples = self.settings.samples
+        height, width = self.settings.camera.size
+        finer = np.diag([samples, samples, 1.0]) @ K
+        view = self._renderer.draw(pose, finer, (samples * height, samples * width), exposure=exposure)
+        return np.asarray(cv2.resize(view.rgb, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+    def _photograph(self, rng: np.random.Generator, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        strength = rng.uniform(*self.settings.effects)
+        while True:
+            picture = photograph(rng, rgb.astype(np.float32), strength=strength, blur=MAX_BLUR)
+            some = picture[::4, ::4]
+            if strength < 0.05 or (
+                (some.min(axis=2) > 250).mean() <= MAX_WHITE and (some.max(axis=2) < 10).mean() <= MAX_BLACK
+            ):
+                return picture
+            # Nobody keeps such a picture: the camera is set anew.
+            strength *= 0.6
 
     def _whole(
         self, pose: Array, K: Array, item: Placed, mask: NDArray[np.bool_]
