@@ -129,14 +129,6 @@ class Engine:
         dist.all_gather_object(values, value)
         return values
 
-    def first(self, value: Any) -> Any:
-        """Return the first process's `value` in all of them."""
-        if self.world == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
-
     def close(self) -> None:
         """Leave the group of processes."""
         if dist.is_initialized():

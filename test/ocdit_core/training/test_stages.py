@@ -98,6 +98,24 @@ def test_a_tiny_model_learns_one_batch(lab, vae):
     assert last[1] < first[1] - 0.3
 
 
+def test_features_of_a_frozen_backbone_may_come_from_the_cache(lab, vae):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 14, "image_size": 56}
+    backbone = {"kind": "vit", "architecture": {"model_type": "dinov2", **sizes}, "frozen": True}
+    options = [f"vae={vae}", f"model.backbone={backbone}", "data.recolour_share=0"]
+    losses = []
+    for more in ([], ["loop.feature_cache_mb=8"]):
+        torch.manual_seed(0)
+        settings = lab.settings("smoke_coarse", "x", *options, *more)
+        stage = DiffusionStage(settings)
+        stage.model.train()
+        batches = iter(TrainingData(settings))
+        losses.append([float(stage.loss(next(batches), 1000)[0].detach()) for _ in range(4)])
+        assert not any(p.requires_grad for p in stage.model.backbone.parameters())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    # Eight objects of twelve views: the same ones come again.
+    assert stage.cache.hits > 0
+
+
 def test_noise_belongs_to_the_sample_whatever_batch_it_is_in():
     cpu = torch.device("cpu")
     together, second = (SampleRandom(3, torch.tensor(numbers), cpu) for numbers in ([6, 7], [7]))
