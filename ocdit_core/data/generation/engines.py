@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
-from ocdit_core.errors import DataError
 from ocdit_core.workers import Died, Work, run_tasks
 
 logger = logging.getLogger(__name__)
@@ -70,21 +69,21 @@ def run_all(
         tasks: what is to be done.
         name: of a task, for messages.
 
+    Returns:
+        `Died` stands for the result of a task at which processes ended TRIES times.
+
     Raises:
-        DataError: processes ended at one task TRIES times.
         OcditError: one that the work raised.
     """
     pending = list(tasks)
     for left in reversed(range(TRIES)):
         lost = []
         for task, result in engine(opener, pending):
-            if not isinstance(result, Died):
-                yield task, result
-            elif left:
+            if isinstance(result, Died) and left:
                 logger.warning("%s: %s; it is done again", name(task), result.reason)
                 lost.append(task)
             else:
-                raise DataError(f"{name(task)}: given up after {TRIES} tries: {result.reason}")
+                yield task, result
         pending = lost
         if not pending:
             return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import socket
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
@@ -36,6 +38,7 @@ class RayEngine:
         except ImportError as error:
             raise ConfigError("ray: --ray needs the package ray: pip install ray") from error
         self._ray: Any = ray
+        _check_reachable(address)
         options: dict[str, Any] = {"num_cpus": jobs or len(os.sched_getaffinity(0))} if address == LOCAL else {}
         try:
             ray.init(address, include_dashboard=False if address == LOCAL else None, logging_level="WARNING", **options)
@@ -50,10 +53,17 @@ class RayEngine:
         self._ray.shutdown()
 
     def __call__(self, opener: Opener, tasks: Sequence[T]) -> Generator[tuple[T, Any], None, None]:
-        """Yield each task with its result, as they come; an actor that dies is replaced."""
+        """Yield each task with its result, as they come; an actor that dies is replaced.
+
+        Raises:
+            ConfigError: actors cannot start, as where this package is not installed.
+            OcditError: one that the work raised.
+        """
         waiting = deque(tasks)
         running: dict[Any, tuple[Any, T]] = {}
         remote = self._ray.remote(num_cpus=1)(_Actor)
+        # As bytes: what cannot be read there is then reported by an actor, and does not keep it from starting.
+        packed = self._ray.cloudpickle.dumps(opener)
 
         def give(actor: Any) -> None:
             task = waiting.popleft()
@@ -61,30 +71,46 @@ class RayEngine:
 
         try:
             for _ in range(min(self._jobs, len(tasks))):
-                give(remote.remote(opener))
+                give(remote.remote(packed))
             while running:
                 ready, _ = self._ray.wait(list(running), num_returns=1)
                 actor, task = running.pop(ready[0])
                 try:
                     result = self._ray.get(ready[0])
                 except self._ray.exceptions.RayActorError as error:
+                    reason = " ".join(str(error).split())
+                    if "creation task" in reason:
+                        raise ConfigError(
+                            f"ray: actors cannot start; is this package installed on all machines? ({reason[-300:]})"
+                        ) from error
                     # The machine, or the process alone; a new one is started where there is room.
-                    result, actor = Died(f"its actor died ({' '.join(str(error).split())[:200]})"), None
+                    result, actor = Died(f"its actor died ({reason[:200]})"), None
                 if isinstance(result, OcditError):
                     raise result
                 if waiting:
-                    give(actor or remote.remote(opener))
+                    give(actor or remote.remote(packed))
                 yield task, result
         finally:
             for actor, _ in running.values():
                 self._ray.kill(actor)
 
 
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for many minutes to reach a machine that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"ray: no cluster at {address} ({error})") from error
+
+
 class _Actor:
     """A process that keeps its renderer from task to task."""
 
-    def __init__(self, opener: Opener) -> None:
-        self._opener = opener
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
         self._stack = ExitStack()
         self._work: Any = None
 
@@ -92,7 +118,7 @@ class _Actor:
         """Return the result, or the error that ends all: Ray would wrap it when it is raised."""
         try:
             if self._work is None:
-                self._work = self._stack.enter_context(self._opener())
+                self._work = self._stack.enter_context(pickle.loads(self._packed)())
             return self._work(task)
         except OcditError as error:
             return error

@@ -17,13 +17,15 @@ from tqdm import tqdm
 
 from ocdit_core.data.bop_writer import remove_unfinished, write_camera
 from ocdit_core.data.generation.card import write_card
-from ocdit_core.data.generation.engines import Engine, LocalEngine, run_all
+from ocdit_core.data.generation.engines import TRIES, Engine, LocalEngine, run_all
 from ocdit_core.data.generation.plan import SHARDS, SPLIT, SynthesisSettings, Task, keep_plan, tasks_of
 from ocdit_core.data.generation.scene_work import RECORDS, SceneWork, is_done, read_record, scene_settings
 from ocdit_core.data.generation.sources import MODELS, TEMPLATES, PreparedObjects, open_source, prepare_objects
+from ocdit_core.data.rooms.textures import TexturePool
 from ocdit_core.data.shard_writer import write_key_to_shard
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.objects.viewpoints import TUDL_K, TUDL_SIZE
+from ocdit_core.workers import Died
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +90,9 @@ def synthesize(
     if jobs < 0:
         raise ConfigError(f"jobs: {jobs} is negative; 0 takes as many as there are cores")
     folder = Path(out)
-    scene_settings(settings)  # refuses what its own ranges do
+    # What is wrong with the settings is better known before hours of work than after.
+    scene_settings(settings)
+    TexturePool(folder=settings.textures)
     names = open_source(settings).names
     jobs = jobs or len(os.sched_getaffinity(0))
     try:
@@ -146,7 +150,9 @@ def _make(
     made = 0
     # None: a bar on a terminal only, so that log files stay readable.
     with tqdm(total=total, initial=there, desc="scenes", unit="image", disable=None if progress else True) as bar:
-        for task, _ in results:
+        for task, result in results:
+            if isinstance(result, Died):
+                raise DataError(f"{_name(settings, task)}: given up after {TRIES} tries: {result.reason}")
             made += task.images
             bar.update(task.images)
     return made

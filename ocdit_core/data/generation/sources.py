@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ocdit_core.data.bop_json import parse_json
-from ocdit_core.data.generation.engines import Engine, LocalEngine
+from ocdit_core.data.generation.engines import TRIES, Engine, LocalEngine, run_all
 from ocdit_core.data.generation.plan import SynthesisSettings
 from ocdit_core.data.models_writer import INFO, Model, model_path, write_model, write_models_info
 from ocdit_core.data.rooms.collision import collision_hulls
@@ -128,9 +128,13 @@ def _write_models(out: Path, settings: SynthesisSettings, names: dict[int, str],
     missing = [n for n in names if str(n) not in known or not model_path(folder, n).is_file()]
     skipped: dict[str, str] = {}
     entries: dict[int, dict[str, object]] = {}
-    results = engine(partial(_modelling, folder, settings), [(number, names[number]) for number in missing])
+    opener = partial(_modelling, folder, settings)
+    results = run_all(engine, opener, [(number, names[number]) for number in missing], lambda task: task[1])
     for (number, name), result in tqdm(results, "models", len(missing), unit="object", disable=None):
         if isinstance(result, Died):
+            if not entries and not known:
+                # It is hardly this one's fault when none came through.
+                raise DataError(f"{name}: given up after {TRIES} tries: {result.reason}")
             result = f"{name}: {result.reason}"
         if isinstance(result, str):
             skipped[name] = result
@@ -139,7 +143,7 @@ def _write_models(out: Path, settings: SynthesisSettings, names: dict[int, str],
         entries[number] = result
         if len(entries) == _AT_ONCE:
             write_models_info(folder, entries)
-            entries = {}
+            known, entries = {**known, **entries}, {}
     if entries:
         write_models_info(folder, entries)
     return skipped
