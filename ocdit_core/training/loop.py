@@ -52,8 +52,8 @@ def train(settings: TrainSettings, stage: Stage, engine: Engine) -> int:
     if engine.rank == 0:
         write_text(run / SETTINGS_FILE, to_yaml(settings))
 
-    samples = loop.batch_groups * loop.accumulate * engine.world
-    watch = Watch(run, step=state.step, steps=loop.steps, engine=engine, samples_per_step=samples)
+    groups = loop.batch_groups * loop.accumulate * engine.world
+    watch = Watch(run, step=state.step, steps=loop.steps, engine=engine, groups_per_step=groups)
     deadline = time.monotonic() + loop.max_minutes * 60 if loop.max_minutes else math.inf
     saved = state.step
     batches = iter(state.data)

@@ -35,11 +35,11 @@ class Watch:
         step: that the run starts at; what was logged after it, by a run that was killed, is dropped.
         steps: of the whole run.
         engine: all processes log together.
-        samples_per_step: of all processes.
+        groups_per_step: of all processes.
     """
 
-    def __init__(self, run: Path, *, step: int, steps: int, engine: Engine, samples_per_step: int):
-        self._engine, self._samples = engine, samples_per_step
+    def __init__(self, run: Path, *, step: int, steps: int, engine: Engine, groups_per_step: int):
+        self._engine, self._groups = engine, groups_per_step
         self._log = run / LOG_FILE
         self._writer: SummaryWriter | None = None
         if engine.rank == 0:
@@ -77,7 +77,7 @@ class Watch:
         seconds = max(time.monotonic() - self._since, 1e-9)
         scalars = self._engine.mean({**means, "data_wait_share": self._waited / seconds})
         scalars |= more
-        scalars["samples_per_second"] = self._samples * self._steps / seconds
+        scalars["groups_per_second"] = self._groups * self._steps / seconds
         scalars["memory_gib"] = peak_memory() / 2**30
         if levels:
             scalars |= _error_by_level(levels["sigma"], levels["error"])

@@ -44,7 +44,7 @@ def test_a_run_logs_figures_by_noise_level_and_pictures(lab, coarse):
     events = EventAccumulator(str(tags), size_guidance={"images": 0}).Reload()
     scalars = set(events.Tags()["scalars"])
     assert {"train/loss", "train/prior", "train/diffusion", "train/gradient_norm", "train/learning_rate"} <= scalars
-    assert {"train/samples_per_second", "train/memory_gib", "train/data_wait_share"} <= scalars
+    assert {"train/groups_per_second", "train/memory_gib", "train/data_wait_share"} <= scalars
     assert {"validation/iou", "validation/ap", "validation/false_masks", "validation/prior_iou"} <= scalars
     assert sum(name.startswith("train/error_sigma_") for name in scalars) >= 4
     assert events.Tags()["histograms"] == ["train/log10_sigma"]
