@@ -26,6 +26,27 @@ _LIGHT_DISTANCE, _LIGHT_RADIUS = 6.0, 1.5
 _SEED = 0
 
 
+def load_mitsuba() -> Any:
+    """Returns the module mitsuba, its quickest working variant chosen.
+
+    Raises:
+        RenderingError: it is missing or does not start.
+    """
+    try:
+        import mitsuba
+    except ImportError as error:
+        raise RenderingError("this renderer needs the package mitsuba: pip install mitsuba") from error
+    reasons = []
+    for variant in _VARIANTS:
+        try:
+            mitsuba.set_variant(variant)
+            mitsuba.load_dict({"type": "sphere"})  # LLVM is looked for only when it is needed
+            return mitsuba
+        except Exception as error:  # Mitsuba raises plain RuntimeError and ImportError
+            reasons.append(f"{variant}: {' '.join(str(error).split())}")
+    raise RenderingError(f"Mitsuba does not start ({'; '.join(reasons)})")
+
+
 @dataclass(eq=False)
 class TracedMesh:
     """A mesh as Mitsuba keeps it, made by `MitsubaRenderer.upload`."""
@@ -51,22 +72,9 @@ class MitsubaRenderer:
     name = "mitsuba"
 
     def __init__(self, samples: int = 64) -> None:
-        try:
-            import mitsuba
-        except ImportError as error:
-            raise RenderingError("this renderer needs the package mitsuba: pip install mitsuba") from error
-        self._mi: Any = mitsuba
+        self._mi: Any = load_mitsuba()
         self._samples = samples
         self._open = True
-        reasons = []
-        for variant in _VARIANTS:
-            try:
-                mitsuba.set_variant(variant)
-                mitsuba.load_dict({"type": "sphere"})  # LLVM is looked for only when it is needed
-                return
-            except Exception as error:  # Mitsuba raises plain RuntimeError and ImportError
-                reasons.append(f"{variant}: {' '.join(str(error).split())}")
-        raise RenderingError(f"Mitsuba does not start ({'; '.join(reasons)})")
 
     def __enter__(self) -> MitsubaRenderer:
         return self
@@ -194,7 +202,7 @@ class MitsubaRenderer:
             corners = _prisms(surface.corners, thickness / 2) if thickness > 0 else surface.corners
             properties = self._mi.Properties()
             properties["material"] = self._mi.load_dict(self._material(surface, lighting))
-            handle.shapes[key] = _mesh(self._mi, corners, properties, lighting.darkest, smooth=thickness == 0)
+            handle.shapes[key] = traced_mesh(self._mi, corners, properties, lighting.darkest, smooth=thickness == 0)
         return handle.shapes[key]
 
     def _material(self, surface: Surface, lighting: Lighting) -> dict[str, Any]:
@@ -221,7 +229,16 @@ class MitsubaRenderer:
         return material
 
 
-def _mesh(mi: Any, corners: NDArray[np.float32], properties: Any, darkest: float, *, smooth: bool) -> Any:
+def traced_mesh(mi: Any, corners: NDArray[np.float32], properties: Any, darkest: float, *, smooth: bool) -> Any:
+    """Returns a mesh of Mitsuba's.
+
+    Args:
+        mi: the module mitsuba.
+        corners: (3 * faces, 12), as `Surface.corners`.
+        properties: with its material.
+        darkest: linear reflectance that no corner's colour stays below.
+        smooth: whether the corners' normals count; else faces are flat.
+    """
     mesh = mi.Mesh(
         "object",
         vertex_count=len(corners),

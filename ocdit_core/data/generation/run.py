@@ -21,6 +21,7 @@ from ocdit_core.data.generation.engines import TRIES, Engine, LocalEngine, run_a
 from ocdit_core.data.generation.plan import SHARDS, SPLIT, SynthesisSettings, Task, keep_plan, tasks_of
 from ocdit_core.data.generation.scene_work import RECORDS, SceneWork, is_done, read_record, scene_settings
 from ocdit_core.data.generation.sources import MODELS, TEMPLATES, PreparedObjects, open_source, prepare_objects
+from ocdit_core.data.rooms.path_tracer import PathTracer
 from ocdit_core.data.rooms.textures import TexturePool
 from ocdit_core.data.shard_writer import write_key_to_shard
 from ocdit_core.errors import ConfigError, DataError
@@ -82,7 +83,7 @@ def synthesize(
         ConfigError: a bad share or number of jobs, or too few objects for a scene.
         DataError: the folder holds something else or is being written to, sources are missing or damaged, or a scene
             cannot be made.
-        RenderingError: there is no off-screen OpenGL.
+        RenderingError: there is no off-screen OpenGL, or no Mitsuba for path-traced pictures.
     """
     index, count = share
     if not 0 <= index < count:
@@ -93,6 +94,8 @@ def synthesize(
     # What is wrong with the settings is better known before hours of work than after.
     scene_settings(settings)
     TexturePool(folder=settings.textures)
+    if settings.path_traced:
+        PathTracer()
     names = open_source(settings).names
     jobs = jobs or len(os.sched_getaffinity(0))
     try:

@@ -104,6 +104,10 @@ class SceneWork:
             # Mesa's software renderer and OpenCV take every core otherwise, as their neighbours do.
             os.environ.setdefault("LP_NUM_THREADS", "1")
             cv2.setNumThreads(1)
+        # What is odd about a mesh was said when its model was written.
+        log = logging.getLogger("ocdit_core.objects")
+        self._stack.callback(log.setLevel, log.level)
+        log.setLevel(logging.ERROR)
         self._maker = self._stack.enter_context(
             SceneMaker(
                 prepared_source(settings, self._objects),
@@ -212,5 +216,6 @@ def scene_settings(settings: SynthesisSettings) -> SceneSettings:
         distractors=settings.distractors,
         cameras=settings.views,
         samples=2 if settings.quality == "good" else 1,
+        path_traced=settings.path_traced,
         camera=CameraSettings(size=settings.size),
     )

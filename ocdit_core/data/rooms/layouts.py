@@ -42,6 +42,8 @@ class SceneSettings:
     """Strength of exposure, white balance, blur, noise and JPEG; see `photograph`."""
     samples: int = 1
     """Samples of a pixel's colour along each side of it."""
+    path_traced: float = 0.0
+    """Chance that Mitsuba draws a picture's colours."""
     camera: CameraSettings = field(default_factory=CameraSettings)
     """Where cameras stand."""
     settle: SettleSettings = field(default_factory=SettleSettings)
@@ -58,7 +60,7 @@ class SceneSettings:
             raise ConfigError(f"targets: {self.targets[1]} are more than 64")
         if not 0 <= self.effects[0] <= self.effects[1]:
             raise ConfigError(f"effects: {self.effects} has to be two rising numbers from 0 on")
-        for name in ("table_share", "metal_share"):
+        for name in ("table_share", "metal_share", "path_traced"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} has to be in 0..1")
 

@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.rooms.cameras import choose_cameras
+from ocdit_core.data.rooms.cameras import automatic_exposure, choose_cameras
 from ocdit_core.data.rooms.collision import collision_hulls
 from ocdit_core.data.rooms.layouts import SceneLayout, SceneSettings, make_layout
 from ocdit_core.data.rooms.object_sources import ObjectSource
+from ocdit_core.data.rooms.path_tracer import PathTracer, developed
 from ocdit_core.data.rooms.scene_renderer import Placed, SceneRenderer
 from ocdit_core.data.rooms.textures import TexturePool
 from ocdit_core.data.synthetic.camera_effects import photograph
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
-_LAYOUT, _CAMERAS, _EFFECTS = 1, 2, 3  # each has random numbers of its own
+_LAYOUT, _CAMERAS, _EFFECTS, _TRACED = 1, 2, 3, 4  # each has random numbers of its own
 MAX_BLUR = 1.4  # pixels
 MAX_WHITE, MAX_BLACK = 0.06, 0.2  # share of a picture that its camera may lose in white, and in black
 KEPT_OBJECTS, KEPT_TEXTURES = 128, 64  # on the graphics card, from scene to scene
@@ -99,6 +100,7 @@ class SceneMaker:
         self.settings = settings or SceneSettings()
         self._targets, self._distractors = targets, distractors or targets
         self._seed, self._pool = seed, textures or TexturePool(seed)
+        self._tracer: PathTracer | None = None
         self._own = renderer is None
         self._renderer = renderer or SceneRenderer()
         self._objects: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
@@ -173,9 +175,19 @@ class SceneMaker:
         if count is not None and len(cameras) < count:
             raise DataError(f"scene {index}: only {len(cameras)} of {count} cameras see enough")
         targets = [item.name for item in layout.objects if item.label]
+        staged = False
         for number, camera in enumerate(cameras):
             effects = self._rng(index, _EFFECTS, number)
-            yield self._image(camera.pose, camera.K, camera.exposure, targets, labelled, effects)
+            colours: NDArray[np.uint8] | None = None
+            if self._rng(index, _TRACED, number).random() < self.settings.path_traced:
+                if self._tracer is None:
+                    self._tracer = PathTracer()
+                if not staged:
+                    self._tracer.stage(layout.room, {number: self._pool[number] for number in names}, placed)
+                    staged = True
+                light = self._tracer.draw(camera.pose, camera.K, self.settings.camera.size, seed=number)
+                colours = developed(light, automatic_exposure(light, effects))
+            yield self._image(camera.pose, camera.K, camera.exposure, colours, targets, labelled, effects)
         # What was kept too long is let go only now: the scene needed it.
         _trim(self._objects, KEPT_OBJECTS, lambda entry: self._renderer.release(entry[2]))
         _trim(self._textures, KEPT_TEXTURES, self._renderer.release)
@@ -185,6 +197,7 @@ class SceneMaker:
         pose: Array,
         K: Array,
         exposure: float,
+        colours: NDArray[np.uint8] | None,
         names: Sequence[str],
         placed: Sequence[Placed],
         rng: np.random.Generator,
@@ -195,6 +208,8 @@ class SceneMaker:
         visible = view.labels[None] == np.array([item.label for item in placed], np.uint8)[:, None, None]
         # Where the sheet's rounding lost a pixel of an edge.
         masks |= visible
+        if colours is None:
+            colours = self._smooth(pose, K, exposure) if self.settings.samples > 1 else view.rgb
         instances = []
         for name, item, mask in zip(names, placed, masks, strict=True):
             model = pose @ item.pose
@@ -209,7 +224,7 @@ class SceneMaker:
                 )
             )
         return SceneImage(
-            rgb=self._photograph(rng, self._smooth(pose, K, exposure) if self.settings.samples > 1 else view.rgb),
+            rgb=self._photograph(rng, colours),
             depth=1000 * view.depth,
             masks_visible=visible,
             masks=masks,

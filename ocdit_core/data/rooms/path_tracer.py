@@ -1,0 +1,184 @@
+"""Draws the colours of rooms with objects by path tracing (Mitsuba 3), for a share of handsome pictures.
+
+Cameras, objects and lamps are those of `SceneRenderer`, whose labels and depth belong to these pictures as well. Light
+from everywhere is the ceiling's here, and what walls and things throw back is worked out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdit_core.data.rooms.room import Material, Room
+from ocdit_core.data.rooms.scene_meshes import Placed
+from ocdit_core.errors import RenderingError
+from ocdit_core.objects.mitsuba_renderer import load_mitsuba, traced_mesh
+
+Array = NDArray[np.float64]
+SAMPLES = 36  # light paths a pixel: a square, as the sampler wants it
+_BOUNCES = 6
+_GAMMA = 2.2  # of colours and textures, as in the scene renderer
+_WINDOW = 0.5  # metres: half the side of what shines in from a wall
+# Radiance against that of the scene renderer's windows, which are whole parts of its sky.
+_WINDOW_GAIN = 4.0
+
+
+class PathTracer:
+    """Draws one staged room after another, from one thread.
+
+    Args:
+        samples: light paths a pixel.
+
+    Raises:
+        RenderingError: Mitsuba is missing or does not start.
+    """
+
+    def __init__(self, samples: int = SAMPLES) -> None:
+        try:
+            import drjit
+        except ImportError as error:
+            raise RenderingError("path-traced pictures need the package mitsuba: pip install mitsuba") from error
+        # Before anything starts threads: they would add light up in another order each time, and round it so.
+        drjit.set_thread_count(1)
+        self._mi = load_mitsuba()
+        self._samples = samples
+        self._parts: dict[str, Any] = {}
+
+    def stage(self, room: Room, pictures: dict[int, NDArray[np.uint8]], objects: Sequence[Placed]) -> None:
+        """Makes a scene ready; the one before it is dropped.
+
+        Args:
+            room: what stands still.
+            pictures: (H, W, 3) sRGB by number, those that the room's surfaces name.
+            objects: where they lie.
+        """
+        parts: dict[str, Any] = {}
+        for number, surface in enumerate(room.surfaces):
+            picture = None if surface.texture is None else pictures[surface.texture]
+            parts[f"room_{number}"] = self._shape(surface.corners, picture, surface.material)
+        for number, item in enumerate(objects):
+            assert item.mesh.surface is not None
+            corners = item.mesh.surface.corners.copy()
+            corners[:, :3] = corners[:, :3] @ item.pose[:3, :3].T + item.pose[:3, 3]
+            corners[:, 3:6] = corners[:, 3:6] @ item.pose[:3, :3].T
+            cutoff = item.mesh.surface.alpha_cutoff
+            parts[f"object_{number}"] = self._shape(corners, item.mesh.surface.texture, item.material, cutoff)
+        for number, lamp in enumerate(room.lights):
+            # What arrives from a ball of radiance L and radius r is pi L r^2 / d^2, of which a white surface sends
+            # back a pi-th each way: its intensity, as the scene renderer counts, is L r^2.
+            parts[f"lamp_{number}"] = {
+                "type": "sphere",
+                "center": lamp.position.tolist(),
+                "radius": lamp.radius,
+                "emitter": _area(lamp.colour / lamp.radius**2),
+            }
+        parts |= self._sky(room)
+        self._parts = parts
+
+    def draw(self, pose: Array, K: Array, size: tuple[int, int], *, seed: int = 0) -> NDArray[np.float32]:
+        """Returns linear light (h, w, 3), not exposed yet.
+
+        Args:
+            pose: (4, 4) camera-from-world, OpenCV axes, metres.
+            K: (3, 3) intrinsics in pixels, of square pixels.
+            size: height and width in pixels.
+            seed: of the light paths.
+        """
+        mi, (height, width) = self._mi, size
+        film = {
+            "type": "hdrfilm",
+            "width": width,
+            "height": height,
+            "pixel_format": "rgb",
+            "component_format": "float32",
+            "rfilter": {"type": "box"},
+        }
+        sensor = {
+            "type": "perspective",
+            "fov": float(np.degrees(2 * np.arctan(width / (2 * K[0, 0])))),
+            "fov_axis": "x",
+            "principal_point_offset_x": float(0.5 - K[0, 2] / width),
+            "principal_point_offset_y": float(0.5 - K[1, 2] / height),
+            "near_clip": 0.01,
+            "far_clip": 50.0,
+            # Mitsuba's camera axes: x left, y up, z forward.
+            "to_world": mi.ScalarTransform4f(np.linalg.inv(pose) @ np.diag([-1.0, -1.0, 1.0, 1.0])),
+            "film": film,
+            "sampler": {"type": "multijitter", "sample_count": self._samples},
+        }
+        integrator = {"type": "path", "max_depth": _BOUNCES, "hide_emitters": False}
+        scene = mi.load_dict({"type": "scene", "integrator": integrator, "sensor": sensor, **self._parts})
+        linear = np.array(mi.render(scene, seed=seed), dtype=np.float32)
+        # A path that found a lamp by chance alone: brighter than any tone that a picture has.
+        return np.minimum(np.nan_to_num(linear), 20 * max(float(np.percentile(linear, 99)), 1e-3))
+
+    def _shape(
+        self, corners: NDArray[np.float32], picture: NDArray[np.uint8] | None, material: Material, cutoff: float = 0.0
+    ) -> Any:
+        mi = self._mi
+        colour: dict[str, Any] = {"type": "mesh_attribute", "name": "vertex_color"}
+        if picture is not None:
+            # A picture comes with one tint for all corners.
+            texels = (picture[..., :3] / np.float32(255) * corners[0, 8:11]) ** np.float32(_GAMMA)
+            colour = {"type": "bitmap", "bitmap": mi.Bitmap(np.ascontiguousarray(texels)), "raw": True}
+        bsdf: dict[str, Any] = {
+            "type": "principled",
+            "base_color": colour,
+            "roughness": float(np.clip(material.roughness, 0.1, 1.0)),
+            "metallic": material.metallic,
+            "specular": float(np.clip(material.specular, 0.0, 1.0)),
+        }
+        bsdf = {"type": "twosided", "bsdf": bsdf}
+        if picture is not None and cutoff > 0:
+            solid = (picture[..., 3:] >= 255 * cutoff).astype(np.float32)
+            opacity = {"type": "bitmap", "bitmap": mi.Bitmap(solid), "raw": True, "filter_type": "nearest"}
+            bsdf = {"type": "mask", "opacity": opacity, "bsdf": bsdf}
+        properties = mi.Properties()
+        properties["material"] = mi.load_dict(bsdf)
+        return traced_mesh(mi, corners, properties, 0.0, smooth=True)
+
+    def _sky(self, room: Room) -> dict[str, Any]:
+        """The ceiling, and squares on the walls where more light comes from."""
+        mi = self._mi
+        half = (room.high - room.low)[:2] / 2
+        middle = (room.high + room.low)[:2] / 2
+        sky = {"ceiling": ([*middle, room.high[2] - 0.005], [*middle, 0.0], [*half, 1.0], [0.0, 1.0, 0.0], room.zenith)}
+        for number, window in enumerate(room.windows):
+            towards = window[:3]
+            edges = np.where(towards > 0, room.high, room.low) / np.where(towards == 0, np.inf, towards)
+            edges[towards == 0] = np.inf
+            axis = int(np.argmin(edges))
+            if axis == 2:
+                continue  # it shines through the ceiling, which shines already
+            at = towards * edges[axis]
+            inwards = np.zeros(3)
+            inwards[axis] = -np.sign(towards[axis])
+            at = at + 0.01 * inwards
+            at[2] = np.clip(at[2], room.low[2] + _WINDOW, room.high[2] - _WINDOW)
+            radiance = _WINDOW_GAIN * window[3:]
+            sky[f"window_{number}"] = (at, at + inwards, [_WINDOW, _WINDOW, 1.0], [0.0, 0.0, 1.0], radiance)
+        return {
+            name: {
+                "type": "rectangle",
+                "to_world": mi.ScalarTransform4f().look_at(
+                    origin=[float(v) for v in origin], target=[float(v) for v in target], up=up
+                )
+                @ mi.ScalarTransform4f().scale([float(v) for v in scale]),
+                "emitter": _area(radiance),
+            }
+            for name, (origin, target, scale, up, radiance) in sky.items()
+        }
+
+
+def developed(linear: NDArray[np.float32], exposure: float) -> NDArray[np.uint8]:
+    """Returns the picture (h, w, 3) sRGB of linear light, by the tone curve of the scene renderer."""
+    x = linear * np.float32(exposure)
+    x = np.clip(x * (2.51 * x + 0.03) / (x * (2.43 * x + 0.59) + 0.14), 0.0, 1.0)
+    return np.asarray(np.rint(255 * x ** (1 / _GAMMA)), dtype=np.uint8)
+
+
+def _area(radiance: Array) -> dict[str, Any]:
+    return {"type": "area", "radiance": {"type": "rgb", "value": [float(value) for value in radiance]}}

@@ -1,0 +1,54 @@
+"""Path-traced colours over the same labels, and the same light as the scene renderer's."""
+
+import cv2
+import numpy as np
+import pytest
+
+from ocdit_core.data.rooms.cameras import CameraSettings
+from ocdit_core.data.rooms.layouts import SceneSettings
+from ocdit_core.data.rooms.object_sources import ProceduralObjects
+from ocdit_core.data.rooms.scene_maker import SceneMaker
+
+pytest.importorskip("mitsuba", reason="needs mitsuba")
+
+
+def scene(path_traced):
+    settings = SceneSettings(
+        targets=(3, 4),
+        distractors=(0, 1),
+        effects=(0.0, 0.0),
+        camera=CameraSettings(size=(120, 160)),
+        path_traced=path_traced,
+    )
+    with SceneMaker(ProceduralObjects(8), settings, seed=1) as maker:
+        return list(maker.images(2, count=3))
+
+
+def test_only_the_colours_are_drawn_anew_and_show_the_same():
+    drawn, traced = scene(0.0), scene(1.0)
+    for one, other in zip(drawn, traced, strict=True):
+        np.testing.assert_array_equal(one.depth, other.depth)
+        np.testing.assert_array_equal(one.masks_visible, other.masks_visible)
+        np.testing.assert_array_equal(one.K, other.K)
+        assert not np.array_equal(one.rgb, other.rgb)
+        # The same things in the same places in about the same light: a picture shifted by some pixels agrees less.
+        ours, theirs = (cv2.GaussianBlur(i.rgb, (0, 0), 1.5).astype(float) for i in (one, other))
+        agreement = np.corrcoef(ours.ravel(), theirs.ravel())[0, 1]
+        shifted = np.corrcoef(ours[:, 8:].ravel(), theirs[:, :-8].ravel())[0, 1]
+        assert agreement > 0.85
+        assert agreement > shifted + 0.02
+        assert 0.5 < theirs.mean() / ours.mean() < 2
+
+
+def test_the_same_scene_is_traced_the_same():
+    for one, other in zip(scene(0.5), scene(0.5), strict=True):
+        np.testing.assert_array_equal(one.rgb, other.rgb)
+
+
+def test_a_share_of_the_pictures_is_traced():
+    none, some, all_of_them = scene(0.0), scene(0.6), scene(1.0)
+    kinds = [
+        (np.array_equal(b.rgb, a.rgb), np.array_equal(b.rgb, c.rgb))
+        for a, b, c in zip(none, some, all_of_them, strict=True)
+    ]
+    assert set(kinds) == {(True, False), (False, True)}
