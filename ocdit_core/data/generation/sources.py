@@ -27,6 +27,7 @@ from ocdit_core.data.rooms.object_sources import (
 )
 from ocdit_core.errors import ConfigError, DataError, MeshError, OcditError
 from ocdit_core.files import write_text
+from ocdit_core.objects import meshes
 from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.objects.templates import ViewSettings
 from ocdit_core.workers import Died, Work
@@ -152,6 +153,8 @@ def _write_models(out: Path, settings: SynthesisSettings, names: dict[int, str],
 @contextmanager
 def _modelling(folder: Path, settings: SynthesisSettings) -> Iterator[Work[tuple[int, str], object]]:
     source = open_source(settings)
+    # Whatever unit a file is in, the source scales what is not of a table's size.
+    logging.getLogger(meshes.__name__).addFilter(_not_about_units)
 
     def work(task: tuple[int, str]) -> object:
         number, name = task
@@ -164,7 +167,14 @@ def _modelling(folder: Path, settings: SynthesisSettings) -> Iterator[Work[tuple
             return str(error) if name in str(error) else f"{name}: {error}"
         return write_model(folder, number, Model(mesh=mesh))
 
-    yield work
+    try:
+        yield work
+    finally:
+        logging.getLogger(meshes.__name__).removeFilter(_not_about_units)
+
+
+def _not_about_units(record: logging.LogRecord) -> bool:
+    return "--unit" not in record.getMessage()
 
 
 def _draw_templates(out: Path, names: dict[int, str], skipped: dict[str, str], jobs: int) -> dict[str, str]:
