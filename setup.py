@@ -32,6 +32,7 @@ extras = {
     # other renderers of views: VTK where there is no EGL, path tracing for handsome pictures
     "renderers": ["pyvista>=0.44", "mitsuba>=3.5"],
     "synthesize": ["mujoco>=3.1"],
+    "ray": ["ray>=2.9"],
     "train": ["tensorboard>=2.16", "lightning-fabric>=2.5"],
     "dev": ["pytest>=8", "ruff", "mypy", "codespell", "rosbags-image>=0.10"],
 }

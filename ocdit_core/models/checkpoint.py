@@ -30,7 +30,8 @@ def write_checkpoint(folder: Path, config: object, state: Mapping[str, Tensor], 
     }
     write_text(folder / CONFIG_FILE, to_yaml(config))
     with replacing(folder / WEIGHTS_FILE) as temporary:
-        safetensors.torch.save_file(tensors, temporary)
+        # Not save_file: it leaves a file that only its owner can read.
+        temporary.write_bytes(safetensors.torch.save(tensors))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

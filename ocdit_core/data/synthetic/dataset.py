@@ -237,7 +237,9 @@ class SyntheticScenes(Dataset[dict[str, Tensor]]):
             if masks[i].sum() < self.settings.min_visible_pixels:
                 continue
             x, y, width, height = cv2.boundingRect(masks[i].astype(np.uint8))
-            window = tight_window(rng, (x, y, width, height), self.settings.scene.image_size, self.settings.crop_size, self.settings.crop)
+            window = tight_window(
+                rng, (x, y, width, height), self.settings.scene.image_size, self.settings.crop_size, self.settings.crop
+            )
             if avoid is None or not window.mask(avoid, self.settings.crop_size).any():
                 return window
         return None
