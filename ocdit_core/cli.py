@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all subcommands."""
     parser = argparse.ArgumentParser(
         prog="ocdit",
-        description="Find objects in pictures by their CAD models or photographs: no training, one mask for each found.",
+        description="Find objects in pictures by their CAD models or photographs: no training, one mask for each.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

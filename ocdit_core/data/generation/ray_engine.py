@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import socket
@@ -41,7 +42,9 @@ class RayEngine:
         _check_reachable(address)
         options: dict[str, Any] = {"num_cpus": jobs or len(os.sched_getaffinity(0))} if address == LOCAL else {}
         try:
-            ray.init(address, include_dashboard=False if address == LOCAL else None, logging_level="WARNING", **options)
+            ray.init(
+                address, include_dashboard=False if address == LOCAL else None, logging_level=logging.WARNING, **options
+            )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"ray: no cluster at {address} ({' '.join(str(error).split())[:200]})") from error
         self._jobs = jobs or int(ray.cluster_resources().get("CPU", 1))
