@@ -14,7 +14,7 @@ from ocdit_core.diffusion.noise import draw_sigma
 from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, heun, posterior_mean
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.colour_statistics import SUBCELL
-from ocdit_core.models.denoiser import Conditioning
+from ocdit_core.models.denoiser import Conditioning, Denoised
 from ocdit_core.models.mask_vae import DOWNSAMPLING
 from ocdit_core.models.matching_prior import PriorMaps
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures, occupancy
@@ -77,13 +77,56 @@ class DiffusionStage:
         sigma = random.each(lambda g: draw_sigma(self.settings.noise, (scenes, draws), g)).flatten(0, 1)
         noise = random.normal(scenes, draws, *target.shape[2:]).flatten(0, 1)
         level = sigma[:, :, None, None, None, None]
-        denoised = self.model.denoiser(target + level * noise, sigma, conditioning)
+        noisy = target + level * noise
+        if self.model.config.denoiser.representation is None:
+            denoised = self.model.denoiser(noisy, sigma, conditioning)
+        else:
+            clean = self._presence(batch, masks)
+            found = self.model.denoiser.denoise(noisy, sigma, conditioning, self._noisy(clean, sigma, random))
+            denoised = found.latents
+            for name, loss in self._representation_losses(found, clean, sigma, image, masks).items():
+                parts[name] = loss.detach()
+                total = total + getattr(self.settings, f"{name}_weight") * loss
         weight = self.model.denoiser.preconditioning.loss_weight(level)
         uncertainty = self.model.denoiser.uncertainty(sigma)[:, :, None, None, None, None]
         loss = denoising_loss(denoised.float(), target, weight, uncertainty).mean()
         parts["diffusion"], parts["sigma"] = loss.detach(), sigma
         parts["error"] = (weight * (denoised.detach().float() - target) ** 2).mean((2, 3, 4, 5))
         return total + loss, parts
+
+    @torch.no_grad()
+    def _presence(self, batch: Batch, masks: Tensor) -> Tensor | None:
+        """What the presence tokens stand for, standardised, (B, O, C): zero for a target that is not there."""
+        token = self.model.denoiser.presence
+        if token is None:
+            return None
+        images = rearrange(batch["images"], "g s c h w -> (g s) c h w").float() / 255
+        summaries, there = self.model.summarise_targets(images, masks), masks.flatten(2).any(2)
+        if self.model.training:
+            token.update(summaries[there])
+        return token.standardised(summaries) * there[..., None]
+
+    @staticmethod
+    def _noisy(clean: Tensor | None, sigma: Tensor, random: SampleRandom) -> Tensor | None:
+        """(B, O, C) with noise of each level (B, E) -> (B, E, O, C)."""
+        if clean is None:
+            return None
+        noise = random.normal(len(clean) // len(random), sigma.shape[1], *clean.shape[1:]).flatten(0, 1)
+        return clean[:, None] + sigma[:, :, None, None] * noise
+
+    def _representation_losses(
+        self, found: Denoised, clean: Tensor | None, sigma: Tensor, image: ImageFeatures, masks: Tensor
+    ) -> dict[str, Tensor]:
+        """The losses of the parts of models/representation.py that the model has."""
+        denoiser, losses = self.model.denoiser, {}
+        if denoiser.projection is not None and found.middle is not None:
+            losses["projection"] = denoiser.projection.loss(
+                found.middle, image.features, occupancy(masks, DOWNSAMPLING)
+            )
+        if denoiser.presence is not None and found.presence is not None and clean is not None:
+            weight = denoiser.presence.preconditioning.loss_weight(sigma)[:, :, None, None]
+            losses["presence"] = (weight * (found.presence.float() - clean[:, None]) ** 2).mean()
+        return losses
 
     def _positions(self, batch: Batch, random: SampleRandom) -> tuple[Tensor, Tensor]:
         """The learned positions of each sample's objects and views: (B, O) and (B, V)."""

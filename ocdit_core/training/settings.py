@@ -120,6 +120,8 @@ class DiffusionLossSettings:
         prior_weight: weight of the matching prior's own losses.
         prior_only_steps: first steps that train the backbone and the matching prior alone: cheap, and what the
             denoiser then starts from.
+        projection_weight: weight of the projection to backbone features, where denoiser.representation has it.
+        presence_weight: weight of the presence tokens' loss, likewise.
     """
 
     noise: NoiseConfig = field(default_factory=NoiseConfig)
@@ -128,6 +130,8 @@ class DiffusionLossSettings:
     min_targets: int = 1
     prior_weight: float = 1.0
     prior_only_steps: int = 0
+    projection_weight: float = 0.5
+    presence_weight: float = 0.03
 
     def __post_init__(self) -> None:
         for name in ("noise_draws", "min_targets"):
