@@ -47,6 +47,18 @@ def load_mitsuba() -> Any:
     raise RenderingError(f"Mitsuba does not start ({'; '.join(reasons)})")
 
 
+def pinhole(K: NDArray[np.float64], size: tuple[int, int]) -> dict[str, Any]:
+    """Returns the entries of Mitsuba's perspective sensor for K (3, 3) in pixels and a picture of (height, width)."""
+    height, width = size
+    return {
+        "type": "perspective",
+        "fov": float(np.degrees(2 * np.arctan(width / (2 * K[0, 0])))),
+        "fov_axis": "x",
+        "principal_point_offset_x": float(0.5 - K[0, 2] / width),
+        "principal_point_offset_y": float(0.5 - K[1, 2] / height),
+    }
+
+
 @dataclass(eq=False)
 class TracedMesh:
     """A mesh as Mitsuba keeps it, made by `MitsubaRenderer.upload`."""
@@ -168,11 +180,7 @@ class MitsubaRenderer:
             "rfilter": {"type": "box"},
         }
         sensor = {
-            "type": "perspective",
-            "fov": float(np.degrees(2 * np.arctan(width / (2 * K[0, 0])))),
-            "fov_axis": "x",
-            "principal_point_offset_x": float(0.5 - K[0, 2] / width),
-            "principal_point_offset_y": float(0.5 - K[1, 2] / height),
+            **pinhole(K, size),
             "near_clip": near,
             "far_clip": far,
             "to_world": mi.ScalarTransform4f(seen_from),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ocdit_core.data.rooms.room import Material, Room
 from ocdit_core.data.rooms.scene_meshes import Placed
 from ocdit_core.errors import RenderingError
-from ocdit_core.objects.mitsuba_renderer import load_mitsuba, traced_mesh
+from ocdit_core.objects.mitsuba_renderer import load_mitsuba, pinhole, traced_mesh
 
 Array = NDArray[np.float64]
 SAMPLES = 36  # light paths a pixel: a square, as the sampler wants it
@@ -97,11 +97,7 @@ class PathTracer:
             "rfilter": {"type": "box"},
         }
         sensor = {
-            "type": "perspective",
-            "fov": float(np.degrees(2 * np.arctan(width / (2 * K[0, 0])))),
-            "fov_axis": "x",
-            "principal_point_offset_x": float(0.5 - K[0, 2] / width),
-            "principal_point_offset_y": float(0.5 - K[1, 2] / height),
+            **pinhole(K, size),
             "near_clip": 0.01,
             "far_clip": 50.0,
             # Mitsuba's camera axes: x left, y up, z forward.
