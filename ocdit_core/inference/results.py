@@ -13,7 +13,7 @@ class Instance:
 
     Attributes:
         object_id: name of the object in its library.
-        score: confidence in [0, 1], the mean probability over the mask's pixels.
+        score: confidence in [0, 1] (see `InferenceSettings.score`).
         box: modal bounding box (x, y, width, height) in pixels, tight around the mask.
         mask: (H, W) bool, the object's visible pixels.
     """
@@ -33,12 +33,15 @@ class Segmentation:
         image_size: (H, W) of the image that was given, in pixels.
         target_ids: the objects that were looked for, found or not.
         timings: seconds spent, by stage.
+        uncertainty: (H, W) float32 in [0, 1], how uncertain each pixel is (see `uncertainty_map`); None unless the
+            settings ask for it.
     """
 
     instances: tuple[Instance, ...]
     image_size: tuple[int, int]
     target_ids: tuple[str, ...]
     timings: dict[str, float] = field(default_factory=dict)
+    uncertainty: np.ndarray | None = None
 
     def label_map(self) -> np.ndarray:
         """Return (H, W) uint16: 0 is background, k is instances[k - 1]; the highest score wins where masks overlap."""

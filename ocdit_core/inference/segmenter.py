@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from einops import rearrange
-from torch import Tensor
 
-from ocdit_core.diffusion.samplers import sample
 from ocdit_core.errors import ConfigError, OcditError
 from ocdit_core.images import as_rgb8
+from ocdit_core.inference.clock import StageClock
+from ocdit_core.inference.coarse import CoarseStage
+from ocdit_core.inference.instances import resolve
+from ocdit_core.inference.labelling import Label, label_regions
+from ocdit_core.inference.mask_generator import MaskGenerator
 from ocdit_core.inference.object_encoder import ObjectEncoder
-from ocdit_core.inference.results import Instance, Segmentation, tight_box
+from ocdit_core.inference.proposals import Candidate, propose
+from ocdit_core.inference.refinement import RefineStage
+from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.settings import InferenceSettings, load_settings
-from ocdit_core.inference.weights import find_weights
-from ocdit_core.inference.windows import Window, WindowMean, crop_windows, full_window, guided_window
+from ocdit_core.inference.weights import find_weights, refine_weights
+from ocdit_core.inference.windows import Box
 from ocdit_core.models.device import pick_device
-from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet, TemplateFeatures, join_templates
+from ocdit_core.models.ocdit import OCDiT, TargetSet, TemplateFeatures, join_templates
 from ocdit_core.models.positions import inference_positions
 from ocdit_core.objects.library import ObjectLibrary
 
@@ -33,11 +35,13 @@ class EncodedObjects:
 
     Attributes:
         object_ids: names, in the order in which they were asked for.
-        runs: what the network looks for in each of its runs over an image: the targets, then the distractors.
+        runs: what the coarse model looks for in each of its runs over an image: the targets, then the distractors.
+        singles: what the refine model looks for in a crop: the targets, as sets of one object each; None without it.
     """
 
     object_ids: tuple[str, ...]
     runs: tuple[TargetSet, ...]
+    singles: TargetSet | None = None
 
     @property
     def count(self) -> int:
@@ -46,10 +50,10 @@ class EncodedObjects:
 
 
 class Segmenter:
-    """Finds target objects in images.
+    """Finds target objects in images: a coarse model proposes, a refine model sharpens and rejects.
 
     `encode_objects` and `segment` may run in different threads at the same time. `from_pretrained` describes the
-    arguments; the model's weights must not change any more.
+    arguments; the models' weights must not change any more.
     """
 
     def __init__(
@@ -60,14 +64,20 @@ class Segmenter:
         device: str = "auto",
         settings: InferenceSettings | None = None,
         feature_cache: str | Path | None = "auto",
+        refine: OCDiT | None = None,
     ):
         self.settings = settings or InferenceSettings()
         self.model_name = name
         self._device = pick_device(device)
         self._model = model.to(self._device).eval().requires_grad_(False)
-        self._canvas_size = self.settings.image_size or model.config.image_size
         self._objects: EncodedObjects | None = None
         self._encoder = ObjectEncoder(self._model, self._device, feature_cache)
+        self._coarse = CoarseStage(MaskGenerator(self._model, self._device), self.settings)
+        self._refine: RefineStage | None = None
+        if refine is not None and self.settings.refine.enabled:
+            refine = refine.to(self._device).eval().requires_grad_(False)
+            self._refine_encoder = ObjectEncoder(refine, self._device, feature_cache)
+            self._refine = RefineStage(MaskGenerator(refine, self._device, "refine_"), self.settings)
 
     @classmethod
     def from_pretrained(
@@ -77,6 +87,7 @@ class Segmenter:
         device: str = "auto",
         settings: InferenceSettings | None = None,
         feature_cache: str | Path | None = "auto",
+        refine: str | Path | None = "auto",
     ) -> Segmenter:
         """Load a model.
 
@@ -86,18 +97,23 @@ class Segmenter:
             settings: of the inference; by default those that the model recommends (see `recommended_settings`).
             feature_cache: folder where features of objects' views are kept between programs; "auto": $OCDIT_CACHE, or
                 ocdit in the user's cache folder; None: nothing is kept.
+            refine: the refine model, named as the coarse one is; "auto": that in the coarse model's folder `refine`
+                where it has one; None: none.
 
         Raises:
             WeightsError: there is no such model, or its files are damaged or do not fit together.
             ConfigError: its config, or the device, is not valid.
         """
         folder = find_weights(name_or_path)
+        second = refine_weights(folder) if refine == "auto" else refine and find_weights(refine)
+        settings = settings or load_settings(folder)
         return cls(
             OCDiT.from_pretrained(folder),
             name=Path(name_or_path).name,
             device=device,
-            settings=settings or load_settings(folder),
+            settings=settings,
             feature_cache=feature_cache,
+            refine=OCDiT.from_pretrained(second) if second and settings.refine.enabled else None,
         )
 
     @property
@@ -114,6 +130,11 @@ class Segmenter:
     def object_ids(self) -> tuple[str, ...]:
         """Names of the current target objects."""
         return self._objects.object_ids if self._objects else ()
+
+    @property
+    def refines(self) -> bool:
+        """Whether there is a refine stage."""
+        return self._refine is not None
 
     def set_objects(self, library: ObjectLibrary, object_ids: Sequence[str] | None = None) -> None:
         """Look for these objects from now on, by default for all of the library; on an error nothing changes.
@@ -133,14 +154,18 @@ class Segmenter:
             raise ConfigError(f"no target objects were named; the library holds {', '.join(library.object_ids)}")
         if len(set(names)) < len(names):
             raise ConfigError(f"a target object is named twice in {', '.join(names)}")
-        encoded = self._encode(library, [*names, *self._distractors(library, names)])
-        self._encoder.trim()
+        everything = [*names, *self._distractors(library, names)]
+        encoded = self._encode(self._encoder, self._model, library, everything)
         runs = []
         for positions in inference_positions(self.settings.positions, len(encoded), self._capacity):
             run, encoded = encoded[: len(positions)], encoded[len(positions) :]
-            templates = join_templates(run)
-            runs.append(self._model.encode_targets(templates, positions[None].to(self._device)))
-        return EncodedObjects(object_ids=names, runs=tuple(runs))
+            runs.append(self._model.encode_targets(join_templates(run), positions[None].to(self._device)))
+        singles = None
+        if self._refine is not None:
+            model = self._refine.model
+            parts = self._encode(self._refine_encoder, model, library, names)
+            singles = model.encode_targets(join_templates(parts, one_set=False))
+        return EncodedObjects(object_ids=names, runs=tuple(runs), singles=singles)
 
     @property
     def _capacity(self) -> int:
@@ -153,18 +178,18 @@ class Segmenter:
         count = min(self.settings.distractors, free, len(others))
         return [others[i] for i in np.random.default_rng(self.settings.seed).permutation(len(others))[:count]]
 
-    def _encode(self, library: ObjectLibrary, names: Sequence[str]) -> list[TemplateFeatures]:
+    def _encode(
+        self, encoder: ObjectEncoder, model: OCDiT, library: ObjectLibrary, names: Sequence[str]
+    ) -> list[TemplateFeatures]:
         """Features of each object, all of as many views."""
         library.require(names)
-        most = self.settings.views or self._model.config.denoiser.max_views
+        most = self.settings.views or model.config.denoiser.max_views
         # Archives may hold hundreds of views: no more than one is in memory as a whole.
         chosen = [library[name].best_views(most) for name in names]
         views = max(len(templates) for templates in chosen)
-        return [self._encoder.encode(templates, views) for templates in chosen]
-
-    def _to_tensor(self, rgb: np.ndarray) -> Tensor:
-        """(..., h, w, 3) uint8 -> (..., 3, h, w) in [0, 1]."""
-        return torch.from_numpy(np.moveaxis(rgb, -1, -3)).to(self._device).float() / 255
+        encoded = [encoder.encode(templates, views) for templates in chosen]
+        encoder.trim()
+        return encoded
 
     @torch.inference_mode()
     def segment(self, image: np.ndarray, objects: EncodedObjects | None = None) -> Segmentation:
@@ -175,103 +200,102 @@ class Segmenter:
             objects: the targets, by default those of `set_objects`.
 
         Returns:
-            At most one instance for each target, masks at the image's own size, disjoint.
+            Instances with masks at the image's own size, disjoint.
 
         Raises:
             ImageError: `image` is not a picture.
             OcditError: no target objects have been set.
         """
-        started = time.perf_counter()
+        objects = self._current(objects)
+        image = as_rgb8(image)
+        clock, random = StageClock(self._device), self._random()
+        probabilities = self._coarse.find(image, objects.runs, random, clock)
+        targets = len(objects.object_ids)
+        candidates = self._candidates(image, probabilities, objects, random, clock)
+        size = (image.shape[0], image.shape[1])
+        instances = resolve(candidates, objects.object_ids, size, self.settings)
+        uncertainty = uncertainty_map(probabilities[:targets], candidates) if self.settings.uncertainty else None
+        clock.lap("instances")
+        return Segmentation(
+            instances=instances,
+            image_size=size,
+            target_ids=objects.object_ids,
+            timings=clock.stop(),
+            uncertainty=uncertainty,
+        )
+
+    def _candidates(
+        self,
+        image: np.ndarray,
+        probabilities: np.ndarray,
+        objects: EncodedObjects,
+        random: torch.Generator,
+        clock: StageClock,
+    ) -> list[Candidate]:
+        """Where targets may be, looked at closely where there is a refine stage."""
+        targets, settings = len(objects.object_ids), self.settings
+        if self._refine is None or objects.singles is None:
+            return propose(probabilities, targets, settings, threshold=settings.mask_threshold, exclusive=True)
+        # Objects that look alike may all claim the same pixels: the refine stage tells them apart.
+        threshold = settings.refine.proposal_threshold
+        proposals = propose(probabilities, targets, settings, threshold=threshold, exclusive=False)
+        clock.lap("proposals")
+        return self._refine.refine(image, proposals, objects.singles, random, clock)
+
+    @torch.inference_mode()
+    def label(
+        self,
+        image: np.ndarray,
+        regions: Sequence[Box | np.ndarray],
+        objects: EncodedObjects | None = None,
+    ) -> tuple[Label, ...]:
+        """Tell which target object each region shows, or none: for boxes or masks that any detector has found.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            regions: (x, y, width, height) in pixels, or (H, W) bool masks.
+            objects: the targets, by default those of `set_objects`.
+
+        Raises:
+            ImageError: `image` is not a picture, or a region is not inside it.
+            OcditError: no target objects have been set.
+            ConfigError: there is no refine model, which this takes.
+        """
+        objects = self._current(objects)
+        if self._refine is None or objects.singles is None:
+            raise ConfigError(f"labelling takes a refine model, and {self.model_name} has none, or it is not enabled")
+        return label_regions(
+            as_rgb8(image),
+            regions,
+            self._refine,
+            objects.singles,
+            objects.object_ids,
+            threshold=self.settings.score_threshold,
+            random=self._random(),
+            clock=StageClock(self._device),
+        )
+
+    def _current(self, objects: EncodedObjects | None) -> EncodedObjects:
         objects = objects or self._objects
         if objects is None:
             raise OcditError("no target objects are set: call set_objects first")
-        image = as_rgb8(image)
-        size = (image.shape[0], image.shape[1])
-        timings: dict[str, float] = {}
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        mean = WindowMean(objects.count, size)
-        windows = [full_window(size, self._canvas_size), *crop_windows(size, self._canvas_size, self.settings.crops)]
-        self._look(image, windows, objects, mean, generator, timings)
-        if self.settings.guided_crop:
-            guided = guided_window(mean.result(), self._canvas_size, threshold=self.settings.mask_threshold)
-            if guided is not None:
-                self._look(image, [guided], objects, mean, generator, timings)
-        instances = self._instances(objects.object_ids, mean.result())
-        timings["total"] = time.perf_counter() - started
-        return Segmentation(instances=instances, image_size=size, target_ids=objects.object_ids, timings=timings)
+        return objects
 
-    def _look(
-        self,
-        image: np.ndarray,
-        windows: list[Window],
-        objects: EncodedObjects,
-        mean: WindowMean,
-        generator: torch.Generator,
-        timings: dict[str, float],
-    ) -> None:
-        """Add to `mean` what the windows show."""
-        started = time.perf_counter()
-        canvases = np.stack([window.forward(image) for window in windows])
-        features = self._model.encode_image(self._to_tensor(canvases))
-        self._clock(timings, "backbone", started)
-        begin = 0
-        for run in objects.runs:
-            end = begin + run.templates.features.shape[1]
-            for window, found in zip(windows, self._probabilities(features, run, generator, timings), strict=True):
-                mean.add(window, found, slice(begin, end))
-            begin = end
-
-    def _probabilities(
-        self, image: ImageFeatures, targets: TargetSet, generator: torch.Generator, timings: dict[str, float]
-    ) -> np.ndarray:
-        """(W, O, h, w) float32: the probability of each pixel of each window to show each object."""
-        started = time.perf_counter()
-        conditioning = self._model.condition(image, targets)
-        windows, objects = conditioning.queries.shape[1:3]
-        shape = (1, windows * self.settings.ensemble, objects, self._model.config.vae.latent_channels)
-        noise = torch.randn(*shape, *conditioning.grid, generator=generator).to(self._device)
-        latents = sample(
-            # One noise level for all members: what depends on it alone is computed once.
-            lambda x, sigma: self._model.denoiser(x, sigma.reshape(1, 1), conditioning),
-            noise,
-            self.settings.sampler,
-        )
-        started = self._clock(timings, "sampling", started)
-        decoded = rearrange(self._model.decode_masks(latents), "1 (w e) o h x -> w e o h x", w=windows)
-        probabilities: np.ndarray = decoded.mean(1).float().cpu().numpy()
-        self._clock(timings, "decoding", started)
-        return probabilities
-
-    def _instances(self, names: tuple[str, ...], probabilities: np.ndarray) -> tuple[Instance, ...]:
-        """(O, H, W) probabilities -> instances; a pixel shows one object only: the most probable one.
-
-        Distractors come after the named objects: they take pixels, and are not reported.
-        """
-        winner = probabilities.argmax(axis=0)
-        instances = []
-        for index, name in enumerate(names):
-            mask = (winner == index) & (probabilities[index] >= self.settings.mask_threshold)
-            mask = without_small_parts(mask, self.settings.min_part)
-            if mask.sum() < max(self.settings.min_area * mask.size, 1):
-                continue
-            score = float(probabilities[index][mask].mean())
-            if score >= self.settings.score_threshold:
-                instances.append(Instance(object_id=name, score=score, box=tight_box(mask), mask=mask))
-        return tuple(sorted(instances, key=lambda instance: -instance.score))
-
-    def _clock(self, timings: dict[str, float], stage: str, since: float) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        timings[stage] = timings.get(stage, 0.0) + now - since
-        return now
+    def _random(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.settings.seed)
 
 
-def without_small_parts(mask: np.ndarray, share: float) -> np.ndarray:
-    """Return a (H, W) bool mask without its connected parts that have less than `share` of the largest one's area."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    areas = stats[1:, cv2.CC_STAT_AREA]
-    if areas.size < 2:
-        return mask
-    keep = np.concatenate([[False], areas >= share * areas.max()])
-    return keep[labels]
+def uncertainty_map(probabilities: np.ndarray, candidates: Sequence[Candidate]) -> np.ndarray:
+    """Return (H, W) float32 in [0, 1]: 1 where it is a toss-up whether a pixel shows a target, 0 where it is certain.
+
+    It is the variance 4 p (1 - p) of that yes or no: what ensemble members and windows disagree on is part of it.
+
+    Args:
+        probabilities: (O, H, W) of the coarse stage; of the target that is most probable at a pixel.
+        candidates: which count where they lie, in place of the coarse stage.
+    """
+    found = probabilities.max(axis=0)
+    for candidate in sorted(candidates, key=lambda one: one.score):
+        x, y, width, height = candidate.region
+        found[y : y + height, x : x + width][candidate.mask] = candidate.probabilities[candidate.mask]
+    return np.asarray(4 * found * (1 - found), np.float32)

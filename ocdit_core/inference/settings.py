@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ocdit_core.config import build, read_yaml
 from ocdit_core.diffusion.samplers import SamplerConfig
@@ -12,6 +13,49 @@ from ocdit_core.models.mask_vae import DOWNSAMPLING
 from ocdit_core.models.positions import MorePositions
 
 SETTINGS_FILE = "inference.yaml"
+
+Score = Literal["mean", "expected_iou"]
+"""How an instance is scored: the mean probability of its pixels; or the expected overlap with the truth, which also
+counts what lies outside the mask: the sum of the mask's probabilities over its area and the probabilities outside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineSettings:
+    """Settings of the refine stage (paper 3.3, 4.2), for models that have one.
+
+    Attributes:
+        enabled: whether the coarse stage's proposals are looked at once more, closely.
+        image_size: (height, width) in pixels that crops are scaled to; by default the size of the refine model's
+            training.
+        sampler: how latents are generated; by default the posterior mean, one evaluation of the network.
+        ensemble: initial noises whose results are averaged.
+        windows: crops of each proposal, which differ in margin and place.
+        margin: added to each side of a proposal's box, as a share of the box.
+        proposal_threshold: a pixel belongs to a proposal from this coarse probability on.
+        max_proposals: the best so many proposals of an image are refined.
+        mask_threshold: a pixel belongs to a refined mask from this probability on.
+        coarse_share: of the coarse stage's score in an instance's score, the exponent of a geometric mean.
+    """
+
+    enabled: bool = True
+    image_size: tuple[int, int] | None = None
+    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=0))
+    ensemble: int = 1
+    windows: int = 1
+    margin: float = 0.2
+    proposal_threshold: float = 0.2
+    max_proposals: int = 64
+    mask_threshold: float = 0.5
+    coarse_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_size("image_size", self.image_size)
+        for name in ("ensemble", "windows", "max_proposals"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
+        for name in ("margin", "proposal_threshold", "mask_threshold", "coarse_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +76,17 @@ class InferenceSettings:
             they claim the pixels that look more like them than like any target.
         views: templates of each object that are used, those that cover it best; 0 takes as many as the model can.
         mask_threshold: a pixel belongs to an object from this probability on.
-        score_threshold: an instance is reported from this score on; the score is the mean probability of its pixels.
-        min_part: of a mask that falls into parts, those below this share of the largest part's area are dropped; an
-            object that others cover in part may well be seen in two pieces. 0 keeps all.
+        score_threshold: an instance is reported from this score on.
+        score: what a score is.
+        max_instances: most instances of one object in an image.
+        merge_gap: parts of an object's mask that are nearer to each other than this share of the larger one's size
+            are one instance, which something else covers in part; those further apart are several instances.
+        min_part: of an instance that falls into parts, those below this share of the largest one's area are dropped;
+            0 keeps all.
+        min_instance: parts below this share of the object's largest part are no instances.
         min_area: masks below this share of the image are specks, not objects.
+        uncertainty: whether results carry a map of how uncertain each pixel is.
+        refine: of the refine stage.
         seed: of the initial noise: the same image and targets give the same result.
     """
 
@@ -49,21 +100,27 @@ class InferenceSettings:
     views: int = 0
     mask_threshold: float = 0.5
     score_threshold: float = 0.5
+    score: Score = "mean"
+    max_instances: int = 4
+    merge_gap: float = 1.0
     min_part: float = 0.5
+    min_instance: float = 0.3
     min_area: float = 0.0005
+    uncertainty: bool = False
+    refine: RefineSettings = field(default_factory=RefineSettings)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.image_size and any(side <= 0 or side % DOWNSAMPLING for side in self.image_size):
-            raise ConfigError(f"image_size: {list(self.image_size)} must be positive multiples of {DOWNSAMPLING}")
-        if self.ensemble < 1:
-            raise ConfigError(f"ensemble: {self.ensemble} must be at least 1")
+        _check_size("image_size", self.image_size)
+        for name in ("ensemble", "max_instances"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
         if self.views < 0:
             raise ConfigError(f"views: {self.views} is negative; 0 takes as many as the model can")
-        for name in ("crops", "distractors"):
+        for name in ("crops", "distractors", "merge_gap"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is negative; 0 is none")
-        for name in ("mask_threshold", "score_threshold", "min_part", "min_area"):
+        for name in ("mask_threshold", "score_threshold", "min_part", "min_instance", "min_area"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1]")
 
@@ -72,3 +129,8 @@ def load_settings(folder: Path) -> InferenceSettings:
     """Return the settings that a model's folder recommends in inference.yaml, or the general defaults without one."""
     path = folder / SETTINGS_FILE
     return build(InferenceSettings, read_yaml(path)) if path.is_file() else InferenceSettings()
+
+
+def _check_size(name: str, size: tuple[int, int] | None) -> None:
+    if size and any(side <= 0 or side % DOWNSAMPLING for side in size):
+        raise ConfigError(f"{name}: {list(size)} must be positive multiples of {DOWNSAMPLING}")

@@ -8,12 +8,19 @@ from ocdit_core.errors import WeightsError
 from ocdit_core.inference.settings import SETTINGS_FILE, InferenceSettings, load_settings
 from ocdit_core.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 
+REFINE_FOLDER = "refine"
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def recommended_settings(name_or_path: str | Path) -> InferenceSettings:
     """Return the settings that a model recommends, to be changed by `dataclasses.replace`; raises WeightsError."""
     return load_settings(find_weights(name_or_path))
+
+
+def refine_weights(folder: Path) -> Path | None:
+    """Return the folder of the refine model that belongs to a coarse model's folder, None where it has none."""
+    second = folder / REFINE_FOLDER
+    return second if second.is_dir() else None
 
 
 def find_weights(name_or_path: str | Path) -> Path:
@@ -31,7 +38,7 @@ def find_weights(name_or_path: str | Path) -> Path:
 
     try:
         folder = huggingface_hub.snapshot_download(
-            str(name_or_path), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, SETTINGS_FILE]
+            str(name_or_path), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, SETTINGS_FILE, f"{REFINE_FOLDER}/*"]
         )
     except Exception as error:  # its many kinds of errors all mean that the model cannot be had
         raise WeightsError(f"{complaint}, nor a hub id that can be reached ({type(error).__name__})") from error

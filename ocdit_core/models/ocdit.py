@@ -90,6 +90,26 @@ class TargetSet:
     tokens: TargetTokens
     templates: TemplateFeatures
 
+    def select(self, chosen: Tensor) -> TargetSet:
+        """Return a batch of those of its sets whose indices are in `chosen`, (B,) int64 on the CPU; the same may come twice."""
+        sets, objects = self.tokens.object_indices.shape
+        if torch.equal(chosen, torch.arange(sets)):
+            return self
+        chosen = chosen.to(self.templates.features.device)
+        rows = (chosen[:, None] * objects + torch.arange(objects, device=chosen.device)).flatten()
+        summaries = self.templates.summaries
+        return TargetSet(
+            tokens=TargetTokens(
+                keys_values=tuple((keys[rows], values[rows]) for keys, values in self.tokens.keys_values),
+                object_indices=self.tokens.object_indices[chosen],
+            ),
+            templates=TemplateFeatures(
+                features=self.templates.features[chosen],
+                descriptors=tuple(part[chosen] for part in self.templates.descriptors),
+                summaries=None if summaries is None else summaries[chosen],
+            ),
+        )
+
 
 class OCDiT(nn.Module):
     """The model: masks of target objects, generated from an image and views of the objects."""
@@ -224,13 +244,19 @@ class OCDiT(nn.Module):
         write_checkpoint(Path(folder), self.config, self.state_dict(), half=half)
 
 
-def join_templates(parts: Sequence[TemplateFeatures]) -> TemplateFeatures:
-    """Put the objects of several sets one after the other into one; each object needs as many views as the others."""
+def join_templates(parts: Sequence[TemplateFeatures], *, one_set: bool = True) -> TemplateFeatures:
+    """Put several sets of objects together; each object needs as many views as the others.
+
+    Args:
+        parts: each of one set.
+        one_set: whether their objects follow each other in one set, or the sets stay apart, as a batch.
+    """
+    axis = int(one_set)
     summaries = [part.summaries for part in parts if part.summaries is not None]
     return TemplateFeatures(
-        features=torch.cat([part.features for part in parts], dim=1),
-        descriptors=tuple(torch.cat(same, dim=1) for same in zip(*(part.descriptors for part in parts), strict=True)),
-        summaries=torch.cat(summaries, dim=1) if summaries else None,
+        features=torch.cat([part.features for part in parts], axis),
+        descriptors=tuple(torch.cat(same, axis) for same in zip(*(part.descriptors for part in parts), strict=True)),
+        summaries=torch.cat(summaries, axis) if summaries else None,
     )
 
 
