@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,11 @@ from torch import Tensor
 from ocdit_core.diffusion.schedule import karras_schedule
 from ocdit_core.errors import ConfigError
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
-"""(x float32, sigma float32 scalar) -> denoised x, the D_theta of eq. (5)."""
+Denoise = Callable[[Tensor, Any], Tensor]
+"""(x float32, noise level) -> denoised x, the D_theta of eq. (5)."""
+
+LevelOf = Callable[[float], Any]
+"""sigma -> the noise level as a Denoise takes it; by default a float32 scalar on the device of x."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,36 +56,55 @@ class SamplerConfig:
             raise ConfigError(f"rho: {self.rho} is not positive")
 
 
-def sample(denoise: Denoise, noise: Tensor, config: SamplerConfig, generator: torch.Generator | None = None) -> Tensor:
+def sample(
+    denoise: Denoise,
+    noise: Tensor,
+    config: SamplerConfig,
+    generator: torch.Generator | None = None,
+    level_of: LevelOf | None = None,
+) -> Tensor:
     """Return clean latents of the shape of `noise`, which is drawn from N(0, I)."""
     if config.steps == 0:
-        return posterior_mean(denoise, noise, config.sigma_max)
-    return heun(denoise, noise, config, generator)
+        return posterior_mean(denoise, noise, config.sigma_max, level_of)
+    return heun(denoise, noise, config, generator, level_of)
 
 
-def posterior_mean(denoise: Denoise, noise: Tensor, sigma_max: float) -> Tensor:
+def noise_levels(config: SamplerConfig) -> list[float]:
+    """Return every sigma that `sample` evaluates the network at, each once."""
+    if config.steps == 0:
+        return [config.sigma_max]
+    sigmas = karras_schedule(config.steps, config.sigma_min, config.sigma_max, config.rho).tolist()[:-1]
+    return list(dict.fromkeys([*(_raised(sigma, config) for sigma in sigmas), *sigmas[1:]]))
+
+
+def posterior_mean(denoise: Denoise, noise: Tensor, sigma_max: float, level_of: LevelOf | None = None) -> Tensor:
     """Return D(sigma_max noise; sigma_max): the mean over all latents that the model believes in.
 
     At sigma_max the input says next to nothing, so one evaluation gives what an ensemble of samples would average to.
     """
-    sigma = torch.tensor(sigma_max, dtype=torch.float32, device=noise.device)
-    return denoise((noise * sigma_max).float(), sigma)
+    level = (level_of or _scalars_for(noise))(sigma_max)
+    return denoise((noise * sigma_max).float(), level)
 
 
-def heun(denoise: Denoise, noise: Tensor, config: SamplerConfig, generator: torch.Generator | None = None) -> Tensor:
+def heun(
+    denoise: Denoise,
+    noise: Tensor,
+    config: SamplerConfig,
+    generator: torch.Generator | None = None,
+    level_of: LevelOf | None = None,
+) -> Tensor:
     """Integrate eq. (4) from sigma_max to 0; the state is float64, the network sees float32."""
     sigmas = karras_schedule(config.steps, config.sigma_min, config.sigma_max, config.rho).tolist()
+    level_of = level_of or _scalars_for(noise)
     x = noise.double() * sigmas[0]
 
     def slope(x: Tensor, sigma: float) -> Tensor:
-        level = torch.tensor(sigma, dtype=torch.float32, device=x.device)
         # eq. (4)
-        return (x - denoise(x.float(), level).double()) / sigma
+        return (x - denoise(x.float(), level_of(sigma)).double()) / sigma
 
     for sigma, sigma_next in itertools.pairwise(sigmas):
-        if config.churn > 0 and config.churn_min <= sigma <= config.churn_max:
-            gamma = min(config.churn / config.steps, math.sqrt(2) - 1)
-            raised = sigma * (1 + gamma)
+        raised = _raised(sigma, config)
+        if raised > sigma:
             fresh = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
             x = x + math.sqrt(raised**2 - sigma**2) * config.churn_noise * fresh
             sigma = raised
@@ -91,3 +114,14 @@ def heun(denoise: Denoise, noise: Tensor, config: SamplerConfig, generator: torc
             x_next = x + (sigma_next - sigma) * 0.5 * (here + slope(x_next, sigma_next))
         x = x_next
     return x.float()
+
+
+def _raised(sigma: float, config: SamplerConfig) -> float:
+    """The level that churn raises sigma to."""
+    if config.churn > 0 and config.churn_min <= sigma <= config.churn_max:
+        return sigma * (1 + min(config.churn / config.steps, math.sqrt(2) - 1))
+    return sigma
+
+
+def _scalars_for(x: Tensor) -> LevelOf:
+    return lambda sigma: torch.tensor(sigma, dtype=torch.float32, device=x.device)

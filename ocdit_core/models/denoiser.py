@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ocdit_core.diffusion.preconditioning import Preconditioning
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.attention import KeysValues
-from ocdit_core.models.blocks import Block, Head
+from ocdit_core.models.blocks import Block, BlockLevel, Folded, Head
 from ocdit_core.models.embeddings import FourierFeatures, NoiseEmbedding, QueryEmbedding, TemplateEmbedding
 from ocdit_core.models.matching_prior import PriorMaps
 from ocdit_core.models.representation import PresenceToken, Projection, RepresentationConfig
@@ -77,6 +78,29 @@ class Conditioning:
     templates: tuple[KeysValues, ...]
     grid: tuple[int, int]
     prior: PriorMaps | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseLevel:
+    """What depends on the noise level alone, for all samples and members: computed once for all images.
+
+    Attributes:
+        sigma: (1, 1).
+        embedding: (1, 1, D).
+        blocks: modulations of each block.
+        head: modulation of the head.
+        c_skip: coefficient of eq. (5).
+        c_out: likewise.
+        c_in: likewise.
+    """
+
+    sigma: Tensor
+    embedding: Tensor
+    blocks: tuple[BlockLevel, ...]
+    head: Folded
+    c_skip: float
+    c_out: float
+    c_in: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,31 +194,66 @@ class Denoiser(nn.Module):
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+    def levels(self, sigmas: Sequence[float]) -> list[NoiseLevel]:
+        """Compute ahead what depends on each of some noise levels alone."""
+        p, device = self.preconditioning, self.query_embedding.proj.weight.device
+        here = torch.tensor(sigmas, dtype=torch.float32)
+        there = here.to(device)
+        embeddings = self.noise_embedding(p.c_noise(there)).float()
+        blocks = zip(*(block.levels(embeddings) for block in self._blocks()), strict=True)
+        # Plain numbers, so that no evaluation waits for the device to tell them.
+        numbers = zip(p.c_skip(here).tolist(), p.c_out(here).tolist(), p.c_in(here).tolist(), strict=True)
+        return [
+            NoiseLevel(
+                sigma=sigma.view(1, 1),
+                embedding=embedding.view(1, 1, -1),
+                blocks=of_blocks,
+                head=of_head,
+                c_skip=c_skip,
+                c_out=c_out,
+                c_in=c_in,
+            )
+            for sigma, embedding, of_blocks, of_head, (c_skip, c_out, c_in) in zip(
+                there, embeddings, blocks, self.head.levels(embeddings), numbers, strict=True
+            )
+        ]
+
+    def forward(self, latents: Tensor, sigma: Tensor | NoiseLevel, conditioning: Conditioning) -> Tensor:
         """Return the latents of `denoise`."""
         return self.denoise(latents, sigma, conditioning).latents
 
     def denoise(
-        self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, presence: Tensor | None = None
+        self, latents: Tensor, sigma: Tensor | NoiseLevel, conditioning: Conditioning, presence: Tensor | None = None
     ) -> Denoised:
         """Evaluate D_theta.
 
         Args:
             latents: (B, E, O, z, h, w), noisy; E ensemble members or noise draws share one conditioning. With W
                 windows, E is a multiple of W: the members of the first window come first.
-            sigma: (B, E), one noise level for all objects of a member; or (B, 1) for all members.
+            sigma: (B, E), one noise level for all objects of a member; or (B, 1) for all members; or one for all
+                samples, as `levels` gives it.
             conditioning: of the same images.
             presence: (B, E, O, C), noisy presence tokens; by default at their mean, which is what the highest noise
                 level leaves of them. Only for a network that has them.
         """
-        level = sigma[:, :, None, None, None, None]
-        p = self.preconditioning
-        noise_embedding = self.noise_embedding(p.c_noise(sigma))
+        c_skip: Tensor | float
+        c_out: Tensor | float
+        c_in: Tensor | float
+        of_blocks: Sequence[Tensor | BlockLevel]
+        of_head: Tensor | Folded
+        if isinstance(sigma, NoiseLevel):
+            c_skip, c_out, c_in = sigma.c_skip, sigma.c_out, sigma.c_in
+            of_blocks, of_head, noise_embedding, sigma = sigma.blocks, sigma.head, sigma.embedding, sigma.sigma
+        else:
+            p, level = self.preconditioning, sigma[:, :, None, None, None, None]
+            c_skip, c_out, c_in = p.c_skip(level), p.c_out(level), p.c_in(level)
+            noise_embedding = self.noise_embedding(p.c_noise(sigma))
+            of_blocks, of_head = [noise_embedding] * len(self.blocks), noise_embedding
         windows = conditioning.queries.shape[1]
         queries = conditioning.queries
         if windows > 1:
             queries = queries.repeat_interleave(latents.shape[1] // windows, dim=1)
-        tokens = self.query_embedding.latent_part(p.c_in(level) * latents) + queries
+        tokens = self.query_embedding.latent_part(c_in * latents) + queries
         cells = tokens.shape[3]
         if self.presence is not None:
             if presence is None:
@@ -202,20 +261,21 @@ class Denoiser(nn.Module):
             tokens = torch.cat([tokens, self.presence.tokens_in(presence, sigma).to(tokens.dtype)], dim=3)
 
         middle = None
-        for count, (block, templates) in enumerate(zip(self._blocks(), conditioning.templates, strict=True), start=1):
+        of_all = zip(self._blocks(), of_blocks, conditioning.templates, strict=True)
+        for count, (block, noise, templates) in enumerate(of_all, start=1):
             if self.config.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, noise_embedding, templates, use_reentrant=False)
+                tokens = checkpoint(block, tokens, noise, templates, use_reentrant=False)
             else:
-                tokens = block(tokens, noise_embedding, templates)
+                tokens = block(tokens, noise, templates)
             if self.projection is not None and self.training and count == self._middle_block():
                 middle = tokens[:, :, :, :cells]
 
-        raw = self.head(tokens[:, :, :, :cells], noise_embedding)
+        raw = self.head(tokens[:, :, :, :cells], of_head)
         raw = rearrange(raw, "b e o (h w) z -> b e o z h w", h=conditioning.grid[0])
         if self.presence is not None and presence is not None:
             presence = self.presence.denoised(tokens[:, :, :, cells:], presence, sigma, noise_embedding)
         # eq. (5)
-        return Denoised(latents=p.c_skip(level) * latents + p.c_out(level) * raw, presence=presence, middle=middle)
+        return Denoised(latents=c_skip * latents + c_out * raw, presence=presence, middle=middle)
 
     def _middle_block(self) -> int:
         assert self.config.representation is not None

@@ -6,7 +6,7 @@ import torch
 from ocdit_core.diffusion.loss import denoising_loss
 from ocdit_core.diffusion.noise import NoiseConfig, draw_sigma
 from ocdit_core.diffusion.preconditioning import Preconditioning
-from ocdit_core.diffusion.samplers import SamplerConfig, sample
+from ocdit_core.diffusion.samplers import SamplerConfig, noise_levels, sample
 from ocdit_core.diffusion.schedule import karras_schedule
 from ocdit_core.errors import ConfigError
 
@@ -101,6 +101,23 @@ def test_number_of_evaluations():
 
     sample(denoise, torch.zeros(1), SamplerConfig(steps=9))
     assert count == 17
+
+
+@pytest.mark.parametrize(
+    "config", [SamplerConfig(steps=0), SamplerConfig(steps=1), SamplerConfig(steps=4), SamplerConfig(steps=9, churn=5)]
+)
+def test_noise_levels_are_those_that_the_network_is_asked_for(config):
+    seen = set()
+
+    def denoise(x, level):
+        seen.add(level)
+        return ideal_denoiser(x, torch.tensor(level, dtype=torch.float32))
+
+    noise = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(1)
+    found = sample(denoise, noise, config, random, level_of=lambda sigma: sigma)
+    assert seen == set(noise_levels(config))
+    assert torch.equal(found, sample(ideal_denoiser, noise, config, random.manual_seed(1)))
 
 
 def test_loss_is_least_where_the_uncertainty_is_the_logarithm_of_the_error():

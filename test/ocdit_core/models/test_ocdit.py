@@ -10,6 +10,7 @@ from ocdit_core.models.embeddings import IndexPosition, PatchPosition
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.matching_prior import MatchingPriorConfig
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, OCDiTConfig, TemplateFeatures
+from ocdit_core.models.representation import RepresentationConfig
 
 TINY = OCDiTConfig(
     image_size=(64, 96),
@@ -267,3 +268,19 @@ def test_sizes_that_do_not_fit_are_refused():
         MaskVAEConfig(patch=2)
     with pytest.raises(ConfigError, match="heads: 5 does not divide width 32"):
         DenoiserConfig(width=32, heads=5)
+
+
+@pytest.mark.parametrize("representation", [None, RepresentationConfig()])
+@torch.no_grad()
+def test_noise_levels_prepared_ahead_give_what_the_network_computes_itself(representation):
+    model = make(dataclasses.replace(TINY, denoiser=dataclasses.replace(TINY.denoiser, representation=representation)))
+    image, templates = inputs(model)
+    conditioning = model.condition(image, model.encode_targets(templates))
+    x = torch.randn(2, 3, 3, 4, *conditioning.grid)
+    sigmas = [80.0, 2.0, 0.002]
+    for sigma, level in zip(sigmas, model.denoiser.levels(sigmas), strict=True):
+        expected = model.denoiser.denoise(sigma * x, torch.full((2, 3), sigma), conditioning)
+        found = model.denoiser.denoise(sigma * x, level, conditioning)
+        assert torch.allclose(found.latents, expected.latents, atol=1e-5)
+        if representation:
+            assert torch.allclose(found.presence, expected.presence, atol=1e-5)
