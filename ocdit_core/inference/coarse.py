@@ -1,8 +1,9 @@
-"""The coarse stage (paper 3.4, 4.2): where in the whole image is each target, seen through one or several windows."""
+"""The coarse stage (paper 3.4, 4.2): where in whole images is each target, seen through one or several windows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,8 +15,18 @@ from ocdit_core.inference.windows import Window, WindowMean, crop_windows, full_
 from ocdit_core.models.ocdit import TargetSet
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What is looked at of one image, and what has been seen on it so far."""
+
+    image: np.ndarray
+    random: torch.Generator
+    mean: WindowMean
+    windows: list[Window]
+
+
 class CoarseStage:
-    """Looks at a whole image for all targets at once.
+    """Looks at whole images for all targets at once.
 
     Args:
         generator: of masks, with the coarse model.
@@ -28,37 +39,42 @@ class CoarseStage:
         self._canvas_size = settings.image_size or generator.model.config.image_size
 
     def find(
-        self, image: np.ndarray, runs: Sequence[TargetSet], random: torch.Generator, clock: StageClock
-    ) -> np.ndarray:
-        """Return (O, H, W) float32: the probability of each pixel to show each object of all runs.
+        self,
+        images: Sequence[np.ndarray],
+        runs: Sequence[TargetSet],
+        randoms: Sequence[torch.Generator],
+        clock: StageClock,
+    ) -> list[np.ndarray]:
+        """Return, for each image, (O, H, W) float32: the probability of each pixel to show each object of all runs.
 
         Args:
-            image: (H, W, 3) uint8 RGB.
+            images: (H, W, 3) uint8 RGB, each of its own size: they go through the network together.
             runs: sets of target objects, each looked for in a run of its own.
-            random: of the initial noise.
+            randoms: of the initial noise of each image.
             clock: takes the time.
         """
-        size = (image.shape[0], image.shape[1])
-        mean = WindowMean(sum(run.templates.features.shape[1] for run in runs), size)
-        windows = [full_window(size, self._canvas_size), *crop_windows(size, self._canvas_size, self._settings.crops)]
-        self._look(image, windows, runs, mean, random, clock)
+        objects = sum(run.templates.features.shape[1] for run in runs)
+        looks = []
+        for image, random in zip(images, randoms, strict=True):
+            size = (image.shape[0], image.shape[1])
+            windows = [full_window(size, self._canvas_size)]
+            windows += crop_windows(size, self._canvas_size, self._settings.crops)
+            looks.append(_Look(image, random, WindowMean(objects, size), windows))
+        self._look(looks, runs, clock)
         if self._settings.guided_crop:
-            guided = guided_window(mean.result(), self._canvas_size, threshold=self._settings.mask_threshold)
-            if guided is not None:
-                self._look(image, [guided], runs, mean, random, clock)
-        return mean.result()
+            guided = []
+            for look in looks:
+                window = guided_window(look.mean.result(), self._canvas_size, threshold=self._settings.mask_threshold)
+                if window is not None:
+                    guided.append(replace(look, windows=[window]))
+            if guided:
+                self._look(guided, runs, clock)
+        return [look.mean.result() for look in looks]
 
-    def _look(
-        self,
-        image: np.ndarray,
-        windows: Sequence[Window],
-        runs: Sequence[TargetSet],
-        mean: WindowMean,
-        random: torch.Generator,
-        clock: StageClock,
-    ) -> None:
-        """Add to `mean` what the windows show."""
-        features = self._generator.encode(np.stack([window.forward(image) for window in windows]), clock)
+    def _look(self, looks: Sequence[_Look], runs: Sequence[TargetSet], clock: StageClock) -> None:
+        """Add to each mean what its windows show."""
+        canvases = [window.forward(look.image) for look in looks for window in look.windows]
+        features = self._generator.encode(np.stack(canvases), clock)
         begin = 0
         for run in runs:
             end = begin + run.templates.features.shape[1]
@@ -67,9 +83,10 @@ class CoarseStage:
                 run,
                 sampler=self._settings.sampler,
                 ensemble=self._settings.ensemble,
-                random=random,
+                random=[(look.random, len(look.windows)) for look in looks],
                 clock=clock,
             )
-            for window, canvases in zip(windows, found, strict=True):
-                mean.add(window, canvases, slice(begin, end))
+            places = [(look.mean, window) for look in looks for window in look.windows]
+            for (mean, window), canvas in zip(places, found, strict=True):
+                mean.add(window, canvas, slice(begin, end))
             begin = end

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -39,7 +41,7 @@ class MaskGenerator:
         *,
         sampler: SamplerConfig,
         ensemble: int,
-        random: torch.Generator,
+        random: torch.Generator | Sequence[tuple[torch.Generator, int]],
         clock: StageClock,
     ) -> np.ndarray:
         """Return (B, W, O, h, w) float32: the probability of each pixel of each window to show each object.
@@ -49,16 +51,19 @@ class MaskGenerator:
             targets: B sets of O objects.
             sampler: how latents are generated.
             ensemble: initial noises whose probabilities are averaged.
-            random: of the initial noise, on the CPU: results do not depend on the device.
+            random: of the initial noise, on the CPU: results do not depend on the device. Several with their numbers of
+                windows, which come one after the other in W, give each the noise that it would get alone.
             clock: takes the time.
         """
         conditioning = self.model.condition(image, targets)
         sets, windows, objects = conditioning.queries.shape[:3]
-        shape = (sets, windows * ensemble, objects, self.model.config.vae.latent_channels, *conditioning.grid)
+        shape = (objects, self.model.config.vae.latent_channels, *conditioning.grid)
+        shares = [(random, windows)] if isinstance(random, torch.Generator) else random
+        noise = [torch.randn(sets, count * ensemble, *shape, generator=generator) for generator, count in shares]
         latents = sample(
             # One noise level for all members: what depends on it alone is computed once.
             lambda x, sigma: self.model.denoiser(x, sigma.expand(sets, 1), conditioning),
-            torch.randn(*shape, generator=random).to(self._device),
+            torch.cat(noise, dim=1).to(self._device),
             sampler,
         )
         clock.lap(f"{self._stage}sampling")

@@ -191,7 +191,6 @@ class Segmenter:
         encoder.trim()
         return encoded
 
-    @torch.inference_mode()
     def segment(self, image: np.ndarray, objects: EncodedObjects | None = None) -> Segmentation:
         """Find the target objects in one image.
 
@@ -206,10 +205,37 @@ class Segmenter:
             ImageError: `image` is not a picture.
             OcditError: no target objects have been set.
         """
+        return self.segment_batch([image], objects)[0]
+
+    @torch.inference_mode()
+    def segment_batch(self, images: Sequence[np.ndarray], objects: EncodedObjects | None = None) -> list[Segmentation]:
+        """Find the target objects in several images, of several cameras say, which may differ in size.
+
+        Each result is that of `segment` on its image alone, to rounding; the coarse stage runs once for all, so the
+        timings are those of the whole batch. Arguments and errors are those of `segment`.
+        """
         objects = self._current(objects)
-        image = as_rgb8(image)
-        clock, random = StageClock(self._device), self._random()
-        probabilities = self._coarse.find(image, objects.runs, random, clock)
+        images = [as_rgb8(image) for image in images]
+        if not images:
+            return []
+        clock, randoms = StageClock(self._device), [self._random() for _ in images]
+        found = self._coarse.find(images, objects.runs, randoms, clock)
+        results = [
+            self._finish(image, probabilities, objects, random, clock)
+            for image, probabilities, random in zip(images, found, randoms, strict=True)
+        ]
+        timings = clock.stop()
+        return [dataclasses.replace(result, timings=dict(timings)) for result in results]
+
+    def _finish(
+        self,
+        image: np.ndarray,
+        probabilities: np.ndarray,
+        objects: EncodedObjects,
+        random: torch.Generator,
+        clock: StageClock,
+    ) -> Segmentation:
+        """From the coarse stage's probabilities to a result without timings."""
         targets = len(objects.object_ids)
         candidates = self._candidates(image, probabilities, objects, random, clock)
         size = (image.shape[0], image.shape[1])
@@ -217,11 +243,7 @@ class Segmenter:
         uncertainty = uncertainty_map(probabilities[:targets], candidates) if self.settings.uncertainty else None
         clock.lap("instances")
         return Segmentation(
-            instances=instances,
-            image_size=size,
-            target_ids=objects.object_ids,
-            timings=clock.stop(),
-            uncertainty=uncertainty,
+            instances=instances, image_size=size, target_ids=objects.object_ids, uncertainty=uncertainty
         )
 
     def _candidates(
