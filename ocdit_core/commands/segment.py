@@ -37,6 +37,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--threshold", type=fraction, help="leave out instances that score less (0 to 1; default: the model's)"
     )
+    parser.add_argument("--preset", metavar="NAME", help="fast, balanced, accurate or paper (default: the model's own)")
+    parser.add_argument(
+        "--uncertainty", action="store_true", help="write STEM_uncertainty.png too: white where a pixel is a toss-up"
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the inference: ensemble=4 crops=5 ..."
+    )
     parser.set_defaults(run=run)
 
 
@@ -57,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ocdit_core.inference.segmenter import Segmenter
     from ocdit_core.inference.weights import recommended_settings
 
-    settings = recommended_settings(arguments.weights)
+    settings = recommended_settings(arguments.weights, preset=arguments.preset, overrides=arguments.set)
+    if arguments.uncertainty:
+        settings = replace(settings, uncertainty=True)
     if arguments.threshold is not None:
         settings = replace(settings, score_threshold=arguments.threshold)
     segmenter = Segmenter.from_pretrained(arguments.weights, device=arguments.device, settings=settings)
@@ -96,7 +105,8 @@ def table_rows(path: Path, result: Segmentation) -> list[list[str]]:
 def write_result(out: Path, path: Path, image: np.ndarray, result: Segmentation, *, model: str) -> None:
     """Write one picture's masks, JSON and overlay under `out`.
 
-    Masks that an earlier run left for the same picture are removed.
+    An uncertainty map is written where the result has one. Masks that an earlier run left for the same picture are
+    removed.
 
     Args:
         out: the folder of all results.
@@ -121,6 +131,8 @@ def write_result(out: Path, path: Path, image: np.ndarray, result: Segmentation,
     for number, instance in enumerate(result.instances, start=1):
         write_image(out / path.stem / f"mask_{number}_{instance.object_id}.png", instance.mask)
     write_image(out / f"{path.stem}_overlay.png", overlay(image, result))
+    if result.uncertainty is not None:
+        write_image(out / f"{path.stem}_uncertainty.png", (255 * result.uncertainty).round().astype("uint8"))
 
 
 def as_json(path: Path, result: Segmentation, *, model: str) -> dict[str, Any]:

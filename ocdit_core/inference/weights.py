@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from ocdit_core.config import apply_overrides, as_dict, build
 from ocdit_core.errors import WeightsError
+from ocdit_core.inference.presets import with_preset
 from ocdit_core.inference.settings import SETTINGS_FILE, InferenceSettings, load_settings
 from ocdit_core.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 
@@ -12,9 +15,24 @@ REFINE_FOLDER = "refine"
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
-def recommended_settings(name_or_path: str | Path) -> InferenceSettings:
-    """Return the settings that a model recommends, to be changed by `dataclasses.replace`; raises WeightsError."""
-    return load_settings(find_weights(name_or_path))
+def recommended_settings(
+    name_or_path: str | Path, *, preset: str | None = None, overrides: Sequence[str] = ()
+) -> InferenceSettings:
+    """Return the settings that a model recommends, changed.
+
+    Args:
+        name_or_path: an embedded model's name, a folder, or a hub id.
+        preset: choices between speed and care (see `ocdit_core.inference.presets`).
+        overrides: settings such as "ensemble=4" or "sampler.steps=9".
+
+    Raises:
+        WeightsError: there is no such model.
+        ConfigError: there is no such preset or setting, or a setting cannot have this value.
+    """
+    settings = load_settings(find_weights(name_or_path))
+    if preset is not None:
+        settings = with_preset(settings, preset)
+    return build(InferenceSettings, apply_overrides(as_dict(settings), list(overrides))) if overrides else settings
 
 
 def refine_weights(folder: Path) -> Path | None:

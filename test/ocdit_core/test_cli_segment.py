@@ -75,9 +75,20 @@ def test_the_threshold_and_the_targets_reach_the_model(place, tmp_path, capsys):
     assert "not found" in capsys.readouterr().out
 
 
+def test_settings_reach_the_model_and_its_doubts_are_drawn(place, tmp_path):
+    more = ["--uncertainty", "--preset", "fast", "--set", "mask_threshold=1.0"]
+    assert segment(place, ["a"], "--out", str(tmp_path), *more) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["instances"] == []
+    doubts = read_image(tmp_path / "a_uncertainty.png")
+    assert doubts.shape == read_image(tmp_path / "a_overlay.png").shape
+    assert doubts.max() > doubts.min()
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
+        (["--preset", "quick"], "preset: 'quick' is not one of fast, balanced, accurate, paper"),
+        (["--set", "ensembel=3"], "ensembel: unknown setting; did you mean 'ensemble'?"),
         (["--targets", "cube", "sphere"], "unknown object 'sphere': the library holds cube, slab"),
         (["--weights", "no-such-model"], "no-such-model"),
         (["--device", "mars"], "mars"),
