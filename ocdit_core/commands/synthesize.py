@@ -61,6 +61,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     scenes.add_argument("--textures", type=Path, metavar="FOLDER", help="pictures for floors, walls and tables")
     _pair(scenes, "--size", (480, 640), ("H", "W"), "height and width in pixels")
     _pair(scenes, "--targets", (2, 16), ("MIN", "MAX"), "labelled objects in a scene")
+    scenes.add_argument(
+        "--repeats",
+        type=fraction,
+        default=0.0,
+        metavar="SHARE",
+        help="chance for a target to be one more instance of an object that is there already (default: 0)",
+    )
     _pair(scenes, "--distractors", (0, 4), ("MIN", "MAX"), "objects without a label in a scene")
     _pair(scenes, "--views-per-scene", (5, 20), ("MIN", "MAX"), "pictures of a scene")
     scenes.add_argument(
@@ -80,6 +87,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="bop",
         choices=("bop", "shards", "both"),
         help="BOP folders, webdataset shards, or both (default: bop)",
+    )
+    output.add_argument(
+        "--bop-split", default="train_pbr", metavar="NAME", help="folder of the scenes: train_pbr, val, test ..."
     )
     output.add_argument(
         "--scenes-per-shard", type=positive, default=20, metavar="N", help="scenes that share a shard (default: 20)"
@@ -167,6 +177,7 @@ def _settings(arguments: argparse.Namespace) -> SynthesisSettings:
         textures=_absolute(arguments.textures),
         size=tuple(arguments.size),
         targets=tuple(arguments.targets),
+        repeats=arguments.repeats,
         distractors=tuple(arguments.distractors),
         views=tuple(arguments.views_per_scene),
         format=arguments.format,
@@ -174,6 +185,7 @@ def _settings(arguments: argparse.Namespace) -> SynthesisSettings:
         quality=arguments.quality,
         path_traced=arguments.path_traced,
         scenes_a_shard=arguments.scenes_per_shard,
+        bop_split=arguments.bop_split,
     )
     if arguments.test_share is not None and not arguments.split.exists():
         _write_split(settings, arguments.split, arguments.test_share)

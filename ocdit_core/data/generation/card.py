@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from ocdit_core.data.generation.plan import SHARDS, SPLIT, SynthesisSettings, views_of_scenes
+from ocdit_core.data.generation.plan import SynthesisSettings, views_of_scenes
 from ocdit_core.data.generation.scene_work import TaskRecord
 from ocdit_core.data.generation.sources import PreparedObjects
 from ocdit_core.files import write_text
@@ -17,8 +17,9 @@ _DEFAULT = SynthesisSettings(objects=1)
 def command_of(settings: SynthesisSettings, out: str = "DATASET") -> str:
     """Return the command that makes such a dataset; what is as by default is left out."""
     words = ["ocdit", "synthesize", "--out", out, "--images", str(settings.images), "--seed", str(settings.seed)]
-    for name in ("objects", "first_object", "meshes", "split", "part", "textures", "size", "targets", "distractors",
-                 "views", "format", "quality", "path_traced", "scenes_a_shard"):  # fmt: skip
+    for name in ("objects", "first_object", "meshes", "split", "part", "textures", "size", "targets", "repeats",
+                 "distractors", "views", "format", "quality", "path_traced", "scenes_a_shard",
+                 "bop_split"):  # fmt: skip
         value = getattr(settings, name)
         if (value == getattr(_DEFAULT, name) and name != "objects") or not value:
             continue
@@ -41,8 +42,9 @@ def write_card(out: Path, settings: SynthesisSettings, records: Sequence[TaskRec
     if settings.meshes is not None:
         kinds.append(f"meshes of {Path(settings.meshes).name}, under their own licences")
     layout = {
-        f"{SPLIT}/": "scenes as BOP folders: rgb, depth, mask, mask_visib, scene_camera, scene_gt, scene_gt_info",
-        f"{SHARDS}/": "the scenes as BOP webdataset shards, and key_to_shard.json",
+        f"{settings.bop_split}/": "scenes as BOP folders: rgb, depth, mask, mask_visib, scene_camera, scene_gt, "
+        "scene_gt_info",
+        f"{settings.shards_folder}/": "the scenes as BOP webdataset shards, and key_to_shard.json",
         "models/": "meshes in millimetres, models_info.json",
         "templates/": "the objects from 12 sides: the library that training and `ocdit segment` read",
         "objects.json": "where each number (obj_id) comes from, and what was left out",
@@ -50,9 +52,9 @@ def write_card(out: Path, settings: SynthesisSettings, records: Sequence[TaskRec
         "camera.json": "typical intrinsics; each picture has its own",
     }
     if settings.format == "bop":
-        del layout[f"{SHARDS}/"]
+        del layout[f"{settings.shards_folder}/"]
     if settings.format == "shards":
-        del layout[f"{SPLIT}/"]
+        del layout[f"{settings.bop_split}/"]
     lines = [
         "# Synthetic scenes for object segmentation",
         "",

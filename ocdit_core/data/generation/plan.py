@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,8 +19,6 @@ PLAN = "plan.json"
 SCHEMA_VERSION = 1
 FORMATS = ("bop", "shards", "both")
 QUALITIES = ("fast", "good")
-SPLIT, SHARDS = "train_pbr", "train_pbr_web"
-"""Folders of the scenes, in BOP's folders and in shards; MegaPose's data has the same names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +36,7 @@ class SynthesisSettings:
         textures: a folder of pictures for rooms, in addition to the painted ones; or None.
         size: height and width in pixels.
         targets: least and greatest number of labelled objects in a scene.
+        repeats: chance for each target to be one more instance of an object that is there already.
         distractors: least and greatest number of objects without a label.
         views: least and greatest number of pictures of a scene; the last scene may have fewer.
         format: "bop" (folders), "shards" (webdataset), or "both".
@@ -44,6 +44,7 @@ class SynthesisSettings:
         quality: "fast", or "good": four samples a pixel.
         path_traced: share of the pictures whose colours Mitsuba draws.
         scenes_a_shard: how many scenes share a shard.
+        bop_split: folder of the scenes in BOP's folders; that of the shards has "_web" after it, as MegaPose's data.
     """
 
     images: int = 2000
@@ -56,6 +57,7 @@ class SynthesisSettings:
     textures: str | None = None
     size: tuple[int, int] = (480, 640)
     targets: tuple[int, int] = (2, 16)
+    repeats: float = 0.0
     distractors: tuple[int, int] = (0, 4)
     views: tuple[int, int] = (5, 20)
     format: str = "bop"
@@ -63,6 +65,7 @@ class SynthesisSettings:
     quality: str = "fast"
     path_traced: float = 0.0
     scenes_a_shard: int = 20
+    bop_split: str = "train_pbr"
 
     def __post_init__(self) -> None:
         for name, least in (("images", 1), ("seed", 0), ("objects", 0), ("first_object", 0), ("scenes_a_shard", 1)):
@@ -75,14 +78,22 @@ class SynthesisSettings:
             low, high = getattr(self, name)
             if not least <= low <= high:
                 raise ConfigError(f"{name}: {low} {high} has to be two rising numbers from {least} on")
-        if not 0 <= self.path_traced <= 1:
-            raise ConfigError(f"path_traced: {self.path_traced} is not within 0 to 1")
+        for name in ("path_traced", "repeats"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not within 0 to 1")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.bop_split):
+            raise ConfigError(f"bop_split: {self.bop_split!r} is no name of a split; train_pbr, val and test are")
         if not self.objects and self.meshes is None:
             raise ConfigError(
                 "objects: none; give a number of procedural ones (--objects), a folder (--meshes), or both"
             )
         if self.part != "train" and self.split is None:
             raise ConfigError(f"part: {self.part!r} needs a split file")
+
+    @property
+    def shards_folder(self) -> str:
+        """Folder of the shards."""
+        return f"{self.bop_split}_web"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ocdit_core.data.bop_writer import remove_unfinished, write_camera
 from ocdit_core.data.generation.card import write_card
 from ocdit_core.data.generation.engines import TRIES, Engine, LocalEngine, run_all
-from ocdit_core.data.generation.plan import SHARDS, SPLIT, SynthesisSettings, Task, keep_plan, tasks_of
+from ocdit_core.data.generation.plan import SynthesisSettings, Task, keep_plan, tasks_of
 from ocdit_core.data.generation.scene_work import RECORDS, SceneWork, is_done, read_record, scene_settings
 from ocdit_core.data.generation.sources import MODELS, TEMPLATES, PreparedObjects, open_source, prepare_objects
 from ocdit_core.data.rooms.path_tracer import PathTracer
@@ -108,7 +108,7 @@ def synthesize(
         with _locked(folder / _PREPARING):
             keep_plan(folder, settings, names)
             if count == 1:
-                _remove_leftovers(folder)
+                _remove_leftovers(folder, settings)
             objects = prepare_objects(folder, settings, engine, jobs=jobs)
             if not (folder / "camera.json").exists():
                 scale = settings.size[1] / TUDL_SIZE[1]
@@ -167,16 +167,16 @@ def _name(settings: SynthesisSettings, task: Task) -> str:
 
 def _finish(folder: Path, settings: SynthesisSettings, tasks: list[Task], objects: PreparedObjects) -> None:
     """Write what describes the whole dataset; others that find it complete at the same time write the same."""
-    _remove_leftovers(folder)
+    _remove_leftovers(folder, settings)
     if settings.format != "bop":
-        write_key_to_shard(folder / SHARDS)
+        write_key_to_shard(folder / settings.shards_folder)
     write_card(folder, settings, [read_record(folder, task) for task in tasks], objects)
 
 
-def _remove_leftovers(folder: Path) -> None:
+def _remove_leftovers(folder: Path, settings: SynthesisSettings) -> None:
     """Remove what killed processes left under temporary names."""
-    remove_unfinished(folder, SPLIT)
-    for name in (".", RECORDS, MODELS, TEMPLATES, SHARDS):
+    remove_unfinished(folder, settings.bop_split)
+    for name in (".", RECORDS, MODELS, TEMPLATES, settings.shards_folder):
         for path in (folder / name).glob(".*.part*"):
             if path.is_file():
                 path.unlink(missing_ok=True)

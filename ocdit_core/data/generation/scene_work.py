@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.data.bop_writer import scene_folder, write_scene
-from ocdit_core.data.generation.plan import SHARDS, SPLIT, SynthesisSettings, Task
+from ocdit_core.data.generation.plan import SynthesisSettings, Task
 from ocdit_core.data.generation.sources import PreparedObjects, prepared_source
 from ocdit_core.data.rooms.cameras import CameraSettings
 from ocdit_core.data.rooms.layouts import SceneSettings
@@ -75,9 +75,11 @@ def is_done(out: Path, settings: SynthesisSettings, task: Task) -> bool:
     """Return whether all that the task makes is there."""
     if not record_path(out, task).exists():
         return False
-    if settings.format != "bop" and not shard_path(out / SHARDS, task.number).exists():
+    if settings.format != "bop" and not shard_path(out / settings.shards_folder, task.number).exists():
         return False
-    return settings.format == "shards" or all(scene_folder(out, SPLIT, scene).exists() for scene in task.scenes)
+    return settings.format == "shards" or all(
+        scene_folder(out, settings.bop_split, scene).exists() for scene in task.scenes
+    )
 
 
 class SceneWork:
@@ -132,7 +134,7 @@ class SceneWork:
         if self._settings.format == "bop":
             self._write_scene(task.scenes[0], (frame for _, frame in frames))
         else:
-            write_shard(shard_path(self._out / SHARDS, task.number), frames, quality=JPEG_QUALITY)
+            write_shard(shard_path(self._out / self._settings.shards_folder, task.number), frames, quality=JPEG_QUALITY)
         return read_record(self._out, task)
 
     def _frames(self, task: Task) -> Iterator[tuple[str, FrameTruth]]:
@@ -152,14 +154,14 @@ class SceneWork:
         write_text(record_path(self._out, task), json.dumps(asdict(record)) + "\n")
 
     def _write_scene(self, scene: int, frames: Iterable[FrameTruth]) -> None:
-        folder = scene_folder(self._out, SPLIT, scene)
+        folder = scene_folder(self._out, self._settings.bop_split, scene)
         if folder.exists():
             # Of a task that was broken off between its scenes: they are counted only.
             for _ in frames:
                 pass
             return
         try:
-            write_scene(self._out, SPLIT, scene, frames, quality=JPEG_QUALITY)
+            write_scene(self._out, self._settings.bop_split, scene, frames, quality=JPEG_QUALITY)
         except DataError:
             # A process of a run that was killed may have lived on, and have made the very same.
             if not folder.exists():
@@ -213,6 +215,7 @@ def scene_settings(settings: SynthesisSettings) -> SceneSettings:
     """
     return SceneSettings(
         targets=settings.targets,
+        repeats=settings.repeats,
         distractors=settings.distractors,
         cameras=settings.views,
         samples=2 if settings.quality == "good" else 1,

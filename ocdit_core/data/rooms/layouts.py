@@ -28,6 +28,8 @@ class SceneSettings:
 
     targets: tuple[int, int] = (2, 16)
     """Least and greatest number of labelled objects."""
+    repeats: float = 0.0
+    """Chance for each of them, after the first, to be one more instance of one before it."""
     distractors: tuple[int, int] = (0, 4)
     """Least and greatest number of objects without a label."""
     cameras: tuple[int, int] = (5, 20)
@@ -60,7 +62,7 @@ class SceneSettings:
             raise ConfigError(f"targets: {self.targets[1]} are more than 64")
         if not 0 <= self.effects[0] <= self.effects[1]:
             raise ConfigError(f"effects: {self.effects} has to be two rising numbers from 0 on")
-        for name in ("table_share", "metal_share", "path_traced"):
+        for name in ("repeats", "table_share", "metal_share", "path_traced"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} has to be in 0..1")
 
@@ -107,7 +109,7 @@ def make_layout(
     Args:
         rng: source of randomness.
         settings: how many objects, and the rest.
-        targets: the labelled objects are from here, no two of them alike.
+        targets: the labelled objects are from here, no two of them alike unless the settings ask for repeats.
         distractors: the others are from here; an object is never both.
         textures: pictures in the pool.
         meshes: the mesh of an object.
@@ -119,6 +121,10 @@ def make_layout(
     for _ in range(_TRIES):
         wanted = int(rng.integers(settings.targets[0], settings.targets[1] + 1))
         chosen = _draw(rng, targets, wanted, ())
+        if settings.repeats:
+            for place in range(1, wanted):
+                if rng.random() < settings.repeats:
+                    chosen[place] = chosen[int(rng.integers(place))]
         others = int(rng.integers(settings.distractors[0], settings.distractors[1] + 1))
         extra = _draw(rng, distractors, others, chosen) if others else []
         sources = [targets] * len(chosen) + [distractors] * len(extra)

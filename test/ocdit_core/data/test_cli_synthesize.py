@@ -79,14 +79,15 @@ def test_bad_input_is_one_clear_line(tmp_path, capsys, monkeypatch, options, sai
 
 def test_the_command_of_the_description_makes_the_same_plan(tmp_path):
     settings = SynthesisSettings(
-        images=3, seed=4, objects=6, size=(96, 128), targets=(2, 3), distractors=(0, 1), views=(2, 3), depth=False
-    )
+        images=3, seed=4, objects=6, size=(96, 128), targets=(2, 3), repeats=0.2, distractors=(0, 1), views=(2, 3),
+        depth=False, bop_split="val",
+    )  # fmt: skip
     words = command_of(settings, str(tmp_path / "made")).split()
     assert words[0] == "ocdit"
     assert main([*words[1:], "--jobs", "1"]) == 0
     stored = json.loads((tmp_path / "made" / "plan.json").read_text())["settings"]
     assert SynthesisSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}) == settings
-    assert len(BopFolder(tmp_path / "made", "train_pbr")) == 3
+    assert len(BopFolder(tmp_path / "made", "val")) == 3
 
 
 def test_help_needs_no_heavy_package():

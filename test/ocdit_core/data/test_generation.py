@@ -86,6 +86,8 @@ def test_the_plan_makes_exactly_the_images_asked_for():
         ({"format": "tfrecord"}, "bop, shards, both"),
         ({"part": "test"}, "split file"),
         ({"path_traced": 1.5}, "path_traced: 1.5"),
+        ({"repeats": -0.1}, "repeats: -0.1"),
+        ({"bop_split": "../test"}, "bop_split: '../test'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, said):
