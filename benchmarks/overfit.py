@@ -18,7 +18,7 @@ from einops import rearrange
 
 from ocdit_core.config import apply_overrides, build, read_yaml
 from ocdit_core.data.synthetic.bank import BankSettings, build_bank
-from ocdit_core.diffusion.samplers import SamplerConfig, heun, posterior_mean
+from ocdit_core.diffusion.samplers import SamplerConfig, posterior_mean, sample
 from ocdit_core.training.average import WeightAverage
 from ocdit_core.training.data import TrainingData
 from ocdit_core.training.diffusion import DiffusionStage
@@ -104,7 +104,7 @@ def sampled_iou(stage: DiffusionStage, batch: Batch) -> dict[str, float]:
 
     latents = {
         "posterior mean": posterior_mean(denoise, noise, 80.0),
-        "Heun, 9 steps": heun(denoise, noise, SamplerConfig()),
+        "Heun, 9 steps": sample(denoise, noise, SamplerConfig()),
     }
     return {
         name: float(iou(model.decode_masks(found)[:, 0] > 0.5, truth)[present].mean())

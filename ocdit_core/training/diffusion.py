@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ocdit_core.diffusion.loss import denoising_loss
 from ocdit_core.diffusion.noise import draw_sigma
-from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, heun, posterior_mean
+from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, posterior_mean, sample
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.colour_statistics import SUBCELL
 from ocdit_core.models.denoiser import Conditioning, Denoised
@@ -208,7 +208,7 @@ class DiffusionStage:
             steps.append(denoise(x, sigma))
             return steps[-1]
 
-        heun(recorded, noise, SamplerConfig(steps=5))
+        sample(recorded, noise, SamplerConfig(steps=5))
         # Every other evaluation belongs to a step's correction.
         strips = torch.stack([self.model.decode_masks(latents)[:, 0] for latents in steps[::2]], dim=1)
         images = rearrange(batch["images"], "g s c h w -> (g s) h w c").cpu().numpy()
