@@ -78,15 +78,17 @@ class CoarseStage:
         begin = 0
         for run in runs:
             end = begin + run.templates.features.shape[1]
-            (found,) = self._generator.generate(
+            found = self._generator.generate(
                 features,
                 run,
                 sampler=self._settings.sampler,
                 ensemble=self._settings.ensemble,
                 random=[(look.random, len(look.windows)) for look in looks],
                 clock=clock,
+                drop_absent=self._settings.drop_absent,
+                early_exit=self._settings.early_exit,
             )
             places = [(look.mean, window) for look in looks for window in look.windows]
-            for (mean, window), canvas in zip(places, found, strict=True):
+            for (mean, window), canvas in zip(places, found.probabilities[0], strict=True):
                 mean.add(window, canvas, slice(begin, end))
             begin = end

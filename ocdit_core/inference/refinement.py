@@ -112,7 +112,7 @@ class RefineStage:
         distinct = {window: number for number, window in enumerate(dict.fromkeys(w for c in crops for w in c))}
         features = self._generator.encode(np.stack([window.forward(image) for window in distinct]), clock)
         chosen = torch.tensor([distinct[window] for windows in crops for window in windows])
-        probabilities = self._generator.generate(
+        found = self._generator.generate(
             _select_pictures(features, chosen),
             objects.select(torch.as_tensor(targets)),
             sampler=self._settings.refine.sampler,
@@ -120,7 +120,7 @@ class RefineStage:
             random=random,
             clock=clock,
         )
-        return [_together(windows, canvases) for windows, canvases in zip(crops, probabilities, strict=True)]
+        return [_together(windows, canvases) for windows, canvases in zip(crops, found.probabilities, strict=True)]
 
     def _windows(self, box: Box, image_size: tuple[int, int]) -> list[Window]:
         """Crops around a box."""

@@ -68,6 +68,10 @@ class InferenceSettings:
             positions are interpolated.
         sampler: how latents are generated; by default the posterior mean, one evaluation of the network.
         ensemble: initial noises whose results are averaged.
+        early_exit: members of the ensemble run in groups, 2, then as many again as there were, until the standard error
+            of the mean probability, averaged over a picture's pixels, is below this for every object; 0 runs them all.
+        drop_absent: objects whose probability, after the first evaluation, exceeds this nowhere in the picture are left
+            out of the further ones; 0 keeps all.
         crops: parts of the image that are looked at as well, larger: 5 or 10 in the paper.
         guided_crop: whether to look once more, at the part of the image where something was found.
         positions: what happens to more targets than the model has learned positions for: they take turns
@@ -93,6 +97,8 @@ class InferenceSettings:
     image_size: tuple[int, int] | None = None
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=0))
     ensemble: int = 1
+    early_exit: float = 0.0
+    drop_absent: float = 0.0
     crops: int = 0
     guided_crop: bool = False
     positions: MorePositions = "sequential"
@@ -120,7 +126,16 @@ class InferenceSettings:
         for name in ("crops", "distractors", "merge_gap"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is negative; 0 is none")
-        for name in ("mask_threshold", "score_threshold", "min_part", "min_instance", "min_area"):
+        shares = (
+            "early_exit",
+            "drop_absent",
+            "mask_threshold",
+            "score_threshold",
+            "min_part",
+            "min_instance",
+            "min_area",
+        )
+        for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1]")
 
