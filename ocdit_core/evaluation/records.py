@@ -1,0 +1,225 @@
+"""What came out for each image and object, in numbers: all that metrics are computed from, without any mask.
+
+In a file: JSON lines, one for each image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from ocdit_core.data.frames import Frame
+from ocdit_core.errors import DataError
+from ocdit_core.evaluation.bop_results import ResultRow
+from ocdit_core.files import replacing
+from ocdit_core.rle import encode_mask
+
+MAX_DETECTIONS = 100
+"""Of one object in one image; the best are taken (COCO's rule)."""
+
+MIN_VISIBLE = 0.1
+"""Instances of which less is seen are ignored: neither asked for nor wrong (BOP's rule)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TargetRecord:
+    """One object in one image: D results for it, best first, and G instances that the image shows.
+
+    Attributes:
+        object_id: BOP's obj_id.
+        asked: whether it was looked for. Instances of other objects are ignored, results for others are counted.
+        scores: (D,) float64, falling.
+        areas: (D,) float64 pixels, of the box of each result as the BOP toolkit has it, of the mask without a box.
+        truth_areas: (G,) float64 pixels that are seen of each instance; none is 0.
+        visibility: (G,) float64, share of each instance that is seen; NaN where the dataset does not say.
+        overlaps: (D, G) float64, intersection over union.
+    """
+
+    object_id: int
+    asked: bool
+    scores: NDArray[np.float64]
+    areas: NDArray[np.float64]
+    truth_areas: NDArray[np.float64]
+    visibility: NDArray[np.float64]
+    overlaps: NDArray[np.float64]
+
+    @property
+    def ignored(self) -> NDArray[np.bool_]:
+        """(G,) whether an instance is ignored."""
+        return np.full(len(self.visibility), not self.asked) | (self.visibility < MIN_VISIBLE)
+
+    @property
+    def absent(self) -> bool:
+        """Whether it was looked for in vain: nothing of it is seen in the image."""
+        return self.asked and not len(self.truth_areas)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """One image.
+
+    Attributes:
+        scene_id: BOP's number of the scene.
+        image_id: BOP's number of the image in its scene.
+        size: height and width in pixels.
+        time: seconds that finding the objects took; -1 where that is not known.
+        timings: the same by stage.
+        targets: objects that were looked for, that are seen, or for which there are results.
+    """
+
+    scene_id: int
+    image_id: int
+    size: tuple[int, int]
+    time: float
+    timings: dict[str, float] = field(default_factory=dict)
+    targets: tuple[TargetRecord, ...]
+
+
+def record_image(
+    frame: Frame,
+    asked: Collection[int],
+    rows: Sequence[ResultRow],
+    *,
+    time: float = -1.0,
+    timings: Mapping[str, float] | None = None,
+) -> ImageRecord:
+    """Compare an image's results with its truth.
+
+    Args:
+        frame: the image.
+        asked: obj_ids that were looked for.
+        rows: all results for the image.
+        time: seconds that they took; -1: not known.
+        timings: the same by stage.
+
+    Raises:
+        DataError: the image's annotations or masks are missing or damaged.
+    """
+    found: dict[int, list[ResultRow]] = defaultdict(list)
+    for row in rows:
+        found[row.category_id].append(row)
+    seen: dict[int, list[tuple[dict[str, Any], float]]] = defaultdict(list)
+    for index, annotation in enumerate(frame.annotations):
+        # An object without any result needs its instances' areas all the same, for the table by size.
+        mask = encode_mask(frame.mask(index))
+        if coco.area(mask):
+            seen[annotation.object_id].append((mask, annotation.visible_fraction))
+    return ImageRecord(
+        scene_id=frame.scene_id,
+        image_id=frame.image_id,
+        size=frame.size,
+        time=time,
+        timings=dict(timings or {}),
+        targets=tuple(
+            _record(number, number in asked, found[number], seen[number]) for number in sorted({*asked, *found, *seen})
+        ),
+    )
+
+
+def _record(
+    number: int, asked: bool, rows: list[ResultRow], truths: list[tuple[dict[str, Any], float]]
+) -> TargetRecord:
+    # Python's sort keeps the order of equal scores, as COCO's does.
+    rows = sorted(rows, key=lambda row: -row.score)[:MAX_DETECTIONS]
+    masks = [row.segmentation for row in rows]
+    truth_masks = [mask for mask, _ in truths]
+    overlaps = coco.iou(masks, truth_masks, [0] * len(truths)) if rows and truths else ()
+    areas = [float(coco.area(row.segmentation)) if row.box is None else row.box[2] * row.box[3] for row in rows]
+    return TargetRecord(
+        object_id=number,
+        asked=asked,
+        scores=np.array([row.score for row in rows], np.float64),
+        areas=np.array(areas, np.float64),
+        truth_areas=np.array([coco.area(mask) for mask in truth_masks], np.float64),
+        visibility=np.array([fraction for _, fraction in truths], np.float64),
+        overlaps=np.array(overlaps, np.float64).reshape(len(rows), len(truths)),
+    )
+
+
+def write_records(path: str | Path, records: Iterable[ImageRecord]) -> None:
+    """Write records as JSON lines; the file appears whole or not at all.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    try:
+        with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(_as_json(record)) + "\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def read_records(path: str | Path) -> list[ImageRecord]:
+    """Read what `write_records` wrote.
+
+    Raises:
+        DataError: missing or damaged; the message names the line.
+    """
+    return list(_read(Path(path)))
+
+
+def _read(path: Path) -> Iterator[ImageRecord]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})", kind="missing file") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield _from_json(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: line {number} is no record ({error})", kind="damaged JSON") from error
+
+
+def _as_json(record: ImageRecord) -> dict[str, Any]:
+    return {
+        "scene_id": record.scene_id,
+        "image_id": record.image_id,
+        "size": list(record.size),
+        "time": record.time,
+        "timings": record.timings,
+        "targets": [
+            {
+                "obj_id": target.object_id,
+                "asked": target.asked,
+                "scores": target.scores.tolist(),
+                "areas": target.areas.tolist(),
+                "truth_areas": target.truth_areas.tolist(),
+                # JSON has no NaN.
+                "visibility": [None if np.isnan(value) else value for value in target.visibility.tolist()],
+                "overlaps": target.overlaps.tolist(),
+            }
+            for target in record.targets
+        ],
+    }
+
+
+def _from_json(entry: dict[str, Any]) -> ImageRecord:
+    return ImageRecord(
+        scene_id=int(entry["scene_id"]),
+        image_id=int(entry["image_id"]),
+        size=(int(entry["size"][0]), int(entry["size"][1])),
+        time=float(entry["time"]),
+        timings=dict(entry["timings"]),
+        targets=tuple(_target_from_json(target) for target in entry["targets"]),
+    )
+
+
+def _target_from_json(entry: dict[str, Any]) -> TargetRecord:
+    # None becomes NaN.
+    columns = {key: np.array(entry[key], np.float64) for key in ("scores", "areas", "truth_areas", "visibility")}
+    shape = len(columns["scores"]), len(columns["truth_areas"])
+    return TargetRecord(
+        object_id=int(entry["obj_id"]),
+        asked=bool(entry["asked"]),
+        overlaps=np.array(entry["overlaps"], np.float64).reshape(shape),
+        **columns,
+    )

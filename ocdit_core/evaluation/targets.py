@@ -1,0 +1,155 @@
+"""What an evaluation asks for: objects to look for in images, and their templates in a library."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+
+from ocdit_core.data.bop import BopFolder, read_targets
+from ocdit_core.data.bop_json import parse_json
+from ocdit_core.data.frames import Frame
+from ocdit_core.data.json_index import read_bytes
+from ocdit_core.data.shards import ShardDataset
+from ocdit_core.errors import DataError, LibraryError
+from ocdit_core.evaluation.bop_results import ImageKey
+from ocdit_core.objects.library import ObjectLibrary
+from ocdit_core.objects.manifest import MANIFEST
+
+logger = logging.getLogger(__name__)
+
+Targets = Mapping[ImageKey, tuple[int, ...]]
+"""The obj_ids that are looked for in each image, both in ascending order."""
+
+ALL, PRESENT = "all", "present"
+OBJECTS = "objects.json"
+_BOP_NAME = re.compile(r"obj_(\d{6})")
+
+
+def choose_targets(dataset: BopFolder | ShardDataset, choice: str | Path) -> Targets:
+    """Return what is looked for where.
+
+    Args:
+        dataset: whose images are evaluated.
+        choice: "all": every object of the dataset in every image; "present": in each image the objects that it shows;
+            or a targets file such as test_targets_bop19.json, a path or a name in the dataset's folder: the images
+            that it names, and in them the objects that it names, with inst_count 0 those that are not there; a file
+            that names images only stands for every object in these.
+
+    Raises:
+        DataError: the file is missing or damaged, or names an image that the dataset does not have; an image of shards
+            has no number.
+    """
+    asked = None if choice in (ALL, PRESENT) else read_targets(_targets_path(dataset, choice))
+    shown: dict[ImageKey, set[int]] = {}
+    for frame in frames_of(dataset, asked):
+        image = image_key(frame)
+        shown[image] = {annotation.object_id for annotation in frame.annotations}
+    missing = sorted(set(asked or ()) - set(shown))
+    if missing:
+        raise DataError(
+            f"{choice}: {len(missing)} of its images are not in {dataset.name}, such as scene {missing[0][0]}, image "
+            f"{missing[0][1]}",
+            kind="missing entry",
+        )
+    if asked is not None and any(asked.values()):
+        return {image: tuple(sorted(asked[image])) for image in sorted(asked)}
+    everything = objects_of(dataset) if choice != PRESENT else set()
+    return {image: tuple(sorted(shown[image] | everything)) for image in sorted(shown)}
+
+
+def objects_of(dataset: BopFolder | ShardDataset) -> set[int]:
+    """Return the obj_ids of a dataset: those of its models where they are at hand, else those that images show."""
+    if isinstance(dataset, BopFolder) and (dataset.path / "models").is_dir():
+        return set(dataset.model_paths())
+    return {annotation.object_id for frame in dataset for annotation in frame.annotations}
+
+
+def frames_of(dataset: BopFolder | ShardDataset, images: Iterable[ImageKey] | None = None) -> Iterator[Frame]:
+    """Yield the frames of these images, by default all: in order from a folder, as they come from shards."""
+    if isinstance(dataset, BopFolder):
+        if images is None:
+            yield from dataset
+        else:
+            yield from (dataset[dataset.index(*image)] for image in sorted(images))
+        return
+    wanted = None if images is None else set(images)
+    yield from (frame for frame in dataset if wanted is None or image_key(frame) in wanted)
+
+
+def image_key(frame: Frame) -> ImageKey:
+    """Return scene_id and image_id of a frame.
+
+    Raises:
+        DataError: it comes from a shard whose keys do not hold them: no results could name it.
+    """
+    if frame.scene_id < 0 or frame.image_id < 0:
+        raise DataError(f"{frame.where}: the key has no scene and image number (000001_000012)", kind="shard key")
+    return frame.scene_id, frame.image_id
+
+
+def digest_of(targets: Targets) -> str:
+    """Return a short digest of what is looked for: two evaluations with the same one can be compared."""
+    text = json.dumps([[*image, list(objects)] for image, objects in sorted(targets.items())])
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def names_of_objects(library: ObjectLibrary, dataset: Path) -> dict[int, str]:
+    """Return the name in the library of each obj_id of a dataset that the library holds.
+
+    Names such as obj_000005 say it; else the dataset's objects.json, where synthesised ones note names; else the
+    numbers in the library's manifest.json, which is logged, since they may have been given by chance.
+
+    Args:
+        library: the objects' templates.
+        dataset: the dataset's folder.
+
+    Raises:
+        LibraryError: none of this says which object is which.
+        DataError: objects.json is damaged.
+    """
+    numbered = {int(match[1]): name for name in library.object_ids if (match := _BOP_NAME.fullmatch(name))}
+    if numbered:
+        return numbered
+    path = dataset / OBJECTS
+    if path.is_file():
+        content = parse_json(read_bytes(path), str(path))
+        try:
+            named = {int(number): str(name) for number, name in content["objects"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{path}: holds no names of objects by number", kind="damaged JSON") from error
+        found = {number: name for number, name in named.items() if name in library}
+        if found:
+            return found
+    if not (library.path / MANIFEST).is_file():
+        raise LibraryError(
+            f"{library.path}: nothing says which object has which obj_id; names such as obj_000005 do, and so does "
+            f"{MANIFEST}"
+        )
+    logger.warning("%s: objects have the obj_ids of its %s", library.path, MANIFEST)
+    return {entry.id: name for name, entry in library.manifest.items()}
+
+
+def require_templates(library: ObjectLibrary, targets: Targets, names: Mapping[int, str]) -> None:
+    """Check that every object that is looked for has templates.
+
+    Raises:
+        LibraryError: some have none; the message names the first of them.
+    """
+    wanted = {number for objects in targets.values() for number in objects}
+    lacking = sorted(wanted - set(names))
+    if lacking:
+        first = ", ".join(map(str, lacking[:5])) + (" ..." if len(lacking) > 5 else "")
+        raise LibraryError(
+            f"{library.path}: has no templates of {len(lacking)} of the {len(wanted)} target objects: obj_id {first}; "
+            "render the dataset's models (`ocdit render DATASET/models --out LIBRARY`), or choose other targets"
+        )
+
+
+def _targets_path(dataset: BopFolder | ShardDataset, choice: str | Path) -> Path:
+    if isinstance(dataset, BopFolder) and (dataset.path / choice).is_file():
+        return dataset.path / choice
+    return Path(choice)
