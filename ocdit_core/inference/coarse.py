@@ -7,12 +7,26 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ocdit_core.inference.clock import StageClock
 from ocdit_core.inference.mask_generator import MaskGenerator
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.inference.windows import Window, WindowMean, crop_windows, full_window, guided_window
 from ocdit_core.models.ocdit import TargetSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the coarse stage finds in one image.
+
+    Attributes:
+        probabilities: (O, H, W) float32, of each pixel to show each object of all runs.
+        latents: (1, 1, O, z, h, w) for each run: what the window that shows the whole image was generated as.
+    """
+
+    probabilities: np.ndarray
+    latents: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -44,8 +58,8 @@ class CoarseStage:
         runs: Sequence[TargetSet],
         randoms: Sequence[torch.Generator],
         clock: StageClock,
-    ) -> list[np.ndarray]:
-        """Return, for each image, (O, H, W) float32: the probability of each pixel to show each object of all runs.
+    ) -> list[Found]:
+        """Return what is found in each image.
 
         Args:
             images: (H, W, 3) uint8 RGB, each of its own size: they go through the network together.
@@ -53,14 +67,13 @@ class CoarseStage:
             randoms: of the initial noise of each image.
             clock: takes the time.
         """
-        objects = sum(run.templates.features.shape[1] for run in runs)
         looks = []
         for image, random in zip(images, randoms, strict=True):
             size = (image.shape[0], image.shape[1])
             windows = [full_window(size, self._canvas_size)]
             windows += crop_windows(size, self._canvas_size, self._settings.crops)
-            looks.append(_Look(image, random, WindowMean(objects, size), windows))
-        self._look(looks, runs, clock)
+            looks.append(_Look(image, random, WindowMean(_objects(runs), size), windows))
+        latents = self._look(looks, runs, clock)
         if self._settings.guided_crop:
             guided = []
             for look in looks:
@@ -69,26 +82,66 @@ class CoarseStage:
                     guided.append(replace(look, windows=[window]))
             if guided:
                 self._look(guided, runs, clock)
-        return [look.mean.result() for look in looks]
+        firsts = [len(looks[0].windows) * number for number in range(len(looks))]
+        return [
+            Found(probabilities=look.mean.result(), latents=tuple(of_run[:, first : first + 1] for of_run in latents))
+            for look, first in zip(looks, firsts, strict=True)
+        ]
 
-    def _look(self, looks: Sequence[_Look], runs: Sequence[TargetSet], clock: StageClock) -> None:
-        """Add to each mean what its windows show."""
+    def follow(
+        self,
+        image: np.ndarray,
+        runs: Sequence[TargetSet],
+        latents: Sequence[Tensor],
+        random: torch.Generator,
+        clock: StageClock,
+    ) -> Found:
+        """Return what is found in a frame of video by a single look, which starts from the frame before.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            runs: the sets of target objects of the frame before.
+            latents: what was found in it, see `Found`; it was of the same size.
+            random: of the noise.
+            clock: takes the time.
+        """
+        size = (image.shape[0], image.shape[1])
+        look = _Look(image, random, WindowMean(_objects(runs), size), [full_window(size, self._canvas_size)])
+        found = self._look([look], runs, clock, latents)
+        return Found(probabilities=look.mean.result(), latents=tuple(found))
+
+    def _look(
+        self,
+        looks: Sequence[_Look],
+        runs: Sequence[TargetSet],
+        clock: StageClock,
+        estimates: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Add to each mean what its windows show; return what was generated in each run, (1, W, O, z, h, w)."""
+        settings = self._settings
         canvases = [window.forward(look.image) for look in looks for window in look.windows]
         features = self._generator.encode(np.stack(canvases), clock)
-        begin = 0
-        for run in runs:
+        places = [(look.mean, window) for look in looks for window in look.windows]
+        begin, latents = 0, []
+        for number, run in enumerate(runs):
             end = begin + run.templates.features.shape[1]
             found = self._generator.generate(
                 features,
                 run,
-                sampler=self._settings.sampler,
-                ensemble=self._settings.ensemble,
+                sampler=settings.sampler if estimates is None else settings.track.sampler,
+                ensemble=settings.ensemble if estimates is None else 1,
                 random=[(look.random, len(look.windows)) for look in looks],
                 clock=clock,
-                drop_absent=self._settings.drop_absent,
-                early_exit=self._settings.early_exit,
+                drop_absent=settings.drop_absent,
+                early_exit=settings.early_exit,
+                estimate=None if estimates is None else estimates[number],
             )
-            places = [(look.mean, window) for look in looks for window in look.windows]
             for (mean, window), canvas in zip(places, found.probabilities[0], strict=True):
                 mean.add(window, canvas, slice(begin, end))
+            latents.append(found.latents)
             begin = end
+        return latents
+
+
+def _objects(runs: Sequence[TargetSet]) -> int:
+    return sum(run.templates.features.shape[1] for run in runs)

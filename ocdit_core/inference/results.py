@@ -16,12 +16,14 @@ class Instance:
         score: confidence in [0, 1] (see `InferenceSettings.score`).
         box: modal bounding box (x, y, width, height) in pixels, tight around the mask.
         mask: (H, W) bool, the object's visible pixels.
+        track_id: in a video, a positive number that is the same in every frame (see `Tracker`); None otherwise.
     """
 
     object_id: str
     score: float
     box: tuple[int, int, int, int]
     mask: np.ndarray
+    track_id: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ocdit_core.errors import ConfigError, OcditError
 from ocdit_core.images import as_rgb8
@@ -16,37 +18,17 @@ from ocdit_core.inference.coarse import CoarseStage
 from ocdit_core.inference.instances import resolve
 from ocdit_core.inference.labelling import Label, label_regions
 from ocdit_core.inference.mask_generator import MaskGenerator
-from ocdit_core.inference.object_encoder import ObjectEncoder
 from ocdit_core.inference.proposals import Candidate, propose
 from ocdit_core.inference.refinement import RefineStage
 from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.settings import InferenceSettings, load_settings
+from ocdit_core.inference.targets import EncodedObjects, TargetEncoder
+from ocdit_core.inference.tracking import Tracker
 from ocdit_core.inference.weights import find_weights, refine_weights
 from ocdit_core.inference.windows import Box
 from ocdit_core.models.device import pick_device
-from ocdit_core.models.ocdit import OCDiT, TargetSet, TemplateFeatures, join_templates
-from ocdit_core.models.positions import inference_positions
+from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.objects.library import ObjectLibrary
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EncodedObjects:
-    """Target objects, ready for the network: made once by `Segmenter.encode_objects`, used for many images.
-
-    Attributes:
-        object_ids: names, in the order in which they were asked for.
-        runs: what the coarse model looks for in each of its runs over an image: the targets, then the distractors.
-        singles: what the refine model looks for in a crop: the targets, as sets of one object each; None without it.
-    """
-
-    object_ids: tuple[str, ...]
-    runs: tuple[TargetSet, ...]
-    singles: TargetSet | None = None
-
-    @property
-    def count(self) -> int:
-        """How many objects are looked for, distractors among them."""
-        return sum(run.templates.features.shape[1] for run in self.runs)
 
 
 class Segmenter:
@@ -71,13 +53,15 @@ class Segmenter:
         self._device = pick_device(device)
         self._model = model.to(self._device).eval().requires_grad_(False)
         self._objects: EncodedObjects | None = None
-        self._encoder = ObjectEncoder(self._model, self._device, feature_cache)
         self._coarse = CoarseStage(MaskGenerator(self._model, self._device), self.settings)
         self._refine: RefineStage | None = None
         if refine is not None and self.settings.refine.enabled:
             refine = refine.to(self._device).eval().requires_grad_(False)
-            self._refine_encoder = ObjectEncoder(refine, self._device, feature_cache)
             self._refine = RefineStage(MaskGenerator(refine, self._device, "refine_"), self.settings)
+        second = self._refine.model if self._refine is not None else None
+        self._targets = TargetEncoder(self._model, second, self._device, self.settings, feature_cache)
+        self._numbers = itertools.count(1)
+        self._tracker: Tracker | None = None
 
     @classmethod
     def from_pretrained(
@@ -146,50 +130,9 @@ class Segmenter:
         """
         self._objects = self.encode_objects(library, library.object_ids if object_ids is None else object_ids)
 
-    @torch.inference_mode()
     def encode_objects(self, library: ObjectLibrary, object_ids: Sequence[str]) -> EncodedObjects:
         """Return target objects for `segment`, without making them current; raises as `set_objects` does."""
-        names = tuple(object_ids)
-        if not names:
-            raise ConfigError(f"no target objects were named; the library holds {', '.join(library.object_ids)}")
-        if len(set(names)) < len(names):
-            raise ConfigError(f"a target object is named twice in {', '.join(names)}")
-        everything = [*names, *self._distractors(library, names)]
-        encoded = self._encode(self._encoder, self._model, library, everything)
-        runs = []
-        for positions in inference_positions(self.settings.positions, len(encoded), self._capacity):
-            run, encoded = encoded[: len(positions)], encoded[len(positions) :]
-            runs.append(self._model.encode_targets(join_templates(run), positions[None].to(self._device)))
-        singles = None
-        if self._refine is not None:
-            model = self._refine.model
-            parts = self._encode(self._refine_encoder, model, library, names)
-            singles = model.encode_targets(join_templates(parts, one_set=False))
-        return EncodedObjects(object_ids=names, runs=tuple(runs), singles=singles)
-
-    @property
-    def _capacity(self) -> int:
-        return self._model.config.denoiser.max_objects
-
-    def _distractors(self, library: ObjectLibrary, names: tuple[str, ...]) -> list[str]:
-        """Names of other objects for the positions that the last run's targets leave (paper 4.2)."""
-        free = -len(names) % self._capacity
-        others = [name for name in library.object_ids if name not in names]
-        count = min(self.settings.distractors, free, len(others))
-        return [others[i] for i in np.random.default_rng(self.settings.seed).permutation(len(others))[:count]]
-
-    def _encode(
-        self, encoder: ObjectEncoder, model: OCDiT, library: ObjectLibrary, names: Sequence[str]
-    ) -> list[TemplateFeatures]:
-        """Features of each object, all of as many views."""
-        library.require(names)
-        most = self.settings.views or model.config.denoiser.max_views
-        # Archives may hold hundreds of views: no more than one is in memory as a whole.
-        chosen = [library[name].best_views(most) for name in names]
-        views = max(len(templates) for templates in chosen)
-        encoded = [encoder.encode(templates, views) for templates in chosen]
-        encoder.trim()
-        return encoded
+        return self._targets.encode(library, object_ids)
 
     def segment(self, image: np.ndarray, objects: EncodedObjects | None = None) -> Segmentation:
         """Find the target objects in one image.
@@ -221,11 +164,48 @@ class Segmenter:
         clock, randoms = StageClock(self._device), [self._random() for _ in images]
         found = self._coarse.find(images, objects.runs, randoms, clock)
         results = [
-            self._finish(image, probabilities, objects, random, clock)
-            for image, probabilities, random in zip(images, found, randoms, strict=True)
+            self._finish(image, one.probabilities, objects, random, clock)
+            for image, one, random in zip(images, found, randoms, strict=True)
         ]
         timings = clock.stop()
         return [dataclasses.replace(result, timings=dict(timings)) for result in results]
+
+    def track(self, image: np.ndarray, objects: EncodedObjects | None = None) -> Segmentation:
+        """Find the target objects in the next frame of a video, of one camera; see `Tracker.segment`."""
+        self._tracker = self._tracker or self.tracker()
+        return self._tracker.segment(image, objects)
+
+    def reset_track(self) -> None:
+        """Let the next frame of `track` be the first one of another video."""
+        self._tracker = None
+
+    def tracker(self) -> Tracker:
+        """Return what follows one video: one for each camera, which may work in different threads at the same time."""
+        return Tracker(self, self._numbers)
+
+    @torch.inference_mode()
+    def follow(
+        self,
+        image: np.ndarray,
+        random: torch.Generator,
+        latents: Sequence[Tensor] | None = None,
+        objects: EncodedObjects | None = None,
+    ) -> tuple[Segmentation, tuple[Tensor, ...]]:
+        """Find the target objects in one frame of a video, starting from the one before: what a `Tracker` does.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            random: of the noise, on the CPU.
+            latents: what this returned for the frame before, of the same size and targets; None starts anew.
+            objects: the targets, by default those of `set_objects`.
+        """
+        objects, image, clock = self._current(objects), as_rgb8(image), StageClock(self._device)
+        if latents is None:
+            (found,) = self._coarse.find([image], objects.runs, [random], clock)
+        else:
+            found = self._coarse.follow(image, objects.runs, latents, random, clock)
+        result = self._finish(image, found.probabilities, objects, random, clock)
+        return dataclasses.replace(result, timings=clock.stop()), found.latents
 
     def _finish(
         self,

@@ -59,6 +59,35 @@ class RefineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrackSettings:
+    """How a video is followed, frame by frame (see `Tracker`).
+
+    Attributes:
+        sigma: noise level that a frame starts from, with the masks of the frame before: a low one trusts those, a high
+            one the picture.
+        redetect_every: after so many frames, at the latest, one starts from noise alone, as `segment` does.
+        keep: an instance that is not seen for more frames than this is forgotten: the next one gets a new number.
+    """
+
+    sigma: float = 1.0
+    redetect_every: int = 10
+    keep: int = 30
+
+    def __post_init__(self) -> None:
+        if not 0.002 < self.sigma <= 80:
+            raise ConfigError(f"sigma: {self.sigma} is not above 0.002 and up to 80")
+        if self.redetect_every < 1:
+            raise ConfigError(f"redetect_every: {self.redetect_every} must be at least 1, which is every frame")
+        if self.keep < 0:
+            raise ConfigError(f"keep: {self.keep} is negative; 0 forgets at once")
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """One evaluation at `sigma`, from what is known already."""
+        return SamplerConfig(steps=1, start="mean", start_sigma=self.sigma)
+
+
+@dataclass(frozen=True, kw_only=True)
 class InferenceSettings:
     """Settings of a Segmenter.
 
@@ -91,6 +120,7 @@ class InferenceSettings:
         min_area: masks below this share of the image are specks, not objects.
         uncertainty: whether results carry a map of how uncertain each pixel is.
         refine: of the refine stage.
+        track: of `Segmenter.track`.
         seed: of the initial noise: the same image and targets give the same result.
     """
 
@@ -114,6 +144,7 @@ class InferenceSettings:
     min_area: float = 0.0005
     uncertainty: bool = False
     refine: RefineSettings = field(default_factory=RefineSettings)
+    track: TrackSettings = field(default_factory=TrackSettings)
     seed: int = 0
 
     def __post_init__(self) -> None:
