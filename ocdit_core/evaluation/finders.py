@@ -11,6 +11,7 @@ from ocdit_core.config import apply_overrides, as_dict, build
 from ocdit_core.errors import ConfigError
 from ocdit_core.evaluation.baselines import ColourBackProjection, ColourSettings
 from ocdit_core.evaluation.metrics import ObjectFinder
+from ocdit_core.inference.presets import with_preset
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.inference.weights import find_weights, recommended_settings
 
@@ -58,6 +59,7 @@ def finder_spec(
     *,
     weights: str = "ocdit-tiny",
     device: str = "auto",
+    preset: str | None = None,
     overrides: Sequence[str] = (),
     threshold: float | None = None,
 ) -> FinderSpec:
@@ -67,6 +69,7 @@ def finder_spec(
         method: one of METHODS.
         weights: of a method that has some.
         device: auto, cpu, cuda ...
+        preset: of ocdit, between speed and care (see `with_preset`).
         overrides: settings such as "ensemble=4" or "sampler.steps=9".
         threshold: see `FinderSpec`; default: the settings' score_threshold. Unless an override says otherwise, that of
             the settings then becomes 0.
@@ -76,8 +79,12 @@ def finder_spec(
         WeightsError: there are no such weights.
     """
     settings: InferenceSettings | ColourSettings
+    if preset is not None and method != "ocdit":
+        raise ConfigError(f"preset: {preset!r} is for the method ocdit; {method} has none")
     if method == "ocdit":
-        settings = build(InferenceSettings, apply_overrides(as_dict(recommended_settings(weights)), list(overrides)))
+        recommended = recommended_settings(weights)
+        recommended = recommended if preset is None else with_preset(recommended, preset)
+        settings = build(InferenceSettings, apply_overrides(as_dict(recommended), list(overrides)))
     elif method == "colour":
         settings = build(ColourSettings, apply_overrides(as_dict(ColourSettings()), list(overrides)))
     else:

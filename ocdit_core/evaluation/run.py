@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from ocdit_core.evaluation.records import ImageRecord, record_image, write_recor
 from ocdit_core.evaluation.summary import summarise
 from ocdit_core.evaluation.targets import Targets, digest_of, frames_of, image_key
 from ocdit_core.files import write_text
-from ocdit_core.objects.archive import SUFFIX
+from ocdit_core.objects.archive import SUFFIX, ObjectTemplates
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.workers import Died, Work
 
@@ -214,6 +214,14 @@ def versions() -> dict[str, str]:
     }
 
 
+class _KeptLibrary(ObjectLibrary):
+    """A library that keeps objects in memory: images ask for the same ones again and again, in ever new company."""
+
+    @lru_cache(maxsize=128)  # noqa: B019 - it lives as long as its process
+    def __getitem__(self, name: str) -> ObjectTemplates:
+        return super().__getitem__(name)
+
+
 @contextmanager
 def _finding(out: Path, task: EvaluationTask, jobs: int) -> Iterator[Work[Any, int]]:
     """Yield what takes an image, or a shard, and returns how many images were done."""
@@ -222,7 +230,7 @@ def _finding(out: Path, task: EvaluationTask, jobs: int) -> Iterator[Work[Any, i
 
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
     dataset = open_dataset(task.dataset, task.split)
-    library = ObjectLibrary(task.library)
+    library = _KeptLibrary(task.library)
     numbers = {name: number for number, name in task.names.items()}
     finder = task.finder.open()
     current: tuple[int, ...] = ()

@@ -1,0 +1,95 @@
+"""`ocdit evaluate` from files to files."""
+
+import json
+
+import pytest
+from small_sets import write_library, write_set
+
+from ocdit_core.cli import main
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_set(folder / "set", 4)
+    write_library(folder / "library")
+    rows = [
+        {"scene_id": 7, "im_id": 1, "obj_id": number, "inst_count": count} for number, count in ((1, 1), (2, 1), (3, 1))
+    ]
+    (folder / "set" / "targets.json").write_text(json.dumps([*rows, {**rows[0], "im_id": 0}]))
+    return folder
+
+
+def evaluate(place, out, *more):
+    dataset = ["--dataset", f"{place}/set", "--split", "test", "--out", str(out)]
+    return main(["evaluate", *dataset, *more])
+
+
+def objects(place):
+    return ["--objects", f"{place}/library"]
+
+
+def test_the_colour_baseline_on_a_targets_file(place, tmp_path, capsys):
+    more = ["--targets", "targets.json", "--method", "colour", "--threshold", "0.3", "blur=0.004"]
+    assert evaluate(place, tmp_path, *objects(place), *more) == 0
+    printed = capsys.readouterr().out
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["images"] == 2
+    assert metrics["run"]["settings"]["blur"] == 0.004
+    assert metrics["run"]["settings"]["score_threshold"] == 0, "all that is found is ranked"
+    assert metrics["score_threshold"] == 0.3
+    assert metrics["at_threshold"]["mean_iou"] > 0.5, "blocks of one colour each"
+    assert f"{100 * metrics['ap']:.1f}" in printed.splitlines()[1]
+    assert {row["category_id"] for row in json.loads((tmp_path / "results.json").read_text())} <= {1, 2, 3}
+
+    # The file that was written, as that of another program.
+    again = tmp_path / "again"
+    more = ["--targets", "targets.json", "--results", f"{tmp_path}/results.json", "--threshold", "0.3"]
+    assert evaluate(place, again, *more) == 0
+    assert json.loads((again / "metrics.json").read_text())["by_object"] == metrics["by_object"]
+
+
+def test_the_embedded_model(place, tmp_path):
+    more = ["--targets", "targets.json", "--device", "cpu", "--preset", "fast", "image_size=[96,128]"]
+    assert evaluate(place, tmp_path, *objects(place), *more) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["run"]["weights"] == "ocdit-tiny"
+    assert metrics["run"]["settings"]["image_size"] == [96, 128]
+    assert metrics["at_threshold"]["instances"] == 4
+    assert metrics["time"]["median"] > 0
+    assert metrics["time"]["stages"]["backbone"] > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ([], "--objects is missing"),
+        (["--objects", "nowhere"], "nowhere"),
+        (["--method", "magic"], "method: 'magic' is unknown; use ocdit, colour"),
+        (["--preset", "hasty"], "preset: 'hasty' is not one of fast"),
+        (["--method", "colour", "--preset", "fast"], "colour has none"),
+        (["ensembel=4"], "ensembel: unknown setting; did you mean 'ensemble'?"),
+        (["--weights", "no-such-model"], "no-such-model"),
+        (["--targets", "nowhere.json"], "nowhere.json"),
+        (["--results", "nowhere.json"], "nowhere.json: cannot be read"),
+    ],
+)
+def test_bad_wishes_are_one_line_and_status_2(place, tmp_path, capsys, more, reason):
+    library = [] if not more or more[0] in ("--objects", "--results") else objects(place)
+    assert evaluate(place, tmp_path / "out", *library, *more) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if line.startswith("ocdit: error: ")]) == 1
+    assert reason in lines[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_shares_are_counted_from_0(place, tmp_path, capsys):
+    more = [*objects(place), "--method", "colour", "--targets", "targets.json"]
+    assert evaluate(place, tmp_path, *more, "--shard", "1/2") == 0
+    assert "this share is done" in capsys.readouterr().out
+    assert not (tmp_path / "metrics.json").exists()
+    assert evaluate(place, tmp_path, *more, "--shard", "0/2") == 0
+    assert (tmp_path / "metrics.json").exists()
+    with pytest.raises(SystemExit):
+        evaluate(place, tmp_path, *more, "--shard", "2/2")
+    assert "shares of 2 are counted from 0 to 1" in capsys.readouterr().err
