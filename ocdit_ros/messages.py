@@ -19,7 +19,7 @@ from ocdit_core.errors import ImageError
 from ocdit_ros import converter, pip_home
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ocdit_core.inference.results import Segmentation
 
@@ -98,12 +98,16 @@ def _decompress(message: CompressedImage) -> np.ndarray:
         raise ImageError(f"the {kind} is empty")
     try:
         picture = Picture.open(io.BytesIO(bytes(message.data)), formats=COMPRESSED_FORMATS)
+    except Picture.DecompressionBombError as error:
+        raise ImageError(f"the {kind} has more than the {converter.MAX_PIXELS:,} pixels accepted: {error}") from error
     except Exception as error:
         raise ImageError(f"the {kind} is not readable as {', '.join(COMPRESSED_FORMATS)}: {error}") from error
     with picture:
         width, height = picture.size
         if width * height > converter.MAX_PIXELS:
-            raise ImageError(f"the {kind} has {width} x {height} pixels, more than {converter.MAX_PIXELS:,}")
+            raise ImageError(
+                f"the {kind} has {width} x {height} pixels, more than the {converter.MAX_PIXELS:,} accepted"
+            )
         try:
             return np.array(picture.convert("RGB"))
         except Exception as error:
@@ -200,10 +204,22 @@ def to_mask(segmentation: Segmentation, object_id: str, header: Header) -> Image
     return _image(mask, "mono8", header)
 
 
-def to_label_info(object_ids: Sequence[str], threshold: float, header: Header) -> LabelInfo:
-    """Return names and numbers of a library's objects: its sorted names count from 1, whatever the targets are."""
+def to_uncertainty(uncertainty: np.ndarray, header: Header) -> Image:
+    """Return a 32FC1 image of an (H, W) float32 map in [0, 1]: 1 is a toss-up, 0 is certain."""
+    return _image(np.asarray(uncertainty, np.float32), "32FC1", header)
+
+
+def to_label_info(labels: Mapping[str, int], threshold: float, header: Header) -> LabelInfo:
+    """Return names and numbers of a library's objects, by number; they do not depend on the targets.
+
+    Args:
+        labels: name -> number, 1 or above.
+        threshold: scores below it are not published.
+        header: of the message.
+    """
     message = LabelInfo(header=header, threshold=float(threshold))
     message.class_map = [
-        VisionClass(class_id=number, class_name=name) for number, name in enumerate(object_ids, start=1)
+        VisionClass(class_id=number, class_name=name)
+        for name, number in sorted(labels.items(), key=lambda item: item[1])
     ]
     return message

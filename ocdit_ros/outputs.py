@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from ocdit_ros import messages, pip_home
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rclpy.lifecycle import LifecycleNode
 
     from ocdit_core.inference.results import Segmentation
+    from ocdit_ros.parameters import Settings
     from ocdit_ros.worker_types import Result
 
 pip_home.prepare()
@@ -22,17 +23,16 @@ from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from vision_msgs.msg import Detection2DArray, LabelInfo, VisionInfo  # noqa: E402
 
-RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+RELIABILITY = {"reliable": ReliabilityPolicy.RELIABLE, "best_effort": ReliabilityPolicy.BEST_EFFORT}
 # Whoever subscribes later still gets the last message.
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-TOPICS: dict[str, tuple[type, QoSProfile]] = {
-    "detections": (Detection2DArray, RELIABLE),
-    "instances": (Image, RELIABLE),
-    "mask": (Image, RELIABLE),
-    "camera_info": (CameraInfo, RELIABLE),
-    "overlay": (Image, RELIABLE),
-    "label_info": (LabelInfo, LATCHED),
-    "vision_info": (VisionInfo, LATCHED),
+OF_A_FRAME: dict[str, type] = {
+    "detections": Detection2DArray,
+    "instances": Image,
+    "mask": Image,
+    "camera_info": CameraInfo,
+    "overlay": Image,
+    "uncertainty": Image,
 }
 
 
@@ -42,13 +42,15 @@ def above(segmentation: Segmentation, threshold: float) -> Segmentation:
     return dataclasses.replace(segmentation, instances=kept)
 
 
-class Outputs:
-    """The publishers of one configured node; they are silent until it is active."""
+class _Topics:
+    """Some publishers of a configured node; they are silent until it is active."""
 
-    def __init__(self, node: LifecycleNode):
+    def __init__(self, node: LifecycleNode, topics: Mapping[str, tuple[type, QoSProfile]]):
         self._node = node
         self._publishers: dict[str, Any] = {
-            name: node.create_lifecycle_publisher(kind, f"~/{name}", qos) for name, (kind, qos) in TOPICS.items()
+            name: node.create_lifecycle_publisher(kind, topic, qos)
+            for topic, (kind, qos) in topics.items()
+            for name in [topic.rsplit("/", 1)[-1]]
         }
 
     def destroy(self) -> None:
@@ -57,14 +59,25 @@ class Outputs:
             self._node.destroy_lifecycle_publisher(publisher)
         self._publishers = {}
 
-    def publish(
-        self,
-        result: Result,
-        segmentation: Segmentation,
-        numbers: Sequence[int],
-        mask_object: str,
-        camera_info: CameraInfo | None = None,
-    ) -> None:
+    def wanted(self, name: str) -> bool:
+        """Whether somebody listens to a topic."""
+        return bool(self._publishers[name].get_subscription_count())
+
+
+class FrameTopics(_Topics):
+    """The topics of one camera's results.
+
+    Args:
+        node: whose they are.
+        prefix: of their names, "~/" or "~/left/".
+        settings: which give their quality of service.
+    """
+
+    def __init__(self, node: LifecycleNode, prefix: str, settings: Settings):
+        qos = QoSProfile(depth=settings.output_depth, reliability=RELIABILITY[settings.output_reliability])
+        super().__init__(node, {f"{prefix}{name}": (kind, qos) for name, kind in OF_A_FRAME.items()})
+
+    def publish(self, result: Result, segmentation: Segmentation, numbers: Sequence[int], mask_object: str) -> None:
         """Publish one frame's result, an empty one too: synchronisers downstream wait for each frame.
 
         Args:
@@ -72,30 +85,43 @@ class Outputs:
             segmentation: its instances that passed the threshold.
             numbers: one an instance.
             mask_object: whose mask goes to ~/mask; "" for none.
-            camera_info: the frame's calibration, where it came in: republished in step, for 3-D use downstream.
         """
         header = result.frame.header
-        if camera_info is not None:
-            self._publishers["camera_info"].publish(camera_info)
         self._publishers["instances"].publish(messages.to_instances(segmentation, numbers, header))
         if mask_object:
             self._publishers["mask"].publish(messages.to_mask(segmentation, mask_object, header))
+        if segmentation.uncertainty is not None and self.wanted("uncertainty"):
+            self._publishers["uncertainty"].publish(messages.to_uncertainty(segmentation.uncertainty, header))
         # Last of those that a synchroniser may want, so that whoever sees it can expect the others.
         self._publishers["detections"].publish(messages.to_detections(segmentation, numbers, header))
-        if self._publishers["overlay"].get_subscription_count():
+        if self.wanted("overlay"):
             from ocdit_core.visualization import overlay
 
             self._publishers["overlay"].publish(messages.from_rgb(overlay(result.image, segmentation), header))
 
-    def publish_label_info(self, object_ids: Sequence[str], threshold: float) -> None:
-        """Publish the library's names with their numbers, and the score threshold in force."""
-        self._publishers["label_info"].publish(messages.to_label_info(object_ids, threshold, self._header()))
+    def publish_camera_info(self, camera_info: CameraInfo) -> None:
+        """Publish a frame's calibration."""
+        self._publishers["camera_info"].publish(camera_info)
 
-    def publish_vision_info(self, model: str, library: str, version: int) -> None:
-        """Publish the model, the library's folder, and a version that grows with every change of the targets."""
+
+class InfoTopics(_Topics):
+    """The node's latched topics: what is known, and what is looked for."""
+
+    def __init__(self, node: LifecycleNode):
+        super().__init__(node, {"~/label_info": (LabelInfo, LATCHED), "~/vision_info": (VisionInfo, LATCHED)})
+
+    def publish(self, labels: Mapping[str, int], threshold: float, model: str, library: str, version: int) -> None:
+        """Publish what downstream must know of the results.
+
+        Args:
+            labels: the library's objects with their numbers.
+            threshold: on the score, in force.
+            model: its name.
+            library: its folder.
+            version: of the targets, growing with every change.
+        """
+        header = Header(stamp=self._node.get_clock().now().to_msg())
+        self._publishers["label_info"].publish(messages.to_label_info(labels, threshold, header))
         self._publishers["vision_info"].publish(
-            VisionInfo(header=self._header(), method=model, database_location=library, database_version=version)
+            VisionInfo(header=header, method=model, database_location=library, database_version=version)
         )
-
-    def _header(self) -> Header:
-        return Header(stamp=self._node.get_clock().now().to_msg())

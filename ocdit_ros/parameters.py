@@ -63,6 +63,17 @@ def _device(value: str) -> str:
     return "" if re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) else f"{value!r} is not auto, cpu, cuda or cuda:N"
 
 
+def _camera_names(value: list[str]) -> str:
+    found = names(value)
+    bad = [name for name in found if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII)]
+    if bad:
+        return f"{bad[0]!r} is no part of a topic's name: a letter, then letters, digits and _"
+    twice = [name for name in found if found.count(name) > 1]
+    return f"{twice[0]!r} is named twice" if twice else ""
+
+
+_reliability = _one_of("best_effort", "reliable")
+
 SPECS: dict[str, Spec] = {
     "model": Spec(
         default="ocdit-tiny",
@@ -96,6 +107,12 @@ SPECS: dict[str, Spec] = {
     "mask_object": Spec(
         default="", description="The object whose mask is published on ~/mask; empty: none", when="always"
     ),
+    "cameras": Spec(
+        default=[""],
+        description="Names of several cameras, with topics NAME/image and ~/NAME/...; empty: one, on image",
+        when="unconfigured",
+        check=_camera_names,
+    ),
     "image_transport": Spec(
         default="raw",
         description="raw (sensor_msgs/Image on image) or compressed (sensor_msgs/CompressedImage on image/compressed)",
@@ -106,7 +123,37 @@ SPECS: dict[str, Spec] = {
         default="best_effort",
         description="Reliability of the image subscription: best_effort (fits every camera) or reliable",
         when="not active",
-        check=_one_of("best_effort", "reliable"),
+        check=_reliability,
+    ),
+    "image_depth": Spec(
+        default=1,
+        description="Images that the middleware keeps for the node; more than 1 helps reliable images of many parts",
+        when="not active",
+        bounds=(1, 100),
+    ),
+    "output_reliability": Spec(
+        default="reliable",
+        description="Reliability of the results: reliable (fits every listener) or best_effort",
+        when="unconfigured",
+        check=_reliability,
+    ),
+    "output_depth": Spec(
+        default=5,
+        description="Results that the middleware keeps for slow listeners",
+        when="unconfigured",
+        bounds=(1, 1000),
+    ),
+    "max_age": Spec(
+        default=0.0,
+        description="Images are discarded whose stamp is older than this many seconds when their turn comes; 0: none",
+        when="always",
+        bounds=(0.0, 3600.0),
+    ),
+    "fresh_within": Spec(
+        default=0.01,
+        description="An image that has waited for more seconds gives way to the next if that is due soon; 0: never",
+        when="always",
+        bounds=(0.0, 1.0),
     ),
     "stale_after": Spec(
         default=5.0,
@@ -138,8 +185,14 @@ class Settings:
     target_objects: tuple[str, ...]
     score_threshold: float
     mask_object: str
+    cameras: tuple[str, ...]
     image_transport: str
     image_reliability: str
+    image_depth: int
+    output_reliability: str
+    output_depth: int
+    max_age: float
+    fresh_within: float
     stale_after: float
     diagnostics_every_frame: bool
     autostart: bool
@@ -157,25 +210,29 @@ def declare(node: Node) -> None:
 
 def read(node: Node) -> Settings:
     """Return the present values."""
-    values = {name: node.get_parameter(name).value for name in SPECS}
-    values["target_objects"] = names(values["target_objects"])
-    return Settings(**values)
+    return Settings(**typed({name: node.get_parameter(name).value for name in SPECS}))
+
+
+def typed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters' values as `Settings` holds them."""
+    return {name: names(value) if isinstance(SPECS[name].default, list) else value for name, value in values.items()}
 
 
 def names(value: Any) -> tuple[str, ...]:
-    """Return object names without the empty ones that stand for an empty list."""
+    """Return names without the empty ones that stand for an empty list."""
     return tuple(name for name in value if name.strip())
 
 
 def refusal(name: str, value: Any, state: str) -> str:
-    """Return why a value cannot be set in a state of the node ("unconfigured", "inactive", "active"), or "".
+    """Return why a value cannot be set in a state of the node (its lifecycle label), or "".
 
     Types and ranges are none of it: rclpy checks them by the descriptor.
     """
     spec = SPECS.get(name)
     if spec is None:
         return ""
-    if (spec.when == "unconfigured" and state != "unconfigured") or (spec.when == "not active" and state == "active"):
+    allowed = {"unconfigured": ("unconfigured",), "not active": ("unconfigured", "inactive")}.get(spec.when)
+    if allowed and state not in allowed:
         way = "deactivate it" if spec.when == "not active" else "deactivate and clean it up"
         return f"{name} cannot change while the node is {state}: {way} first"
     reason = spec.check(value) if spec.check else ""

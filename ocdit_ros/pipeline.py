@@ -1,20 +1,20 @@
-"""What a configured node owns: the library, the network, and the worker that brings them together."""
+"""What a configured node owns: the library and the worker, and while it is loaded, the network."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ocdit_core.errors import OcditError, UnknownObjectError
+from ocdit_core.inference.results import Segmentation
 from ocdit_ros import messages, pip_home
 from ocdit_ros.parameters import Settings
 from ocdit_ros.worker import Worker
-from ocdit_ros.worker_types import Result
 
 pip_home.prepare()
 
@@ -45,62 +45,120 @@ def load_segmenter(settings: Settings) -> Any:
 
 
 class Pipeline:
-    """Library, network and worker from `start` to `close`.
+    """Library and worker, from `configure` to `cleanup`; the network, from `load` to `unload`.
 
     Args:
+        settings: the node's.
         library: of rendered objects.
-        segmenter: the network.
-        on_result: called with every frame's result, from the worker's thread.
-        on_error: called with one line for a frame or target set that failed, from the worker's threads.
+        load_segmenter: makes the network.
+        wants_uncertainty: whether somebody looks at the map of the uncertainty at present.
+        on_error: called with one line for what failed, from the worker's threads.
+        callbacks: further ones of the worker, see there.
+
+    Raises:
+        OcditError: a target is unknown, or the library's numbers are damaged.
     """
 
     def __init__(
-        self, *, library: Any, segmenter: Any, on_result: Callable[[Result], None], on_error: Callable[[str], None]
+        self,
+        *,
+        settings: Settings,
+        library: Any,
+        load_segmenter: Callable[[Settings], Any],
+        wants_uncertainty: Callable[[], bool],
+        on_error: Callable[[str], None],
+        **callbacks: Callable[..., Any],
     ):
         self.library = library
-        self.segmenter = segmenter
-        self.worker: Worker[Any] = Worker(
-            segmenter=segmenter, library=library, read=messages.to_rgb, on_result=on_result, on_error=self._on_error
-        )
+        self.labels = {name: entry.id for name, entry in library.manifest.items()}
+        self.model_name = settings.model
+        self.device = settings.device
+        self.loaded = False
+        self._settings = settings
+        self._load_segmenter = load_segmenter
+        self._wants_uncertainty = wants_uncertainty
         self._report = on_error
         self._last_error = ""
+        self.worker: Worker[Any] = Worker(
+            library=library, read=messages.to_rgb, on_error=self._on_error, free_memory=free_memory, **callbacks
+        )
+        self.worker.set_fresh_within(settings.fresh_within)
+        self.set_targets(settings.target_objects)
 
-    def start(self, target_objects: tuple[str, ...]) -> None:
-        """Encode the targets (all of the library when none is named) and run once.
+    def load(self) -> None:
+        """Load the network, encode the targets and run once; on an error nothing stays loaded.
 
         Raises:
-            OcditError: a target is unknown, or could not be encoded.
+            OcditError: the weights cannot be loaded, or the targets could not be encoded.
         """
-        self.worker.start()
-        self.worker.set_targets(target_objects or self.library.object_ids)
-        if not self.worker.wait_until_encoded(ENCODING_TIMEOUT):
-            raise OcditError(self._last_error or f"the targets were not encoded within {ENCODING_TIMEOUT:.0f} s")
-        # The first run is many times slower (memory, kernels): it is done on a black image, not on the first frame.
-        black = messages.from_rgb(np.zeros(WARM_UP_SIZE, np.uint8), Header())
-        self.worker.request(black).result(ENCODING_TIMEOUT)
+        try:
+            segmenter = self._load_segmenter(self._settings)
+            self.model_name, self.device = segmenter.model_name, segmenter.device
+            self.worker.start(_OnRequest(segmenter, self._wants_uncertainty), batch=max(1, len(self._settings.cameras)))
+            del segmenter
+            if not self.worker.wait_until_encoded(ENCODING_TIMEOUT):
+                raise OcditError(self._last_error or f"the targets were not encoded within {ENCODING_TIMEOUT:.0f} s")
+            # The first run is many times slower (memory, kernels): on a black image, not on the first frame.
+            black = messages.from_rgb(np.zeros(WARM_UP_SIZE, np.uint8), Header())
+            self.worker.request(black).result(ENCODING_TIMEOUT)
+        except BaseException:
+            self.unload()
+            raise
+        self.loaded = True
 
-    def check_names(self, names: list[str]) -> None:
+    def unload(self, timeout: float = 30.0) -> bool:
+        """Give the network's memory back, on the GPU too; the targets stay known.
+
+        Returns:
+            Whether the frame under way ended in time (seconds); if not, the memory is free after it.
+        """
+        self.loaded = False
+        ended = self.worker.stop(timeout)
+        free_memory()
+        return ended
+
+    def check_names(self, names: Sequence[str]) -> None:
         """Raise UnknownObjectError when the library lacks one of these objects."""
         unknown = [name for name in names if name not in self.library.object_ids]
         if unknown:
             raise UnknownObjectError(unknown, list(self.library.object_ids))
+
+    def set_targets(self, names: Sequence[str]) -> None:
+        """Look for these objects from the next frame on, or for all of the library; raises as the worker does."""
+        wanted = list(names or self.library.object_ids)
+        if self.targets() != wanted:
+            self.worker.set_targets(wanted)
 
     def targets(self) -> list[str]:
         """Return the names that the next frame will be searched for."""
         targets = self.worker.targets
         return list(targets.object_ids) if targets else []
 
-    def close(self) -> bool:
-        """End the worker; False when the frame under way did not end within 30 s."""
-        return self.worker.stop()
-
     def _on_error(self, text: str) -> None:
         self._last_error = text
         self._report(text)
 
 
+class _OnRequest:
+    """The network, which works out the map of the uncertainty only while it is wanted."""
+
+    def __init__(self, segmenter: Any, wants_uncertainty: Callable[[], bool]):
+        self._segmenter = segmenter
+        self._wants_uncertainty = wants_uncertainty
+
+    def encode_objects(self, library: Any, object_ids: Sequence[str]) -> Any:
+        return self._segmenter.encode_objects(library, object_ids)
+
+    def segment_batch(self, images: Sequence[np.ndarray], objects: Any = None) -> list[Segmentation]:
+        wanted = self._wants_uncertainty()
+        if self._segmenter.settings.uncertainty != wanted:
+            self._segmenter.settings = dataclasses.replace(self._segmenter.settings, uncertainty=wanted)
+        found: list[Segmentation] = self._segmenter.segment_batch(images, objects)
+        return found
+
+
 def free_memory() -> None:
-    """Give back what a dropped pipeline held, on the GPU too."""
+    """Give back what is not in use any more, on the GPU too."""
     gc.collect()
     if "torch" in sys.modules:
         sys.modules["torch"].cuda.empty_cache()

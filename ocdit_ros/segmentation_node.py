@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from ocdit_core.errors import OcditError
 from ocdit_ros import diagnostics, messages, parameters, pip_home
-from ocdit_ros.outputs import Outputs, above
-from ocdit_ros.pipeline import Pipeline, free_memory, load_library, load_segmenter
+from ocdit_ros.cameras import Camera
+from ocdit_ros.log_forwarding import LogForwarding
+from ocdit_ros.outputs import InfoTopics
+from ocdit_ros.pipeline import Pipeline, load_library, load_segmenter
 from ocdit_ros.services import Services
 from ocdit_ros.spinning import run
-from ocdit_ros.worker_types import Result, describe
+from ocdit_ros.worker_types import Counters, Result, TargetSet, describe
 
 pip_home.prepare()
 
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402  (needs the prefix)
 from rcl_interfaces.msg import SetParametersResult  # noqa: E402
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup  # noqa: E402
+from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup  # noqa: E402
+from rclpy.clock import Clock, ClockType  # noqa: E402
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data  # noqa: E402
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 
-KEPT_CAMERA_INFOS = 300
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
 class SegmentationNode(LifecycleNode):
@@ -44,28 +45,36 @@ class SegmentationNode(LifecycleNode):
         library_loader: Callable[[parameters.Settings], Any] = load_library,
         segmenter_loader: Callable[[parameters.Settings], Any] = load_segmenter,
     ):
+        # Callbacks never wait for inference, only for locks that are held for microseconds.
+        self._free = ReentrantCallbackGroup()
         super().__init__("ocdit_segmentation")
         self._load_library = library_loader
         self._load_segmenter = segmenter_loader
+        self.lock = threading.RLock()
+        """Held while settings or targets change: a change by service and its echo in the parameter are one step."""
         self.pipeline: Pipeline | None = None
         self.numbers = messages.InstanceNumbers()
-        self._outputs: Outputs | None = None
-        self._subscriptions_of_ours: list[Any] = []
-        # A result comes seconds after its image on a slow machine: the calibrations of that time are kept, by stamp.
-        self._camera_infos: deque[CameraInfo] = deque(maxlen=KEPT_CAMERA_INFOS)
+        self._cameras: dict[str, Camera] = {}
+        self._info: InfoTopics | None = None
         self._monitor = diagnostics.Monitor()
         parameters.declare(self)
         self.settings = parameters.read(self)
-        # These callbacks never wait for inference, only for the worker's lock (microseconds).
-        self._free = ReentrantCallbackGroup()
-        self._services_of_ours = Services(self, self._free, self._publish_info)
+        Services(self, self._free)
+        self._log_forwarding = LogForwarding(self._on_warning)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self.create_timer(1.0, self._report, callback_group=self._free)
+        # ROS time may stand still or jump.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(1.0, self._report, callback_group=self._free, clock=steady)
         if self.settings.autostart:
             self._autostart_timer = self.create_timer(
-                0.01, self._autostart, callback_group=MutuallyExclusiveCallbackGroup()
+                0.01, self._autostart, callback_group=MutuallyExclusiveCallbackGroup(), clock=steady
             )
+
+    @property
+    def default_callback_group(self) -> CallbackGroup:
+        """The group of the services that every node has: they too answer while weights are loaded."""
+        return self._free
 
     @property
     def state(self) -> str:
@@ -74,7 +83,7 @@ class SegmentationNode(LifecycleNode):
 
     def _autostart(self) -> None:
         self._autostart_timer.cancel()
-        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+        if self.trigger_configure() == SUCCESS:
             self.trigger_activate()
 
     # Transitions: what one does, its opposite undoes.
@@ -85,181 +94,207 @@ class SegmentationNode(LifecycleNode):
             self._configure()
         except Exception as error:
             self._release()
-            self._monitor.failure = f"configure failed: {describe(error)}"
-            self.get_logger().error(self._monitor.failure)
-            return TransitionCallbackReturn.FAILURE
+            return self._failed("configure", error)
         self._monitor.failure = ""
         return super().on_configure(state)
 
     def _configure(self) -> None:
-        self.settings = parameters.read(self)
+        with self.lock:
+            self.settings = settings = parameters.read(self)
         for name in parameters.SPECS:
             # The values that came with the start have not passed the callback.
             reason = parameters.refusal(name, self.get_parameter(name).value, "unconfigured")
             if reason:
                 raise OcditError(reason)
-        if not self.settings.library:
+        if not settings.library:
             raise OcditError("library is not set: it must name a folder made by `ocdit render`")
-        library = self._load_library(self.settings)
-        segmenter = self._load_segmenter(self.settings)
-        self._outputs = Outputs(self)
-        self.pipeline = Pipeline(
-            library=library, segmenter=segmenter, on_result=self._publish, on_error=self._on_worker_error
+        pipeline = Pipeline(
+            settings=settings,
+            library=self._load_library(settings),
+            load_segmenter=self._load_segmenter,
+            wants_uncertainty=lambda: any(camera.outputs.wanted("uncertainty") for camera in self._cameras.values()),
+            on_result=self._publish,
+            on_error=self._on_worker_error,
+            on_targets_failed=self._on_targets_failed,
+            is_stale=lambda image, source: self._cameras[source].is_stale(image, self.settings),
         )
-        self.pipeline.check_names([self.settings.mask_object] if self.settings.mask_object else [])
-        self.pipeline.start(self.settings.target_objects)
+        pipeline.check_names([settings.mask_object] if settings.mask_object else [])
+        pipeline.load()
+        self._info = InfoTopics(self)
+        self._cameras = {
+            name: Camera(self, name, self._free, settings, pipeline.worker.submit) for name in settings.cameras or ("",)
+        }
+        self.pipeline = pipeline
         self.get_logger().info(
-            f"{segmenter.model_name} on {segmenter.device}, {len(library.object_ids)} objects in "
-            f"{self.settings.library}, targets: {', '.join(self.pipeline.targets())}; "
+            f"{pipeline.model_name} on {pipeline.device}, {len(pipeline.library.object_ids)} objects in "
+            f"{settings.library}, targets: {', '.join(pipeline.targets())}; "
             f"images are converted by {messages.image_converter()[0]}"
         )
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe to the images."""
+        """Load the network where `deactivate` has freed it, and subscribe to the images."""
+        try:
+            if self.pipeline is not None and not self.pipeline.loaded:
+                self.pipeline.load()
+        except Exception as error:
+            return self._failed("activate", error)
+        self._monitor.failure = ""
         result = super().on_activate(state)
-        self._monitor.received_at = time.monotonic()
-        reliable = self.settings.image_reliability == "reliable"
-        qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT)
-        kind = Image if self.settings.image_transport == "raw" else CompressedImage
-        self._subscriptions_of_ours = [
-            self.create_subscription(kind, self._image_topic(), self._on_image, qos, callback_group=self._free),
-            self.create_subscription(
-                CameraInfo, "camera_info", self._on_camera_info, qos_profile_sensor_data, callback_group=self._free
-            ),
-        ]
-        self._publish_info()
-        self.get_logger().info(f"waiting for images on {self._image_topic()}")
+        for camera in self._cameras.values():
+            camera.subscribe(self.settings)
+        self.publish_info()
+        topics = (camera.topic(self.settings) for camera in self._cameras.values())
+        self.get_logger().info(f"waiting for images on {', '.join(topics)}")
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """End the subscription; the frame under way is not published."""
-        self._unsubscribe()
+        """End the subscriptions and free the network; the frame under way is not published."""
+        for camera in self._cameras.values():
+            camera.unsubscribe()
+        self._unload()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the network and all that belongs to it."""
+        """Free all."""
         self._release()
-        return TransitionCallbackReturn.SUCCESS
+        return SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free everything, from whichever state."""
+        """Free all, from whichever state."""
         self._release()
-        return TransitionCallbackReturn.SUCCESS
+        return SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Return to unconfigured, from where the node can be started again."""
         self._release()
         self.get_logger().error(f"an error while {state.label}: the node is unconfigured now")
-        return TransitionCallbackReturn.SUCCESS
+        return SUCCESS
 
     def close(self) -> None:
-        """End the worker; the node can be destroyed afterwards."""
-        self._release()
-
-    def _image_topic(self) -> str:
-        """The resolved topic; the compressed one lies below the raw one, as image_transport lays it."""
-        topic = self.resolve_topic_name("image")
-        return topic if self.settings.image_transport == "raw" else f"{topic}/compressed"
-
-    def _unsubscribe(self) -> None:
-        while self._subscriptions_of_ours:
-            self.destroy_subscription(self._subscriptions_of_ours.pop())
-        self._camera_infos.clear()
+        """End the worker, if it ends soon; the node can be destroyed afterwards."""
+        self._log_forwarding.close()
         if self.pipeline is not None:
-            self.pipeline.worker.flush()
+            self.pipeline.worker.stop(timeout=1.0)
+
+    def _failed(self, transition: str, error: Exception) -> TransitionCallbackReturn:
+        self._monitor.failure = f"{transition} failed: {describe(error)}"
+        self.get_logger().error(self._monitor.failure)
+        return FAILURE
+
+    def _unload(self) -> None:
+        if self.pipeline is not None and not self.pipeline.unload():
+            self.get_logger().warning("the frame under way did not end within 30 s: memory is free after it")
 
     def _release(self) -> None:
-        self._unsubscribe()
-        pipeline, self.pipeline = self.pipeline, None
-        if pipeline is not None and not pipeline.close():
-            self.get_logger().warning("the frame under way did not end within 30 s")
-        outputs, self._outputs = self._outputs, None
-        if outputs is not None:
-            outputs.destroy()
-        self._monitor.last_result = None
-        del pipeline
-        free_memory()
+        for camera in self._cameras.values():
+            camera.unsubscribe()
+        self._unload()
+        cameras, self._cameras = self._cameras, {}
+        self.pipeline = None
+        for camera in cameras.values():
+            camera.destroy()
+        info, self._info = self._info, None
+        if info is not None:
+            info.destroy()
 
-    # Images in, results out: the subscription hands over, the worker's thread publishes.
-
-    def _on_image(self, message: Image | CompressedImage) -> None:
-        self._monitor.received_at = time.monotonic()
-        pipeline = self.pipeline
-        if pipeline is not None:
-            pipeline.worker.submit(message)
-
-    def _on_camera_info(self, message: CameraInfo) -> None:
-        self._camera_infos.append(message)
+    # What the worker reports, from its threads.
 
     def _publish(self, result: Result) -> None:
-        settings, outputs = self.settings, self._outputs
-        if outputs is None:
-            return
-        segmentation = above(result.segmentation, settings.score_threshold)
-        numbers = self.numbers.take(len(segmentation.instances))
-        stamp = result.frame.header.stamp
-        camera_info = next((info for info in reversed(list(self._camera_infos)) if info.header.stamp == stamp), None)
-        outputs.publish(result, segmentation, numbers, settings.mask_object, camera_info)
-        self._monitor.last_result = result
-        self._monitor.processed_at.append(time.monotonic())
-        if settings.diagnostics_every_frame:
-            self._report()
+        camera = self._cameras.get(result.source)
+        if camera is not None:
+            camera.publish(result, self.settings, self.numbers)
+            if self.settings.diagnostics_every_frame:
+                self._report()
 
     def _on_worker_error(self, text: str) -> None:
         self._monitor.last_error = (text, time.monotonic())
         # A broken camera sends thirty bad images a second: one line of them in five seconds is enough.
         self.get_logger().error(text, throttle_duration_sec=5.0)
 
-    def _publish_info(self) -> None:
-        pipeline, outputs = self.pipeline, self._outputs
-        if pipeline is None or outputs is None:
+    def _on_warning(self, text: str) -> None:
+        self._monitor.last_warning = (text, time.monotonic())
+        self.get_logger().warning(text, throttle_duration_sec=5.0)
+
+    def _on_targets_failed(self, stay: TargetSet) -> None:
+        with self.lock:
+            if self.pipeline is None or self.pipeline.worker.targets != stay:
+                return
+            # The parameter named the new set since the reply.
+            self.set_parameters([Parameter("target_objects", value=list(stay.object_ids))])
+            self.publish_info()
+
+    def publish_info(self) -> None:
+        """Publish label_info and vision_info, after a change of what they say."""
+        pipeline, info = self.pipeline, self._info
+        if pipeline is None or info is None:
             return
-        outputs.publish_label_info(pipeline.library.object_ids, self.settings.score_threshold)
         targets = pipeline.worker.targets
-        outputs.publish_vision_info(
-            pipeline.segmenter.model_name, self.settings.library, targets.version if targets else 0
+        info.publish(
+            pipeline.labels,
+            self.settings.score_threshold,
+            pipeline.model_name,
+            self.settings.library,
+            targets.version if targets else 0,
         )
 
     def _report(self) -> None:
-        pipeline = self.pipeline
-        topic = self._image_topic()
-        self._diagnostics.publish(
-            diagnostics.report(
-                name=self.get_fully_qualified_name(),
-                stamp=self.get_clock().now().to_msg(),
-                now=time.monotonic(),
-                state=self.state,
-                monitor=self._monitor,
-                counters=pipeline.worker.counters if pipeline else None,
-                targets=pipeline.worker.targets if pipeline else None,
-                device=getattr(pipeline.segmenter, "device", "") if pipeline else self.settings.device,
-                model=self.settings.model,
-                stale_after=self.settings.stale_after,
-                image_topic=topic,
-                publishers=self.count_publishers(topic),
-            )
+        pipeline, settings = self.pipeline, self.settings
+        counters = pipeline.worker.counters if pipeline else {}
+        report = diagnostics.NodeReport(
+            name=self.get_fully_qualified_name(),
+            now=time.monotonic(),
+            state=self.state,
+            monitor=self._monitor,
+            cameras=[
+                diagnostics.CameraReport(
+                    name=name,
+                    topic=camera.topic(settings),
+                    unheard=camera.unheard(settings),
+                    monitor=camera.monitor,
+                    counters=counters.get(name, Counters()),
+                )
+                for name, camera in list(self._cameras.items())
+            ],
+            targets=pipeline.worker.targets if pipeline else None,
+            device=pipeline.device if pipeline else settings.device,
+            model=settings.model,
+            batch=pipeline.worker.batch if pipeline else 0,
+            stale_after=settings.stale_after,
+            max_age=settings.max_age,
         )
+        self._diagnostics.publish(diagnostics.to_message(report, self.get_clock().now().to_msg()))
 
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         reasons = [parameters.refusal(change.name, change.value, self.state) for change in changes]
         if any(reasons):
             return SetParametersResult(successful=False, reason="; ".join(filter(None, reasons)))
         new = {change.name: change.value for change in changes if change.name in parameters.SPECS}
-        if new.get("mask_object") and self.pipeline is not None:
-            try:
-                self.pipeline.check_names([new["mask_object"]])
-            except OcditError as error:
-                return SetParametersResult(successful=False, reason=f"mask_object: {describe(error)}")
-        if "target_objects" in new:
-            new["target_objects"] = parameters.names(new["target_objects"])
-            try:
-                self._services_of_ours.apply_targets(new["target_objects"])
-            except OcditError as error:
-                return SetParametersResult(successful=False, reason=f"target_objects: {describe(error)}")
-        self.settings = dataclasses.replace(self.settings, **new)
-        if "score_threshold" in new:
-            self._publish_info()
+        new = parameters.typed(new)
+        with self.lock:
+            pipeline = self.pipeline
+            if pipeline is not None:
+                reason = self._apply(pipeline, new)
+                if reason:
+                    return SetParametersResult(successful=False, reason=reason)
+            self.settings = dataclasses.replace(self.settings, **new)
+            if new.keys() & {"score_threshold", "target_objects"}:
+                self.publish_info()
         return SetParametersResult(successful=True)
+
+    @staticmethod
+    def _apply(pipeline: Pipeline, new: dict[str, Any]) -> str:
+        """Make the worker follow new values; returns why not, where nothing has changed then."""
+        try:
+            name = "mask_object"
+            pipeline.check_names([new[name]] if new.get(name) else [])
+            name = "target_objects"
+            if name in new:
+                pipeline.set_targets(new[name])
+        except OcditError as error:
+            return f"{name}: {describe(error)}"
+        if "fresh_within" in new:
+            pipeline.worker.set_fresh_within(new["fresh_within"])
+        return ""
 
 
 def main(args: list[str] | None = None) -> int:

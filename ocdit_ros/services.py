@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ocdit_core.errors import OcditError, UnknownObjectError
@@ -30,13 +28,10 @@ class Services:
     Args:
         node: whose services they are.
         group: of callbacks that may run side by side.
-        on_targets: called after a change of the targets.
     """
 
-    def __init__(self, node: SegmentationNode, group: CallbackGroup, on_targets: Callable[[], None]):
+    def __init__(self, node: SegmentationNode, group: CallbackGroup):
         self._node = node
-        self._on_targets = on_targets
-        self._lock = threading.RLock()  # a change by service and its echo in the parameter are one step
         for kind, name, callback in (
             (SetTargetObjects, "set_target_objects", self._on_set_target_objects),
             (ListObjects, "list_objects", self._on_list_objects),
@@ -44,26 +39,10 @@ class Services:
         ):
             node.create_service(kind, f"~/{name}", callback, callback_group=group)
 
-    def apply_targets(self, wanted: Sequence[str]) -> None:
-        """Make the worker follow the parameter `target_objects`; without a worker, configure will look at it.
-
-        Raises:
-            OcditError: a name is unknown; nothing has changed.
-        """
-        with self._lock:
-            pipeline = self._node.pipeline
-            if pipeline is None:
-                return
-            wanted = list(wanted or pipeline.library.object_ids)
-            if pipeline.targets() != wanted:
-                pipeline.worker.set_targets(wanted)
-                self._on_targets()
-
     def _on_set_target_objects(self, request: Any, response: Any) -> Any:
         try:
-            with self._lock:
+            with self._node.lock:
                 targets = self._pipeline().worker.set_targets(request.object_ids)
-                self._on_targets()
                 # The parameter says the same, and survives a cleanup.
                 self._node.set_parameters([Parameter("target_objects", value=list(targets.object_ids))])
             response.success = True
@@ -95,7 +74,10 @@ class Services:
 
         try:
             # Awaiting frees the executor's thread: the other services go on answering.
-            self._pipeline().worker.request(request.image).add_done_callback(on_done)
+            worker = self._pipeline().worker
+            if self._node.state != "active":
+                raise OcditError(f"the node is {self._node.state}: activate it first")
+            worker.request(request.image).add_done_callback(on_done)
             await done
             finished: Any = done.result()
             result = finished.result()

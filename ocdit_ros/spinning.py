@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,9 @@ pip_home.prepare()
 import rclpy  # noqa: E402  (needs the prefix)
 from rclpy.exceptions import ParameterException  # noqa: E402
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor  # noqa: E402
+
+END_WITHIN = 1.5
+"""Seconds from the signal to the end of the process, whatever is under way then."""
 
 
 def run(
@@ -44,14 +50,33 @@ def run(
     # Four threads: one transition may load weights for a minute, the services still find a free one.
     executor = MultiThreadedExecutor(num_threads=4)
     executor.add_node(node)
+    code = 1
     try:
         executor.spin()
+        code = 0
     except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        code = 0
+    except BaseException:
+        # Now: the end may come before Python would print it.
+        traceback.print_exc()
     finally:
+        # A transition that loads weights, or a frame under way, cannot be interrupted: no longer wait for its end.
+        timer = threading.Timer(END_WITHIN, _end, (code,))
+        timer.daemon = True
+        timer.start()
         if close is not None:
             close(node)
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
-    return 0
+        if any(thread.daemon and thread.name.startswith("ocdit-") for thread in threading.enumerate()):
+            # A thread within the network would be torn out of it by Python's end, which aborts the process.
+            _end(code)
+        timer.cancel()
+    return code
+
+
+def _end(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,136 +1,155 @@
 """The newest-frame worker: inference in one thread, the encoding of new targets in another. No ROS in here.
 
-A camera is faster than the network. The worker keeps one waiting frame, the newest; those that it replaces are counted
-and dropped. Whoever submits a frame or asks for new targets gets control back within milliseconds.
+Whoever submits a frame or asks for new targets gets control back within milliseconds. Between `stop` and the next
+`start` nothing of the network is held.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, Generic
 
 import numpy as np
 
 from ocdit_core.errors import ConfigError, OcditError, UnknownObjectError
+from ocdit_ros.batching import Batcher
+from ocdit_ros.frame_queue import FrameQueue, Job
 from ocdit_ros.worker_types import Counters, Frame, LibraryLike, Result, SegmenterLike, TargetSet, describe
-
-MAX_WAITING_REQUESTS = 4
-"""Requests for one given frame that may wait at a time."""
-
-
-@dataclass
-class _Job(Generic[Frame]):
-    frame: Frame
-    reply: Future[Result[Frame]] | None = None
-    submitted: float = field(default_factory=time.monotonic)
 
 
 class Worker(Generic[Frame]):
-    """Runs a segmenter on the newest frame.
+    """Runs a segmenter on the newest frames.
 
-    `on_result` and `on_error` are called from the worker's threads, one at a time for frames; what they raise is
-    reported through `on_error` and ends nothing.
+    Args:
+        library: of rendered objects.
+        read: makes (H, W, 3) uint8 RGB of a frame, or raises OcditError.
+        on_result: called with each frame's result, one at a time.
+        on_error: called with one line for what failed.
+        on_targets_failed: called when targets that were accepted could not be encoded, with those that stay.
+        is_stale: whether a frame of a camera, whose turn has come, is too old to be worth it.
+        free_memory: called when memory ran out, before the next attempt.
+
+    All of them are called from the worker's threads; what they raise is reported by `on_error` and ends nothing.
     """
 
     def __init__(
         self,
         *,
-        segmenter: SegmenterLike,
         library: LibraryLike,
         read: Callable[[Frame], np.ndarray],
         on_result: Callable[[Result[Frame]], None],
         on_error: Callable[[str], None],
+        on_targets_failed: Callable[[TargetSet], None] = lambda targets: None,
+        is_stale: Callable[[Frame, str], bool] = lambda frame, source: False,
+        free_memory: Callable[[], None] = lambda: None,
     ):
-        self._segmenter = segmenter
         self._library = library
         self._read = read
         self._on_result = on_result
         self._on_error = on_error
+        self._on_targets_failed = on_targets_failed
+        self._is_stale = is_stale
+        self._free_memory = free_memory
+        self._threads: list[threading.Thread] = []
         # One condition guards all that follows.
         self._changed = threading.Condition()
-        self._waiting: _Job[Frame] | None = None
-        self._requests: deque[_Job[Frame]] = deque()
+        self._queue: FrameQueue[Frame] = FrameQueue()
+        self._targets: TargetSet | None = None
         self._wanted: TargetSet | None = None  # accepted, its features not ready yet
         self._current: tuple[TargetSet, Any] | None = None
         self._versions = 0
         self._epoch = 0
-        self._stopping = False
-        self._received = self._processed = self._dropped = self._failed = 0
-        self._threads = [
-            threading.Thread(target=self._run_frames, name="ocdit-frames", daemon=True),
-            threading.Thread(target=self._run_encoding, name="ocdit-encoding", daemon=True),
-        ]
+        self._work = 0.0
+        self._batch = 1
+        self._stopping = True
 
-    def start(self) -> None:
-        """Start the two threads; once in a worker's life."""
+    def start(self, segmenter: SegmenterLike, *, batch: int = 1) -> None:
+        """Start the two threads; targets that were set are encoded first.
+
+        Args:
+            segmenter: the network.
+            batch: the frames of at most so many cameras are segmented at once.
+
+        Raises:
+            OcditError: a frame of before the last `stop` is still under way.
+        """
+        if any(thread.is_alive() for thread in self._threads):
+            raise OcditError("the last frame has not ended yet; try again after it")
+        with self._changed:
+            self._stopping = False
+            self._batch = batch
+            self._wanted = self._targets
+        batcher = Batcher(segmenter, limit=batch, free_memory=self._free_memory, on_error=self._on_error)
+        # The threads alone hold the network, so that its memory is free when they have ended.
+        self._threads = [
+            threading.Thread(target=self._run_frames, args=(batcher,), name="ocdit-frames", daemon=True),
+            threading.Thread(target=self._run_encoding, args=(segmenter,), name="ocdit-encoding", daemon=True),
+        ]
         for thread in self._threads:
             thread.start()
 
     def stop(self, timeout: float = 30.0) -> bool:
-        """End both threads after the frame under way; waiting requests fail. True when they ended in time (seconds)."""
+        """End both threads after the frame under way; waiting requests fail, the targets stay for the next start.
+
+        Returns:
+            Whether they ended in time (seconds).
+        """
+        self.flush()
         with self._changed:
             self._stopping = True
-            self._drop_waiting()
-            requests, self._requests = self._requests, deque()
+            requests = self._queue.take_requests()
             self._changed.notify_all()
         for job in requests:
             assert job.reply is not None
             job.reply.set_exception(OcditError("the node is stopping"))
         deadline = time.monotonic() + timeout
         for thread in self._threads:
-            if thread.is_alive() and thread is not threading.current_thread():
+            if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
+        with self._changed:
+            self._current = None
         return not any(thread.is_alive() for thread in self._threads)
 
-    def submit(self, frame: Frame) -> None:
-        """Hand in the newest frame; one that still waits is dropped in its favour."""
+    def submit(self, frame: Frame, source: str = "") -> None:
+        """Hand in a camera's newest frame; one of it that still waits is dropped in its favour."""
         with self._changed:
-            self._drop_waiting()
-            self._received += 1
+            self._queue.put(frame, source, time.monotonic())
             if self._stopping:
-                self._dropped += 1
-                return
-            self._waiting = _Job(frame)
+                self._queue.drop(source)
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Drop the waiting frame, and see to it that the frame under way reports nothing (a pause of the stream)."""
+        """Drop what waits, and see to it that the frames under way report nothing (a pause of the streams)."""
         with self._changed:
-            self._drop_waiting()
+            self._queue.drop()
             self._epoch += 1
 
     def request(self, frame: Frame) -> Future[Result[Frame]]:
-        """Ask for one given frame, before the stream goes on.
+        """Ask for one given frame, before the streams go on.
 
         Returns:
             A future of the result; it raises the OcditError of a frame that cannot be done.
 
         Raises:
-            OcditError: too many requests wait already, there are no targets, or the worker stops.
+            OcditError: too many requests wait already, there are no targets, or the worker does not run.
         """
         with self._changed:
             if self._stopping:
                 raise OcditError("the node is stopping")
-            if self._current is None and self._wanted is None:
+            if self._targets is None:
                 raise ConfigError("no target objects are set: call ~/set_target_objects first")
-            if len(self._requests) >= MAX_WAITING_REQUESTS:
-                raise OcditError(f"{MAX_WAITING_REQUESTS} requests wait already; ask again after their replies")
-            job: _Job[Frame] = _Job(frame, Future())
-            self._requests.append(job)
+            reply = self._queue.put_request(frame, time.monotonic())
             self._changed.notify_all()
-            assert job.reply is not None
-            return job.reply
+            return reply
 
     def set_targets(self, object_ids: Sequence[str]) -> TargetSet:
         """Change what is looked for, all or nothing; returns at once.
 
-        The features are computed in a thread of their own. A frame that begins after the return uses the new set: it
-        waits for its features. If these fail, that is reported through `on_error` and the old set stays.
+        The features are computed in a thread of their own, while the worker runs. A frame that begins after the return
+        uses the new set: it waits for its features. If these fail, the old set stays, under a new version.
 
         Raises:
             ConfigError: no name was given.
@@ -144,82 +163,116 @@ class Worker(Generic[Frame]):
         if unknown:
             raise UnknownObjectError(unknown, list(known))
         with self._changed:
-            self._versions += 1
-            self._wanted = TargetSet(version=self._versions, object_ids=names)
+            self._targets = self._new_version(names)
+            if not self._stopping:
+                self._wanted = self._targets
             self._changed.notify_all()
-            return self._wanted
+            return self._targets
 
     @property
     def targets(self) -> TargetSet | None:
         """The set that the next frame will use; None before the first."""
         with self._changed:
-            return self._wanted or (self._current[0] if self._current else None)
+            return self._targets
 
     @property
-    def counters(self) -> Counters:
-        """A snapshot of the frame counters."""
+    def counters(self) -> dict[str, Counters]:
+        """A snapshot of the frame counters of each camera that has sent a frame."""
         with self._changed:
-            return Counters(
-                received=self._received, processed=self._processed, dropped=self._dropped, failed=self._failed
-            )
+            return self._queue.counters()
+
+    @property
+    def batch(self) -> int:
+        """How many frames are segmented at once at most; it falls where memory runs out."""
+        with self._changed:
+            return self._batch
+
+    def set_fresh_within(self, seconds: float) -> None:
+        """A frame that has waited longer gives way to the next one when that is due soon; 0: never."""
+        with self._changed:
+            self._queue.fresh_within = seconds
 
     def wait_until_encoded(self, timeout: float) -> bool:
         """Wait for the features of the newest target set; False when they are not there in time (seconds) or failed."""
         with self._changed:
-            wanted = self.targets
+            wanted = self._targets
             self._changed.wait_for(lambda: self._wanted is None or self._stopping, timeout)
             return self._wanted is None and self._current is not None and self._current[0] == wanted
 
-    def _drop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting = None
-            self._dropped += 1
+    def _new_version(self, names: tuple[str, ...]) -> TargetSet:
+        self._versions += 1
+        return TargetSet(version=self._versions, object_ids=names)
 
-    def _run_frames(self) -> None:
+    def _run_frames(self, batcher: Batcher) -> None:
         while True:
             with self._changed:
-                # The frame is taken after the wait for features: it is the newest one then, not the one of before.
-                self._changed.wait_for(self._may_begin)
-                if self._stopping:
-                    return
-                job = self._requests.popleft() if self._requests else self._waiting
-                assert job is not None
-                if job.reply is None:
-                    self._waiting = None
+                jobs = self._next_jobs()
                 current, epoch = self._current, self._epoch
-            if current is None:
-                self._finish_without_targets(job)
-            else:
-                self._process(job, *current, epoch)
+            if not jobs:
+                return
+            begun = time.monotonic()
+            self._process(jobs, batcher, current, epoch)
+            with self._changed:
+                self._work = time.monotonic() - begun
+                self._batch = batcher.limit
+            del current, jobs
 
-    def _may_begin(self) -> bool:
-        has_job = self._waiting is not None or bool(self._requests)
-        return self._stopping or (has_job and self._wanted is None)
+    def _next_jobs(self) -> list[Job[Frame]]:
+        """Wait for something to do; nothing is returned when the worker stops."""
+        while not self._stopping:
+            # Frames are taken after the wait for features: they are the newest then, not those of before.
+            ready = bool(self._queue) and self._wanted is None
+            delay = self._queue.delay(time.monotonic(), self._work) if ready else None
+            if delay == 0.0:
+                return self._queue.take(self._batch)
+            self._changed.wait(delay)
+        return []
 
-    def _finish_without_targets(self, job: _Job[Frame]) -> None:
-        if job.reply is not None:
-            job.reply.set_exception(ConfigError("no target objects are set: call ~/set_target_objects first"))
-            return
-        with self._changed:
-            self._dropped += 1
-
-    def _process(self, job: _Job[Frame], targets: TargetSet, objects: Any, epoch: int) -> None:
+    def _process(
+        self, jobs: list[Job[Frame]], batcher: Batcher, current: tuple[TargetSet, Any] | None, epoch: int
+    ) -> None:
         begun = time.monotonic()
-        try:
-            image = self._read(job.frame)
-            read = time.monotonic()
-            segmentation = self._segmenter.segment(image, objects)
-            timings = {"waiting": begun - job.submitted, "reading": read - begun, **segmentation.timings}
-            result = Result(frame=job.frame, image=image, segmentation=segmentation, targets=targets, timings=timings)
-        except Exception as error:
-            # Out of memory, a damaged image ...: the next frame may be well, so the thread lives on.
-            self._fail(job, error)
+        ready: list[tuple[Job[Frame], np.ndarray, dict[str, float]]] = []
+        for job in jobs:
+            try:
+                if job.reply is None and self._is_stale(job.frame, job.source):
+                    with self._changed:
+                        self._queue.count(job.source).stale += 1
+                    continue
+                started = time.monotonic()
+                image = self._read(job.frame)
+                timings = {"waiting": begun - job.submitted, "reading": time.monotonic() - started}
+                ready.append((job, image, timings))
+            except Exception as error:
+                self._fail(job, error)
+        if not ready:
             return
+        try:
+            if current is None:
+                raise ConfigError("no target objects are encoded")
+            found = batcher.segment([image for _, image, _ in ready], current[1])
+        except Exception as error:
+            # Out of memory ...: the next frame may be well, so the thread lives on.
+            for job, _, _ in ready:
+                self._fail(job, error)
+            return
+        for (job, image, timings), segmentation in zip(ready, found, strict=True):
+            result = Result(
+                frame=job.frame,
+                source=job.source,
+                image=image,
+                segmentation=segmentation,
+                targets=current[0],
+                timings={**timings, **segmentation.timings},
+            )
+            self._finish(job, result, epoch)
+
+    def _finish(self, job: Job[Frame], result: Result[Frame], epoch: int) -> None:
         if job.reply is not None:
             job.reply.set_result(result)
             return
         with self._changed:
-            self._processed += 1
+            self._queue.count(job.source).processed += 1
             if epoch != self._epoch:
                 return
         try:
@@ -227,15 +280,15 @@ class Worker(Generic[Frame]):
         except Exception as error:
             self._on_error(f"the result could not be published: {describe(error)}")
 
-    def _fail(self, job: _Job[Frame], error: Exception) -> None:
+    def _fail(self, job: Job[Frame], error: Exception) -> None:
         if job.reply is not None:
             job.reply.set_exception(error)
             return
         with self._changed:
-            self._failed += 1
+            self._queue.count(job.source).failed += 1
         self._on_error(f"a frame could not be segmented: {describe(error)}")
 
-    def _run_encoding(self) -> None:
+    def _run_encoding(self, segmenter: SegmenterLike) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping or self._wanted is not None)
@@ -243,17 +296,31 @@ class Worker(Generic[Frame]):
                     return
                 wanted = self._wanted
                 assert wanted is not None
-            objects, failure = None, None
+            objects, failure = None, ""
             try:
-                objects = self._segmenter.encode_objects(self._library, list(wanted.object_ids))
+                objects = segmenter.encode_objects(self._library, list(wanted.object_ids))
             except Exception as error:
-                failure = error
-            with self._changed:
-                if failure is None:
-                    self._current = (wanted, objects)
-                if self._wanted is wanted:
-                    self._wanted = None
-                self._changed.notify_all()
-            if failure is not None:
-                names = ", ".join(wanted.object_ids)
-                self._on_error(f"the targets {names} could not be encoded, the old ones stay: {describe(failure)}")
+                failure = describe(error)
+            self._encoded(wanted, objects, failure)
+            del objects
+
+    def _encoded(self, wanted: TargetSet, objects: Any, failure: str) -> None:
+        stay = None
+        with self._changed:
+            if not failure and not self._stopping:
+                self._current = (wanted, objects)
+            elif failure and self._current is not None and self._wanted is wanted:
+                # The set in force changes once more, so its version does too.
+                stay = self._targets = self._new_version(self._current[0].object_ids)
+                self._current = (stay, self._current[1])
+            if self._wanted is wanted:
+                self._wanted = None
+            self._changed.notify_all()
+        if failure:
+            kept = ", the old ones stay" if stay else ""
+            self._on_error(f"the targets {', '.join(wanted.object_ids)} could not be encoded{kept}: {failure}")
+        if stay:
+            try:
+                self._on_targets_failed(stay)
+            except Exception as error:
+                self._on_error(f"the targets' return could not be announced: {describe(error)}")

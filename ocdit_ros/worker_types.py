@@ -20,8 +20,8 @@ class SegmenterLike(Protocol):
     def encode_objects(self, library: Any, object_ids: Sequence[str]) -> Any:
         """Return the features of the objects."""
 
-    def segment(self, image: np.ndarray, objects: Any = None) -> Segmentation:
-        """Return the instances on an (H, W, 3) uint8 RGB image."""
+    def segment_batch(self, images: Sequence[np.ndarray], objects: Any = None) -> list[Segmentation]:
+        """Return the instances on each of several (H, W, 3) uint8 RGB images."""
 
 
 class LibraryLike(Protocol):
@@ -51,30 +51,50 @@ class Result(Generic[Frame]):
 
     Attributes:
         frame: what was submitted.
+        source: which camera's it is.
         image: (H, W, 3) uint8 RGB, the picture that was segmented.
         segmentation: what was found.
         targets: the set that was current when the work on this frame began.
-        timings: seconds: "waiting" (submitted -> begun), "reading" (frame -> RGB), and the segmenter's own stages.
+        timings: seconds: "waiting" (submitted -> begun), "reading" (frame -> RGB), and the segmenter's own stages;
+            frames of several cameras that were done at once share these.
     """
 
     frame: Frame
+    source: str
     image: np.ndarray
     segmentation: Segmentation
     targets: TargetSet
     timings: dict[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Counters:
-    """What became of the frames so far: received = processed + failed + dropped + at most two under way."""
+    """What became of a camera's frames: received = processed + dropped + stale + failed + at most two under way.
+
+    Attributes:
+        received: that came in.
+        processed: that were segmented.
+        dropped: that gave way to a newer one, or to a pause of the stream.
+        stale: that were too old when their turn came.
+        failed: that could not be segmented.
+    """
 
     received: int = 0
     processed: int = 0
     dropped: int = 0
+    stale: int = 0
     failed: int = 0
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(**{name: value + vars(other)[name] for name, value in vars(self).items()})
 
 
 def describe(error: BaseException) -> str:
     """Return an error as one line: our own errors speak for themselves, others are named by their type."""
     text = " ".join(str(error).split())
     return text if isinstance(error, OcditError) and text else f"{type(error).__name__}: {text}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the GPU or on the host; told by the type's name, as torch is not imported here."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

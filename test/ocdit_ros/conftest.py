@@ -4,19 +4,29 @@ import importlib.util
 import os
 from pathlib import Path
 
+import pytest
+
 from ocdit_ros import pip_home
 
 pip_home.prepare()
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 # It is the sender's profile that decides whether large best-effort images arrive, and the tests send some.
 os.environ.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(Path(__file__).parents[2] / "config" / "fastdds.xml"))
-os.environ.setdefault("ROS_DOMAIN_ID", str(20 + os.getpid() % 80))
+FIRST_DOMAIN = 1 + os.getpid() % 70
+os.environ.setdefault("ROS_DOMAIN_ID", str(FIRST_DOMAIN))
 
 HAVE_ROS = importlib.util.find_spec("rclpy") is not None
 # The core's tests run on a machine without ROS too; the worker needs none.
 collect_ignore = (
     [] if HAVE_ROS else [path.name for path in Path(__file__).parent.glob("test_*.py") if path.name != "test_worker.py"]
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ros_domain(request):
+    """A ROS domain of each file's own: a node that a test has killed is not seen by the next."""
+    files = sorted({item.path for item in request.session.items})
+    os.environ["ROS_DOMAIN_ID"] = str(FIRST_DOMAIN + files.index(request.path) % 31)
 
 
 def pytest_report_header() -> str:

@@ -202,6 +202,13 @@ def test_mask_of_one_object():
     assert np.array_equal(np.frombuffer(message.data, np.uint8).reshape(10, 20) == 255, segmentation.instances[1].mask)
 
 
+def test_the_uncertainty_keeps_its_values():
+    uncertainty = np.random.default_rng(4).random((5, 7), np.float32)
+    message = messages.to_uncertainty(uncertainty, Header(frame_id="camera"))
+    assert (message.encoding, message.step, message.header.frame_id) == ("32FC1", 28, "camera")
+    assert np.array_equal(np.frombuffer(message.data, np.float32).reshape(5, 7), uncertainty)
+
+
 def test_numbers_go_on_and_wrap_past_zero():
     numbers = messages.InstanceNumbers(first=65533)
     assert numbers.take(2) == [65533, 65534]
@@ -212,7 +219,7 @@ def test_numbers_go_on_and_wrap_past_zero():
         numbers.take(65536)
 
 
-def test_label_info_numbers_do_not_depend_on_the_targets():
-    info = messages.to_label_info(["drill", "mug"], 0.5, Header())
-    assert [(entry.class_id, entry.class_name) for entry in info.class_map] == [(1, "drill"), (2, "mug")]
+def test_label_info_holds_the_library_s_numbers():
+    info = messages.to_label_info({"drill": 12, "mug": 5}, 0.5, Header())
+    assert [(entry.class_id, entry.class_name) for entry in info.class_map] == [(5, "mug"), (12, "drill")]
     assert info.threshold == 0.5

@@ -1,27 +1,33 @@
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 from stand_in import StandInLibrary, StandInSegmenter
 
 from ocdit_core.errors import ConfigError, ImageError, OcditError, UnknownObjectError
-from ocdit_ros.worker import MAX_WAITING_REQUESTS, Worker
+from ocdit_ros.frame_queue import MAX_WAITING_REQUESTS
+from ocdit_ros.worker import Worker
+from ocdit_ros.worker_types import Counters
 
 
 class Recorder:
     """A worker with all that it reports; a frame is any value, the string "bad" cannot be read."""
 
     def __init__(self, **options):
-        self.results, self.errors = [], []
+        self.results, self.errors, self.stayed, self.freed = [], [], [], []
         self.changed = threading.Condition()
         self.segmenter = StandInSegmenter(**options)
         self.worker = Worker(
-            segmenter=self.segmenter,
             library=StandInLibrary(),
             read=self.read,
             on_result=lambda result: self.note(self.results, result),
             on_error=lambda text: self.note(self.errors, text),
+            on_targets_failed=lambda targets: self.note(self.stayed, targets),
+            is_stale=lambda frame, source: frame == "stale",
+            free_memory=lambda: self.freed.append(True),
         )
 
     @staticmethod
@@ -45,8 +51,9 @@ def make_recorder():
     recorders = []
 
     def make(**options):
+        batch = options.pop("batch", 1)
         recorder = Recorder(**options)
-        recorder.worker.start()
+        recorder.worker.start(recorder.segmenter, batch=batch)
         recorders.append(recorder)
         return recorder
 
@@ -67,8 +74,7 @@ def test_the_newest_frame_is_next_and_the_others_are_counted(make_recorder):
     recorder.segmenter.go_on.set()
     recorder.wait_for(lambda: len(recorder.results) == 2)
     assert [result.frame for result in recorder.results] == [0, 9]
-    counters = recorder.worker.counters
-    assert (counters.received, counters.processed, counters.dropped, counters.failed) == (10, 2, 8, 0)
+    assert recorder.worker.counters == {"": Counters(received=10, processed=2, dropped=8)}
     assert {"waiting", "reading", "backbone", "sampling", "total"} <= recorder.results[0].timings.keys()
 
 
@@ -145,8 +151,10 @@ def test_targets_that_cannot_be_encoded_are_reported_and_the_old_stay(make_recor
     recorder.wait_for(lambda: recorder.errors)
     assert "drill could not be encoded, the old ones stay: RuntimeError: out of memory for drill" in recorder.errors[0]
     recorder.worker.submit("after")
-    recorder.wait_for(lambda: recorder.results)
-    assert recorder.results[0].targets == old == recorder.worker.targets
+    recorder.wait_for(lambda: recorder.results and recorder.stayed)
+    stay = recorder.stayed[0]
+    assert recorder.results[0].targets == stay == recorder.worker.targets
+    assert (stay.object_ids, stay.version) == (old.object_ids, 3)
 
 
 def test_a_bad_frame_is_reported_and_the_next_one_is_done(make_recorder):
@@ -157,7 +165,7 @@ def test_a_bad_frame_is_reported_and_the_next_one_is_done(make_recorder):
     assert recorder.errors == ["a frame could not be segmented: image encoding 'bad' is not supported"]
     recorder.worker.submit("good")
     recorder.wait_for(lambda: recorder.results)
-    assert recorder.worker.counters.failed == 1
+    assert recorder.worker.counters[""].failed == 1
 
 
 def test_what_a_listener_raises_ends_nothing(make_recorder):
@@ -215,7 +223,7 @@ def test_flush_silences_the_frame_under_way(make_recorder):
 
 def test_stop_ends_the_threads_and_fails_what_waits():
     recorder = Recorder()
-    recorder.worker.start()
+    recorder.worker.start(recorder.segmenter)
     recorder.worker.set_targets(["mug"])
     recorder.segmenter.go_on.clear()
     recorder.worker.submit("under way")
@@ -227,3 +235,109 @@ def test_stop_ends_the_threads_and_fails_what_waits():
         reply.result(0)
     with pytest.raises(OcditError, match="stopping"):
         recorder.worker.request("too late")
+
+
+def test_after_a_stop_nothing_of_the_network_is_held_and_a_start_goes_on():
+    recorder = Recorder()
+    recorder.worker.set_targets(["mug"])
+    with pytest.raises(OcditError, match="stopping"):
+        recorder.worker.request("not started")
+    segmenter = weakref.ref(recorder.segmenter)
+    recorder.worker.start(recorder.segmenter)
+    recorder.worker.submit("before")
+    recorder.wait_for(lambda: recorder.results)
+    del recorder.segmenter
+    assert recorder.worker.stop(10)
+    gc.collect()
+    assert segmenter() is None
+    recorder.worker.submit("between")
+    assert recorder.worker.set_targets(["can"]).version == 2
+    recorder.worker.start(StandInSegmenter())
+    recorder.worker.submit("after")
+    recorder.wait_for(lambda: len(recorder.results) == 2)
+    assert recorder.results[1].segmentation.target_ids == ("can",)
+    assert recorder.worker.counters == {"": Counters(received=3, processed=2, dropped=1)}
+    assert recorder.worker.stop(10)
+
+
+def test_a_frame_that_does_not_end_keeps_a_second_start_away():
+    recorder = Recorder()
+    recorder.worker.set_targets(["mug"])
+    recorder.worker.start(recorder.segmenter)
+    assert recorder.worker.wait_until_encoded(10)
+    recorder.segmenter.go_on.clear()
+    recorder.worker.submit("long")
+    assert recorder.segmenter.begun.wait(10)
+    assert not recorder.worker.stop(0.05)
+    with pytest.raises(OcditError, match="not ended yet"):
+        recorder.worker.start(recorder.segmenter)
+    recorder.segmenter.go_on.set()
+    assert recorder.worker.stop(10)
+    recorder.worker.start(recorder.segmenter)
+    recorder.worker.submit("again")
+    recorder.wait_for(lambda: recorder.results)
+    assert recorder.worker.stop(10)
+    assert [result.frame for result in recorder.results] == ["again"]
+
+
+def test_cameras_share_the_network_and_none_starves(make_recorder):
+    recorder = make_recorder(batch=3)
+    recorder.worker.set_targets(["mug"])
+    assert recorder.worker.wait_until_encoded(10)
+    recorder.segmenter.go_on.clear()
+    recorder.worker.submit("a0", "a")
+    assert recorder.segmenter.begun.wait(10)
+    for number in (1, 2):
+        for source in "abc":
+            recorder.worker.submit(f"{source}{number}", source)
+    recorder.segmenter.go_on.set()
+    recorder.wait_for(lambda: len(recorder.results) == 4)
+    assert recorder.segmenter.batches == [1, 3]
+    assert [(result.source, result.frame) for result in recorder.results[1:]] == [("a", "a2"), ("b", "b2"), ("c", "c2")]
+    assert recorder.worker.counters["a"] == Counters(received=3, processed=2, dropped=1)
+    assert recorder.worker.counters["b"] == Counters(received=2, processed=1, dropped=1)
+
+
+def test_a_bad_frame_of_one_camera_leaves_the_others(make_recorder):
+    recorder = make_recorder(batch=3)
+    recorder.worker.set_targets(["mug"])
+    assert recorder.worker.wait_until_encoded(10)
+    recorder.segmenter.go_on.clear()
+    recorder.worker.submit("first", "a")
+    assert recorder.segmenter.begun.wait(10)
+    for source, frame in {"a": "bad", "b": "good", "c": "stale"}.items():
+        recorder.worker.submit(frame, source)
+    recorder.segmenter.go_on.set()
+    recorder.wait_for(lambda: len(recorder.results) == 2 and recorder.errors)
+    assert recorder.results[1].frame == "good"
+    counters = recorder.worker.counters
+    assert (counters["a"].failed, counters["b"].processed, counters["c"].stale) == (1, 1, 1)
+
+
+def test_out_of_memory_halves_the_batch_and_loses_no_frame(make_recorder):
+    recorder = make_recorder(batch=4, room=1)
+    recorder.worker.set_targets(["mug"])
+    assert recorder.worker.wait_until_encoded(10)
+    recorder.segmenter.go_on.clear()
+    recorder.worker.submit("first", "a")
+    assert recorder.segmenter.begun.wait(10)
+    for source in "abcd":
+        recorder.worker.submit(source, source)
+    recorder.segmenter.go_on.set()
+    recorder.wait_for(lambda: len(recorder.results) == 5)
+    assert recorder.segmenter.batches == [1, 4, 2, 1, 1, 1, 1]
+    assert [result.frame for result in recorder.results[1:]] == list("abcd")
+    assert "from now on 2 at a time" in recorder.errors[0]
+    assert "from now on 1 at a time" in recorder.errors[1]
+    recorder.wait_for(lambda: recorder.worker.batch == 1)
+    assert len(recorder.freed) == 2
+
+
+def test_out_of_memory_on_one_frame_frees_and_tries_once_more(make_recorder):
+    recorder = make_recorder(room=0)
+    recorder.worker.set_targets(["mug"])
+    recorder.worker.submit("only")
+    recorder.wait_for(lambda: recorder.results and recorder.errors)
+    assert recorder.segmenter.batches == [1, 1]
+    assert recorder.errors == ["memory ran out on a frame; it was done again after freeing what was not in use"]
+    assert recorder.freed == [True]

@@ -1,0 +1,105 @@
+"""What loading takes, unloading gives back: with the real network."""
+
+import gc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from assets import make_library, make_untrained_model
+from std_msgs.msg import Header
+
+from ocdit_core.errors import WeightsError
+from ocdit_ros import messages, parameters
+from ocdit_ros.pipeline import Pipeline, load_library, load_segmenter
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def tensors():
+    """Count the tensors that are alive in this process."""
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    monkeypatch.setenv("OCDIT_CACHE", str(tmp_path / "cache"))
+    library, model = make_library(tmp_path / "library"), make_untrained_model(tmp_path / "model")
+    made = []
+
+    def make(device="cpu", **changes):
+        values = parameters.typed({name: spec.default for name, spec in parameters.SPECS.items()})
+        settings = parameters.Settings(**{**values, "library": str(library), "model": str(model), "device": device})
+        settings = replace(settings, **changes)
+        errors, results = [], []
+        pipeline = Pipeline(
+            settings=settings,
+            library=load_library(settings),
+            load_segmenter=load_segmenter,
+            wants_uncertainty=lambda: bool(errors),
+            on_error=errors.append,
+            on_result=results.append,
+        )
+        made.append(pipeline)
+        return pipeline, results, errors
+
+    yield make
+    for pipeline in made:
+        assert pipeline.unload()
+
+
+def segment(pipeline, size=(96, 128)):
+    image = messages.from_rgb(np.full((*size, 3), 90, np.uint8), Header())
+    return pipeline.worker.request(image).result(60).segmentation
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_unloading_frees_every_tensor_and_loading_again_goes_on(make, device):
+    pipeline, _, _ = make(device)
+    before = tensors()
+    found = []
+    for _ in range(2):
+        pipeline.load()
+        assert tensors() > before + 20
+        if device == "cuda":
+            assert torch.cuda.memory_allocated() > 0
+        found.append(segment(pipeline))
+        assert pipeline.unload()
+        assert not pipeline.loaded
+        assert tensors() == before
+        if device == "cuda":
+            assert torch.cuda.memory_allocated() == 0
+    assert [one.score for one in found[0].instances] == [one.score for one in found[1].instances]
+    assert pipeline.targets() == ["box", "can", "mug"]
+
+
+def test_a_load_that_fails_leaves_nothing(make, tmp_path):
+    pipeline, _, _ = make()
+    weights = next((tmp_path / "model").glob("*.safetensors"))
+    good = weights.read_bytes()
+    before = tensors()
+    weights.write_bytes(good[:1000])
+    with pytest.raises(WeightsError):
+        pipeline.load()
+    assert not pipeline.loaded
+    assert tensors() == before
+    weights.write_bytes(good)
+    pipeline.load()
+    assert segment(pipeline).target_ids == ("box", "can", "mug")
+
+
+def test_the_uncertainty_is_worked_out_on_request_only(make):
+    pipeline, _, wanted = make()
+    pipeline.load()
+    assert segment(pipeline).uncertainty is None
+    wanted.append("somebody looks")
+    assert segment(pipeline).uncertainty.shape == (96, 128)
+    wanted.clear()
+    assert segment(pipeline).uncertainty is None
+
+
+def test_labels_are_the_manifest_s(make):
+    pipeline, _, _ = make()
+    assert pipeline.labels == {name: entry.id for name, entry in pipeline.library.manifest.items()}
+    assert len(set(pipeline.labels.values())) == 3
