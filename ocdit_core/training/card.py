@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ocdit_core.config import to_yaml
-from ocdit_core.training.settings import BopDataSettings, TrainSettings
+from ocdit_core.training.settings import MODEL_PARTS, BopDataSettings, TrainSettings
 
 _ROWS = 12
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -38,7 +38,7 @@ def model_card(settings: TrainSettings, step: int, log: Log, parameters: int) ->
         f"| data | {_data(settings)} |",
         f"| batch | {groups} groups for each process |",
         f"| learning rate | {loop.learning_rate:g}, {loop.warmup_steps:,} steps of warm-up, then a cosine |",
-        f"| weights start from | {settings.init or 'random'}{f', VAE of {settings.vae}' if settings.vae else ''} |",
+        f"| weights start from | {_start(settings)} |",
         "",
         "## Validation",
         "",
@@ -68,6 +68,12 @@ def _data(settings: TrainSettings) -> str:
     if isinstance(data, BopDataSettings):
         return ", ".join(f"{d.path} {d.split} (weight {d.weight:g})" for d in data.datasets)
     return f"scenes composed on the fly from the objects of {data.bank}"
+
+
+def _start(settings: TrainSettings) -> str:
+    parts = "" if settings.init_parts == MODEL_PARTS else f" ({', '.join(settings.init_parts)})"
+    start = f"{settings.init}{parts}" if settings.init else "random"
+    return f"{start}, VAE of {settings.vae}" if settings.vae else start
 
 
 def _chosen(lines: Log, prefix: str) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from ocdit_core.training.initialise import load_vae, start_from
 from ocdit_core.training.metrics import MaskResult, iou, mask_results
 from ocdit_core.training.pictures import denoising_strip, mask_sheet
 from ocdit_core.training.randomness import SampleRandom, step_generator
-from ocdit_core.training.settings import TrainSettings
+from ocdit_core.training.settings import DiffusionLossSettings, TrainSettings
 from ocdit_core.training.stage import Batch, Picture
 
 # Validation and pictures see one evaluation at this level, and the paper's sampler from it.
@@ -38,7 +38,7 @@ class DiffusionStage:
         self.settings, self.seed = settings.diffusion_loss, settings.loop.seed
         self.model = OCDiT(settings.model)
         if settings.init is not None:
-            start_from(self.model, settings.init)
+            start_from(self.model, settings.init, settings.init_parts)
         if settings.vae is not None:
             load_vae(self.model, Path(settings.vae))
         elif settings.init is None:
@@ -53,7 +53,7 @@ class DiffusionStage:
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch, over a random number of its target objects; see `Stage.loss`."""
         random = SampleRandom(self.seed, batch["number"], batch["images"].device)
-        batch = choose_targets(batch, random, step_generator(self.seed, step), self.settings.min_targets)
+        batch = choose_targets(batch, random, step_generator(self.seed, step), self.settings)
         masks = rearrange(batch["masks"], "g s o h w -> (g s) o h w").float()
         image, templates = self.encode(batch)
         parts: dict[str, Tensor] = {}
@@ -81,22 +81,24 @@ class DiffusionStage:
         if self.model.config.denoiser.representation is None:
             denoised = self.model.denoiser(noisy, sigma, conditioning)
         else:
-            clean = self._presence(batch, masks)
+            clean = self.presence(batch, masks)
             found = self.model.denoiser.denoise(noisy, sigma, conditioning, self._noisy(clean, sigma, random))
             denoised = found.latents
             for name, loss in self._representation_losses(found, clean, sigma, image, masks).items():
                 parts[name] = loss.detach()
                 total = total + getattr(self.settings, f"{name}_weight") * loss
         weight = self.model.denoiser.preconditioning.loss_weight(level)
-        uncertainty = self.model.denoiser.uncertainty(sigma)[:, :, None, None, None, None]
+        uncertainty = torch.zeros_like(level)
+        if self.settings.uncertainty:
+            uncertainty = self.model.denoiser.uncertainty(sigma)[:, :, None, None, None, None]
         loss = denoising_loss(denoised.float(), target, weight, uncertainty).mean()
         parts["diffusion"], parts["sigma"] = loss.detach(), sigma
         parts["error"] = (weight * (denoised.detach().float() - target) ** 2).mean((2, 3, 4, 5))
         return total + loss, parts
 
     @torch.no_grad()
-    def _presence(self, batch: Batch, masks: Tensor) -> Tensor | None:
-        """What the presence tokens stand for, standardised, (B, O, C): zero for a target that is not there."""
+    def presence(self, batch: Batch, masks: Tensor) -> Tensor | None:
+        """Return what the presence tokens stand for, standardised, (B, O, C): zero for a target that is not there."""
         token = self.model.denoiser.presence
         if token is None:
             return None
@@ -227,11 +229,13 @@ class DiffusionStage:
         """Complete the model for export: there is nothing to add."""
 
 
-def choose_targets(batch: Batch, random: SampleRandom, shared: torch.Generator, least: int) -> Batch:
+def choose_targets(
+    batch: Batch, random: SampleRandom, shared: torch.Generator, settings: DiffusionLossSettings
+) -> Batch:
     """Return the batch with a random number of target objects, the same for all of a step, others in each group."""
     objects = batch["masks"].shape[2]
-    least = min(least, objects)
-    count = int(torch.randint(least, objects + 1, (), generator=shared))
+    most = min(settings.max_targets or objects, objects)
+    count = int(torch.randint(min(settings.min_targets, most), most + 1, (), generator=shared))
     chosen = random.each(lambda g: torch.randperm(objects, generator=g)[:count])
     group = torch.arange(len(chosen), device=chosen.device)[:, None]
     picked = {name: batch[name][group, chosen] for name in ("templates", "template_masks")}

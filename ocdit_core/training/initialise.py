@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,27 +13,35 @@ from ocdit_core.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, check_state,
 from ocdit_core.models.embeddings import IndexPosition, PatchPosition
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.ocdit import OCDiT
+from ocdit_core.training.settings import MODEL_PARTS, ModelPart
 
 
 @torch.no_grad()
-def start_from(model: OCDiT, folder: str | Path) -> None:
+def start_from(model: OCDiT, folder: str | Path, parts: Sequence[ModelPart] = MODEL_PARTS) -> None:
     """Copy the weights of an exported model; learned positions are interpolated to this model's numbers of them.
+
+    Args:
+        model: gets them.
+        folder: of the other model.
+        parts: what is taken; the rest stays as it is.
 
     Raises:
         WeightsError: the weights are missing, damaged, or of another architecture.
     """
     source = OCDiT.from_pretrained(folder)
     state = source.state_dict()
-    parts = dict(source.named_modules())
+    modules = dict(source.named_modules())
     for name, target in model.named_modules():
-        given = parts.get(name)
+        given = modules.get(name)
         if isinstance(target, PatchPosition) and isinstance(given, PatchPosition):
             state[f"{name}.table"] = given(target.grid)
         elif isinstance(target, IndexPosition) and isinstance(given, IndexPosition):
             spread = torch.linspace(0, given.capacity - 1, target.capacity)
             state[f"{name}.table"] = given(spread) if given.capacity != target.capacity else given.table
-    check_state(model.state_dict(), state, str(folder))
-    model.load_state_dict(state)
+    own = model.state_dict()
+    state = {key: value for key, value in state.items() if key.split(".")[0] in parts}
+    check_state({key: value for key, value in own.items() if key.split(".")[0] in parts}, state, str(folder))
+    model.load_state_dict({**own, **state})
 
 
 def load_vae(model: OCDiT, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from ocdit_core.data.samples import SampleSettings
 from ocdit_core.data.synthetic.dataset import SyntheticDataSettings
@@ -14,6 +14,9 @@ from ocdit_core.models.positions import TrainingPositions
 
 SETTINGS_FILE = "settings.yaml"
 """Where a run keeps its settings."""
+
+ModelPart = Literal["backbone", "vae", "denoiser", "prior"]
+MODEL_PARTS: tuple[ModelPart, ...] = get_args(ModelPart)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class LoopSettings:
         warmup_steps: steps of linear warm-up.
         weight_decay: of AdamW.
         clip_norm: gradients are scaled down to this norm.
-        ema_decay: of the averaged weights, which are what is validated and exported.
+        ema_decay: of the averaged weights, which are what is validated and exported; 0 averages none.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many of the newest are kept.
         validate_every: steps between validations.
@@ -117,6 +120,8 @@ class DiffusionLossSettings:
         noise_draws: noise levels for one pass of the features.
         positions: which of the learned object positions a sample uses (paper 4.3, A.4).
         min_targets: each step looks for a random number of the group's objects, at least this many.
+        max_targets: and at most this many; 0 is all of them.
+        uncertainty: weight the error by the learned u(sigma) of eq. (6); without it u = 0.
         prior_weight: weight of the matching prior's own losses.
         prior_only_steps: first steps that train the backbone and the matching prior alone: cheap, and what the
             denoiser then starts from.
@@ -128,6 +133,8 @@ class DiffusionLossSettings:
     noise_draws: int = 1
     positions: TrainingPositions = "random_interval"
     min_targets: int = 1
+    max_targets: int = 0
+    uncertainty: bool = True
     prior_weight: float = 1.0
     prior_only_steps: int = 0
     projection_weight: float = 0.5
@@ -137,6 +144,8 @@ class DiffusionLossSettings:
         for name in ("noise_draws", "min_targets"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.max_targets and self.max_targets < self.min_targets:
+            raise ConfigError(f"max_targets: {self.max_targets} is below min_targets, {self.min_targets}; 0 is all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +209,7 @@ class TrainSettings:
         vae: for the stages coarse and refine: the exported model folder of a VAE run.
         init: start from the weights of this exported model folder; positions are interpolated to other sizes, so
             that a refine model can start from a coarse one.
+        init_parts: what is taken from there; the rest starts from random weights.
         resume: auto continues the run in `run` where its newest readable checkpoint stands; never refuses a folder
             that has one; anything else is a checkpoint, or the folder of another run, to go on from.
     """
@@ -214,6 +224,7 @@ class TrainSettings:
     diffusion_loss: DiffusionLossSettings = field(default_factory=DiffusionLossSettings)
     vae: str | None = None
     init: str | None = None
+    init_parts: tuple[ModelPart, ...] = MODEL_PARTS
     resume: str = "auto"
 
     def __post_init__(self) -> None:
@@ -228,6 +239,8 @@ class TrainSettings:
                     f"model.template_size: {list(templates)}, but data.sample.template_size is {sample.template_size}"
                 )
             mode, size, objects = sample.mode, sample.image_size, sample.objects
+        if not self.init_parts:
+            raise ConfigError("init_parts: empty; init: null starts from random weights")
         if self.stage != "vae" and mode != self.stage:
             raise ConfigError(f"data mode: {mode!r} does not train the stage {self.stage}; it must be {self.stage!r}")
         if tuple(size) != tuple(self.model.image_size):
@@ -235,6 +248,7 @@ class TrainSettings:
                 f"model.image_size: {list(self.model.image_size)}, but the data's pictures are {list(size)}; "
                 "they must be equal"
             )
+        objects = min(objects, self.diffusion_loss.max_targets or objects)
         if self.stage != "vae" and objects > self.model.denoiser.max_objects:
             raise ConfigError(
                 f"model.denoiser.max_objects: {self.model.denoiser.max_objects} positions are too few for the "

@@ -77,6 +77,16 @@ def test_the_average_follows_the_weights_and_can_be_swapped_in():
     assert torch.equal(other.state_dict()["weight"], average.state_dict()["weight"])
 
 
+def test_a_decay_of_zero_averages_nothing():
+    model = nn.Linear(2, 1)
+    average = WeightAverage(model, decay=0)
+    for step in (1, 2):
+        with torch.no_grad():
+            model.weight += step
+        average.update(step)
+        assert torch.equal(average.state_dict()["weight"], model.weight)
+
+
 def test_the_feature_cache_asks_the_backbone_only_for_views_it_has_not_seen():
     asked = []
 

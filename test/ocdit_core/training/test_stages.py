@@ -14,6 +14,7 @@ from ocdit_core.training.diffusion import DiffusionStage, choose_targets
 from ocdit_core.training.initialise import start_from
 from ocdit_core.training.main import main
 from ocdit_core.training.randomness import SampleRandom, step_generator
+from ocdit_core.training.settings import DiffusionLossSettings
 from ocdit_core.training.vae import move_masks, random_affine
 
 CONFIGS = Path(__file__).parents[3] / "config" / "train"
@@ -78,6 +79,20 @@ def test_more_learned_positions_than_the_given_model_has_are_interpolated(lab, c
     torch.testing.assert_close(wide[1], (narrow[0] + narrow[1]) / 2)
 
 
+def test_a_new_denoiser_can_start_on_the_other_parts_of_a_trained_model(lab, coarse):
+    options = ("vae=null", "init_parts=[backbone, vae, prior]", "model.backbone.frozen=true", "model.denoiser.depth=3")
+    model = DiffusionStage(lab.settings("smoke_coarse", "x", f"init={coarse}", *options)).model
+    given = OCDiT.from_pretrained(coarse)
+    for part in ("backbone", "vae", "prior"):
+        own = getattr(model, part).state_dict()
+        assert all(torch.equal(own[name], value) for name, value in getattr(given, part).state_dict().items())
+    assert len(model.denoiser.blocks) == 3
+    embeddings = (m.denoiser.query_embedding.proj.weight for m in (model, given))
+    assert not torch.equal(*embeddings)
+    learned = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learned == {"denoiser", "prior"}
+
+
 def test_a_tiny_model_learns_one_batch(lab, vae):
     """Some steps on one batch bring both losses far down: the gradient reaches everything."""
     settings = lab.settings("smoke_coarse", "x", f"vae={vae}")
@@ -96,6 +111,23 @@ def test_a_tiny_model_learns_one_batch(lab, vae):
     first, last = torch.tensor(losses[:10]).mean(0), torch.tensor(losses[-10:]).mean(0)
     assert last[0] < 0.6 * first[0]
     assert last[1] < first[1] - 0.3
+
+
+def test_without_uncertainty_the_loss_is_the_weighted_error(lab, vae):
+    losses = {}
+    for uncertainty in (True, False):
+        torch.manual_seed(0)
+        overrides = (f"vae={vae}", "model.matching_prior=null", f"diffusion_loss.uncertainty={uncertainty}")
+        settings = lab.settings("smoke_coarse", "x", *overrides)
+        stage = DiffusionStage(settings)
+        loss, parts = stage.loss(next(iter(TrainingData(settings))), step=0)
+        loss.backward()
+        losses[uncertainty] = (loss.item(), parts["error"].mean().item())
+        (_, linear) = stage.model.denoiser.log_variance
+        assert (linear.weight.grad is not None) == uncertainty
+    assert losses[False][0] == pytest.approx(losses[False][1], rel=1e-5)
+    assert losses[True][1] == losses[False][1]
+    assert losses[True][0] != pytest.approx(losses[True][1], rel=1e-3)
 
 
 def test_features_of_a_frozen_backbone_may_come_from_the_cache(lab, vae):
@@ -137,7 +169,7 @@ def test_targets_are_chosen_with_all_that_belongs_to_them():
         "images": torch.zeros(2, 3, 3, 16, 16),
     }
     random = SampleRandom(0, torch.tensor([0, 1]), torch.device("cpu"))
-    chosen = choose_targets(batch, random, step_generator(0, 0), 4)
+    chosen = choose_targets(batch, random, step_generator(0, 0), DiffusionLossSettings(min_targets=4))
     objects = chosen["templates"].flatten(1)
     assert objects.shape[1] in (4, 5)
     assert not torch.equal(objects[0], objects[1] - 5)
@@ -146,8 +178,10 @@ def test_targets_are_chosen_with_all_that_belongs_to_them():
             expected = objects[group] - 5 * group + 15 * group + 5 * scene
             assert torch.equal(chosen["masks"][group, scene].flatten(), expected)
             assert torch.equal(chosen["present"][group, scene], expected)
-    counts = {choose_targets(batch, random, step_generator(0, s), 1)["masks"].shape[2] for s in range(60)}
-    assert counts == {1, 2, 3, 4, 5}
+    for least, most, expected in ((1, 0, {1, 2, 3, 4, 5}), (2, 3, {2, 3}), (3, 9, {3, 4, 5}), (8, 0, {5})):
+        settings = DiffusionLossSettings(min_targets=least, max_targets=most)
+        counts = {choose_targets(batch, random, step_generator(0, s), settings)["masks"].shape[2] for s in range(60)}
+        assert counts == expected
 
 
 def test_augmented_masks_stay_binary_and_move():
