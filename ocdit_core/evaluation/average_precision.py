@@ -49,7 +49,7 @@ class AveragePrecision:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Slice:
+class Selection:
     """Which instances and results count; the others are ignored, and results that match ignored instances are, too."""
 
     truths: Callable[[ImageRecord, TargetRecord], NDArray[np.bool_]]
@@ -94,7 +94,9 @@ class Matches:
             self._known[key] = self._matcher(target, mixed)
         return self._known[key]
 
-    def average_precision(self, chosen: _Slice | None = None) -> tuple[AveragePrecision, dict[int, AveragePrecision]]:
+    def average_precision(
+        self, chosen: Selection | None = None
+    ) -> tuple[AveragePrecision, dict[int, AveragePrecision]]:
         """Return the mean over the objects that have instances, and the values of each object.
 
         Args:
@@ -107,7 +109,7 @@ class Matches:
         each = {number: self._summary(pool) for number, pool in sorted(pools.items()) if pool.instances}
         return _mean(each.values()), each
 
-    def _add(self, pool: _Pool, record: ImageRecord, target: TargetRecord, chosen: _Slice | None) -> None:
+    def _add(self, pool: _Pool, record: ImageRecord, target: TargetRecord, chosen: Selection | None) -> None:
         ignored = target.ignored
         if chosen is not None:
             ignored = ignored | ~chosen.truths(record, target)
@@ -161,7 +163,7 @@ def curves(
     return np.take_along_axis(precision, places, axis=1), recall[:, -1]
 
 
-def by_area(low: float, high: float, *, relative: bool = False) -> _Slice:
+def by_area(low: float, high: float, *, relative: bool = False) -> Selection:
     """Select instances, and results without a partner, by area: from `low` to `high`, both included.
 
     Args:
@@ -174,18 +176,18 @@ def by_area(low: float, high: float, *, relative: bool = False) -> _Slice:
         size = areas / (record.size[0] * record.size[1]) if relative else areas
         return np.asarray((size >= low) & (size <= high))
 
-    return _Slice(
+    return Selection(
         truths=lambda record, target: inside(record, target.truth_areas),
         results=lambda record, target: inside(record, target.areas),
     )
 
 
-def by_visibility(low: float, high: float) -> _Slice:
+def by_visibility(low: float, high: float) -> Selection:
     """Select instances by the share of them that is seen, from `low` to below `high`.
 
     Results without a partner count: how much would be seen of what is not there, nobody knows.
     """
-    return _Slice(
+    return Selection(
         truths=lambda _, target: (target.visibility >= low) & (target.visibility < high),
         results=lambda _, target: np.ones(len(target.scores), bool),
     )

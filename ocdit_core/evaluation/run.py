@@ -158,7 +158,7 @@ def write_metrics(
 ) -> dict[str, Any]:
     """Write metrics.json, and return what it holds."""
     metrics = {"schema_version": SCHEMA_VERSION, "run": plan, **summarise(records, threshold=threshold)}
-    write_text(out / METRICS, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    _write_json(out / METRICS, metrics)
     return metrics
 
 
@@ -181,7 +181,8 @@ def keep_plan(out: Path, plan: dict[str, Any]) -> None:
     """Write evaluation.json into a new folder; of one that was begun, make sure that it has the same plan.
 
     Raises:
-        DataError: it has another one, or is damaged; the message names the first difference.
+        DataError: it has another one, of which the message names the first difference, is damaged, or cannot be
+            written to.
     """
     path = out / PLAN
     if path.exists():
@@ -195,7 +196,7 @@ def keep_plan(out: Path, plan: dict[str, Any]) -> None:
                     f"{out}: holds an evaluation with {key} {_difference(before.get(key), plan.get(key))}; give the "
                     "same settings to go on, or choose another folder"
                 )
-    write_text(path, json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
+    _write_json(path, plan)
 
 
 def versions() -> dict[str, str]:
@@ -279,6 +280,13 @@ def _digest_templates(task: EvaluationTask) -> str:
         digest.update(f"{number} {name} ".encode())
         digest.update((task.library / f"{name}{SUFFIX}").read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    try:
+        write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _difference(before: Any, after: Any) -> str:

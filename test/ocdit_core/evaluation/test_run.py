@@ -117,6 +117,9 @@ def test_a_folder_holds_one_evaluation(place, task, tmp_path):
         evaluate(tmp_path / "out", replace(task, finder=replace(task.finder, settings=ColourSettings(blur=0.5))))
     with pytest.raises(DataError, match="targets 18, not 15"):
         evaluate(tmp_path / "out", task_of(place, tmp_path / "log", "present"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/evaluation\.json: cannot be written"):
+        evaluate(tmp_path / "file", task)
     part = next((tmp_path / "out" / "parts").iterdir())
     part.write_text('{"scene_id": 0}\n')
     with pytest.raises(DataError, match=r"line 1 is no result .*; delete the file"):
