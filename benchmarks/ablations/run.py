@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""Train and measure every cell of the ablations' grid: one setting changed, everything else the same, three seeds.
+
+    python benchmarks/ablations/run.py                                # all of it: about an hour on one core
+    python benchmarks/ablations/run.py --cells base log_normal --seeds 0 loop.steps=1000
+    python benchmarks/ablations/table.py                              # what came out, into docs/ablations.md
+
+A finished cell is a small JSON file in --out and is not run again; an interrupted one goes on from its checkpoint. All
+cells of a seed see the same pictures in the same order, and all are measured on the same pictures of unseen objects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from cells import CELLS, FEW, RAW, TASKS
+from measure import LEVELS, measure
+
+from ocdit_core.config import apply_overrides, as_dict, build, read_yaml
+from ocdit_core.data.synthetic.bank import BankSettings, build_bank
+from ocdit_core.data.synthetic.dataset import SyntheticDataSettings
+from ocdit_core.data.synthetic.procedural import HELD_OUT_SEED
+from ocdit_core.errors import ConfigError, OcditError
+from ocdit_core.files import write_text
+from ocdit_core.training import checkpoints
+from ocdit_core.training.data import TrainingData
+from ocdit_core.training.diffusion import DiffusionStage
+from ocdit_core.training.engine import Engine
+from ocdit_core.training.export import averaged_state
+from ocdit_core.training.loop import train
+from ocdit_core.training.settings import TrainSettings
+from ocdit_core.training.stage import Batch
+from ocdit_core.training.state import seed_random_states
+
+BASE = Path(__file__).with_name("base.yaml")
+# Pictures that are measured on come from a stream that no seed of a run has.
+HELD_OUT_STREAM = 1_000_003
+
+
+def main() -> int:
+    """Run the cells that are not done yet and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="default runs/ablations")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), help="default all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default 0 1 2")
+    parser.add_argument("--groups", type=int, default=24, help="held-out groups of three pictures (default 24)")
+    parser.add_argument("--objects", type=int, default=600, help="in the training bank, where there is none")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all cells, over base.yaml")
+    options = parser.parse_intermixed_args()
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
+    try:
+        ensure_banks(cell_settings("base", 0, options.out, options.overrides), options.objects)
+        # Seed by seed: what is done of an unfinished grid can be compared.
+        for seed, cell in itertools.product(options.seeds, options.cells):
+            settings = cell_settings(cell, seed, options.out, options.overrides)
+            if not run_cell(cell, settings, options.out / f"{cell}_{seed}.json", options.groups):
+                print("stopped; the same command goes on from there")
+                return 0
+    except OcditError as error:
+        print(f"run.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def cell_settings(cell: str, seed: int, out: Path, overrides: list[str]) -> TrainSettings:
+    """Return the settings of one run."""
+    own = [f"run={out / f'{cell}_{seed}'}", f"loop.seed={seed}", f"data.seed={seed}"]
+    return build(TrainSettings, apply_overrides(read_yaml(BASE), [*overrides, *CELLS[cell], *own]))
+
+
+def ensure_banks(settings: TrainSettings, objects: int) -> None:
+    """Draw the banks of objects that are missing."""
+    assert isinstance(settings.data, SyntheticDataSettings)
+    assert settings.held_out_bank is not None
+    wanted = {
+        settings.data.bank: BankSettings(objects=objects),
+        settings.held_out_bank: BankSettings(objects=200, first_seed=HELD_OUT_SEED),
+    }
+    for folder, bank in wanted.items():
+        if not Path(folder).exists():
+            build_bank(Path(folder), bank, jobs=os.cpu_count() or 1)
+
+
+def run_cell(cell: str, settings: TrainSettings, result: Path, groups: int) -> bool:
+    """Train and measure one cell, unless that is done; return False where the training was asked to stop.
+
+    Raises:
+        ConfigError: the cell was done with other settings.
+    """
+    recorded = json.loads(json.dumps(as_dict(settings)))
+    if result.exists():
+        before = json.loads(result.read_text(encoding="utf-8"))
+        if before["settings"] != recorded or before["groups"] != groups:
+            raise ConfigError(f"{result}: is of other settings; remove it, or name another folder by --out")
+        return True
+    started = time.perf_counter()
+    engine = Engine(settings.loop)
+    try:
+        seed_random_states(settings.loop.seed)
+        stage = DiffusionStage(settings)
+        if train(settings, stage, engine) < settings.loop.steps:
+            return False
+    finally:
+        engine.close()
+    trained = time.perf_counter()
+    checkpoint = checkpoints.find(Path(settings.run))
+    batches = held_out(settings, groups)
+    stage.model.load_state_dict(averaged_state(checkpoint))
+    figures = {"averaged": measure(stage, batches, TASKS.get(cell, (FEW,)))}
+    if cell in RAW:
+        stage.model.load_state_dict(checkpoint["model"])
+        figures["raw"] = measure(stage, batches, (FEW,))
+    seconds = {"training": trained - started, "measuring": time.perf_counter() - trained}
+    record = {"cell": cell, "seed": settings.loop.seed, "groups": groups, "levels": LEVELS, "seconds": seconds}
+    write_text(result, json.dumps({**record, "figures": figures, "settings": recorded}, indent=1) + "\n")
+    iou = {name: round(found["iou"], 3) for name, found in figures["averaged"][str(FEW)].items()}
+    print(f"{result.stem}: IoU {iou}, {sum(seconds.values()):.0f} s", flush=True)
+    return True
+
+
+def held_out(settings: TrainSettings, groups: int) -> list[Batch]:
+    """Return batches of unseen objects, the same for all cells and seeds."""
+    assert isinstance(settings.data, SyntheticDataSettings)
+    data = dataclasses.replace(settings.data, seed=HELD_OUT_STREAM)
+    batches = TrainingData(dataclasses.replace(settings, data=data), held_out=True)
+    return list(itertools.islice(batches, max(groups // settings.loop.batch_groups, 1)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
