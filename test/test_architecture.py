@@ -17,7 +17,7 @@ ALLOWED = {
     "inference": {"base", "diffusion", "models", "objects"},
     "data": {"base", "objects"},
     "training": {"base", "diffusion", "models", "objects", "data"},
-    "evaluation": {"base", "objects", "inference", "data"},
+    "evaluation": {"base", "models", "objects", "inference", "data"},
     "commands": {"base", "objects", "models", "training", "inference", "evaluation", "data"},
 }
 # The facade's lazy names, the commands under the command line, and pictures of results.

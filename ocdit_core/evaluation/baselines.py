@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 
 from ocdit_core.errors import ConfigError
+from ocdit_core.evaluation.colour_histograms import ColourHistograms
 from ocdit_core.images import as_rgb8
 from ocdit_core.inference.results import Instance, Segmentation, tight_box
-from ocdit_core.objects.archive import ObjectTemplates
 from ocdit_core.objects.library import ObjectLibrary
 
 
@@ -57,6 +57,7 @@ class ColourBackProjection:
 
     def __init__(self, settings: ColourSettings | None = None) -> None:
         self.settings = settings or ColourSettings()
+        self._histograms = ColourHistograms(bins=self.settings.bins, spread=self.settings.spread)
         self._names: tuple[str, ...] = ()
         self._whole = np.empty((0, 0), np.float32)
         self._views: list[np.ndarray] = []
@@ -70,7 +71,7 @@ class ColourBackProjection:
         """
         if not object_ids:
             raise ConfigError("no target objects were named")
-        views = [self._view_histograms(templates) for templates in library.select(object_ids)]
+        views = [self._histograms.of_views(templates) for templates in library.select(object_ids)]
         self._names = tuple(object_ids)
         self._views = views
         self._whole = np.stack([histograms.mean(axis=0) for histograms in views])
@@ -94,7 +95,7 @@ class ColourBackProjection:
         small = cv2.resize(
             image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
         )
-        colours = self._colour_index(small)
+        colours = self._histograms.index(small)
         found = []
         for index, ratio in enumerate(self._ratios(colours)):
             region = self._best_region(colours, ratio, self._views[index])
@@ -111,47 +112,10 @@ class ColourBackProjection:
             timings={"total": time.perf_counter() - begin},
         )
 
-    def _colour_index(self, rgb: np.ndarray) -> np.ndarray:
-        """Return the histogram bin of each pixel of (..., 3) uint8 RGB."""
-        flat = np.ascontiguousarray(rgb.reshape(-1, 1, 3)).astype(np.float32) / 255
-        lab = cv2.cvtColor(flat, cv2.COLOR_RGB2Lab).reshape(-1, 3)
-        # Lightness is in 0..100; real colours lie within about 100 of the grey axis, most of them far closer:
-        # the square root gives these the finer bins.
-        unit = np.empty_like(lab)
-        unit[:, 0] = lab[:, 0] / 100
-        unit[:, 1:] = 0.5 + 0.5 * np.sign(lab[:, 1:]) * np.sqrt(np.minimum(np.abs(lab[:, 1:]) / 110, 1))
-        bins = np.array(self.settings.bins)
-        place = np.clip((unit * bins).astype(np.int64), 0, bins - 1)
-        return np.ravel_multi_index(tuple(place.T), self.settings.bins).reshape(rgb.shape[:-1])
-
-    def _histogram(self, colours: np.ndarray) -> np.ndarray:
-        """Return the smoothed histogram of bin numbers, summing to 1."""
-        counts = np.bincount(colours.ravel(), minlength=int(np.prod(self.settings.bins))).astype(np.float32)
-        cube = counts.reshape(self.settings.bins)
-        if self.settings.spread > 0:
-            reach = np.arange(-2, 3)
-            kernel = np.exp(-0.5 * (reach / self.settings.spread) ** 2)
-            for axis in range(3):
-                padded = np.moveaxis(cube, axis, 0)
-                padded = np.pad(padded, ((2, 2), (0, 0), (0, 0)))
-                smooth = sum(weight * padded[step : step + len(padded) - 4] for step, weight in enumerate(kernel))
-                cube = np.moveaxis(np.asarray(smooth), 0, axis)
-        return (cube / max(float(cube.sum()), 1e-12)).ravel()
-
-    def _view_histograms(self, templates: ObjectTemplates) -> np.ndarray:
-        """Return (V, bins) histograms of an object's views."""
-        # The outermost pixels are mixed with the black around them.
-        kernel = np.ones((3, 3), np.uint8)
-        histograms = []
-        for rgb, mask in zip(templates.rgb, templates.mask, strict=True):
-            inner = cv2.erode(mask.astype(np.uint8), kernel).astype(bool)
-            histograms.append(self._histogram(self._colour_index(rgb[inner if inner.any() else mask])))
-        return np.stack(histograms)
-
     def _ratios(self, colours: np.ndarray) -> np.ndarray:
         """Return (targets, h, w): how much each pixel's colour speaks for each target, smoothed, 0 to 1."""
         settings = self.settings
-        against = settings.image_weight * self._histogram(colours)
+        against = settings.image_weight * self._histograms.histogram(colours)
         rivals = settings.rival_weight * (self._whole.sum(axis=0) - self._whole)
         ratio = self._whole / (self._whole + against + rivals + 1e-6)
         sigma = settings.blur * max(colours.shape)
@@ -172,7 +136,7 @@ class ColourBackProjection:
                     break
                 region = labels == label
                 # Bhattacharyya coefficient with the most similar view: 1 for the same mixture of colours.
-                likeness = float((roots @ np.sqrt(self._histogram(colours[region]))).max())
+                likeness = float((roots @ np.sqrt(self._histograms.histogram(colours[region]))).max())
                 score = likeness * float(ratio[region].mean()) ** 0.5
                 if best is None or score > best[1]:
                     best = (_filled(region), score)
