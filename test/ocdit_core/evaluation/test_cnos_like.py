@@ -16,7 +16,7 @@ from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import add_objects
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 60, 200), "green": (40, 160, 50), "yellow": (230, 200, 30)}
-QUICK = CnosSettings(proposals=ProposalSettings(side=200, proposals=80))
+QUICK = CnosSettings(proposals=ProposalSettings(side=240, proposals=120))
 SHAPES = {"red": (0.03, 0.1), "blue": (0.06, 0.02), "green": (0.05, 0.05), "yellow": (0.02, 0.12)}
 
 
