@@ -43,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     method = parser.add_argument_group("what is evaluated")
     method.add_argument("--objects", type=Path, metavar="LIBRARY", help="the objects' views, made by `ocdit render`")
-    method.add_argument("--method", default="ocdit", metavar="NAME", help="ocdit or colour (default: ocdit)")
+    method.add_argument("--method", default="ocdit", metavar="NAME", help="ocdit, or a baseline: colour, cnos (default: ocdit)")
     method.add_argument("--weights", default="ocdit-tiny", help="an embedded model's name or a folder (ocdit-tiny)")
     method.add_argument("--preset", metavar="NAME", help="fast, balanced, accurate or paper (default: as recommended)")
     method.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")

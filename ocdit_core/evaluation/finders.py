@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ocdit_core.config import apply_overrides, as_dict, build
 from ocdit_core.errors import ConfigError
@@ -15,7 +15,10 @@ from ocdit_core.inference.presets import with_preset
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.inference.weights import find_weights, recommended_settings
 
-METHODS = ("ocdit", "colour")
+if TYPE_CHECKING:
+    from ocdit_core.evaluation.cnos_like import CnosSettings
+
+METHODS = ("ocdit", "colour", "cnos")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +37,26 @@ class FinderSpec:
     method: str
     weights: str
     device: str
-    settings: InferenceSettings | ColourSettings
+    settings: InferenceSettings | ColourSettings | CnosSettings
     threshold: float
 
     def open(self) -> ObjectFinder:
         """Return the finder; raises WeightsError or ConfigError."""
+        # Models and what runs them take seconds to load.
+        if isinstance(self.settings, ColourSettings):
+            return ColourBackProjection(self.settings)
         if isinstance(self.settings, InferenceSettings):
-            # torch and the model take seconds to load.
             from ocdit_core.inference.segmenter import Segmenter
 
             return Segmenter.from_pretrained(self.weights, device=self.device, settings=self.settings)
-        return ColourBackProjection(self.settings)
+        from ocdit_core.evaluation.cnos_like import CnosLike
+
+        return CnosLike.from_pretrained(self.weights, device=self.device, settings=self.settings)
 
     def identity(self) -> dict[str, Any]:
         """Return plain values for JSON that say which results this gives; the device is not among them."""
         known: dict[str, Any] = {"method": self.method, "settings": as_dict(self.settings)}
-        if self.method == "ocdit":
+        if self.method != "colour":
             known |= {"weights": self.weights, "weights_sha256": _digest(self.weights)}
         return known
 
@@ -78,7 +85,7 @@ def finder_spec(
         ConfigError: an unknown method, a setting that does not exist, or a value that it cannot have.
         WeightsError: there are no such weights.
     """
-    settings: InferenceSettings | ColourSettings
+    settings: InferenceSettings | ColourSettings | CnosSettings
     if preset is not None and method != "ocdit":
         raise ConfigError(f"preset: {preset!r} is for the method ocdit; {method} has none")
     if method == "ocdit":
@@ -87,6 +94,10 @@ def finder_spec(
         settings = build(InferenceSettings, apply_overrides(as_dict(recommended), list(overrides)))
     elif method == "colour":
         settings = build(ColourSettings, apply_overrides(as_dict(ColourSettings()), list(overrides)))
+    elif method == "cnos":
+        from ocdit_core.evaluation.cnos_like import CnosSettings
+
+        settings = build(CnosSettings, apply_overrides(as_dict(CnosSettings()), list(overrides)))
     else:
         raise ConfigError(f"method: {method!r} is unknown; use {', '.join(METHODS)}")
     reported = settings.score_threshold if threshold is None else threshold

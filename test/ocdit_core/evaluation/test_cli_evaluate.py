@@ -60,12 +60,20 @@ def test_the_embedded_model(place, tmp_path):
     assert metrics["time"]["stages"]["backbone"] > 0
 
 
+def test_the_cnos_like_baseline(place, tmp_path):
+    more = ["--targets", "targets.json", "--method", "cnos", "--device", "cpu", "instances=2"]
+    assert evaluate(place, tmp_path, *objects(place), *more) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["run"]["weights"], metrics["run"]["settings"]["instances"]) == ("ocdit-tiny", 2)
+    assert metrics["at_threshold"]["instances"] == 4
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
         ([], "--objects is missing"),
         (["--objects", "nowhere"], "nowhere"),
-        (["--method", "magic"], "method: 'magic' is unknown; use ocdit, colour"),
+        (["--method", "magic"], "method: 'magic' is unknown; use ocdit, colour, cnos"),
         (["--preset", "hasty"], "preset: 'hasty' is not one of fast"),
         (["--method", "colour", "--preset", "fast"], "colour has none"),
         (["ensembel=4"], "ensembel: unknown setting; did you mean 'ensemble'?"),
