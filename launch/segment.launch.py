@@ -29,6 +29,11 @@ YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 ARGUMENTS = {
     "image": ("image", "topic of the camera's images"),
     "camera_info": ("camera_info", "topic of its calibration, republished in step with the masks"),
+    "cameras": (
+        "",
+        "several cameras instead, as NAME=TOPIC separated by spaces or commas; the calibration is expected beside each "
+        "topic, as camera_info; results come under ~/NAME/",
+    ),
     "params_file": (os.path.join(SHARE, "config", "segment.yaml"), "parameters of the node"),
     "library": ("", "folder made by `ocdit render`; overrides params_file"),
     "target_objects": ("", "names to look for, separated by spaces or commas; overrides params_file"),
@@ -47,6 +52,18 @@ def is_on(name: str, value: str) -> bool:
     return value.lower() in YES
 
 
+def remap_cameras(text: str) -> dict[str, list[tuple[str, str]]]:
+    """Return the remappings of each camera in "left=/left/image_raw right=/right/image_raw", by its name."""
+    cameras = {}
+    for item in text.replace(",", " ").split():
+        name, _, topic = item.partition("=")
+        if not name or not topic:
+            raise RuntimeError(f"cameras:={item} is not NAME=TOPIC, such as left=/left/image_raw")
+        info = f"{topic.rpartition('/')[0]}/camera_info" if "/" in topic else "camera_info"
+        cameras[name] = [(f"{name}/image", topic), (f"{name}/camera_info", info)]
+    return cameras
+
+
 def set_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Make the actions once the arguments are known."""
     values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
@@ -57,13 +74,18 @@ def set_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     targets = values["target_objects"].replace(",", " ").split()
     if targets:
         overrides["target_objects"] = targets
+    remappings = [("image", values["image"]), ("camera_info", values["camera_info"])]
+    cameras = remap_cameras(values["cameras"])
+    if cameras:
+        overrides["cameras"] = list(cameras)
+        remappings = [remapping for camera in cameras.values() for remapping in camera]
     node = LifecycleNode(
         package="ocdit_ros",
         executable="segmentation_node",
         name="ocdit_segmentation",
         namespace=values["namespace"],
         parameters=[values["params_file"], overrides],
-        remappings=[("image", values["image"]), ("camera_info", values["camera_info"])],
+        remappings=remappings,
         arguments=["--ros-args", "--log-level", values["log_level"]],
         output="screen",
     )

@@ -34,13 +34,13 @@ class Batcher:
         self._free_memory = free_memory
         self._on_error = on_error
 
-    def segment(self, images: Sequence[np.ndarray], objects: Any) -> list[Segmentation]:
+    def segment(self, images: Sequence[np.ndarray], objects: Any, sources: Sequence[str | None]) -> list[Segmentation]:
         """Return the result of each image; raises what the network raises, once a single image is too much as well."""
         found: list[Segmentation] = []
         while len(found) < len(images):
-            part = images[len(found) : len(found) + self.limit]
+            part, of = images[len(found) :][: self.limit], sources[len(found) :][: self.limit]
             try:
-                found += self._segmenter.segment_batch(part, objects)
+                found += self._segmenter.segment_batch(part, objects, of)
                 continue
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -48,7 +48,7 @@ class Batcher:
             # Not in the except clause: the error's traceback holds on to what is to be freed.
             self._free_memory()
             if len(part) == 1:
-                found += self._segmenter.segment_batch(part, objects)
+                found += self._segmenter.segment_batch(part, objects, of)
                 self._on_error("memory ran out on a frame; it was done again after freeing what was not in use")
             else:
                 self.limit = len(part) // 2

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from ocdit_ros import pip_home
 from ocdit_ros.diagnostics import CameraMonitor
+from ocdit_ros.numbering import InstanceNumbers, Numbering
 from ocdit_ros.outputs import RELIABILITY, FrameTopics, above
 
 if TYPE_CHECKING:
     from rclpy.callback_groups import CallbackGroup
     from rclpy.lifecycle import LifecycleNode
 
-    from ocdit_ros.messages import InstanceNumbers
     from ocdit_ros.parameters import Settings
     from ocdit_ros.worker_types import Result
 
@@ -88,6 +88,7 @@ class Camera:
         group: of callbacks that may run side by side.
         settings: of the node.
         submit: called with each image and the camera's name.
+        numbers: of the node's instances.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Camera:
         group: CallbackGroup,
         settings: Settings,
         submit: Callable[[Any, str], None],
+        numbers: InstanceNumbers,
     ):
         self.name = name
         self.monitor = CameraMonitor()
@@ -105,6 +107,8 @@ class Camera:
         self._prefix = f"{name}/" if name else ""
         self._group = group
         self._submit = submit
+        self._numbers = numbers
+        self._numbering = Numbering(numbers)
         self._calibrations = Calibrations(self.outputs.publish_camera_info)
         self._subscriptions: list[Any] = []
 
@@ -117,6 +121,8 @@ class Camera:
         """Take images in."""
         # Silence counts from now on.
         self.monitor = CameraMonitor(received_at=time.monotonic())
+        # The tracker is a new one after each pause, and counts from 1.
+        self._numbering = Numbering(self._numbers)
         qos = QoSProfile(depth=settings.image_depth, reliability=RELIABILITY[settings.image_reliability])
         kind = Image if settings.image_transport == "raw" else CompressedImage
         self._subscriptions = [
@@ -149,12 +155,12 @@ class Camera:
         self.monitor.stale = (age, time.monotonic())
         return True
 
-    def publish(self, result: Result, settings: Settings, numbers: InstanceNumbers) -> None:
+    def publish(self, result: Result, settings: Settings) -> None:
         """Publish one frame's result."""
         started = time.monotonic()
         segmentation = above(result.segmentation, settings.score_threshold)
         self._calibrations.pass_on(result.frame)
-        self.outputs.publish(result, segmentation, numbers.take(len(segmentation.instances)), settings.mask_object)
+        self.outputs.publish(result, segmentation, self._numbering(segmentation.instances), settings.mask_object)
         now = time.monotonic()
         self.monitor.note(result, now=now, publishing=now - started, age=self._age(result.frame))
 

@@ -44,6 +44,11 @@ class Child:
                 stderr=subprocess.STDOUT,
             )
 
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
     def check(self) -> None:
         """Raise DemoError with its last words when the process has ended."""
         from ocdit_ros.demo_client import DemoError

@@ -39,10 +39,11 @@ class Job(Generic[Frame]):
 
 @dataclass
 class _Stream:
-    """When a camera's frames come."""
+    """When a camera's frames come, and when one was taken last."""
 
     last: float
     period: float = 0.0
+    taken: int = 0
 
     def note(self, now: float) -> None:
         interval = now - self.last
@@ -66,6 +67,7 @@ class FrameQueue(Generic[Frame]):
         self._requests: deque[Job[Frame]] = deque()
         self._streams: dict[str, _Stream] = {}
         self._counters: dict[str, Counters] = {}
+        self._turn = 0
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._requests)
@@ -109,13 +111,18 @@ class FrameQueue(Generic[Frame]):
         return end - now if due - now <= WAITING_SHARE * work else 0.0
 
     def take(self, limit: int) -> list[Job[Frame]]:
-        """Return the next request alone, or else the newest frames of at most `limit` cameras, oldest first."""
+        """Return the next request alone, or else the newest frames of at most `limit` cameras.
+
+        The cameras take turns: those come first that were taken from the longest ago.
+        """
         if self._requests:
             return [self._requests.popleft()]
-        chosen = sorted(self._waiting.values(), key=lambda job: job.submitted)[:limit]
-        for job in chosen:
+        chosen = sorted(self._waiting.values(), key=lambda job: (self._streams[job.source].taken, job.submitted))
+        for job in chosen[:limit]:
             del self._waiting[job.source]
-        return chosen
+            self._turn += 1
+            self._streams[job.source].taken = self._turn
+        return chosen[:limit]
 
     def take_requests(self) -> list[Job[Frame]]:
         """Return all requests; none waits any more."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import array
 import io
 import sys
-import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from ocdit_core.errors import ImageError
 from ocdit_ros import converter, pip_home
+from ocdit_ros.numbering import MAX_MONO16
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,9 +34,6 @@ from vision_msgs.msg import (  # noqa: E402
     ObjectHypothesisWithPose,
     VisionClass,
 )
-
-MAX_INSTANCE_NUMBER = 65535
-"""Instance numbers are pixels of a mono16 image: after this one they go on with 1."""
 
 COMPRESSED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
@@ -137,36 +134,12 @@ def from_rgb(image: np.ndarray, header: Header) -> Image:
     return _image(image, "rgb8", header)
 
 
-class InstanceNumbers:
-    """Numbers for instances that go on from frame to frame: a number never means two things on successive frames.
-
-    They are pixels of a mono16 image: 1 .. 65535, then 1 again. Safe to use from several threads.
-    """
-
-    def __init__(self, first: int = 1):
-        self._next = first
-        self._lock = threading.Lock()
-
-    def take(self, count: int) -> list[int]:
-        """Return the next `count` numbers.
-
-        Raises:
-            ValueError: more than 65535 at once, which could not be told apart.
-        """
-        if count > MAX_INSTANCE_NUMBER:
-            raise ValueError(f"{count} instances on one frame: at most {MAX_INSTANCE_NUMBER} can be numbered")
-        with self._lock:
-            first = self._next - 1
-            self._next = (first + count) % MAX_INSTANCE_NUMBER + 1
-        return [(first + offset) % MAX_INSTANCE_NUMBER + 1 for offset in range(count)]
-
-
 def to_detections(segmentation: Segmentation, numbers: Sequence[int], header: Header) -> Detection2DArray:
     """Return the instances as detections.
 
     Args:
         segmentation: the result for one image.
-        numbers: one a instance; `id` holds it in decimal.
+        numbers: one an instance; `id` holds it in decimal.
         header: the image's header, copied to every detection.
 
     Returns:
@@ -190,9 +163,13 @@ def to_detections(segmentation: Segmentation, numbers: Sequence[int], header: He
 
 
 def to_instances(segmentation: Segmentation, numbers: Sequence[int], header: Header) -> Image:
-    """Return a mono16 image: 0 is background, else int(detection.id); the highest score wins where masks overlap."""
-    table = np.array([0, *numbers], np.uint16)
-    return _image(table[segmentation.label_map()], "mono16", header)
+    """Return a label image: 0 is background, else int(detection.id); the highest score wins where masks overlap.
+
+    It is mono16, or 32SC1 where a number does not fit into 16 bits.
+    """
+    wide = max(numbers, default=0) > MAX_MONO16
+    table = np.array([0, *numbers], np.int32 if wide else np.uint16)
+    return _image(table[segmentation.label_map()], "32SC1" if wide else "mono16", header)
 
 
 def to_mask(segmentation: Segmentation, object_id: str, header: Header) -> Image:

@@ -107,6 +107,11 @@ SPECS: dict[str, Spec] = {
     "mask_object": Spec(
         default="", description="The object whose mask is published on ~/mask; empty: none", when="always"
     ),
+    "tracking": Spec(
+        default=False,
+        description="Frames start from the masks of those before, and an instance keeps its number",
+        when="unconfigured",
+    ),
     "cameras": Spec(
         default=[""],
         description="Names of several cameras, with topics NAME/image and ~/NAME/...; empty: one, on image",
@@ -185,6 +190,7 @@ class Settings:
     target_objects: tuple[str, ...]
     score_threshold: float
     mask_object: str
+    tracking: bool
     cameras: tuple[str, ...]
     image_transport: str
     image_reliability: str

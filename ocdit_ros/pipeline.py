@@ -94,8 +94,10 @@ class Pipeline:
         try:
             segmenter = self._load_segmenter(self._settings)
             self.model_name, self.device = segmenter.model_name, segmenter.device
-            self.worker.start(_OnRequest(segmenter, self._wants_uncertainty), batch=max(1, len(self._settings.cameras)))
-            del segmenter
+            tracking = self._settings.tracking
+            network = _Network(segmenter, tracking=tracking, wants_uncertainty=self._wants_uncertainty)
+            self.worker.start(network, batch=1 if tracking else max(1, len(self._settings.cameras)))
+            del segmenter, network
             if not self.worker.wait_until_encoded(ENCODING_TIMEOUT):
                 raise OcditError(self._last_error or f"the targets were not encoded within {ENCODING_TIMEOUT:.0f} s")
             # The first run is many times slower (memory, kernels): on a black image, not on the first frame.
@@ -139,21 +141,39 @@ class Pipeline:
         self._report(text)
 
 
-class _OnRequest:
-    """The network, which works out the map of the uncertainty only while it is wanted."""
+class _Network:
+    """The segmenter, asked for what the node wants at present.
 
-    def __init__(self, segmenter: Any, wants_uncertainty: Callable[[], bool]):
+    Args:
+        segmenter: an `ocdit_core.Segmenter`.
+        tracking: whether a camera's images are frames of a video; they are done one by one then.
+        wants_uncertainty: whether the map of the uncertainty is to be worked out.
+    """
+
+    def __init__(self, segmenter: Any, *, tracking: bool, wants_uncertainty: Callable[[], bool]):
         self._segmenter = segmenter
+        self._tracking = tracking
         self._wants_uncertainty = wants_uncertainty
+        self._trackers: dict[str, Any] = {}
 
     def encode_objects(self, library: Any, object_ids: Sequence[str]) -> Any:
         return self._segmenter.encode_objects(library, object_ids)
 
-    def segment_batch(self, images: Sequence[np.ndarray], objects: Any = None) -> list[Segmentation]:
+    def segment_batch(
+        self, images: Sequence[np.ndarray], objects: Any, sources: Sequence[str | None]
+    ) -> list[Segmentation]:
         wanted = self._wants_uncertainty()
         if self._segmenter.settings.uncertainty != wanted:
             self._segmenter.settings = dataclasses.replace(self._segmenter.settings, uncertainty=wanted)
-        found: list[Segmentation] = self._segmenter.segment_batch(images, objects)
+        found: list[Segmentation] = []
+        if not self._tracking or None in sources:
+            found = self._segmenter.segment_batch(images, objects)
+            return found
+        for image, source in zip(images, sources, strict=True):
+            assert source is not None
+            if source not in self._trackers:
+                self._trackers[source] = self._segmenter.tracker()
+            found.append(self._trackers[source].segment(image, objects))
         return found
 
 

@@ -13,6 +13,7 @@ from ocdit_core.errors import OcditError
 from ocdit_ros import diagnostics, messages, parameters, pip_home
 from ocdit_ros.cameras import Camera
 from ocdit_ros.log_forwarding import LogForwarding
+from ocdit_ros.numbering import InstanceNumbers
 from ocdit_ros.outputs import InfoTopics
 from ocdit_ros.pipeline import Pipeline, load_library, load_segmenter
 from ocdit_ros.services import Services
@@ -53,7 +54,7 @@ class SegmentationNode(LifecycleNode):
         self.lock = threading.RLock()
         """Held while settings or targets change: a change by service and its echo in the parameter are one step."""
         self.pipeline: Pipeline | None = None
-        self.numbers = messages.InstanceNumbers()
+        self.numbers = InstanceNumbers(reuse=True)
         self._cameras: dict[str, Camera] = {}
         self._info: InfoTopics | None = None
         self._monitor = diagnostics.Monitor()
@@ -121,8 +122,10 @@ class SegmentationNode(LifecycleNode):
         pipeline.check_names([settings.mask_object] if settings.mask_object else [])
         pipeline.load()
         self._info = InfoTopics(self)
+        self.numbers.reuse = not settings.tracking
         self._cameras = {
-            name: Camera(self, name, self._free, settings, pipeline.worker.submit) for name in settings.cameras or ("",)
+            name: Camera(self, name, self._free, settings, pipeline.worker.submit, self.numbers)
+            for name in settings.cameras or ("",)
         }
         self.pipeline = pipeline
         self.get_logger().info(
@@ -202,7 +205,7 @@ class SegmentationNode(LifecycleNode):
     def _publish(self, result: Result) -> None:
         camera = self._cameras.get(result.source)
         if camera is not None:
-            camera.publish(result, self.settings, self.numbers)
+            camera.publish(result, self.settings)
             if self.settings.diagnostics_every_frame:
                 self._report()
 

@@ -250,7 +250,8 @@ class Worker(Generic[Frame]):
         try:
             if current is None:
                 raise ConfigError("no target objects are encoded")
-            found = batcher.segment([image for _, image, _ in ready], current[1])
+            sources = [job.source if job.reply is None else None for job, _, _ in ready]
+            found = batcher.segment([image for _, image, _ in ready], current[1], sources)
         except Exception as error:
             # Out of memory ...: the next frame may be well, so the thread lives on.
             for job, _, _ in ready:

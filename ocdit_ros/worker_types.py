@@ -15,13 +15,18 @@ Frame = TypeVar("Frame")
 
 
 class SegmenterLike(Protocol):
-    """What the worker needs of `ocdit_core.Segmenter`."""
+    """What the worker needs of the network."""
 
     def encode_objects(self, library: Any, object_ids: Sequence[str]) -> Any:
         """Return the features of the objects."""
 
-    def segment_batch(self, images: Sequence[np.ndarray], objects: Any = None) -> list[Segmentation]:
-        """Return the instances on each of several (H, W, 3) uint8 RGB images."""
+    def segment_batch(
+        self, images: Sequence[np.ndarray], objects: Any, sources: Sequence[str | None]
+    ) -> list[Segmentation]:
+        """Return the instances on each of several (H, W, 3) uint8 RGB images.
+
+        Each is the next one of the video of the camera that its source names, or of none.
+        """
 
 
 class LibraryLike(Protocol):

@@ -21,12 +21,17 @@ def test_the_newest_frame_of_each_camera_waits():
     assert queue.counters() == {"left": Counters(received=3, dropped=2), "right": Counters(received=1)}
 
 
-def test_a_limit_takes_the_oldest_first():
+def test_cameras_take_turns_where_not_all_are_taken():
     queue = FrameQueue()
-    for time, source in enumerate("cab"):
-        queue.put(source, source, float(time))
-    assert [job.frame for job in queue.take(limit=2)] == ["c", "a"]
-    assert [job.frame for job in queue.take(limit=2)] == ["b"]
+    taken = []
+    for turn in range(6):
+        # The first always comes a little earlier: by age alone the others would never be taken.
+        for delay, source in enumerate("abc"):
+            queue.put(source, source, turn + 0.1 * delay)
+        taken += [job.frame for job in queue.take(limit=1)]
+    assert taken == list("abcabc")
+    stream(queue, [10.0, 10.1], "b")
+    assert [job.source for job in queue.take(limit=2)] == ["a", "b"]
 
 
 def test_requests_come_first_and_alone_and_only_some_wait():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from assets import make_library, make_untrained_model
 from harness import Client
+from vision_msgs.msg import Detection2DArray
 
 from ocdit_core.images import write_image
 
@@ -140,6 +141,33 @@ def test_demo_launch_plays_pictures(assets, tmp_path):
         client.close()
         assert launched.stop() == 0, launched.output
     assert "Traceback" not in launched.output
+
+
+def test_segment_launch_with_two_cameras(assets, tmp_path):
+    launched = Launched(
+        "segment.launch.py",
+        tmp_path / "log",
+        f"params_file:={assets / 'segment.yaml'}",
+        f"library:={assets / 'library'}",
+        "cameras:=left=/head/left/image_raw right=/head/right/image_raw",
+        "device:=cpu",
+    )
+    client = Client(launched, image="/head/left/image_raw")
+    try:
+        client.wait_for_camera()
+        found = client.listen_to(Detection2DArray, "/ocdit_segmentation/left/detections")
+        client.wait_until(lambda: client.camera.publish(client.make_image("left")) or found)
+        names = {name for name, _ in client.node.get_topic_names_and_types()}
+        assert {"/head/right/image_raw", "/head/right/camera_info", "/ocdit_segmentation/right/mask"} <= names
+    finally:
+        client.close()
+        assert launched.stop() == 0, launched.output
+
+
+def test_a_camera_without_a_topic_is_refused(tmp_path):
+    launched = Launched("segment.launch.py", tmp_path / "log", "cameras:=left")
+    assert launched.process.wait(30) != 0
+    assert "cameras:=left is not NAME=TOPIC" in launched.output
 
 
 def test_a_switch_that_is_none_is_refused(tmp_path):

@@ -209,14 +209,13 @@ def test_the_uncertainty_keeps_its_values():
     assert np.array_equal(np.frombuffer(message.data, np.float32).reshape(5, 7), uncertainty)
 
 
-def test_numbers_go_on_and_wrap_past_zero():
-    numbers = messages.InstanceNumbers(first=65533)
-    assert numbers.take(2) == [65533, 65534]
-    assert numbers.take(3) == [65535, 1, 2]
-    assert numbers.take(0) == []
-    assert numbers.take(1) == [3]
-    with pytest.raises(ValueError, match="65536"):
-        numbers.take(65536)
+def test_numbers_beyond_16_bits_make_a_wider_label_image():
+    segmentation = make_segmentation()
+    message = messages.to_instances(segmentation, [70_000, 5], Header())
+    labels = np.frombuffer(message.data, np.int32).reshape(10, 20)
+    assert (message.encoding, message.step) == ("32SC1", 80)
+    assert np.array_equal(labels == 70_000, segmentation.instances[0].mask)
+    assert messages.to_detections(segmentation, [70_000, 5], Header()).detections[0].id == "70000"
 
 
 def test_label_info_holds_the_library_s_numbers():

@@ -92,6 +92,30 @@ def test_targets_that_cannot_be_encoded_return_in_the_parameter_too(start):
         client.wait_for(lambda expected=version: client.infos[-1].database_version == expected)
 
 
+def test_tracked_instances_keep_their_numbers_and_none_is_used_twice(start):
+    client = start(environment={"STAND_IN_SECONDS": "0"}, autostart=True, tracking=True, target_objects="[mug, can]")
+
+    def ids(frame_id):
+        array = client.segment_one(client.make_image(frame_id))
+        return {detection.results[0].hypothesis.class_id: detection.id for detection in array.detections}
+
+    client.wait_for_camera()
+    first = ids("first")
+    assert set(first) == {"mug", "can"}
+    assert ids("second") == first
+    asked, _ = client.call("segment", Segment.Request(image=client.make_image("asked")))
+    assert not {detection.id for detection in asked.detections.detections} & set(first.values())
+    assert client.set_targets("mug", "box")[0].success
+    third = ids("third")
+    assert third["mug"] == first["mug"]
+    assert third["box"] not in first.values()
+    assert client.transition("deactivate")
+    assert client.transition("activate")
+    client.wait_for_camera()
+    # Another network, another run of its numbers; the node's own go on.
+    assert not set(ids("fourth").values()) & {*first.values(), *third.values()}
+
+
 def test_bad_weights_then_good_ones(tmp_path):
     library = make_library(tmp_path / "library")
     model = make_untrained_model(tmp_path / "model")

@@ -67,7 +67,9 @@ def test_every_package_that_is_imported_is_declared():
                     assert name in declared, f"{path.name} imports {name}, package.xml does not declare it"
 
 
-@pytest.mark.parametrize("module", ["worker", "worker_types", "converter", "pip_home"])
+@pytest.mark.parametrize(
+    "module", ["worker", "worker_types", "frame_queue", "batching", "numbering", "converter", "pip_home"]
+)
 def test_these_need_no_ros(module):
     program = f"import sys, ocdit_ros.{module}; print([name for name in sys.modules if name.startswith('rclpy')])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

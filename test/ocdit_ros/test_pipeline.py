@@ -1,6 +1,7 @@
 """What loading takes, unloading gives back: with the real network."""
 
 import gc
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -103,3 +104,27 @@ def test_labels_are_the_manifest_s(make):
     pipeline, _, _ = make()
     assert pipeline.labels == {name: entry.id for name, entry in pipeline.library.manifest.items()}
     assert len(set(pipeline.labels.values())) == 3
+
+
+def test_tracked_frames_keep_their_numbers_by_camera_and_given_images_have_none(make):
+    pipeline, results, errors = make(tracking=True, cameras=("left", "right"))
+    pipeline.load()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), np.uint8)
+    for turn in range(3):
+        for source, image in zip(("left", "right"), pixels, strict=True):
+            pipeline.worker.submit(messages.from_rgb(image, Header(frame_id=f"{source} {turn}")), source)
+            deadline = time.monotonic() + 60
+            while not any(result.frame.header.frame_id == f"{source} {turn}" for result in list(results)):
+                assert time.monotonic() < deadline, errors
+                time.sleep(0.01)
+    tracks = {}
+    for result in results:
+        assert result.segmentation.instances
+        found = {one.track_id for one in result.segmentation.instances}
+        tracks.setdefault(result.source, []).append(found)
+    assert not set.union(*tracks["left"]) & set.union(*tracks["right"])
+    # Untrained weights find other masks when a frame starts from the one before; what stays keeps its number.
+    for of_camera in tracks.values():
+        assert set.intersection(*of_camera)
+    assert all(one.track_id is None for one in segment(pipeline).instances)
+    assert segment(pipeline).instances

@@ -293,7 +293,8 @@ def test_cameras_share_the_network_and_none_starves(make_recorder):
     recorder.segmenter.go_on.set()
     recorder.wait_for(lambda: len(recorder.results) == 4)
     assert recorder.segmenter.batches == [1, 3]
-    assert [(result.source, result.frame) for result in recorder.results[1:]] == [("a", "a2"), ("b", "b2"), ("c", "c2")]
+    # The camera that was served last comes last.
+    assert [(result.source, result.frame) for result in recorder.results[1:]] == [("b", "b2"), ("c", "c2"), ("a", "a2")]
     assert recorder.worker.counters["a"] == Counters(received=3, processed=2, dropped=1)
     assert recorder.worker.counters["b"] == Counters(received=2, processed=1, dropped=1)
 
@@ -326,7 +327,7 @@ def test_out_of_memory_halves_the_batch_and_loses_no_frame(make_recorder):
     recorder.segmenter.go_on.set()
     recorder.wait_for(lambda: len(recorder.results) == 5)
     assert recorder.segmenter.batches == [1, 4, 2, 1, 1, 1, 1]
-    assert [result.frame for result in recorder.results[1:]] == list("abcd")
+    assert [result.frame for result in recorder.results[1:]] == list("bcda")
     assert "from now on 2 at a time" in recorder.errors[0]
     assert "from now on 1 at a time" in recorder.errors[1]
     recorder.wait_for(lambda: recorder.worker.batch == 1)

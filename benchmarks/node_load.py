@@ -1,0 +1,238 @@
+"""A camera faster than the network for minutes: memory, answers of services, age of results, and where frames went.
+
+python benchmarks/node_load.py --seconds 300
+
+Camera, node and this script are processes of their own. The age of a result is the ROS time from the image's stamp to
+the publication of its detections; beyond the network's own time on that frame it is made of the way from the camera
+(transport), the wait for the frame before, reading, and publication.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ocdit_ros.demo import Child, prepare_environment
+
+NODE = "/ocdit_segmentation"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+CASES = {"640 x 480 at 30 Hz": (640, 480, 30.0), "1920 x 1080 at 15 Hz": (1920, 1080, 15.0)}
+
+
+def run_camera(width: int, height: int, rate: float) -> None:
+    """Publish pictures until SIGTERM; then say how many."""
+    import cv2
+    import rclpy
+    from rclpy.qos import QoSProfile, ReliabilityPolicy
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
+
+    from ocdit_core.images import read_image
+    from ocdit_ros import messages
+
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
+    node = rclpy.create_node("camera")
+    publisher = node.create_publisher(Image, "/image", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    paths = sorted((EXAMPLES / "pictures").glob("*.jpg"))
+    pictures = [messages.from_rgb(cv2.resize(read_image(path), (width, height)), Header()) for path in paths]
+    sent, start = 0, time.monotonic()
+    while not stop.is_set():
+        message = pictures[sent % len(pictures)]
+        message.header.stamp = node.get_clock().now().to_msg()
+        publisher.publish(message)
+        sent += 1
+        stop.wait(max(0.0, start + sent / rate - time.monotonic()))
+    print(sent, flush=True)
+    node.destroy_node()
+    rclpy.shutdown()
+
+
+class Client:
+    """Listens to the node's diagnostics, and calls its services."""
+
+    def __init__(self) -> None:
+        import rclpy
+        from diagnostic_msgs.msg import DiagnosticArray
+        from rclpy.executors import SingleThreadedExecutor
+
+        from ocdit_interfaces.srv import ListObjects, SetTargetObjects
+
+        rclpy.init()
+        self.node = rclpy.create_node("load")
+        self.state = ""
+        self.frames: dict[str, dict[str, float]] = {}
+        self.counts: dict[str, int] = {}
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 200)
+        self.list_objects = self.node.create_client(ListObjects, f"{NODE}/list_objects")
+        self.set_targets = self.node.create_client(SetTargetObjects, f"{NODE}/set_target_objects")
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.node)
+        threading.Thread(target=self._executor.spin, daemon=True).start()
+
+    def close(self) -> None:
+        """End it."""
+        import rclpy
+
+        self._executor.shutdown()
+        self.node.destroy_node()
+        rclpy.try_shutdown()
+
+    def _on_diagnostics(self, message: Any) -> None:
+        for status in message.status:
+            values = {entry.key: entry.value for entry in status.values}
+            self.state = values.get("state", self.state)
+            self.counts = {
+                name.removeprefix("frames "): int(value) for name, value in values.items() if name.startswith("frames ")
+            }
+            if "frame stamp" in values:
+                self.frames[values["frame stamp"]] = {
+                    name.removesuffix(" ms"): float(value) for name, value in values.items() if name.endswith(" ms")
+                }
+
+    def wait_until_active(self, node: Child) -> None:
+        """Wait for the node to be configured and activated."""
+        while self.state != "active":
+            node.check()
+            time.sleep(0.05)
+
+    def call(self, client: Any, request: Any = None) -> float:
+        """Return the milliseconds until a service's answer."""
+        arrived = threading.Event()
+        start = time.perf_counter()
+        client.call_async(request or client.srv_type.Request()).add_done_callback(lambda _: arrived.set())
+        if not arrived.wait(60):
+            raise SystemExit(f"no answer from {client.srv_name} within a minute")
+        return 1000 * (time.perf_counter() - start)
+
+
+def make_library(folder: Path) -> Path:
+    """Render the example objects."""
+    from ocdit_core.objects.onboarding import add_objects
+
+    add_objects(folder, sorted((EXAMPLES / "meshes").glob("*.glb")), unit="m")
+    return folder
+
+
+def start_node(library: Path, targets: list[str], model: str, folder: Path, device: str) -> Child:
+    """Start the node, which reports after every frame."""
+    parameters = {
+        "library": str(library),
+        "target_objects": targets,
+        "model": model,
+        "device": device,
+        "autostart": True,
+        "diagnostics_every_frame": True,
+    }
+    return Child("node", ("-m", "ocdit_ros.segmentation_node"), parameters, folder)
+
+
+def resident_mib(pid: int) -> float:
+    """Return a process's resident memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def measure(case: str, options: argparse.Namespace, client: Client, node: Child) -> list[str]:
+    """Run one camera against the node; returns the report's lines."""
+    width, height, rate = CASES[case]
+    command = [sys.executable, __file__, "--camera", str(width), str(height), str(rate)]
+    before = dict(client.counts)
+    camera = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while client.counts["processed"] - before["processed"] < 5:
+        time.sleep(0.1)
+    client.frames.clear()
+    answers, changes, memory = [], [], []
+    request = client.set_targets.srv_type.Request(object_ids=options.targets)
+    start = time.monotonic()
+    while (passed := time.monotonic() - start) < options.seconds:
+        node.check()
+        answers.append(client.call(client.list_objects))
+        if passed > 10 * (len(changes) + 1):
+            changes.append(client.call(client.set_targets, request))
+        memory.append(resident_mib(node.pid))
+        time.sleep(0.2)
+    camera.terminate()
+    sent = int(camera.communicate(timeout=30)[0])
+    time.sleep(3.0)
+    return report(case, options.seconds, sent, before, client, answers + changes, memory)
+
+
+def report(
+    case: str,
+    seconds: float,
+    sent: int,
+    before: dict[str, int],
+    client: Client,
+    answers: list[float],
+    memory: list[float],
+) -> list[str]:
+    """Return what was measured, line by line."""
+    frames = list(client.frames.values())
+    counts = {name: count - before[name] for name, count in client.counts.items()}
+    inference = np.array([frame["total"] for frame in frames])
+    beyond = np.array([frame["age"] for frame in frames]) - inference
+    parts = {name: np.array([frame[name] for frame in frames]) for name in ("waiting", "reading", "publishing")}
+    parts["transport"] = beyond - sum(parts.values())
+    # The first tenth is left to caches that fill.
+    tenth = max(1, len(memory) // 10)
+    early, late = np.mean(memory[tenth : 2 * tenth]), np.mean(memory[-tenth:])
+    left = counts["received"] - sum(counts[name] for name in ("processed", "dropped", "stale", "failed"))
+    middle = ", ".join(f"{name} {np.median(values):.1f}" for name, values in parts.items())
+    low, median, high = np.quantile(beyond, (0.5, 0.95, 0.99))
+    return [
+        f"{case}, {seconds:.0f} s: {len(frames)} results, {len(frames) / seconds:.1f} a second",
+        f"  memory          {early:.0f} -> {late:.0f} MiB ({100 * (late / early - 1):+.1f}%)",
+        f"  services        {len(answers)} answers: median {np.median(answers):.1f} ms, "
+        f"p99 {np.quantile(answers, 0.99):.1f} ms, most {max(answers):.1f} ms",
+        f"  inference       median {np.median(inference):.0f} ms",
+        f"  age beyond it   median {low:.1f} ms, p95 {median:.1f} ms, p99 {high:.1f} ms; "
+        f"within 20 ms: {100 * np.mean(beyond <= 20):.0f}% (medians: {middle})",
+        f"  frames          {sent} sent, {sent - counts['received']} lost on the way, {counts['received']} received = "
+        f"{counts['processed']} processed + {counts['dropped']} dropped + {counts['stale']} stale + "
+        f"{counts['failed']} failed + {left} under way",
+    ]
+
+
+def main() -> None:
+    """Run both cameras against one node and print the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=300.0, help="for each camera")
+    parser.add_argument("--library", type=Path, help="of rendered objects (default: the examples', rendered now)")
+    parser.add_argument("--targets", nargs="+", default=["melon", "striped_mug"])
+    parser.add_argument("--model", default="ocdit-tiny")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--case", choices=list(CASES), help="one camera only")
+    parser.add_argument("--camera", nargs=3, metavar=("WIDTH", "HEIGHT", "RATE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.camera:
+        run_camera(int(options.camera[0]), int(options.camera[1]), float(options.camera[2]))
+        return
+    prepare_environment()
+    with tempfile.TemporaryDirectory(prefix="ocdit_load_") as scratch:
+        library = options.library or make_library(Path(scratch) / "library")
+        node = start_node(library, options.targets, options.model, Path(scratch), options.device)
+        client = Client()
+        try:
+            client.wait_until_active(node)
+            cores, load = os.cpu_count(), os.getloadavg()[0]
+            print(f"{options.model}, {len(options.targets)} targets; {cores} cores, load before the start {load:.1f}")
+            for case in [options.case] if options.case else CASES:
+                print("\n".join(measure(case, options, client, node)), flush=True)
+        finally:
+            client.close()
+            node.stop()
+
+
+if __name__ == "__main__":
+    main()
