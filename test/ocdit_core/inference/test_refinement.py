@@ -1,0 +1,190 @@
+"""The refine stage and labelling, with a network that really looks: the embedded models on an example picture."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ocdit_core import ObjectLibrary, Segmenter
+from ocdit_core.errors import ConfigError, ImageError, OcditError
+from ocdit_core.evaluation.metrics import iou
+from ocdit_core.images import read_image
+from ocdit_core.inference.labelling import box_iou
+from ocdit_core.inference.presets import Preset, with_preset
+from ocdit_core.inference.results import tight_box
+from ocdit_core.inference.settings import InferenceSettings, RefineSettings
+from ocdit_core.inference.weights import recommended_settings
+from ocdit_core.objects.onboarding import add_objects
+from ocdit_core.rle import decode_mask
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+PICTURE = sorted((EXAMPLES / "pictures").glob("*.json"))[0]
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return json.loads(PICTURE.read_text())
+
+
+@pytest.fixture(scope="module")
+def image(truth):
+    return read_image(PICTURE.parent / truth["image"])
+
+
+@pytest.fixture(scope="module")
+def masks(truth):
+    return {entry["object_id"]: decode_mask(entry["segmentation"]) for entry in truth["objects"]}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory, truth):
+    folder = tmp_path_factory.mktemp("library")
+    add_objects(folder, [EXAMPLES / "meshes" / f"{name}.glb" for name in truth["targets"]], unit="m")
+    return ObjectLibrary(folder)
+
+
+def segmenter_with(library, **changes) -> Segmenter:
+    settings = recommended_settings("ocdit-tiny")
+    refine = replace(settings.refine, **changes.pop("refine", {}))
+    segmenter = Segmenter.from_pretrained(
+        "ocdit-tiny", device="cpu", settings=replace(settings, refine=refine, **changes)
+    )
+    segmenter.set_objects(library)
+    return segmenter
+
+
+@pytest.fixture(scope="module")
+def segmenter(library):
+    return segmenter_with(library)
+
+
+def test_a_second_look_keeps_what_is_there(segmenter, image, masks):
+    assert segmenter.refines
+    result = segmenter.segment(image)
+    assert {"refine_backbone", "refine_sampling", "refine_decoding"} <= set(result.timings)
+    found = {one.object_id: one.mask for one in result.instances}
+    assert np.mean([iou(found[name], mask) if name in found else 0 for name, mask in masks.items()]) > 0.5
+    covered = sum(one.mask.astype(int) for one in result.instances)
+    assert covered.max() <= 1
+
+
+def test_without_refine_the_coarse_masks_stand(library, image):
+    coarse = segmenter_with(library, refine={"enabled": False})
+    assert not coarse.refines
+    assert coarse.objects.singles is None
+    assert not any(stage.startswith("refine") for stage in coarse.segment(image).timings)
+    with pytest.raises(ConfigError, match="labelling takes a refine model"):
+        coarse.label(image, [(10, 10, 50, 50)])
+
+
+def test_proposals_are_looked_at_together_as_one_by_one(segmenter, image, masks):
+    """The same crop gives the same mask, whatever else is in the batch."""
+    import torch
+
+    from ocdit_core.inference.clock import StageClock
+
+    stage, objects = segmenter._refine, segmenter.objects.singles
+    boxes = [tight_box(mask) for mask in masks.values()]
+    targets = [segmenter.object_ids.index(name) for name in masks]
+
+    def look(chosen):
+        clock, random = StageClock(torch.device("cpu")), torch.Generator().manual_seed(0)
+        with torch.inference_mode():
+            where, what = [boxes[i] for i in chosen], [targets[i] for i in chosen]
+            return stage.look(image, where, what, objects, random, clock)
+
+    together = look(range(len(boxes)))
+    (region, alone), *_ = look([0])
+    assert region == together[0][0]
+    # The last few numbers of a noise depend on how many are drawn, and the posterior mean hardly on the noise.
+    np.testing.assert_allclose(alone, together[0][1], atol=0.05)
+    again, other = look([0, 1])
+    np.testing.assert_allclose(again[1], alone, atol=0.05)
+    assert other[0] == together[1][0] != region
+
+
+def test_several_windows_cover_a_proposal_together(library, image, masks):
+    one, several = (segmenter_with(library, refine={"windows": count}) for count in (1, 4))
+    name = max(masks, key=lambda key: masks[key].sum())
+    for segmenter in (one, several):
+        found = {instance.object_id: instance.mask for instance in segmenter.segment(image).instances}
+        assert iou(found[name], masks[name]) > 0.5
+    crops = several._refine._windows(tight_box(masks[name]), image.shape[:2])
+    assert len(set(crops)) == 4
+    for crop in crops:
+        x, y, width, height = crop.box
+        assert x >= 0 <= y
+        assert x + width <= image.shape[1]
+        assert y + height <= image.shape[0]
+
+
+def test_regions_get_their_object_or_none(segmenter, image, masks):
+    names = list(masks)
+    for regions in ([tight_box(masks[name]) for name in names], [masks[name] for name in names]):
+        labels = segmenter.label(image, regions)
+        right = [label.instance is not None and label.instance.object_id for label in labels]
+        assert sum(a == b for a, b in zip(right, names, strict=True)) >= len(names) - 1
+        for label in labels:
+            assert set(label.scores) == set(segmenter.object_ids)
+            if label.instance:
+                assert label.instance.score == max(label.scores.values())
+    height, width = image.shape[:2]
+    free = np.ones((height, width), bool)
+    for mask in masks.values():
+        free &= ~mask
+    corner = min(
+        ((0, 0), (width - 90, 0), (0, height - 90), (width - 90, height - 90)),
+        key=lambda place: -int(free[place[1] : place[1] + 90, place[0] : place[0] + 90].sum()),
+    )
+    (empty,) = segmenter.label(image, [(*corner, 90, 90)])
+    assert empty.instance is None or empty.instance.score < 0.8
+
+
+@pytest.mark.parametrize(
+    ("region", "reason"),
+    [
+        ((0, 0, 0, 10), "not inside the image"),
+        ((600, 400, 100, 100), "not inside the image"),
+        (np.zeros((480, 640), bool), "the mask is empty"),
+        (np.ones((48, 64), bool), "of the image's size"),
+    ],
+)
+def test_regions_outside_the_picture_are_refused(segmenter, image, region, reason):
+    with pytest.raises(ImageError, match=f"region 1: .*{reason}"):
+        segmenter.label(image, [region])
+    assert segmenter.label(image, []) == ()
+
+
+def test_targets_have_to_be_set_before_labelling():
+    with pytest.raises(OcditError, match="set_objects"):
+        Segmenter.from_pretrained("ocdit-tiny", device="cpu").label(np.zeros((64, 64, 3), np.uint8), [(0, 0, 9, 9)])
+
+
+def test_overlap_of_boxes():
+    assert box_iou((0, 0, 10, 10), (0, 0, 10, 10)) == 1
+    assert box_iou((0, 0, 10, 10), (5, 0, 10, 10)) == pytest.approx(50 / 150)
+    assert box_iou((0, 0, 10, 10), (20, 20, 5, 5)) == 0
+
+
+def test_uncertainty_comes_when_asked_for(library, image):
+    assert segmenter_with(library).segment(image).uncertainty is None
+    doubts = segmenter_with(library, uncertainty=True).segment(image).uncertainty
+    assert doubts.shape == image.shape[:2]
+    assert doubts.dtype == np.float32
+    assert 0 <= doubts.min() < doubts.max() <= 1
+
+
+def test_presets_change_how_much_is_looked_not_what_the_model_recommends():
+    own = InferenceSettings(image_size=(272, 352), mask_threshold=0.2, refine=RefineSettings(mask_threshold=0.3))
+    for name in ("fast", "balanced", "accurate", "paper"):
+        chosen = with_preset(own, name)
+        assert (chosen.image_size, chosen.mask_threshold, chosen.refine.mask_threshold) == ((272, 352), 0.2, 0.3)
+    assert name in str(Preset)
+    fast, paper = with_preset(own, "fast"), with_preset(own, "paper")
+    assert (fast.sampler.steps, fast.refine.sampler.steps, fast.crops) == (0, 0, 0)
+    assert (paper.sampler.steps, paper.refine.sampler.steps, paper.crops, paper.guided_crop) == (9, 9, 5, True)
+    assert with_preset(paper, "fast") == fast
+    with pytest.raises(ConfigError, match="preset: 'quick' is not one of fast, balanced, accurate, paper"):
+        with_preset(own, "quick")
