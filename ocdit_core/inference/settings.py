@@ -69,7 +69,7 @@ class TrackSettings:
         keep: an instance that is not seen for more frames than this is forgotten: the next one gets a new number.
     """
 
-    sigma: float = 1.0
+    sigma: float = 5.0
     redetect_every: int = 10
     keep: int = 30
 

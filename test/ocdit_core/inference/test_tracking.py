@@ -17,6 +17,7 @@ from ocdit_core.inference.results import Instance, tight_box
 from ocdit_core.inference.settings import TrackSettings
 from ocdit_core.inference.tracking import Identities, match
 from ocdit_core.inference.weights import recommended_settings
+from ocdit_core.models.denoiser import NoiseLevel
 from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.objects.rendering import Renderer
 
@@ -61,9 +62,10 @@ class Levels:
         denoiser = segmenter._model.denoiser
         plain = denoiser.forward
 
-        def forward(latents, sigma, conditioning):
+        def forward(latents, level, conditioning):
+            sigma = level.sigma if isinstance(level, NoiseLevel) else level
             self.seen.append(round(float(sigma.flatten()[0]), 3))
-            return plain(latents, sigma, conditioning)
+            return plain(latents, level, conditioning)
 
         monkeypatch.setattr(denoiser, "forward", forward)
 
