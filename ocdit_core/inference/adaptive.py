@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, posterior_mean, sample
+from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, noise_levels, posterior_mean, sample
 from ocdit_core.models.denoiser import Conditioning
 
 
@@ -38,7 +38,7 @@ def sample_present(
         Latents of the shape of `noise`.
     """
     windows = conditioning.queries.shape[1]
-    first = posterior_mean(denoise_for(conditioning), noise, sampler.sigma_max)
+    first = posterior_mean(denoise_for(conditioning), noise, noise_levels(sampler)[0])
     first, noise = (rearrange(x, "1 (w e) o ... -> w e o ...", w=windows) for x in (first, noise))
     seen = (decode(first.mean(1)).amax((-2, -1)) > threshold).cpu()
     latents = first.clone()

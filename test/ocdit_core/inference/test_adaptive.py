@@ -92,6 +92,13 @@ def test_where_nothing_is_absent_nothing_changes(model, templates, method, start
     assert torch.allclose(plain.latents, kept.latents, atol=1e-4)
 
 
+def test_the_first_evaluation_is_at_the_sampler_s_own_level(model, templates):
+    generate, sampler = Counting(model), SamplerConfig(steps=3, churn=5)
+    found = generate(pictures(1), model.encode_targets(templates), sampler, drop_absent=1e-6)
+    assert len(generate.rows) == sampler.evaluations
+    assert np.isfinite(found.probabilities).all()
+
+
 def test_absent_objects_keep_their_mean_and_the_others_go_on_without_them(model, templates):
     generate, sampler = Counting(model), SamplerConfig(steps=3)
     canvases, targets = pictures(3), model.encode_targets(templates)
