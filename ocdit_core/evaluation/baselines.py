@@ -115,9 +115,12 @@ class ColourBackProjection:
     def _ratios(self, colours: np.ndarray) -> np.ndarray:
         """Return (targets, h, w): how much each pixel's colour speaks for each target, smoothed, 0 to 1."""
         settings = self.settings
-        against = settings.image_weight * self._histograms.histogram(colours)
-        rivals = settings.rival_weight * (self._whole.sum(axis=0) - self._whole)
-        ratio = self._whole / (self._whole + against + rivals + 1e-6)
+        ratio = self._histograms.ratios(
+            self._whole,
+            self._histograms.histogram(colours),
+            image_weight=settings.image_weight,
+            rival_weight=settings.rival_weight,
+        )
         sigma = settings.blur * max(colours.shape)
         return np.stack([cv2.GaussianBlur(each[colours].astype(np.float32), (0, 0), sigma) for each in ratio])
 

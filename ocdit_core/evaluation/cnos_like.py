@@ -34,6 +34,7 @@ from ocdit_core.objects.templates import CROP_MARGIN
 
 _INSIDE = 0.3  # share of a cell that shows the object, from which on it counts
 _SLOPE = 8.0  # from the sum of the cues to a score
+_IMAGE_WEIGHT, _RIVAL_WEIGHT = 0.7, 0.1  # of the back-projection, as in ColourSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class CnosSettings:
         summary: weight of the similarity of whole crops: of class tokens, where the backbone has them.
         patches: weight of the mean similarity of each cell to its best match, from region to view and back.
         colour: weight of the Bhattacharyya coefficient of colour histograms.
+        back_projection: weight of how much the region's colours speak for the object, rather than for the image.
         contrast: weight of how much a region stands out.
         border: weight against regions at the picture's border, by their pixels there over the root of their area.
         size: weight of the logarithm of the region's share of the image: parts look like the whole.
@@ -60,16 +62,17 @@ class CnosSettings:
     """
 
     proposals: ProposalSettings = field(default_factory=ProposalSettings)
-    summary: float = 0.2
-    patches: float = 1.7
-    colour: float = 0.7
-    contrast: float = 0.6
-    border: float = 0.1
-    size: float = 0.2
+    summary: float = 0.05
+    patches: float = 1.08
+    colour: float = 0.4
+    back_projection: float = 0.33
+    contrast: float = 0.63
+    border: float = 0.11
+    size: float = 0.24
     best_views: int = 3
-    max_overlap: float = 0.6
+    max_overlap: float = 0.53
     instances: int = 40
-    midpoint: float = 1.5
+    midpoint: float = 1.38
     score_threshold: float = 0.5
     batch: int = 64
 
@@ -138,7 +141,7 @@ class CnosLike:
             raise ConfigError("no target objects were named")
         chosen = library.select(object_ids)
         self._views = [self._encode(templates.rgb, templates.mask) for templates in chosen]
-        self._colours = [np.sqrt(self._histograms.of_views(templates)) for templates in chosen]
+        self._colours = [self._histograms.of_views(templates) for templates in chosen]
         # What all cells have in common tells no object from another.
         self._mean = torch.cat([views.cells[views.inside] for views in self._views]).mean(0)
         self._names = tuple(object_ids)
@@ -199,14 +202,22 @@ class CnosLike:
         """What speaks for regions, by the names of the weights: (N, objects), or (N, 1) where objects do not matter."""
         regions = self._encode(*_cut_out(image, masks, self._size))
         colours = self._histograms.index(cv2.resize(image, masks.shape[:0:-1], interpolation=cv2.INTER_AREA))
-        histograms = np.sqrt(np.stack([self._histograms.histogram(colours[mask]) for mask in masks]))
+        histograms = np.stack([self._histograms.histogram(colours[mask]) for mask in masks])
+        ratios = self._histograms.ratios(
+            np.stack([known.mean(axis=0) for known in self._colours]),
+            self._histograms.histogram(colours),
+            image_weight=_IMAGE_WEIGHT,
+            rival_weight=_RIVAL_WEIGHT,
+        )
+        speaking = np.stack([ratios[:, colours[mask]].mean(axis=1) for mask in masks])
         similar = [self._similarities(regions, views) for views in self._views]
         areas = masks.sum(axis=(1, 2))
         edges = (masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1])
         return {
             "summary": np.stack([self._best(whole) for whole, _ in similar], axis=1),
             "patches": np.stack([self._best(cells) for _, cells in similar], axis=1),
-            "colour": np.stack([self._best(histograms @ known.T) for known in self._colours], axis=1),
+            "colour": np.stack([self._best(np.sqrt(histograms) @ np.sqrt(known).T) for known in self._colours], axis=1),
+            "back_projection": speaking,
             "contrast": contrast[:, None],
             "border": -(np.concatenate(edges, axis=1).sum(axis=1) / np.sqrt(areas))[:, None],
             "size": np.log10(areas / masks[0].size)[:, None],

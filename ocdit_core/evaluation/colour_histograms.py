@@ -49,6 +49,19 @@ class ColourHistograms:
                 cube = np.moveaxis(np.asarray(smooth), 0, axis)
         return (cube / max(float(cube.sum()), 1e-12)).ravel()
 
+    @staticmethod
+    def ratios(objects: np.ndarray, image: np.ndarray, *, image_weight: float, rival_weight: float) -> np.ndarray:
+        """Return how much each colour speaks for each object, (O, bins) in 0 to 1 (Swain & Ballard, IJCV 1991).
+
+        Args:
+            objects: (O, bins) histograms.
+            image: (bins,) histogram of the image that they are looked for in.
+            image_weight: how much it speaks against a colour.
+            rival_weight: how much the other objects' histograms do.
+        """
+        against = image_weight * image + rival_weight * (objects.sum(axis=0) - objects)
+        return np.asarray(objects / (objects + against + 1e-6))
+
     def of_views(self, templates: ObjectTemplates) -> np.ndarray:
         """Return (V, bins) histograms of an object's views."""
         # The outermost pixels are mixed with the black around them.
