@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""How often the labelling mode names a region rightly (paper table 3): the truth's boxes or masks as a detector's.
+
+    python benchmarks/held_out_sets.py --out data/held_out_procedural
+    python benchmarks/labelling.py data/held_out_procedural
+
+Each image is asked for two thirds of the objects of its targets file, some of which are not there. Regions are the visible
+instances, to be named or, if nobody asked for the object, to be refused; and as many boxes of background, to be refused. Boxes are jittered by a tenth of their size; `--exact` leaves them as they are.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ocdit_core.data.frames import Frame
+from ocdit_core.data.opening import open_dataset
+from ocdit_core.errors import OcditError
+from ocdit_core.evaluation.targets import choose_targets, frames_of, image_key, names_of_objects
+from ocdit_core.inference.results import tight_box
+from ocdit_core.inference.segmenter import Segmenter
+from ocdit_core.inference.weights import recommended_settings
+from ocdit_core.inference.windows import Box
+from ocdit_core.objects.library import ObjectLibrary
+
+SEED = 0
+VISIBLE = 0.3
+
+
+def instances(frame: Frame) -> list[tuple[int, np.ndarray]]:
+    """Return the numbers and masks of the objects of which enough is seen."""
+    return [
+        (annotation.object_id, frame.mask(index).astype(bool))
+        for index, annotation in enumerate(frame.annotations)
+        if annotation.visible_fraction >= VISIBLE
+    ]
+
+
+def jittered(box: Box, size: tuple[int, int], rng: np.random.Generator) -> Box:
+    """Return the box with its edges moved by up to a tenth of its sides, inside the image."""
+    x, y, width, height = box
+    moves = rng.uniform(-0.1, 0.1, 4) * (width, height, width, height)
+    left, top = max(round(x + moves[0]), 0), max(round(y + moves[1]), 0)
+    right, bottom = min(round(x + width + moves[2]), size[1]), min(round(y + height + moves[3]), size[0])
+    return left, top, max(right - left, 1), max(bottom - top, 1)
+
+
+def background(masks: list[np.ndarray], size: tuple[int, int], rng: np.random.Generator) -> Box | None:
+    """Return a box of an instance's size in which no object is seen, None where chance finds none."""
+    taken = np.any(masks, axis=0)
+    for _ in range(50):
+        _, _, width, height = tight_box(masks[rng.integers(len(masks))])
+        x, y = (int(rng.integers(0, side - length + 1)) for side, length in ((size[1], width), (size[0], height)))
+        if not taken[y : y + height, x : x + width].any():
+            return x, y, width, height
+    return None
+
+
+def label_images(options: argparse.Namespace) -> tuple[dict[str, Counter[str]], float]:
+    """Return what came out for boxes and for masks, and the seconds that a region took."""
+    rng = np.random.default_rng(SEED)
+    counts: dict[str, Counter[str]] = {"boxes": Counter(), "masks": Counter()}
+    dataset = open_dataset(str(options.dataset), None)
+    targets = choose_targets(dataset, options.dataset / "targets.json")
+    targets = dict(list(targets.items())[: options.images])
+    library = ObjectLibrary(options.dataset / "library")
+    names = names_of_objects(library, options.dataset)
+    settings = recommended_settings(options.weights, overrides=options.settings)
+    segmenter = Segmenter.from_pretrained(options.weights, settings=settings)
+    seconds, regions_seen = 0.0, 0
+    for frame in frames_of(dataset, targets):
+        image, shown = frame.image(), instances(frame)
+        asked = [number for place, number in enumerate(targets[image_key(frame)]) if place % 3 != 2]
+        if not shown or not asked:
+            continue
+        segmenter.set_objects(library, [names[number] for number in asked])
+        size, masks = (image.shape[0], image.shape[1]), [mask for _, mask in shown]
+        boxes = [tight_box(mask) for mask in masks]
+        if not options.exact:
+            boxes = [jittered(box, size, rng) for box in boxes]
+        free = [box for box in (background(masks, size, rng) for _ in masks) if box is not None]
+        truth = [names[number] if number in asked else None for number, _ in shown]
+        for kind, regions in (("boxes", [*boxes, *free]), ("masks", masks)):
+            began = time.perf_counter()
+            labels = segmenter.label(image, regions)
+            seconds += time.perf_counter() - began
+            regions_seen += len(regions)
+            for index, label in enumerate(labels):
+                right = truth[index] if index < len(shown) else None
+                said = label.instance.object_id if label.instance else None
+                what = "target" if right else "other object" if index < len(shown) else "background"
+                counts[kind][what] += 1
+                counts[kind][f"{what} right"] += said == right
+                # Which target fits best, without the question whether any does.
+                if right:
+                    best = max(label.scores, key=lambda name: label.scores[name])
+                    counts[kind]["best right"] += label.scores[best] > 0 and best == right
+    return counts, seconds / max(regions_seen, 1)
+
+
+def main() -> int:
+    """Run the benchmark and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path, help="made by benchmarks/held_out_sets.py")
+    parser.add_argument("--weights", default="ocdit-tiny", help="embedded model or folder (default ocdit-tiny)")
+    parser.add_argument("--images", type=int, default=100, help="at most so many (default 100)")
+    parser.add_argument("--exact", action="store_true", help="boxes as the truth has them")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the inference")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    try:
+        counts, seconds = label_images(options)
+    except OcditError as error:
+        print(f"labelling.py: error: {error}", file=sys.stderr)
+        return 2
+    columns = (
+        ("targets named", "target right", "target"),
+        ("best target is right", "best right", "target"),
+        ("other objects refused", "other object right", "other object"),
+        ("background refused", "background right", "background"),
+    )
+    print(f"{'':<8}" + "".join(f"{title:>24}" for title, _, _ in columns))
+    for kind, count in counts.items():
+        print(f"{kind:<8}" + "".join(f"{f'{count[right]} of {count[all_]}':>24}" for _, right, all_ in columns))
+    print(f"{1000 * seconds:.0f} ms a region")
+    if options.json:
+        options.json.write_text(json.dumps(counts, indent=1), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
