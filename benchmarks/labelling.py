@@ -4,8 +4,9 @@
     python benchmarks/held_out_sets.py --out data/held_out_procedural
     python benchmarks/labelling.py data/held_out_procedural
 
-Each image is asked for two thirds of the objects of its targets file, some of which are not there. Regions are the visible
-instances, to be named or, if nobody asked for the object, to be refused; and as many boxes of background, to be refused. Boxes are jittered by a tenth of their size; `--exact` leaves them as they are.
+Each image is asked for two thirds of the objects of its targets file, some of which are not there. Regions are the
+visible instances, to be named or, if nobody asked for the object, to be refused; and as many boxes of background, to be
+refused. Boxes are jittered by a tenth of their size; `--exact` leaves them as they are.
 """
 
 import argparse
