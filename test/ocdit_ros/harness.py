@@ -159,7 +159,7 @@ class Client:
     def call(self, name, request=None, timeout=30.0):
         """Call a service; returns its reply and the seconds that it took."""
         client = self.services[name]
-        assert client.wait_for_service(timeout), f"no service {name}:\n{self.process.output}"
+        assert client.wait_for_service(STARTED_WITHIN), f"no service {name}:\n{self.process.output}"
         arrived = threading.Event()
         start = time.perf_counter()
         future = client.call_async(request or client.srv_type.Request())
