@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, noise_levels, posterior_mean, sample
+from ocdit_core.diffusion.samplers import Denoise, LevelOf, SamplerConfig, noise_levels, posterior_mean, sample
 from ocdit_core.models.denoiser import Conditioning
 
 
@@ -21,6 +21,7 @@ def sample_present(
     sampler: SamplerConfig,
     decode: Callable[[Tensor], Tensor],
     threshold: float,
+    level_of: LevelOf | None = None,
 ) -> Tensor:
     """Sample as `sample` does, without the objects that the first evaluation sees nowhere in a picture.
 
@@ -33,12 +34,13 @@ def sample_present(
         sampler: of more than one evaluation.
         decode: from latents (..., z, h, w) to probabilities (..., H, W).
         threshold: an object is seen where its decoded mean over the members exceeds this probability.
+        level_of: how D_theta takes noise levels.
 
     Returns:
         Latents of the shape of `noise`.
     """
     windows = conditioning.queries.shape[1]
-    first = posterior_mean(denoise_for(conditioning), noise, noise_levels(sampler)[0])
+    first = posterior_mean(denoise_for(conditioning), noise, noise_levels(sampler)[0], level_of)
     first, noise = (rearrange(x, "1 (w e) o ... -> w e o ...", w=windows) for x in (first, noise))
     seen = (decode(first.mean(1)).amax((-2, -1)) > threshold).cpu()
     latents = first.clone()
@@ -53,6 +55,7 @@ def sample_present(
             denoise_for(_part(conditioning, where, kept)),
             noise[place].flatten(0, 1)[None],
             sampler,
+            level_of=level_of,
             estimate=first[place].flatten(0, 1)[None],
         )
         latents[place] = found[0].unflatten(0, (len(where), -1))

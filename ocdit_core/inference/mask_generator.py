@@ -13,7 +13,12 @@ from torch import Tensor
 from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, sample
 from ocdit_core.inference.adaptive import MemberMean, member_groups, sample_present
 from ocdit_core.inference.clock import StageClock
-from ocdit_core.models.denoiser import Conditioning
+from ocdit_core.inference.evaluation import BatchedModel
+from ocdit_core.inference.memory import MemoryBudget, footprint
+from ocdit_core.inference.plain import PlainPath
+from ocdit_core.inference.precision import computes_in_half, half_context, prepared
+from ocdit_core.inference.settings import InferenceSettings
+from ocdit_core.models.mask_vae import DOWNSAMPLING
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet
 
 
@@ -37,16 +42,26 @@ class MaskGenerator:
         model: on `device`, in evaluation.
         device: where it runs.
         stage: put before the names of its stages in timings.
+        settings: how it computes.
     """
 
-    def __init__(self, model: OCDiT, device: torch.device, stage: str = "") -> None:
-        self.model = model
+    def __init__(
+        self, model: OCDiT, device: torch.device, stage: str = "", settings: InferenceSettings | None = None
+    ) -> None:
+        settings = settings or InferenceSettings()
+        self._half = computes_in_half(settings.precision, device)
+        self.model = prepared(model, half=self._half, compiled=settings.compile, device=device)
         self._device = device
         self._stage = stage
+        self._budget = MemoryBudget(device, settings.max_memory)
+        self._batched = BatchedModel(self.model, self._budget)
+        self._plain = PlainPath(self.model) if settings.plain else None
 
     def encode(self, canvases: np.ndarray, clock: StageClock) -> ImageFeatures:
         """(N, h, w, 3) uint8 RGB -> features of the N pictures."""
-        features = self.model.encode_image(self._to_tensor(canvases))
+        # The matching prior compares features that differ by little.
+        with half_context(self._device, self._half and self.model.prior is None):
+            features = self.model.encode_image(self._to_tensor(canvases))
         clock.lap(f"{self._stage}backbone")
         return features
 
@@ -77,36 +92,51 @@ class MaskGenerator:
             early_exit: see `InferenceSettings`.
             estimate: (B, W, O, z, h/16, w/16) latents, see `sample`.
         """
-        conditioning = self.model.condition(image, targets)
-        sets, windows, objects = conditioning.queries.shape[:3]
-        shape = (objects, self.model.config.vae.latent_channels, *conditioning.grid)
+        sets, objects = targets.tokens.object_indices.shape
+        windows, grid = image.features.shape[0] // sets, image.features.shape[2:]
+        shape = (objects, self.model.config.vae.latent_channels, *grid)
         shares = [(random, windows)] if isinstance(random, torch.Generator) else random
         parts = [torch.randn(sets, count, ensemble, *shape, generator=generator) for generator, count in shares]
         noise = torch.cat(parts, dim=1).to(self._device)
+        size = (DOWNSAMPLING * grid[0], DOWNSAMPLING * grid[1])
+        needs = footprint(self.model.config, objects=objects, image_size=size, half=self._half)
+        self._budget.refresh(kept=sets * windows * needs.window)
+        decode = self._batched.decoder(needs)
         mean = MemberMean(early_exit)
-        for members in member_groups(ensemble, early_exit):
-            group = noise[:, :, members]
-            if drop_absent > 0 and sampler.evaluations > 1 and estimate is None:
-                latents = sample_present(
-                    self._denoise, conditioning, group.flatten(1, 2), sampler, self.model.decode_masks, drop_absent
-                )
+        addition, maps = self.model.prior_part(image, targets)
+        with half_context(self._device, self._half):
+            denoise: Denoise
+            if self._plain is not None:
+                denoise, level_of = self._plain.denoise_for(image, targets, addition), None
             else:
-                start = None if estimate is None else estimate.repeat_interleave(group.shape[2], dim=1)
-                latents = sample(self._denoise(conditioning), group.flatten(1, 2), sampler, estimate=start)
-            clock.lap(f"{self._stage}sampling")
-            decoded = self.model.decode_masks(latents)
-            mean.add(*(rearrange(x, "b (w e) ... -> b w e ...", w=windows) for x in (decoded, latents)))
-            clock.lap(f"{self._stage}decoding")
-            if mean.done:
-                break
+                self._batched.prepare(sampler)
+                level_of = self._batched.level
+                conditioning = self.model.denoiser.condition(image.features, targets.tokens, addition, maps)
+                denoise = self._batched.denoise_for(conditioning, needs)
+            for members in member_groups(ensemble, early_exit):
+                group = noise[:, :, members]
+                if drop_absent > 0 and sampler.evaluations > 1 and estimate is None:
+                    latents = sample_present(
+                        lambda part: self._batched.denoise_for(part, needs),
+                        conditioning,
+                        group.flatten(1, 2),
+                        sampler,
+                        decode,
+                        drop_absent,
+                        level_of,
+                    )
+                else:
+                    start = None if estimate is None else estimate.repeat_interleave(group.shape[2], dim=1)
+                    latents = sample(denoise, group.flatten(1, 2), sampler, level_of=level_of, estimate=start)
+                clock.lap(f"{self._stage}sampling")
+                decoded = decode(latents)
+                mean.add(*(rearrange(x, "b (w e) ... -> b w e ...", w=windows) for x in (decoded.float(), latents)))
+                clock.lap(f"{self._stage}decoding")
+                if mean.done:
+                    break
         probabilities: np.ndarray = mean.probabilities.float().cpu().numpy()
         clock.lap(f"{self._stage}decoding")
         return Generated(probabilities=probabilities, latents=mean.latents)
-
-    def _denoise(self, conditioning: Conditioning) -> Denoise:
-        # One noise level for all members: what depends on it alone is computed once.
-        sets = conditioning.queries.shape[0]
-        return lambda x, sigma: self.model.denoiser(x, sigma.expand(sets, 1), conditioning)
 
     def _to_tensor(self, rgb: np.ndarray) -> Tensor:
         """(..., h, w, 3) uint8 -> (..., 3, h, w) in [0, 1]."""

@@ -51,13 +51,14 @@ class Segmenter:
         self.settings = settings or InferenceSettings()
         self.model_name = name
         self._device = pick_device(device)
-        self._model = model.to(self._device).eval().requires_grad_(False)
         self._objects: EncodedObjects | None = None
-        self._coarse = CoarseStage(MaskGenerator(self._model, self._device), self.settings)
+        generator = MaskGenerator(model, self._device, settings=self.settings)
+        self._model = generator.model
+        self._coarse = CoarseStage(generator, self.settings)
         self._refine: RefineStage | None = None
         if refine is not None and self.settings.refine.enabled:
-            refine = refine.to(self._device).eval().requires_grad_(False)
-            self._refine = RefineStage(MaskGenerator(refine, self._device, "refine_"), self.settings)
+            closer = MaskGenerator(refine, self._device, "refine_", self.settings)
+            self._refine = RefineStage(closer, self.settings)
         second = self._refine.model if self._refine is not None else None
         self._targets = TargetEncoder(self._model, second, self._device, self.settings, feature_cache)
         self._numbers = itertools.count(1)

@@ -9,6 +9,7 @@ from typing import Literal
 from ocdit_core.config import build, read_yaml
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import ConfigError
+from ocdit_core.inference.precision import Precision
 from ocdit_core.models.mask_vae import DOWNSAMPLING
 from ocdit_core.models.positions import MorePositions
 
@@ -122,6 +123,11 @@ class InferenceSettings:
         refine: of the refine stage.
         track: of `Segmenter.track`.
         seed: of the initial noise: the same image and targets give the same result.
+        precision: bfloat16 is faster on GPUs, and rounds: results differ a little.
+        compile: compile the denoiser first, which takes a minute or more for each number of objects and size of image.
+        max_memory: GiB that activations may take; members, windows and proposals run in as many batches as that needs.
+            0 takes what the device has free.
+        plain: compute as published, with nothing saved between evaluations: slow, the reference of the fast path.
     """
 
     image_size: tuple[int, int] | None = None
@@ -146,6 +152,10 @@ class InferenceSettings:
     refine: RefineSettings = field(default_factory=RefineSettings)
     track: TrackSettings = field(default_factory=TrackSettings)
     seed: int = 0
+    precision: Precision = "auto"
+    compile: bool = False
+    max_memory: float = 0.0
+    plain: bool = False
 
     def __post_init__(self) -> None:
         _check_size("image_size", self.image_size)
@@ -157,6 +167,10 @@ class InferenceSettings:
         for name in ("crops", "distractors", "merge_gap"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is negative; 0 is none")
+        if self.max_memory < 0:
+            raise ConfigError(f"max_memory: {self.max_memory} is negative; 0 takes what the device has free")
+        if self.plain and (self.compile or self.drop_absent > 0):
+            raise ConfigError("plain: computes as published, without compile and drop_absent")
         shares = (
             "early_exit",
             "drop_absent",

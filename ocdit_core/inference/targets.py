@@ -11,6 +11,7 @@ import torch
 
 from ocdit_core.errors import ConfigError
 from ocdit_core.inference.object_encoder import ObjectEncoder
+from ocdit_core.inference.precision import computes_in_half, half_context
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.models.ocdit import OCDiT, TargetSet, TemplateFeatures, join_templates
 from ocdit_core.models.positions import inference_positions
@@ -58,6 +59,7 @@ class TargetEncoder:
     ) -> None:
         self._coarse, self._refine = coarse, refine
         self._device, self._settings = device, settings
+        self._half = computes_in_half(settings.precision, device)
         self._coarse_encoder = ObjectEncoder(coarse, device, feature_cache)
         self._refine_encoder = ObjectEncoder(refine, device, feature_cache) if refine is not None else None
 
@@ -74,11 +76,13 @@ class TargetEncoder:
         runs = []
         for positions in inference_positions(self._settings.positions, len(encoded), self._capacity):
             run, encoded = encoded[: len(positions)], encoded[len(positions) :]
-            runs.append(self._coarse.encode_targets(join_templates(run), positions[None].to(self._device)))
+            with half_context(self._device, self._half):
+                runs.append(self._coarse.encode_targets(join_templates(run), positions[None].to(self._device)))
         singles = None
         if self._refine is not None and self._refine_encoder is not None:
             parts = self._features(self._refine_encoder, self._refine, library, names)
-            singles = self._refine.encode_targets(join_templates(parts, one_set=False))
+            with half_context(self._device, self._half):
+                singles = self._refine.encode_targets(join_templates(parts, one_set=False))
         return EncodedObjects(object_ids=names, runs=tuple(runs), singles=singles)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -143,6 +143,7 @@ class Denoiser(nn.Module):
         self.head = Head(config.width, latents)
         # eq. (6): u(sigma)
         self.log_variance = nn.Sequential(FourierFeatures(128), nn.Linear(128, 1))
+        self._compiled: Callable[..., tuple[Tensor, Tensor, Tensor | None]] | None = None
         option = config.representation
         self.projection = Projection(config.width, option.hidden, features) if option and option.projection else None
         self.presence = (
@@ -260,22 +261,48 @@ class Denoiser(nn.Module):
                 presence = latents.new_zeros(*latents.shape[:3], len(self.presence.mean))
             tokens = torch.cat([tokens, self.presence.tokens_in(presence, sigma).to(tokens.dtype)], dim=3)
 
-        middle = None
-        of_all = zip(self._blocks(), of_blocks, conditioning.templates, strict=True)
-        for count, (block, noise, templates) in enumerate(of_all, start=1):
-            if self.config.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, noise, templates, use_reentrant=False)
-            else:
-                tokens = block(tokens, noise, templates)
-            if self.projection is not None and self.training and count == self._middle_block():
-                middle = tokens[:, :, :, :cells]
-
-        raw = self.head(tokens[:, :, :, :cells], of_head)
+        transform = self._compiled or self.transform
+        raw, tokens, middle = transform(tokens, of_blocks, of_head, conditioning.templates, cells)
         raw = rearrange(raw, "b e o (h w) z -> b e o z h w", h=conditioning.grid[0])
         if self.presence is not None and presence is not None:
             presence = self.presence.denoised(tokens[:, :, :, cells:], presence, sigma, noise_embedding)
         # eq. (5)
         return Denoised(latents=c_skip * latents + c_out * raw, presence=presence, middle=middle)
+
+    def transform(
+        self,
+        tokens: Tensor,
+        of_blocks: Sequence[Tensor | BlockLevel],
+        of_head: Tensor | Folded,
+        templates: Sequence[KeysValues],
+        cells: int,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run blocks and head: all of the network that costs.
+
+        Args:
+            tokens: (B, E, O, P, D), of which the first `cells` of each object are queries.
+            of_blocks: noise embedding or level for each block.
+            of_head: likewise for the head.
+            templates: keys and values for each block.
+            cells: h w.
+
+        Returns:
+            (B, E, O, h w, z) F_theta; (B, E, O, P, D) tokens after the last block; those in the middle, see `Denoised`.
+        """
+        middle = None
+        of_all = zip(self._blocks(), of_blocks, templates, strict=True)
+        for count, (block, noise, memory) in enumerate(of_all, start=1):
+            if self.config.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, noise, memory, use_reentrant=False)
+            else:
+                tokens = block(tokens, noise, memory)
+            if self.projection is not None and self.training and count == self._middle_block():
+                middle = tokens[:, :, :, :cells]
+        return self.head(tokens[:, :, :, :cells], of_head), tokens, middle
+
+    def compile_transformer(self, mode: str) -> None:
+        """Compile `transform`, for inference: with the mode of torch.compile."""
+        self._compiled = torch.compile(self.transform, mode=mode)
 
     def _middle_block(self) -> int:
         assert self.config.representation is not None

@@ -17,7 +17,7 @@ from ocdit_core.models.checkpoint import read_checkpoint, write_checkpoint
 from ocdit_core.models.colour_statistics import SUBCELL
 from ocdit_core.models.denoiser import Conditioning, Denoiser, DenoiserConfig, TargetTokens
 from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAE, MaskVAEConfig
-from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig
+from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig, PriorMaps
 from ocdit_core.models.positions import inference_positions
 from ocdit_core.models.representation import target_crops
 
@@ -91,7 +91,7 @@ class TargetSet:
     templates: TemplateFeatures
 
     def select(self, chosen: Tensor) -> TargetSet:
-        """Return a batch of those of its sets whose indices are in `chosen`, (B,) int64 on the CPU; the same may come twice."""
+        """Return a batch of those of its sets whose indices are in `chosen`, (B,) int64 on the CPU, perhaps twice."""
         sets, objects = self.tokens.object_indices.shape
         if torch.equal(chosen, torch.arange(sets)):
             return self
@@ -210,15 +210,19 @@ class OCDiT(nn.Module):
             image: of B W windows, W of each of B images.
             targets: B sets.
         """
-        sets, windows = targets.tokens.object_indices.shape[0], image.features.shape[0]
-        addition, maps = None, None
-        if self.prior is not None:
-            descriptors = targets.templates.descriptors
-            if windows != sets:
-                descriptors = tuple(d.repeat_interleave(windows // sets, dim=0) for d in descriptors)
-            maps = self.prior(image.descriptors, descriptors)
-            addition = self.prior.query_part(maps, self._draft(maps.logits))
+        addition, maps = self.prior_part(image, targets)
         return self.denoiser.condition(image.features, targets.tokens, addition, maps)
+
+    def prior_part(self, image: ImageFeatures, targets: TargetSet) -> tuple[Tensor | None, PriorMaps | None]:
+        """Return what the matching prior adds to the query tokens, (B W, O, h w, D), and what it found; or None."""
+        if self.prior is None:
+            return None, None
+        sets, windows = targets.tokens.object_indices.shape[0], image.features.shape[0]
+        descriptors = targets.templates.descriptors
+        if windows != sets:
+            descriptors = tuple(d.repeat_interleave(windows // sets, dim=0) for d in descriptors)
+        maps = self.prior(image.descriptors, descriptors)
+        return self.prior.query_part(maps, self._draft(maps.logits)), maps
 
     @torch.no_grad()
     def _draft(self, logits: Tensor) -> Tensor:

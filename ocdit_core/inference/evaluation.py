@@ -1,0 +1,95 @@
+"""Evaluations of a network in batches that fit into memory, and the noise levels that they share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, noise_levels
+from ocdit_core.inference.memory import Footprint, MemoryBudget
+from ocdit_core.models.denoiser import Conditioning, NoiseLevel
+from ocdit_core.models.ocdit import OCDiT
+
+
+class BatchedModel:
+    """A model's denoiser and decoder, in batches as large as memory allows.
+
+    Args:
+        model: in evaluation.
+        budget: of memory.
+    """
+
+    def __init__(self, model: OCDiT, budget: MemoryBudget) -> None:
+        self._model = model
+        self._budget = budget
+        self._levels: dict[float, NoiseLevel] = {}
+
+    def prepare(self, sampler: SamplerConfig) -> None:
+        """Compute ahead what depends on the sampler's noise levels alone, once for all images."""
+        missing = [sigma for sigma in noise_levels(sampler) if sigma not in self._levels]
+        if missing:
+            found = self._model.denoiser.levels(missing)
+            self._levels = self._levels | dict(zip(missing, found, strict=True))
+
+    def level(self, sigma: float) -> NoiseLevel:
+        """Return what depends on a noise level alone; it has been prepared."""
+        return self._levels[sigma]
+
+    def denoise_for(self, conditioning: Conditioning, footprint: Footprint) -> Denoise:
+        """Return D_theta, given a conditioning; its noise levels are those of `level`."""
+        return lambda x, level: self._denoise(x, level, conditioning, footprint.evaluation)
+
+    def _denoise(self, x: Tensor, level: NoiseLevel, conditioning: Conditioning, piece: int) -> Tensor:
+        """(B, W E, O, z, h, w) -> the same shape."""
+        units, most = x.shape[0] * x.shape[1], self._budget.most(piece)
+        if units <= most:
+            found = self._budget.run(units, piece, lambda: self._model.denoiser(x, level, conditioning))
+            return self._denoise(x, level, conditioning, piece) if found is None else found
+        sets, windows = conditioning.queries.shape[:2]
+        members = x.shape[1] // windows
+        if sets > 1:
+            axis, size, step = 0, sets, max(most // x.shape[1], 1)
+        elif windows > 1:
+            axis, size, step = 1, windows, max(most // members, 1)
+        else:
+            axis, size, step = 1, members, most
+        parts = []
+        for begin in range(0, size, step):
+            chosen = slice(begin, begin + step)
+            if sets > 1:
+                part, own = x[chosen], _some_sets(conditioning, chosen)
+            elif windows > 1:
+                part = x[:, begin * members : (begin + step) * members]
+                own = dataclasses.replace(conditioning, queries=conditioning.queries[:, chosen])
+            else:
+                part, own = x[:, chosen], conditioning
+            parts.append(self._denoise(part, level, own, piece))
+        return torch.cat(parts, dim=axis)
+
+    def decode(self, latents: Tensor, footprint: Footprint) -> Tensor:
+        """Standardised latents (..., z, h, w) -> probabilities (..., 16 h, 16 w)."""
+        return self._decode(latents.flatten(0, -4), footprint.mask).unflatten(0, latents.shape[:-3])
+
+    def decoder(self, footprint: Footprint) -> Callable[[Tensor], Tensor]:
+        """Return `decode` for one footprint."""
+        return lambda latents: self.decode(latents, footprint)
+
+    def _decode(self, latents: Tensor, piece: int) -> Tensor:
+        most = self._budget.most(piece)
+        if len(latents) <= most:
+            found = self._budget.run(len(latents), piece, lambda: self._model.vae.decode(latents))
+            return self._decode(latents, piece) if found is None else found
+        return torch.cat([self._decode(part, piece) for part in latents.split(most)])
+
+
+def _some_sets(conditioning: Conditioning, chosen: slice) -> Conditioning:
+    objects = conditioning.queries.shape[2]
+    rows = slice(chosen.start * objects, chosen.stop * objects)
+    return dataclasses.replace(
+        conditioning,
+        queries=conditioning.queries[chosen],
+        templates=tuple((keys[rows], values[rows]) for keys, values in conditioning.templates),
+    )
