@@ -9,7 +9,7 @@ https://github.com/thodan/bop_toolkit/blob/master/scripts/eval_bop22_coco.py
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -56,14 +56,56 @@ class Selection:
     results: Callable[[ImageRecord, TargetRecord], NDArray[np.bool_]]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pool:
+    """The D results for one object over all I images, by falling score; equal scores in the order of the images.
+
+    Attributes:
+        right: (T, D) whether a result matches an instance, at each threshold.
+        wrong: (T, D) whether it matches none; ignored ones are neither.
+        images: (D,) place of each result's image among the records.
+        instances: (I,) how many were to be found in each image.
+    """
+
+    right: NDArray[np.bool_]
+    wrong: NDArray[np.bool_]
+    images: NDArray[np.int64]
+    instances: NDArray[np.int64]
+
+    def average_precision(self, weights: NDArray[np.int64] | None = None) -> AveragePrecision | None:
+        """Return the values of this object, None where no instance is to be found.
+
+        Args:
+            weights: (I,) how often each image counts; default: once. What comes out is the same as with copies of
+                records in their place, without matching anew.
+        """
+        if weights is None:
+            weights = np.ones(len(self.instances), np.int64)
+        instances = int(weights @ self.instances)
+        if not instances:
+            return None
+        precision, recall = np.zeros((len(self.right), len(RECALLS))), np.zeros(len(self.right))
+        if len(self.images):
+            often = weights[self.images]
+            precision, recall = curves(self.right * often, self.wrong * often, instances)
+        return AveragePrecision(
+            ap=float(precision.mean()),
+            ap50=float(precision[AT_50].mean()),
+            ap75=float(precision[AT_75].mean()),
+            ar=float(recall.mean()),
+            instances=instances,
+        )
+
+
 @dataclass(kw_only=True)
-class _Pool:
-    """The results for one object over all images, in the order of the images."""
+class _Parts:
+    """What a pool is put together from, in the order of the images."""
 
     scores: list[NDArray[np.float64]] = field(default_factory=list)
-    matched: list[NDArray[np.bool_]] = field(default_factory=list)
-    ignored: list[NDArray[np.bool_]] = field(default_factory=list)
-    instances: int = 0
+    right: list[NDArray[np.bool_]] = field(default_factory=list)
+    wrong: list[NDArray[np.bool_]] = field(default_factory=list)
+    images: list[NDArray[np.int64]] = field(default_factory=list)
+    instances: Counter[int] = field(default_factory=Counter)
 
 
 class Matches:
@@ -102,18 +144,29 @@ class Matches:
         Args:
             chosen: a part of instances and results, see `by_area` and `by_visibility`; default: all.
         """
-        pools: dict[int, _Pool] = defaultdict(_Pool)
-        for record in self.records:
-            for target in record.targets:
-                self._add(pools[target.object_id], record, target, chosen)
-        each = {number: self._summary(pool) for number, pool in sorted(pools.items()) if pool.instances}
-        return _mean(each.values()), each
+        pools = self.pools(chosen).items()
+        each = {number: value for number, pool in pools if (value := pool.average_precision()) is not None}
+        return mean_of_objects(each.values()), each
 
-    def _add(self, pool: _Pool, record: ImageRecord, target: TargetRecord, chosen: Selection | None) -> None:
+    def pools(self, chosen: Selection | None = None) -> dict[int, Pool]:
+        """Return the results for each object, by ascending number.
+
+        Args:
+            chosen: a part of instances and results; default: all.
+        """
+        parts: dict[int, _Parts] = defaultdict(_Parts)
+        for image, record in enumerate(self.records):
+            for target in record.targets:
+                self._add(parts[target.object_id], image, record, target, chosen)
+        return {number: self._pool(part) for number, part in sorted(parts.items())}
+
+    def _add(
+        self, parts: _Parts, image: int, record: ImageRecord, target: TargetRecord, chosen: Selection | None
+    ) -> None:
         ignored = target.ignored
         if chosen is not None:
             ignored = ignored | ~chosen.truths(record, target)
-        pool.instances += int(np.count_nonzero(~ignored))
+        parts.instances[image] += int(np.count_nonzero(~ignored))
         if not len(target.scores):
             return
         partners = self.of(target, ignored)
@@ -122,33 +175,32 @@ class Matches:
         outside = np.append(ignored, False)[partners]
         if chosen is not None:
             outside |= ~matched & ~chosen.results(record, target)
-        pool.scores.append(target.scores)
-        pool.matched.append(matched)
-        pool.ignored.append(outside)
+        parts.scores.append(target.scores)
+        parts.right.append(matched & ~outside)
+        parts.wrong.append(~matched & ~outside)
+        parts.images.append(np.full(len(target.scores), image))
 
-    def _summary(self, pool: _Pool) -> AveragePrecision:
-        precision = np.zeros((len(self.thresholds), len(RECALLS)))
-        recall = np.zeros(len(self.thresholds))
-        if pool.scores:
-            matched, counted = np.hstack(pool.matched), ~np.hstack(pool.ignored)
-            order = np.argsort(-np.concatenate(pool.scores), kind="stable")
-            precision, recall = curves((matched & counted)[:, order], (~matched & counted)[:, order], pool.instances)
-        return AveragePrecision(
-            ap=float(precision.mean()),
-            ap50=float(precision[AT_50].mean()),
-            ap75=float(precision[AT_75].mean()),
-            ar=float(recall.mean()),
-            instances=pool.instances,
+    def _pool(self, parts: _Parts) -> Pool:
+        instances = np.array([parts.instances[image] for image in range(len(self.records))], np.int64)
+        if not parts.scores:
+            nothing = np.zeros((len(self.thresholds), 0), bool)
+            return Pool(right=nothing, wrong=nothing, images=np.zeros(0, np.int64), instances=instances)
+        order = np.argsort(-np.concatenate(parts.scores), kind="stable")
+        return Pool(
+            right=np.hstack(parts.right)[:, order],
+            wrong=np.hstack(parts.wrong)[:, order],
+            images=np.concatenate(parts.images)[order],
+            instances=instances,
         )
 
 
 def curves(
-    right: NDArray[np.bool_], wrong: NDArray[np.bool_], instances: int
+    right: NDArray[np.int64], wrong: NDArray[np.int64], instances: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return (T, 101) precision at the recalls 0, 0.01 ... 1, and (T,) the recall that is reached.
 
     Args:
-        right: (T, D) results that match an instance, by falling score.
+        right: (T, D) results that match an instance, by falling score: how often each of them counts.
         wrong: (T, D) those that match none; ignored ones are neither.
         instances: how many there were to be found, above 0.
     """
@@ -216,8 +268,8 @@ class _Matcher:
         return np.asarray(result["dtMatches"], np.int64) - 1
 
 
-def _mean(values: Iterable[AveragePrecision]) -> AveragePrecision:
-    """Every object counts the same, however many instances it has."""
+def mean_of_objects(values: Iterable[AveragePrecision]) -> AveragePrecision:
+    """Return the mean: every object counts the same, however many instances it has."""
     values = list(values)
     means = {
         name: float(np.mean([getattr(value, name) for value in values])) if values else float("nan")

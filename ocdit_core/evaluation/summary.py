@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -177,19 +177,24 @@ def table(metrics: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _counts(records: Sequence[ImageRecord], threshold: float) -> tuple[Counts, dict[int, Counts]]:
+def counts_of(records: Sequence[ImageRecord], threshold: float) -> Iterator[tuple[int, int, Counts]]:
+    """Yield the counts of each image and object: place of the image in the records, obj_id, counts."""
     matches = Matches(records, np.concatenate([ANY_OVERLAP, [0.5]]))
-    total = Counts()
-    by_object: dict[int, Counts] = defaultdict(Counts)
-    for record in records:
+    for image, record in enumerate(records):
         for target in record.targets:
             if len(target.scores):
                 at_any, at_half = matches.of(target, target.ignored)
             else:
                 at_any = at_half = np.empty(0, np.int64)
-            counts = count(target, threshold, at_half, at_any)
-            total.add(counts)
-            by_object[target.object_id].add(counts)
+            yield image, target.object_id, count(target, threshold, at_half, at_any)
+
+
+def _counts(records: Sequence[ImageRecord], threshold: float) -> tuple[Counts, dict[int, Counts]]:
+    total = Counts()
+    by_object: dict[int, Counts] = defaultdict(Counts)
+    for _, number, counts in counts_of(records, threshold):
+        total.add(counts)
+        by_object[number].add(counts)
     return total, by_object
 
 
