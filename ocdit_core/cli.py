@@ -9,11 +9,22 @@ import sys
 from collections.abc import Sequence
 
 from ocdit_core import __version__
-from ocdit_core.commands import capture, compare, evaluate, export, inspect, objects, render, segment, synthesize
+from ocdit_core.commands import (
+    benchmark,
+    capture,
+    compare,
+    evaluate,
+    export,
+    inspect,
+    objects,
+    render,
+    segment,
+    synthesize,
+)
 from ocdit_core.errors import OcditError
 
 # Each adds its own arguments and names its function; none imports a heavy package before it runs.
-COMMANDS = (render, capture, objects, segment, synthesize, inspect, evaluate, compare, export)
+COMMANDS = (render, capture, objects, segment, synthesize, inspect, evaluate, compare, benchmark, export)
 
 EPILOG = """\
 a first try:

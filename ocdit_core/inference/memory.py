@@ -61,9 +61,9 @@ def footprint(config: OCDiTConfig, *, objects: int, image_size: tuple[int, int],
     """
     denoiser = config.denoiser
     tokens = objects * math.prod(side // DOWNSAMPLING for side in image_size)
-    # The residual stream, normalised tokens, and the MLP's hidden channels before and after its GELU.
-    hidden = denoiser.mlp_ratio * 2
-    floats = tokens * denoiser.width * ((2.5 + hidden / 2) if half else (2 + hidden))
+    # The residual stream of two blocks, normalised tokens, and the MLP's hidden channels before and after its GELU.
+    hidden = 2 * denoiser.mlp_ratio
+    floats = tokens * denoiser.width * (3.5 + hidden * (0.5 if half else 1))
     return Footprint(
         evaluation=round(4 * floats),
         mask=round(4 * _decoder_floats(config, math.prod(image_size)) * (0.75 if half else 1)),

@@ -1,0 +1,207 @@
+"""`ocdit benchmark`: how long segmentation takes on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ocdit_core.commands.common import add_command, positive, print_table
+from ocdit_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ocdit_core.inference.benchmark import Case, Measured
+    from ocdit_core.inference.settings import InferenceSettings
+
+EXAMPLES = """\
+  ocdit benchmark
+  ocdit benchmark --full --plot latency.png --json latency.json
+  ocdit benchmark --sizes paper --device cuda --objects 8 --ensembles 1 4 16 sampler.steps=9
+  ocdit benchmark --sizes small --image-sizes 224x224 --objects 1 4 --threads 2
+
+Times are medians of one picture, in milliseconds. "plain" computes as published, with nothing saved between
+evaluations; both are measured in turn, so that their ratio holds on a busy machine too. "floor" is the share of the
+time that the bare arithmetic would take at the rate of a large matrix product.
+"""
+
+QUICK = {"objects": (1, 4, 8), "ensembles": (1, 4)}
+FULL = {"objects": (1, 4, 8, 16, 24), "ensembles": (1, 4, 16)}
+_POST_PROCESSING = ("proposals", "instances")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = add_command(subparsers, "benchmark", "measure how long segmentation takes on this machine", EXAMPLES)
+    parser.add_argument("--weights", default="ocdit-tiny", help="an embedded model's name or a folder (ocdit-tiny)")
+    parser.add_argument("--sizes", choices=("small", "guide", "paper"), help="random weights of these sizes instead")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of the CPU (default: torch's choice)")
+    parser.add_argument("--full", action="store_true", help="up to 24 objects and ensembles of 16; takes its time")
+    parser.add_argument("--objects", type=positive, nargs="+", metavar="N", help="numbers of target objects")
+    parser.add_argument("--ensembles", type=positive, nargs="+", metavar="N", help="sizes of the ensemble")
+    parser.add_argument("--image-sizes", type=_size, nargs="+", metavar="HxW", help="that the network sees")
+    parser.add_argument("--repeats", type=positive, default=3, metavar="N", help="of each measurement (default: 3)")
+    parser.add_argument("--no-plain", action="store_true", help="leave out the plain path")
+    parser.add_argument(
+        "--peak-tflops", type=float, metavar="RATE", help="of the device (default: measured by a matrix product)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a chart there (needs matplotlib)")
+    parser.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="settings of the inference: sampler.steps=9 ..."
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure; returns 0."""
+    import torch
+
+    from ocdit_core.files import write_text
+    from ocdit_core.inference import benchmark
+    from ocdit_core.inference.precision import computes_in_half
+    from ocdit_core.inference.weights import find_weights, refine_weights
+    from ocdit_core.models.device import pick_device
+    from ocdit_core.models.ocdit import OCDiT
+
+    if arguments.plot:
+        _require_matplotlib()
+    device = pick_device(arguments.device)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    settings = _settings(arguments)
+    refine = None
+    if arguments.sizes:
+        model = benchmark.random_model(arguments.sizes)
+    else:
+        folder = find_weights(arguments.weights)
+        model, second = OCDiT.from_pretrained(folder), refine_weights(folder)
+        refine = OCDiT.from_pretrained(second) if second and settings.refine.enabled else None
+    half = computes_in_half(settings.precision, device)
+    peak = arguments.peak_tflops or benchmark.peak_tflops(device, torch.bfloat16 if half else torch.float32)
+    header: dict[str, Any] = {
+        "model": arguments.sizes or arguments.weights,
+        "precision": "bfloat16" if half else "float32",
+        **benchmark.machine(device),
+        "peak_tflops": round(peak, 4),
+        "evaluations": settings.sampler.evaluations,
+    }
+    print(", ".join(f"{key} {value}" for key, value in header.items() if value is not None))
+    cases = _cases(arguments, settings.image_size or model.config.image_size)
+    from tqdm import tqdm
+
+    work = benchmark.measure(
+        model,
+        cases,
+        settings,
+        device=str(device),
+        repeats=arguments.repeats,
+        peak=peak,
+        plain=not arguments.no_plain,
+        refine=refine,
+    )
+    measured = list(tqdm(work, total=len(cases), desc="measuring", unit="case", disable=None))
+    print_table(*table(measured))
+    if arguments.json:
+        rows = [dataclasses.asdict(one) for one in measured]
+        write_text(arguments.json, json.dumps({"machine": header, "cases": rows}, indent=1) + "\n")
+    if arguments.plot:
+        plot(measured, header, arguments.plot)
+    return 0
+
+
+def table(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the printed table; times in milliseconds."""
+    header = ["objects", "ensemble", "size", "encode", "backbone", "sampling", "decoding", "post", "refine", "total"]
+    header += ["plain", "ratio", "GFLOP", "floor"]
+    rows = []
+    for one in measured:
+        stages, total = grouped(one.stages), one.stages["total"]
+        cells = [str(one.case.objects), str(one.case.ensemble), "x".join(map(str, one.case.image_size))]
+        cells += [f"{1000 * seconds:.1f}" for seconds in (one.encoding, *stages.values(), total)]
+        plain = one.plain["total"] if one.plain else None
+        cells += [f"{1000 * plain:.1f}", f"{plain / total:.2f}"] if plain else ["-", "-"]
+        rows.append([*cells, f"{1000 * one.tflop:.1f}", f"{100 * one.floor / total:.0f}%"])
+    return header, rows
+
+
+def grouped(stages: dict[str, float]) -> dict[str, float]:
+    """Return the seconds of the stages as they are shown: post-processing together, all of refine together."""
+    shown = {stage: stages.get(stage, 0.0) for stage in ("backbone", "sampling", "decoding")}
+    shown["post-processing"] = sum(stages.get(stage, 0.0) for stage in _POST_PROCESSING)
+    shown["refine"] = sum(seconds for stage, seconds in stages.items() if stage.startswith("refine_"))
+    return shown
+
+
+def plot(measured: Sequence[Measured], header: dict[str, Any], path: Path) -> None:
+    """Draw each case as a bar of its stages, with the plain path beside it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(1.5 + 0.9 * len(measured), 4.5), layout="constrained")
+    places = range(len(measured))
+    bottom = [0.0] * len(measured)
+    for stage in grouped(measured[0].stages):
+        heights = [1000 * grouped(one.stages)[stage] for one in measured]
+        if any(heights):
+            axes.bar(places, heights, 0.4, bottom=bottom, label=stage)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    if all(one.plain for one in measured):
+        heights = [1000 * (one.plain or {})["total"] for one in measured]
+        axes.bar([place + 0.4 for place in places], heights, 0.35, color="0.8", label="plain, all stages")
+    names = [f"{c.objects} x {c.ensemble}\n{c.image_size[0]}x{c.image_size[1]}" for c in (m.case for m in measured)]
+    axes.set_xticks([place + 0.2 for place in places], names, fontsize=8)
+    axes.set_xlabel("objects x ensemble, size of the image")
+    axes.set_ylabel("milliseconds a picture")
+    axes.set_title(f"{header['model']} on {header['device']}, {header['precision']}", fontsize=10)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _cases(arguments: argparse.Namespace, image_size: tuple[int, int]) -> list[Case]:
+    """All numbers of objects, then all ensembles, then all sizes: each beside the first of the others."""
+    from ocdit_core.inference.benchmark import Case
+
+    chosen = FULL if arguments.full else QUICK
+    objects = arguments.objects or chosen["objects"]
+    ensembles = arguments.ensembles or chosen["ensembles"]
+    smaller = tuple(max(side // 32, 1) * 16 for side in image_size)
+    sizes = arguments.image_sizes or [image_size, (smaller[0], smaller[1])]
+    few = objects[min(1, len(objects) - 1)]
+    cases = [Case(objects=count, ensemble=ensembles[0], image_size=sizes[0]) for count in objects]
+    cases += [Case(objects=few, ensemble=count, image_size=sizes[0]) for count in ensembles[1:]]
+    return cases + [Case(objects=few, ensemble=ensembles[0], image_size=size) for size in sizes[1:]]
+
+
+def _settings(arguments: argparse.Namespace) -> InferenceSettings:
+    from ocdit_core.config import apply_overrides, build
+    from ocdit_core.inference.settings import InferenceSettings
+    from ocdit_core.inference.weights import recommended_settings
+
+    settings = InferenceSettings() if arguments.sizes else recommended_settings(arguments.weights)
+    return build(InferenceSettings, apply_overrides(dataclasses.asdict(settings), arguments.settings))
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    try:
+        size = (int(height), int(width))
+    except ValueError:
+        size = (0, 0)
+    if any(side < 16 or side % 16 for side in size):
+        raise argparse.ArgumentTypeError(f"{text} is not HEIGHTxWIDTH, both multiples of 16: 480x640")
+    return size
+
+
+def _require_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ConfigError("--plot needs matplotlib: pip install matplotlib") from None

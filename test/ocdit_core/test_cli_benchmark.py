@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from ocdit_core import cli
+
+
+def test_benchmark_prints_a_table_and_writes_its_figures(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    figures, chart = tmp_path / "figures.json", tmp_path / "chart.png"
+    arguments = ["--objects", "1", "2", "--ensembles", "1", "2", "--image-sizes", "64x96", "--repeats", "1"]
+    assert cli.main(["benchmark", *arguments, "--json", str(figures), "--plot", str(chart), "sampler.steps=2"]) == 0
+    header, titles, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("model ocdit-tiny, precision float32, device ")
+    assert titles.split()[:3] == ["objects", "ensemble", "size"]
+    assert [row.split()[:3] for row in rows] == [["1", "1", "64x96"], ["2", "1", "64x96"], ["2", "2", "64x96"]]
+    found = json.loads(figures.read_text())
+    assert found["machine"]["evaluations"] == 3
+    one, two, ensemble = found["cases"]
+    for case in found["cases"]:
+        assert {"backbone", "sampling", "decoding", "instances", "total"} <= set(case["stages"])
+        assert sum(case["stages"].values()) <= 2.01 * case["stages"]["total"]
+        assert case["plain"]["total"] > 0
+        assert case["encoding"] > 0
+        assert 0 < case["floor"] < case["stages"]["total"]
+    # Every object and every member adds its own arithmetic.
+    assert one["tflop"] < two["tflop"] < ensemble["tflop"] < 2 * two["tflop"] + 1
+    assert chart.stat().st_size > 5000
+
+
+def test_benchmark_without_the_plain_path(capsys):
+    arguments = ["--objects", "1", "--ensembles", "1", "--image-sizes", "64x96", "--repeats", "1", "--no-plain"]
+    assert cli.main(["benchmark", *arguments, "--peak-tflops", "2"]) == 0
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert "peak_tflops 2.0" in header
+    assert row.split()[-4:-2] == ["-", "-"]
+
+
+def test_sizes_that_are_none_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["benchmark", "--image-sizes", "100x100"])
+    assert "100x100 is not HEIGHTxWIDTH, both multiples of 16" in capsys.readouterr().err
