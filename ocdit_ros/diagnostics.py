@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -83,14 +83,14 @@ class CameraReport:
     Attributes:
         name: "" for the only one.
         topic: resolved name of its images.
-        unheard: why none can come in, or "".
+        unheard: tells why none can come in, or "".
         monitor: what has happened.
         counters: of its frames.
     """
 
     name: str
     topic: str
-    unheard: str
+    unheard: Callable[[], str]
     monitor: CameraMonitor
     counters: Counters
 
@@ -182,7 +182,8 @@ def _condition(report: NodeReport, camera: CameraReport) -> str:
         return ""
     silence = report.now - camera.monitor.received_at
     if silence > report.stale_after:
-        return f"no image on {camera.topic} for {silence:.1f} s" + (f": {camera.unheard}" if camera.unheard else "")
+        reason = camera.unheard()
+        return f"no image on {camera.topic} for {silence:.1f} s" + (f": {reason}" if reason else "")
     if camera.monitor.stale and report.now - camera.monitor.stale[1] < 2.0:
         return (
             f"images on {camera.topic} are discarded: {camera.monitor.stale[0]:.1f} s old, max_age {report.max_age:g} s"

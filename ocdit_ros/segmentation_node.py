@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import threading
 import time
@@ -252,7 +253,7 @@ class SegmentationNode(LifecycleNode):
                 diagnostics.CameraReport(
                     name=name,
                     topic=camera.topic(settings),
-                    unheard=camera.unheard(settings),
+                    unheard=functools.partial(camera.unheard, settings),
                     monitor=camera.monitor,
                     counters=counters.get(name, Counters()),
                 )

@@ -35,7 +35,8 @@ assert STATES["configure"] == Transition.TRANSITION_CONFIGURE
 
 def busy_factor():
     """By how much a machine whose cores others have taken may be slower than what is promised."""
-    return 1 if os.getloadavg()[0] < (os.cpu_count() or 1) else 5
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return 1 if load < 1 else 2 * load + 3
 
 
 class NodeProcess:

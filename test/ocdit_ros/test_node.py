@@ -101,7 +101,7 @@ def test_bad_images_are_reported_and_the_node_goes_on(active):
     active.diagnostics.clear()
     for message in bad:
         needle = f"'{message.encoding}'" if message.encoding != "rgb8" else "rgb8"
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while not any(level == DiagnosticStatus.ERROR and needle in text for level, text, _ in active.statuses()):
             assert time.monotonic() < deadline, f"{needle} is not in /diagnostics"
             active.camera.publish(message)
@@ -176,7 +176,7 @@ def test_one_given_image(active):
 def test_overlay_and_mask_when_asked_for(active):
     active.listen_to_overlay()
     assert active.set_parameter("mask_object", "mug").successful
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while not (active.overlays and active.masks):
         assert time.monotonic() < deadline
         active.segment_one(active.make_image(f"drawn {time.monotonic()}"))
@@ -211,7 +211,7 @@ def test_a_calibration_that_is_late_is_passed_on_as_well(active):
 
 def test_the_calibration_comes_in_step_with_the_masks(active):
     camera_info = active.node.create_publisher(CameraInfo, "/camera_info", 5)
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while camera_info.get_subscription_count() == 0:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -10,10 +10,13 @@ from assets import make_library, make_untrained_model
 from diagnostic_msgs.msg import DiagnosticStatus
 from harness import NODE, STARTED_WITHIN, STATES, Client, NodeProcess, busy_factor
 from lifecycle_msgs.srv import ChangeState
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
 
 from ocdit_interfaces.srv import Segment
 
+BEST_EFFORT = ReliabilityPolicy.BEST_EFFORT
 STAND_IN = str(Path(__file__).with_name("stand_in_node.py"))
 
 
@@ -177,6 +180,37 @@ def test_old_images_are_discarded_and_said_to_be(start):
     _, _, values = client.statuses()[-1]
     counts = {name: int(value) for name, value in values.items() if name.startswith("frames ")}
     assert counts["frames stale"] > 0
+
+
+def test_qualities_of_service_are_parameters_and_a_mismatch_is_named():
+    process = NodeProcess(
+        STAND_IN,
+        parameters={
+            "library": "stand-in",
+            "autostart": True,
+            "image_reliability": "reliable",
+            "output_reliability": "best_effort",
+            "output_depth": 7,
+            "stale_after": 0.5,
+        },
+    )
+    client = Client(process, image="/elsewhere")
+    try:
+        camera = client.node.create_publisher(Image, "/image", QoSProfile(depth=1, reliability=BEST_EFFORT))
+        text = "its publisher is best effort, image_reliability is reliable"
+        client.wait_for(lambda: any(text in message for _, message, _ in client.statuses()), timeout=STARTED_WITHIN)
+        (publisher,) = client.node.get_publishers_info_by_topic(f"{NODE}/detections")
+        assert publisher.qos_profile.reliability == BEST_EFFORT
+        client.node.destroy_publisher(camera)
+        client.wait_for(lambda: any("nobody publishes it" in message for _, message, _ in client.statuses()))
+        assert client.transition("deactivate")
+        assert client.set_parameter("image_reliability", "best_effort").successful
+        assert client.transition("activate")
+        (listener,) = client.node.get_subscriptions_info_by_topic("/image")
+        assert listener.qos_profile.reliability == BEST_EFFORT
+    finally:
+        client.close()
+        assert process.stop() == 0, process.output
 
 
 def test_a_clock_that_jumps(start):

@@ -1,13 +1,12 @@
 """A camera at 10 Hz, targets that change ten times meanwhile: nothing blocks, nothing mixes, nothing dies."""
 
 import itertools
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import NODE, Client, NodeProcess
+from harness import NODE, Client, NodeProcess, busy_factor
 from vision_msgs.msg import Detection2DArray
 
 from ocdit_interfaces.srv import Segment
@@ -71,13 +70,10 @@ def test_hundred_frames_and_ten_changes(client):
             replies.append(seconds)
     client.wait_for(lambda: client.of(sent[-1]) and sent[-1].frame_id in arrivals, what="the last frame's result")
     assert len(accepted) == 1 + CHANGES
-    # A machine whose cores are all taken by others lets any process wait for a tenth of a second now and then.
-    idle = os.getloadavg()[0] < (os.cpu_count() or 1)
-    assert np.quantile(replies, 0.9) < REPLY_WITHIN, f"replies took {np.round(replies, 3)} s"
-    assert max(replies) < (REPLY_WITHIN if idle else 5 * REPLY_WITHIN), f"replies took {np.round(replies, 3)} s"
+    assert max(replies) < REPLY_WITHIN * busy_factor(), f"replies took {np.round(replies, 3)} s"
 
     results = [array for array in client.detections if array.header.frame_id.startswith("frame ")]
-    assert len(results) >= 30
+    assert len(results) >= 30 / busy_factor()
     order = [int(array.header.frame_id.split()[1]) for array in results]
     assert order == sorted(set(order)), "frames came back twice or out of order"
     for array in results:
@@ -101,14 +97,14 @@ def test_services_answer_while_images_are_segmented_on_request(client):
     assert client.set_targets("box", "mug")[0].success
     # The reply must not lie until the next timer wakes the node (1 s): asked alone, it takes the frame's 150 ms.
     seconds = min(client.call("segment", Segment.Request(image=client.make_image("alone")))[1] for _ in range(3))
-    assert seconds < 0.6
+    assert seconds < 0.6 * busy_factor()
     futures = [
         client.services["segment"].call_async(Segment.Request(image=client.make_image(f"asked {number}")))
         for number in range(8)
     ]
-    assert client.call("list_objects")[1] < REPLY_WITHIN
-    assert client.set_targets("can")[1] < REPLY_WITHIN
-    deadline = time.monotonic() + 15
+    assert client.call("list_objects")[1] < REPLY_WITHIN * busy_factor()
+    assert client.set_targets("can")[1] < REPLY_WITHIN * busy_factor()
+    deadline = time.monotonic() + 60
     while not all(future.done() for future in futures):
         assert time.monotonic() < deadline
         time.sleep(0.01)
