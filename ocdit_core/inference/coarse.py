@@ -110,6 +110,15 @@ class CoarseStage:
         found = self._look([look], runs, clock, latents)
         return Found(probabilities=look.mean.result(), latents=tuple(found))
 
+    def presence(self, image: np.ndarray, runs: Sequence[TargetSet], clock: StageClock) -> np.ndarray:
+        """Return (O,) float32: how present each object of all runs is in a (H, W, 3) image (see `presence_scores`)."""
+        window = full_window((image.shape[0], image.shape[1]), self._canvas_size)
+        features = self._generator.encode(window.forward(image)[None], clock)
+        sigma = self._settings.sampler.sigma_max
+        found = [self._generator.model.presence_scores(features, run, sigma)[0] for run in runs]
+        scores: np.ndarray = torch.cat(found).float().cpu().numpy()
+        return scores
+
     def _look(
         self,
         looks: Sequence[_Look],

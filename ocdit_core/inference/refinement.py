@@ -17,14 +17,7 @@ from ocdit_core.inference.windows import Box, Window, WindowMean, expanded
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet
 
 # Crops of a proposal beyond the first: margin over the setting's, shift right and down over the box's size.
-_PLACES = (
-    (1.6, 0.0, 0.0),
-    (0.6, 0.06, 0.06),
-    (1.2, -0.1, 0.06),
-    (1.2, 0.06, -0.1),
-    (2.0, 0.0, 0.0),
-    (1.0, -0.06, -0.06),
-)
+_PLACES = ((1.2, 0, 0), (0.8, 0, 0), (1.0, 0.06, 0.06), (1.0, -0.06, 0.06), (1.0, 0.06, -0.06), (1.0, -0.06, -0.06))
 
 
 class RefineStage:

@@ -278,6 +278,16 @@ class Segmenter:
             clock=StageClock(self._device),
         )
 
+    @torch.inference_mode()
+    def presence(self, image: np.ndarray, objects: EncodedObjects | None = None) -> dict[str, float]:
+        """Return how present each target is in an image as a whole, -1 to 1, by the network's presence tokens.
+
+        Arguments and errors are those of `segment`; ConfigError: the network was trained without presence tokens.
+        """
+        objects = self._current(objects)
+        scores = self._coarse.presence(as_rgb8(image), objects.runs, StageClock(self._device))
+        return dict(zip(objects.object_ids, scores[: len(objects.object_ids)].tolist(), strict=True))
+
     def _current(self, objects: EncodedObjects | None) -> EncodedObjects:
         objects = objects or self._objects
         if objects is None:

@@ -230,6 +230,29 @@ class OCDiT(nn.Module):
         soft = F.interpolate(logits.sigmoid(), scale_factor=SUBCELL, mode="bilinear", align_corners=False)
         return self.encode_masks(soft)
 
+    def presence_scores(self, image: ImageFeatures, targets: TargetSet, sigma: float) -> Tensor:
+        """Return how present each target is in each picture: (B W, O), -1 to 1; one evaluation of the denoiser.
+
+        Args:
+            image: of B W pictures, W windows for each set of targets.
+            targets: B sets of O objects.
+            sigma: the noise level that is asked at, of which nothing but the mean goes in: a high one.
+
+        Raises:
+            ConfigError: the network has no presence tokens.
+        """
+        summaries = targets.templates.summaries
+        if self.denoiser.presence is None or summaries is None:
+            raise ConfigError("presence: the network has no presence tokens (denoiser.representation.presence_token)")
+        conditioning = self.condition(image, targets)
+        sets, windows, objects = conditioning.queries.shape[:3]
+        shape = (sets, windows, objects, self.config.vae.latent_channels, *conditioning.grid)
+        level = image.features.new_full((sets, 1), sigma)
+        found = self.denoiser.denoise(image.features.new_zeros(shape), level, conditioning).presence
+        assert found is not None
+        each = [self.denoiser.presence.score(found[:, w : w + 1], summaries) for w in range(windows)]
+        return torch.stack(each, dim=1).flatten(0, 1)
+
     def encode_masks(self, masks: Tensor) -> Tensor:
         """(..., H, W) in [0, 1] -> standardised latents (..., z, H/16, W/16)."""
         return self.vae.encode(masks.flatten(0, -3)).unflatten(0, masks.shape[:-2])

@@ -1,5 +1,6 @@
 """The embedded model on the example pictures: objects that it has never seen."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.diffusion.samplers import SamplerConfig
@@ -18,6 +20,8 @@ from ocdit_core.images import read_image
 from ocdit_core.inference.geometry import Letterbox
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.inference.weights import find_weights, recommended_settings
+from ocdit_core.models.ocdit import OCDiT
+from ocdit_core.models.representation import RepresentationConfig
 from ocdit_core.objects.archive import save_templates
 from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.rle import decode_mask
@@ -137,6 +141,23 @@ def test_distractors_take_pixels_and_are_not_reported(library):
         if not count:
             before = claimed
     assert claimed < before
+
+
+def test_presence_takes_a_network_with_presence_tokens(segmenter, library):
+    image, targets, _ = next(scenes())
+    segmenter.set_objects(library, targets)
+    with pytest.raises(ConfigError, match="no presence tokens"):
+        segmenter.presence(image)
+    torch.manual_seed(0)
+    sizes = dataclasses.replace(
+        segmenter._model.config.denoiser, representation=RepresentationConfig(projection=False), depth=1
+    )
+    model = OCDiT(dataclasses.replace(segmenter._model.config, denoiser=sizes))
+    entangled = Segmenter(model, name="untrained", device="cpu", feature_cache=None)
+    entangled.set_objects(library, targets)
+    scores = entangled.presence(image)
+    assert list(scores) == list(targets)
+    assert all(-1 <= score <= 1 for score in scores.values())
 
 
 def test_targets_beyond_the_positions_can_share_one_run(library):

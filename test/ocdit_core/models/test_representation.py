@@ -104,6 +104,24 @@ def test_the_score_is_the_cosine_to_the_most_alike_view():
     assert score[0, 1] < -0.99
 
 
+def test_presence_at_inference_is_that_of_the_tokens():
+    model, image, templates, _ = evaluate(with_option())
+    scores = model.presence_scores(image, model.encode_targets(templates), 80.0)
+    assert scores.shape == (2, 3)
+    assert scores.abs().max() <= 1 + 1e-5
+    # The head is zero at first: let it say what the first target's first view looks like.
+    presence = model.denoiser.presence
+    with torch.no_grad():
+        wanted = presence.standardised(templates.summaries[0, 0, 0])
+        presence.head.bias.copy_(wanted / presence.preconditioning.c_out(torch.tensor(80.0)))
+    scores = model.presence_scores(image, model.encode_targets(templates), 80.0)
+    assert scores[0, 0].item() == pytest.approx(1, abs=1e-4)
+    assert (scores.flatten()[1:] < 1).all()
+    plain, image, templates, _ = evaluate(PLAIN)
+    with pytest.raises(ConfigError, match="presence: the network has no presence tokens"):
+        plain.presence_scores(image, plain.encode_targets(templates), 80.0)
+
+
 def test_the_projection_compares_only_cells_that_show_the_target():
     projection = Projection(8, 16, 3)
     projection.layers = torch.nn.Linear(8, 3)
