@@ -69,7 +69,7 @@ def label_images(options: argparse.Namespace) -> tuple[dict[str, Counter[str]], 
     dataset = open_dataset(str(options.dataset), None)
     targets = choose_targets(dataset, options.dataset / "targets.json")
     targets = dict(list(targets.items())[: options.images])
-    library = ObjectLibrary(options.dataset / "library")
+    library = ObjectLibrary(options.dataset / "templates")
     names = names_of_objects(library, options.dataset)
     settings = recommended_settings(options.weights, overrides=options.settings)
     segmenter = Segmenter.from_pretrained(options.weights, settings=settings)
