@@ -1,8 +1,10 @@
 import json
 
 import pytest
+import torch
 
 from ocdit_core import cli
+from ocdit_core.inference.benchmark import flop_counter
 
 
 def test_benchmark_prints_a_table_and_writes_its_figures(tmp_path, capsys):
@@ -34,6 +36,14 @@ def test_benchmark_without_the_plain_path(capsys):
     header, _, row = capsys.readouterr().out.splitlines()
     assert "peak_tflops 2.0" in header
     assert row.split()[-4:-2] == ["-", "-"]
+
+
+def test_all_arithmetic_is_counted():
+    q, weight = torch.randn(1, 4, 100, 32), torch.randn(8, 32)
+    with torch.inference_mode(), flop_counter() as counter:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+        torch.nn.functional.linear(q, weight)
+    assert counter.get_total_flops() == 4 * 4 * 100 * 100 * 32 + 2 * 400 * 32 * 8
 
 
 def test_sizes_that_are_none_are_refused(capsys):
