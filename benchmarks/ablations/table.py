@@ -82,15 +82,19 @@ def error(figures: dict[str, Any]) -> float:
     return fmean(figures["error"])
 
 
+def error_at(level: int) -> Figure:
+    """Return what picks the weighted error at one noise level."""
+    return lambda figures: float(figures["error"][level])
+
+
 def tables(results: Results) -> list[str]:
     """Return the lines of all tables."""
     example = next(iter(results["base"].values()))
-    steps, groups = example["settings"]["loop"]["steps"], example["groups"]
-    seconds = [sum(r["seconds"].values()) for runs in results.values() for r in runs.values()]
-    minutes = sum(seconds) / 60
+    steps, scenes = example["settings"]["loop"]["steps"], example["settings"]["data"]["scenes_per_group"]
+    runs = sum(map(len, results.values()))
     title = ["", "error", "change", "IoU, posterior mean", "change", "IoU, Heun", "change", "false masks", "change"]
     lines = [
-        f"{len(seconds)} runs of {steps} steps, measured on {2 * groups} pictures; {minutes:.0f} minutes in all.",
+        f"{runs} runs of {steps} steps, each measured on {scenes * example['groups']} pictures of unseen objects.",
         "",
         "### Losses, noise, weights: 4 targets",
         "",
@@ -102,7 +106,7 @@ def tables(results: Results) -> list[str]:
         lines.append(_line([row.title, *cells]))
     lines += ["", "### Error by noise level", "", *_header(["sigma", *(f"{level:g}" for level in example["levels"])])]
     for row in (BASE, *LEVEL_ROWS):
-        each = [values(results, row, lambda f, i=i: float(f["error"][i])) for i in range(len(example["levels"]))]
+        each = [values(results, row, error_at(i)) for i in range(len(example["levels"]))]
         lines.append(_line([row.title, *map(_spread, each)]))
     title = ["", "IoU at 4", "IoU at 8", "change", "Heun, IoU at 8", "change", "false masks at 8", "change"]
     lines += ["", "### Positions: trained on 4 targets, asked for 8", "", *_header(title)]
@@ -173,29 +177,36 @@ def draw(results: Results, path: Path) -> None:
                 values(results, row, of(asked, sampler, "iou")), values(results, against, of(most, sampler, "iou"))
             ).values()
         ]
-        left.scatter(*zip(*points, strict=True), marker=marker, s=22, label=sampler) if points else None
+        if points:
+            left.scatter(*zip(*points, strict=True), marker=marker, s=22, label=sampler)
     left.axvline(0, color="grey", linewidth=0.8)
     left.axhline(len(LOSS_ROWS) - 1.5, color="grey", linewidth=0.8, linestyle=":")
     left.set_yticks(range(len(lines)), [row.title for row, *_ in lines])
-    left.invert_yaxis()
-    left.set_xlabel("change of the IoU, each seed (below the line: 8 targets, against (iv))")
+    left.set_ylim(len(lines) - 0.5, -0.5)
+    left.set_xlabel("change of the IoU, each seed (below: 8 targets, against (iv))")
     left.legend(loc="best")
 
     levels = next(iter(results["base"].values()))["levels"]
+    base = _by_level(results, BASE, levels)
     for row in LEVEL_ROWS:
-        ratios = []
-        for i in range(len(levels)):
-            own, base = (values(results, r, lambda f, i=i: float(f["error"][i])) for r in (row, BASE))
-            ratios.append(fmean(own[s] / base[s] for s in own.keys() & base.keys()) if own.keys() & base.keys() else 1)
-        right.plot(levels, ratios, marker=".", label=row.title)
+        if row.cell in results:
+            ratios = [own / other for own, other in zip(_by_level(results, row, levels), base, strict=True)]
+            right.plot(levels, ratios, marker=".", label=row.title)
     right.axhline(1, color="grey", linewidth=0.8)
     right.set_xscale("log")
     right.set_yscale("log")
+    for axis in (right.yaxis.set_major_formatter, right.yaxis.set_minor_formatter):
+        axis("{x:g}")
     right.set_xlabel("noise level sigma")
     right.set_ylabel("error over that of base")
     right.legend(fontsize="small")
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
+
+
+def _by_level(results: Results, row: Row, levels: list[float]) -> list[float]:
+    """The error at each level, mean over the seeds."""
+    return [fmean(values(results, row, error_at(i)).values()) for i in range(len(levels))]
 
 
 if __name__ == "__main__":

@@ -68,9 +68,8 @@ def made_up(cell, seed, iou, error):
         "seed": seed,
         "groups": 4,
         "levels": [0.1, 10.0],
-        "seconds": {"training": 20.0, "measuring": 10.0},
         "figures": {"averaged": {"error": [error, error], **dict.fromkeys(tasks, figures)}},
-        "settings": {"loop": {"steps": 7}},
+        "settings": {"loop": {"steps": 7}, "data": {"scenes_per_group": 2}},
     }
 
 
@@ -96,7 +95,7 @@ def test_the_tables_pair_runs_of_one_seed(written):
     assert text.startswith("# Title\n\n<!-- tables -->\n")
     assert text.endswith("<!-- end of tables -->\n\nThe end.\n")
     assert "old" not in text
-    assert "9 runs of 7 steps, measured on 8 pictures; 4 minutes in all." in text
+    assert "9 runs of 7 steps, each measured on 8 pictures of unseen objects." in text
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines()[::-1]}
     # The spread over the seeds is that of the data, the spread of the differences is not.
     assert rows["base"][3] == "0.400 ± 0.100"
