@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ocdit_core import __version__
 from ocdit_core.commands import (
+    ablate,
     benchmark,
     capture,
     compare,
@@ -18,13 +19,27 @@ from ocdit_core.commands import (
     inspect,
     objects,
     render,
+    report,
     segment,
     synthesize,
 )
 from ocdit_core.errors import OcditError
 
 # Each adds its own arguments and names its function; none imports a heavy package before it runs.
-COMMANDS = (render, capture, objects, segment, synthesize, inspect, evaluate, compare, benchmark, export)
+COMMANDS = (
+    render,
+    capture,
+    objects,
+    segment,
+    synthesize,
+    inspect,
+    evaluate,
+    compare,
+    ablate,
+    report,
+    benchmark,
+    export,
+)
 
 EPILOG = """\
 a first try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from ocdit_core.errors import ConfigError
 if TYPE_CHECKING:
     from ocdit_core.data.bop import BopFolder
     from ocdit_core.data.shards import ShardDataset
+    from ocdit_core.evaluation.finders import FinderSpec
+    from ocdit_core.evaluation.run import EvaluationTask
     from ocdit_core.evaluation.targets import Targets
 
 EXAMPLES = """\
@@ -30,20 +33,14 @@ evaluation.json (what was evaluated). A run that was broken off goes on with the
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
     parser = add_command(subparsers, "evaluate", "measure how well objects are found in a labelled dataset", EXAMPLES)
-    parser.add_argument("--dataset", required=True, metavar="DATASET", help="a folder in BOP's layout, or shards")
-    parser.add_argument("--split", metavar="NAME", help="such as test (default: the only one)")
-    parser.add_argument(
-        "--targets",
-        default="present",
-        metavar="WHICH",
-        help="what is looked for: all (every object in every image), present (those that an image shows), or a targets "
-        "file such as test_targets_bop19.json, where inst_count 0 asks for what is not there (default: present)",
-    )
+    add_dataset(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="folder of the results (made if new)")
 
     method = parser.add_argument_group("what is evaluated")
     method.add_argument("--objects", type=Path, metavar="LIBRARY", help="the objects' views, made by `ocdit render`")
-    method.add_argument("--method", default="ocdit", metavar="NAME", help="ocdit, or a baseline: colour, cnos (default: ocdit)")
+    method.add_argument(
+        "--method", default="ocdit", metavar="NAME", help="ocdit, or a baseline: colour, cnos (default: ocdit)"
+    )
     method.add_argument("--weights", default="ocdit-tiny", help="an embedded model's name or a folder (ocdit-tiny)")
     method.add_argument("--preset", metavar="NAME", help="fast, balanced, accurate or paper (default: as recommended)")
     method.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
@@ -57,15 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     method.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the inference: ensemble=4 ...")
 
-    work = parser.add_argument_group("who does the work")
-    work.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (default: 1)")
-    work.add_argument(
-        "--shard",
-        type=_share,
-        default=(0, 1),
-        metavar="I/N",
-        help="do the I-th of N shares of the images only, from 0 on: for several machines with one OUT",
-    )
+    add_work(parser)
     parser.set_defaults(run=run)
 
 
@@ -89,34 +78,72 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _by_method(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) -> dict[str, Any] | None:
+def task_of(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) -> Callable[[list[str]], EvaluationTask]:
+    """Return what makes evaluations with these overrides of settings; raises what is wrong with the arguments."""
     from ocdit_core.evaluation.finders import finder_spec
-    from ocdit_core.evaluation.run import EvaluationTask, evaluate
+    from ocdit_core.evaluation.run import EvaluationTask
     from ocdit_core.evaluation.targets import choose_targets, names_of_objects, require_templates
     from ocdit_core.objects.library import ObjectLibrary
 
     if arguments.objects is None:
         raise ConfigError("--objects is missing: the library of the objects' views, made by `ocdit render`")
     library = ObjectLibrary(arguments.objects)
-    finder = finder_spec(
-        arguments.method,
-        weights=arguments.weights,
-        device=arguments.device,
-        preset=arguments.preset,
-        overrides=arguments.settings,
-        threshold=arguments.threshold,
-    )
+
+    def finder(overrides: list[str]) -> FinderSpec:
+        return finder_spec(
+            arguments.method,
+            weights=arguments.weights,
+            device=arguments.device,
+            preset=arguments.preset,
+            overrides=overrides,
+            threshold=arguments.threshold,
+        )
+
+    # Settings are the first thing to be wrong, and the targets of a large dataset take long to find.
+    finder(arguments.settings)
     targets: Targets = choose_targets(dataset, arguments.targets)
     names = names_of_objects(library, _folder(dataset, arguments))
     require_templates(library, targets, names)
-    task = EvaluationTask(
+    return lambda overrides: EvaluationTask(
         dataset=arguments.dataset,
         split=arguments.split,
         targets=targets,
         library=library.path,
         names=names,
-        finder=finder,
+        finder=finder([*arguments.settings, *overrides]),
     )
+
+
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say what is looked for where."""
+    parser.add_argument("--dataset", required=True, metavar="DATASET", help="a folder in BOP's layout, or shards")
+    parser.add_argument("--split", metavar="NAME", help="such as test (default: the only one)")
+    parser.add_argument(
+        "--targets",
+        default="present",
+        metavar="WHICH",
+        help="what is looked for: all (every object in every image), present (those that an image shows), or a targets "
+        "file such as test_targets_bop19.json, where inst_count 0 asks for what is not there (default: present)",
+    )
+
+
+def add_work(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that share the work out."""
+    work = parser.add_argument_group("who does the work")
+    work.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (default: 1)")
+    work.add_argument(
+        "--shard",
+        type=_share,
+        default=(0, 1),
+        metavar="I/N",
+        help="do the I-th of N shares of the images only, from 0 on: for several machines with one OUT",
+    )
+
+
+def _by_method(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) -> dict[str, Any] | None:
+    from ocdit_core.evaluation.run import evaluate
+
+    task = task_of(dataset, arguments)([])
     return evaluate(arguments.out, task, jobs=arguments.jobs, share=arguments.shard, progress=True)
 
 

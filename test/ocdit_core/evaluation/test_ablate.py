@@ -1,0 +1,114 @@
+"""Grids of settings through the evaluation."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from small_sets import write_library, write_set
+from test_report import Strict
+
+from ocdit_core.cli import main
+from ocdit_core.config import build
+from ocdit_core.errors import ConfigError
+from ocdit_core.evaluation.ablate import Grid, overrides_of, read_ablation, read_grid
+from ocdit_core.evaluation.finders import finder_spec
+
+READY = sorted((Path(__file__).parents[3] / "config" / "evaluate").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ablate")
+    write_set(folder / "set", 4)
+    write_library(folder / "library")
+    grid = {
+        "title": "Blur",
+        "method": "colour",
+        "settings": {"min_area": 0.001},
+        "grids": [{"blur": [0.2, 0.004], "candidates": [1, 4]}, {"thresholds": [[0.3], [0.2, 0.4]]}],
+    }
+    (folder / "grid.yaml").write_text(yaml.safe_dump(grid))
+    return folder
+
+
+def ablate(place, out, *more, config="grid.yaml"):
+    dataset = ["--dataset", f"{place}/set", "--split", "test", "--objects", f"{place}/library"]
+    return main(["ablate", "--config", f"{place}/{config}", *dataset, "--out", str(out), "--resamples", "20", *more])
+
+
+def test_a_grid_from_settings_to_curves(place, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert ablate(place, out, "--shard", "0/2") == 0
+    assert "0 combinations, 6 not finished" in capsys.readouterr().out
+    assert ablate(place, out) == 0
+    printed = capsys.readouterr().out
+    assert "6 combinations;" in printed
+    cells = read_ablation(out).cells
+    assert [cell for cell, _ in cells][:3] == [
+        {"blur": 0.2, "candidates": 1},
+        {"blur": 0.2, "candidates": 4},
+        {"blur": 0.004, "candidates": 1},
+    ]
+    for cell, run in cells:
+        settings = run.plan["settings"]
+        assert settings["min_area"] == 0.001
+        assert {key: settings[key] for key in cell} == cell
+        assert f"{run.name} " in printed
+    assert {run.path.name for _, run in cells} >= {"blur=0.2,candidates=1", "thresholds=[0.2,0.4]"}
+
+    # What is finished is not done again.
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/parts/*")}
+    assert ablate(place, out) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/parts/*")} == before
+
+    page = tmp_path / "page.html"
+    assert main(["report", str(out), "--resamples", "20", "--out", str(page)]) == 0
+    parsed = Strict(page.read_text())
+    words = [word.strip() for word in parsed.words]
+    for title in ("AP in percent", "seconds for an image"):
+        for key in ("blur", "candidates", "thresholds"):
+            assert f"{title} against {key}" in words
+    values = {round(100 * run.metrics["ap"], 1) for _, run in cells}
+    assert len(values) > 1
+    rows = {row[0]: row for row in parsed.rows}
+    for _, run in cells:
+        assert rows[run.name][1].startswith(f"{100 * run.metrics['ap']:.1f} [")
+
+
+@pytest.mark.parametrize("path", READY, ids=lambda path: path.stem)
+def test_the_ready_grids_fit_the_settings(path):
+    grid = read_grid(path)
+    assert grid.title
+    assert len(grid.cells) > 1
+    made = [
+        finder_spec(grid.method, preset=grid.preset, overrides=overrides_of({**grid.settings, **cell})).settings
+        for cell in grid.cells
+    ]
+    assert len(set(map(repr, made))) == len(made), "each cell is another setting"
+
+
+def test_there_are_ready_grids():
+    assert {path.stem for path in READY} == {"steps", "ensemble", "resolution", "positions", "refine"}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"grids": [{"ensemble": 4}]}, r"grids\.0\.ensemble: 4 is not a list"),
+        ({"grids": []}, "no values to try"),
+        ({"title": "x"}, "grids: missing"),
+        ({"grid": [{}]}, "grid: unknown setting; did you mean 'grids'"),
+    ],
+)
+def test_bad_grids_are_refused(content, reason):
+    with pytest.raises(ConfigError, match=reason):
+        build(Grid, content)
+
+
+def test_a_bad_cell_is_refused_before_anything_is_evaluated(place, tmp_path, capsys):
+    grid = {"method": "colour", "grids": [{"blur": [0.1]}, {"blurr": [0.2]}]}
+    (place / "bad.yaml").write_text(json.dumps(grid))
+    assert ablate(place, tmp_path / "out", config="bad.yaml") == 2
+    assert "blurr: unknown setting; did you mean 'blur'?" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

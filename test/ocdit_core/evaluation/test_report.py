@@ -1,0 +1,193 @@
+"""The report: figures as in metrics.json, pictures that can be decoded, failures by their kinds."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_sets import block, frame, truth, write_library, write_set
+
+from ocdit_core.cli import main
+from ocdit_core.data.bop import BopFolder
+from ocdit_core.data.bop_writer import write_scene
+from ocdit_core.errors import DataError
+from ocdit_core.evaluation.bop_results import ResultRow
+from ocdit_core.evaluation.charts import Point, Series, line_chart
+from ocdit_core.evaluation.findings import find_failures
+from ocdit_core.evaluation.report import PUBLISHED, make_report
+from ocdit_core.evaluation.runs import read_run
+from ocdit_core.rle import encode_mask
+
+VOID = {"meta", "img", "br", "path", "circle", "rect", "polyline"}
+
+
+class Strict(HTMLParser):
+    """Checks that elements are closed in order; keeps tables' cells, addresses and texts."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.addresses, self.rows, self.ids, self.links, self.words = [], [], [], [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.addresses += [value for key, value in attrs if key in ("src", "srcset", "data")]
+        self.links += [attributes["href"]] if "href" in attributes else []
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        assert tag not in ("script", "link", "iframe", "object")
+        if tag == "tr":
+            self.rows.append([])
+        if tag not in VOID or tag == "circle":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        assert tag in VOID, tag
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1].append(data)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    write_set(folder / "ycbv", 6)
+    write_library(folder / "library", ("red", "green", "blue"))
+    (folder / "ycbv" / "objects.json").write_text(json.dumps({"objects": {1: "red", 2: "green", 3: "blue"}}))
+    for name, more in (("good", []), ("blurred", ["blur=0.2", "score_threshold=0.3"])):
+        arguments = ["--dataset", f"{folder}/ycbv", "--split", "test", "--objects", f"{folder}/library"]
+        assert main(["evaluate", *arguments, "--method", "colour", "--out", f"{folder}/{name}", *more]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html_page(place):
+    runs = [str(place / "good"), str(place / "blurred")]
+    more = [
+        "--dataset",
+        f"{place}/ycbv",
+        "--split",
+        "test",
+        "--objects",
+        f"{place}/library",
+        "--pictures",
+        "2",
+        "--title",
+        "a <b> & c",
+    ]
+    out = place / "report.html"
+    assert main(["report", *runs, *more, "--resamples", "40", "--out", str(out)]) == 0
+    return out.read_text()
+
+
+def test_the_page_is_well_formed_and_loads_nothing(html_page):
+    parsed = Strict(html_page)
+    assert parsed.addresses
+    assert all(address.startswith("data:image/webp;base64,") for address in parsed.addresses)
+    assert all(link[1:] in parsed.ids for link in parsed.links)
+    assert not re.search(r"https?:|url\(|@import", html_page)
+    for address in parsed.addresses:
+        picture = Image.open(io.BytesIO(base64.b64decode(address.split(",", 1)[1])))
+        picture.load()
+        assert picture.mode == "RGB"
+    assert parsed.words.count("a <b> & c") == 2, "the title, escaped"
+
+
+def test_figures_are_those_of_metrics_json(place, html_page):
+    rows = Strict(html_page).rows
+    metrics = [json.loads((place / name / "metrics.json").read_text()) for name in ("good", "blurred")]
+    assert metrics[0]["ap"] != metrics[1]["ap"]
+    for title, key in (("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75"), ("AR", "ar")):
+        assert [title, *(f"{100 * one[key]:.1f}" for one in metrics)] in rows
+    for title, key in (("mean IoU", "mean_iou"), ("F1", "f1"), ("precision", "precision")):
+        assert [title, *(f"{100 * one['at_threshold'][key]:.1f}" for one in metrics)] in rows
+    by_object = [one["by_object"]["2"] for one in metrics]
+    cells = [[f"{100 * one['ap']:.1f}", f"{100 * one['mean_iou']:.1f}", str(one["false_masks"])] for one in by_object]
+    assert ["2 green", str(by_object[0]["instances"]), *cells[0], *cells[1]] in rows
+    assert ["median", *(f"{one['time']['median']:.3g}" for one in metrics)] in rows
+    parts = [one["by_visibility"]["above_90%"] for one in metrics]
+    assert ["above 90%", str(parts[0]["instances"]), *(f"{100 * one['ap']:.1f}" for one in parts)] in rows
+    assert ["settings.blur", "0.008", "0.2"] in rows
+    headline = next(row for row in rows if row[0] == "good" and len(row) > 4)
+    assert headline[1].startswith(f"{100 * metrics[0]['ap']:.1f} [")
+    for name, value in PUBLISHED["ycbv"].items():
+        assert [f"{name} (published)", f"{value:.1f}"] in [row[:2] for row in rows], "the set is called ycbv"
+
+
+def row_of(image, number, score, mask):
+    return ResultRow(
+        scene_id=0, image_id=image, category_id=number, score=score, box=None, segmentation=encode_mask(mask), time=-1
+    )
+
+
+def test_each_failure_has_its_kind(tmp_path):
+    masks = {1: block(2, 2, 20, 20), 2: block(40, 2, 20, 20), 3: block(2, 35, 20, 20)}
+    picture = frame(*(truth(number, mask) for number, mask in masks.items()))
+    write_scene(tmp_path / "set", "test", 0, [picture, picture, frame(truth(1, masks[1]))])
+    rows = {
+        (0, 0): [row_of(0, 1, 0.9, masks[1]), row_of(0, 1, 0.8, block(2, 2, 20, 18)), row_of(0, 3, 0.7, masks[2])],
+        (0, 1): [
+            row_of(1, 1, 0.9, block(2, 2, 8, 20)), row_of(1, 2, 0.6, block(62, 30, 15, 15)), row_of(1, 3, 0.1, masks[1])
+        ],
+        (0, 2): [row_of(2, 1, 0.9, masks[1]), row_of(2, 2, 0.95, block(50, 30, 15, 15))],
+    }  # fmt: skip
+    asked = {(0, 0): {1, 2, 3}, (0, 1): {1, 2}, (0, 2): {1, 2}}
+    findings = find_failures(BopFolder(tmp_path / "set", "test"), asked, rows, 0.5)
+    found = [(one.kind, one.image[1], one.object_id, one.lies_on) for one in findings.failures]
+    assert sorted(found, key=str) == sorted(
+        [
+            ("twice", 0, 1, None),
+            ("wrong object", 0, 3, 2),
+            ("missed", 0, 2, None),
+            ("missed", 0, 3, None),
+            ("bad mask", 1, 1, None),
+            ("wrong place", 1, 2, None),
+            ("missed", 1, 2, None),
+            ("false mask", 2, 2, None),
+        ],
+        key=str,
+    )
+    assert dict(findings.confusion) == {(1, 1): 3, (2, 3): 1, (None, 1): 1, (None, 2): 2}
+    scores = [one.score for one in findings.failures if one.score is not None]
+    assert scores == sorted(scores, reverse=True)
+    assert findings.of("bad mask")[0].overlap == pytest.approx(0.4)
+
+
+def test_what_a_report_cannot_be_made_of(place, tmp_path, capsys):
+    run = read_run(place / "good")
+    other = BopFolder(write_set(tmp_path / "other", 6), "test")
+    with pytest.raises(DataError, match="is an evaluation of ycbv, not of other"):
+        make_report([run], dataset=other, resamples=2)
+    (tmp_path / "file").write_text("")
+    assert main(["report", f"{place}/good", "--resamples", "2", "--out", f"{tmp_path}/file/report.html"]) == 2
+    assert "report.html: cannot be written" in capsys.readouterr().err
+
+
+def test_a_chart_holds_its_points():
+    points = [Point(value=value, low=value - 5, high=value + 5) for value in (10.0, 40.0)]
+    series = [Series(name="a & b", points=(points[0], None, points[1])), Series(name="c", points=(None, None, None))]
+    svg = line_chart(["3", "9", "<18"], series, x_title="steps", y_title="AP")
+    parsed = Strict(svg)
+    assert "&lt;18" in svg
+    assert "a &amp; b" in svg
+    assert "40 [35, 45]" in parsed.words
+    heights = [float(value) for value in re.findall(r'cy="([\d.]+)"', svg)]
+    lefts = [float(value) for value in re.findall(r'cx="([\d.]+)"', svg)]
+    assert heights[1] < heights[0], "up is more"
+    assert lefts[0] < lefts[1], "right is later"
+    # Equal scales on both: 30 percent apart as the axis says.
+    ticks = {word: float(y) for y, word in re.findall(r'y="([\d.]+)" text-anchor="end">([-\d.]+)<', svg)}
+    low, high = sorted(float(word) for word in ticks)[:: len(ticks) - 1]
+    scale = (ticks[f"{low:g}"] - ticks[f"{high:g}"]) / (high - low)
+    assert heights[0] - heights[1] == pytest.approx(30 * scale, abs=0.2)
+    assert np.isfinite([*heights, *lefts]).all()
