@@ -34,7 +34,9 @@ extras = {
     "synthesize": ["mujoco>=3.1"],
     "ray": ["ray>=2.9"],
     "train": ["tensorboard>=2.16", "lightning-fabric>=2.5"],
-    "dev": ["pytest>=8", "ruff", "mypy", "codespell", "rosbags-image>=0.10"],
+    # charts of benchmarks
+    "plot": ["matplotlib>=3.8"],
+    "dev": ["pytest>=8", "ruff", "mypy", "codespell", "rosbags-image>=0.10", "matplotlib>=3.8"],
 }
 
 setup(
