@@ -128,8 +128,8 @@ class Way:
         return {
             "evaluations": float(np.mean(self.evaluations)),
             **{name: metrics[name] for name in ("ap", "ap50", "ap75", "ar")},
-            "mean_iou": at["mean_iou"],
-            "false_mask_rate": at["false_mask_rate"],
+            "mean_iou": at["mean_iou"] or 0.0,
+            "false_mask_rate": at["false_mask_rate"] or 0.0,
         }
 
 
@@ -210,7 +210,7 @@ def main() -> int:
     parser.add_argument("--dataset", type=Path, nargs="+", required=True, help="BOP folders, with templates")
     parser.add_argument("--split", default="test", help="of the datasets (default test)")
     parser.add_argument("--targets", default="targets.json", help="file in the datasets' folders, all, or present")
-    parser.add_argument("--library", default="library", help="folder of the templates in each dataset")
+    parser.add_argument("--library", default="templates", help="folder of the templates in each dataset")
     parser.add_argument("--images", type=int, help="only the first so many of each dataset")
     parser.add_argument("--weights", default="ocdit-tiny", help="embedded model or folder (default ocdit-tiny)")
     parser.add_argument("--no-refine", action="store_true", help="the coarse stage alone")
