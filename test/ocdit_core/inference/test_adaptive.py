@@ -92,11 +92,15 @@ def test_where_nothing_is_absent_nothing_changes(model, templates, method, start
     assert torch.allclose(plain.latents, kept.latents, atol=1e-4)
 
 
-def test_the_first_evaluation_is_at_the_sampler_s_own_level(model, templates):
+def test_churn_starts_at_its_own_level_and_is_reproducible(model, templates):
     generate, sampler = Counting(model), SamplerConfig(steps=3, churn=5)
     found = generate(pictures(1), model.encode_targets(templates), sampler, drop_absent=1e-6)
     assert len(generate.rows) == sampler.evaluations
-    assert np.isfinite(found.probabilities).all()
+    again = generate(pictures(1), model.encode_targets(templates), sampler, drop_absent=1e-6)
+    assert np.array_equal(found.probabilities, again.probabilities)
+    # The same seed, and so the same fresh noise.
+    plain, twice = (generate(pictures(1), model.encode_targets(templates), sampler) for _ in range(2))
+    assert np.array_equal(plain.probabilities, twice.probabilities)
 
 
 def test_absent_objects_keep_their_mean_and_the_others_go_on_without_them(model, templates):
@@ -112,10 +116,10 @@ def test_absent_objects_keep_their_mean_and_the_others_go_on_without_them(model,
     found = generate(canvases, targets, sampler, drop_absent=threshold)
     assert generate.objects[0] == OBJECTS
     assert max(generate.objects[1:]) < OBJECTS or seen.all(1).any()
-    assert np.abs(found.probabilities[0][~seen] - mean.probabilities[0][~seen]).max() < 1e-5
+    assert np.abs(found.probabilities[0][~seen] - mean.probabilities[0][~seen]).max() < 5e-5
     for picture, row in enumerate(seen):
         alone = generate(canvases[picture : picture + 1], targets, sampler, seeds=[picture], drop_absent=threshold)
-        assert np.abs(alone.probabilities[0, 0] - found.probabilities[0, picture]).max() < 1e-5
+        assert np.abs(alone.probabilities[0, 0] - found.probabilities[0, picture]).max() < 5e-5
         assert generate.objects == [OBJECTS] + [int(row.sum())] * (4 if row.any() else 0)
 
 
