@@ -122,13 +122,11 @@ class SegmentationNode(LifecycleNode):
         )
         pipeline.check_names([settings.mask_object] if settings.mask_object else [])
         pipeline.load()
+        self.pipeline = pipeline
         self._info = InfoTopics(self)
         self.numbers.reuse = not settings.tracking
-        self._cameras = {
-            name: Camera(self, name, self._free, settings, pipeline.worker.submit, self.numbers)
-            for name in settings.cameras or ("",)
-        }
-        self.pipeline = pipeline
+        for name in settings.cameras or ("",):
+            self._cameras[name] = Camera(self, name, self._free, settings, pipeline.worker.submit, self.numbers)
         self.get_logger().info(
             f"{pipeline.model_name} on {pipeline.device}, {len(pipeline.library.object_ids)} objects in "
             f"{settings.library}, targets: {', '.join(pipeline.targets())}; "

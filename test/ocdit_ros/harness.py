@@ -80,7 +80,7 @@ class NodeProcess:
             assert self.alive(), self.output
             time.sleep(0.02)
 
-    def stop(self, number=signal.SIGINT, timeout=20):
+    def stop(self, number=signal.SIGINT, timeout=STARTED_WITHIN):
         if self.alive():
             self.process.send_signal(number)
         try:

@@ -53,7 +53,7 @@ def pictures(tmp_path):
 def test_every_picture_comes_back_through_three_processes(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("STAND_IN_SECONDS", "0.05")
     out = tmp_path / "out"
-    arguments = ["--pictures", str(pictures), "--library", "stand-in", "--out", str(out), "--timeout", "20"]
+    arguments = ["--pictures", str(pictures), "--library", "stand-in", "--out", str(out), "--timeout", "90"]
     assert demo.main(arguments, STAND_IN) == 0, capsys.readouterr().err
     text = capsys.readouterr().out
     assert "4 pictures, mean IoU 1.00 over 5 objects, 1 false alarms" in text
@@ -73,7 +73,7 @@ def test_every_picture_comes_back_through_three_processes(pictures, tmp_path, ca
 )
 def test_what_goes_wrong_ends_it_with_one_line(pictures, tmp_path, capsys, library, needle):
     folder = pictures if library else pictures / "missing"
-    arguments = ["--pictures", str(folder), "--library", str(library), "--out", str(tmp_path), "--timeout", "20"]
+    arguments = ["--pictures", str(folder), "--library", str(library), "--out", str(tmp_path), "--timeout", "90"]
     assert demo.main(arguments, STAND_IN) == 2
     error = capsys.readouterr().err
     assert needle in error

@@ -126,7 +126,7 @@ def test_compressed_images(client):
 def start(**parameters):
     """Start a second node, on a domain where it does not meet the first."""
     parameters = {"device": "cpu", "autostart": True, **parameters}
-    elsewhere = {"ROS_DOMAIN_ID": str((int(os.environ["ROS_DOMAIN_ID"]) + 1) % 100)}
+    elsewhere = {"ROS_DOMAIN_ID": str(int(os.environ["ROS_DOMAIN_ID"]) + 101)}
     return NodeProcess("-m", "ocdit_ros.segmentation_node", parameters=parameters, environment=elsewhere)
 
 

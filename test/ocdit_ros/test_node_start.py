@@ -2,7 +2,7 @@ import signal
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from harness import Client, NodeProcess
+from harness import STARTED_WITHIN, Client, NodeProcess
 
 STAND_IN = str(Path(__file__).with_name("stand_in_node.py"))
 
@@ -29,7 +29,7 @@ def test_a_failing_configure_can_be_tried_again():
 
 def test_bad_values_at_the_start_end_it_with_one_line():
     process = NodeProcess(STAND_IN, parameters={"score_threshold": 7.0})
-    assert process.process.wait(20) == 2
+    assert process.process.wait(STARTED_WITHIN) == 2
     process.stop()
     assert "out of range" in process.output
     assert len(process.lines) == 1

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import rclpy
-from harness import NodeProcess
+from harness import STARTED_WITHIN, NodeProcess
 from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
@@ -111,7 +111,7 @@ def test_folders_without_pictures_are_refused(tmp_path):
 
 def test_a_missing_folder_ends_the_camera_with_one_line(tmp_path):
     process = NodeProcess("-m", "ocdit_ros.picture_camera", parameters={"folder": tmp_path / "missing"})
-    assert process.process.wait(20) == 2
+    assert process.process.wait(STARTED_WITHIN) == 2
     process.stop()
     assert process.output.strip().endswith("missing: no such folder of pictures")
     assert len(process.lines) == 1
