@@ -113,7 +113,7 @@ def sample(
         denoise: D_theta.
         noise: drawn from N(0, I).
         config: how latents are generated.
-        generator: of the noise that churn puts back.
+        generator: of the noise that churn puts back, on the CPU.
         level_of: how `denoise` takes noise levels.
         estimate: the posterior mean at sigma_max where it is known already, which saves its evaluation; with
             start "mean" any latents that sampling is to start from.

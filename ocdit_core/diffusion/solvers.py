@@ -33,13 +33,13 @@ def heun(
         sigmas: falling noise levels, of which the last one may be 0.
         raised: the level that fresh noise raises each of them to; by default none is raised.
         churn_noise: S_noise, inflation of the fresh noise.
-        generator: of the fresh noise.
+        generator: of the fresh noise, on the CPU: results do not depend on the device.
         first: D_theta at the start where it is known already; the first level is then not raised.
     """
     for number, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         denoised = first if number == 0 else None
         if raised is not None and raised[number] > sigma and denoised is None:
-            fresh = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+            fresh = torch.randn(x.shape, dtype=x.dtype, generator=generator).to(x.device)
             x = x + math.sqrt(raised[number] ** 2 - sigma**2) * churn_noise * fresh
             sigma = raised[number]
         if denoised is None:
@@ -57,7 +57,7 @@ def heun(
 def dpm_solver_2m(evaluate: Evaluate, x: Tensor, sigmas: Sequence[float], *, first: Tensor | None = None) -> Tensor:
     """Integrate by DPM-Solver++(2M), second order: one evaluation a step, and what the step before has told.
 
-    Exact in the linear part of eq. (4); its time is lambda = -ln sigma. The first step is of first order, and that to 0.
+    Exact in the linear part of eq. (4); its time is lambda = -ln sigma. The first and the last step are of first order.
     Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2, with alpha = 1.
 
     Args:

@@ -22,6 +22,7 @@ def sample_present(
     decode: Callable[[Tensor], Tensor],
     threshold: float,
     level_of: LevelOf | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Sample as `sample` does, without the objects that the first evaluation sees nowhere in a picture.
 
@@ -35,6 +36,7 @@ def sample_present(
         decode: from latents (..., z, h, w) to probabilities (..., H, W).
         threshold: an object is seen where its decoded mean over the members exceeds this probability.
         level_of: how D_theta takes noise levels.
+        generator: of the noise that churn puts back, on the CPU.
 
     Returns:
         Latents of the shape of `noise`.
@@ -55,7 +57,8 @@ def sample_present(
             denoise_for(_part(conditioning, where, kept)),
             noise[place].flatten(0, 1)[None],
             sampler,
-            level_of=level_of,
+            generator,
+            level_of,
             estimate=first[place].flatten(0, 1)[None],
         )
         latents[place] = found[0].unflatten(0, (len(where), -1))

@@ -124,10 +124,11 @@ class MaskGenerator:
                         decode,
                         drop_absent,
                         level_of,
+                        shares[0][0],
                     )
                 else:
                     start = None if estimate is None else estimate.repeat_interleave(group.shape[2], dim=1)
-                    latents = sample(denoise, group.flatten(1, 2), sampler, level_of=level_of, estimate=start)
+                    latents = sample(denoise, group.flatten(1, 2), sampler, shares[0][0], level_of, start)
                 clock.lap(f"{self._stage}sampling")
                 decoded = decode(latents)
                 mean.add(*(rearrange(x, "b (w e) ... -> b w e ...", w=windows) for x in (decoded.float(), latents)))
