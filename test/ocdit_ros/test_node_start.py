@@ -11,7 +11,9 @@ def test_a_failing_configure_can_be_tried_again():
     process = NodeProcess(STAND_IN, parameters={"library": "nowhere", "autostart": True})
     client = Client(process)
     try:
-        client.wait_for(lambda: any(level == DiagnosticStatus.ERROR for level, _, _ in client.statuses()))
+        client.wait_for(
+            lambda: any(level == DiagnosticStatus.ERROR for level, _, _ in client.statuses()), STARTED_WITHIN
+        )
         assert "configure failed: nowhere: no such library" in [text for _, text, _ in client.statuses()]
         assert client.state() == "unconfigured"
         assert not client.transition("configure")
