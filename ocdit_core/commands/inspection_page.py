@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +12,7 @@ import numpy as np
 
 from ocdit_core.errors import DataError
 from ocdit_core.files import write_text
+from ocdit_core.web_page import data_uri
 
 if TYPE_CHECKING:
     from ocdit_core.data.frames import Frame
@@ -134,7 +133,7 @@ def write_page(path: Path, title: str, summary: str, survey: Survey, samples: Se
         DataError: it cannot be written.
     """
     figures = "".join(
-        f'<figure><img loading="lazy" alt="{html.escape(caption)}" src="{_data_uri(drawing)}">'
+        f'<figure><img loading="lazy" alt="{html.escape(caption)}" src="{data_uri(drawing)}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>\n"
         for caption, drawing in samples
     )
@@ -163,11 +162,3 @@ def _table(name: str, rows: Sequence[tuple[str, int]]) -> str:
         for label, count in rows
     )
     return f"<table>\n<caption>{html.escape(name)}</caption>\n{lines}</table>\n"
-
-
-def _data_uri(picture: np.ndarray) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "WEBP", quality=82, method=2)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

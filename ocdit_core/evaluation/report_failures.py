@@ -131,4 +131,4 @@ def _confusion(confusion: Counter[tuple[int | None, int]], names: Mapping[int, s
 
 
 def _name(names: Mapping[int, str], number: int) -> str:
-    return names.get(number, str(number))
+    return names.get(number, f"object {number}")

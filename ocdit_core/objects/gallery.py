@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-import numpy as np
-
 from ocdit_core.errors import LibraryError
 from ocdit_core.files import replacing
 from ocdit_core.objects.archive import ObjectTemplates
 from ocdit_core.objects.manifest import ObjectEntry
-
-_QUALITY = 82
+from ocdit_core.web_page import data_uri
 
 _HEAD = """\
 <!DOCTYPE html>
@@ -118,7 +113,7 @@ class Gallery:
         for index, view in enumerate(templates.rgb, 1):
             label = f"{name}, view {index}"
             self._file.write(
-                f'<img loading="lazy" decoding="async" alt="{label}" title="{label}" src="{_data_uri(view)}">\n'
+                f'<img loading="lazy" decoding="async" alt="{label}" title="{label}" src="{data_uri(view)}">\n'
             )
         self._file.write("</div>\n</article>\n")
 
@@ -179,11 +174,3 @@ def length(metres: float) -> str:
     if not math.isfinite(metres):
         return "size unknown"
     return f"{metres * 100:.1f} cm" if metres < 1 else f"{metres:.2f} m"
-
-
-def _data_uri(view: np.ndarray) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(view).save(buffer, "WEBP", quality=_QUALITY, method=2)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
