@@ -14,6 +14,7 @@ data_files = [
     (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py"))),
     (f"share/{PACKAGE}/examples/pictures", sorted(glob("examples/pictures/*"))),
     (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml") + glob("config/*.rviz") + glob("config/*.xml"))),
+    (f"share/{PACKAGE}/config/evaluate", sorted(glob("config/evaluate/*.yaml"))),
 ]
 if "bdist_wheel" in sys.argv:
     # pip ignores setup.cfg's install_scripts: without these, `ros2 run` would find no executable.
