@@ -48,7 +48,10 @@ setup(
     maintainer="OC-DiT developers",
     maintainer_email="ocdit@example.org",
     packages=find_packages(include=["ocdit_core", "ocdit_core.*", "ocdit_ros", "ocdit_ros.*"]),
-    package_data={"ocdit_core": ["weights/*", "weights/*/*", "weights/*/refine/*", "py.typed"], "ocdit_ros": ["py.typed"]},
+    package_data={
+        "ocdit_core": ["weights/*", "weights/*/*", "weights/*/refine/*", "py.typed"],
+        "ocdit_ros": ["py.typed"],
+    },
     data_files=data_files,
     python_requires=">=3.10",
     # colcon installs none of these: there rosdep brings cv2 as python3-opencv, which serves as well.

@@ -107,8 +107,8 @@ def test_bad_grids_are_refused(content, reason):
 
 
 def test_a_bad_cell_is_refused_before_anything_is_evaluated(place, tmp_path, capsys):
-    grid = {"method": "colour", "grids": [{"blur": [0.1]}, {"blurr": [0.2]}]}
+    grid = {"method": "colour", "grids": [{"blur": [0.1]}, {"blurs": [0.2]}]}
     (place / "bad.yaml").write_text(json.dumps(grid))
     assert ablate(place, tmp_path / "out", config="bad.yaml") == 2
-    assert "blurr: unknown setting; did you mean 'blur'?" in capsys.readouterr().err
+    assert "blurs: unknown setting; did you mean 'blur'?" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
