@@ -208,7 +208,7 @@ def _save_what_broke(run: Path, state: TrainingState, batches: list[Batch], loss
     name = f"nan_batch_{state.step}" + (f"_rank{engine.rank}" if engine.rank else "")
     content = {
         "step": state.step,
-        "loss": float(loss),
+        "loss": float(loss.detach()),
         "batches": batches,
         "model": weights if engine.rank == 0 else {},
     }
