@@ -16,8 +16,16 @@ from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.inference.windows import Box, Window, WindowMean, expanded
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet
 
-# Crops of a proposal beyond the first: margin over the setting's, shift right and down over the box's size.
-_PLACES = ((1.2, 0, 0), (0.8, 0, 0), (1.0, 0.06, 0.06), (1.0, -0.06, 0.06), (1.0, 0.06, -0.06), (1.0, -0.06, -0.06))
+# Crops of a proposal, in turn: margin over the setting's, shift right and down over the box's size.
+_PLACES = (
+    (1.0, 0.0, 0.0),
+    (1.2, 0.0, 0.0),
+    (0.8, 0.0, 0.0),
+    (1.0, 0.06, 0.06),
+    (1.0, -0.06, 0.06),
+    (1.0, 0.06, -0.06),
+    (1.0, -0.06, -0.06),
+)
 
 
 class RefineStage:
@@ -120,7 +128,7 @@ class RefineStage:
         x, y, width, height = box
         windows = []
         for number in range(self._settings.refine.windows):
-            wider, right, down = _PLACES[(number - 1) % len(_PLACES)] if number else (1.0, 0.0, 0.0)
+            wider, right, down = _PLACES[number % len(_PLACES)]
             moved = (x + round(right * width), y + round(down * height), width, height)
             around = expanded(moved, image_size, wider * self._settings.refine.margin, self._canvas_size)
             windows.append(Window(box=around, canvas_size=self._canvas_size))
