@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -42,6 +43,9 @@ def run(
     Returns:
         Only where there was nothing to spin: 2, when the command line or a parameter is bad (one line on stderr).
     """
+    # rclpy's handler, which calls this one, ends the spinning. Python's own would raise KeyboardInterrupt wherever the
+    # main thread is just then, within the node's end too: Ctrl-C may come twice, by the terminal and by `ros2 launch`.
+    signal.signal(signal.SIGINT, lambda *_: None)
     try:
         rclpy.init(args=args)
         node = make_node()
@@ -56,7 +60,7 @@ def run(
     code = 0
     try:
         executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except ExternalShutdownException:
         pass
     except BaseException:
         code = 1

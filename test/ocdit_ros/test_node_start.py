@@ -1,4 +1,5 @@
 import signal
+import time
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -35,3 +36,15 @@ def test_bad_values_at_the_start_end_it_with_one_line():
     process.stop()
     assert "out of range" in process.output
     assert len(process.lines) == 1
+
+
+def test_interrupted_twice_it_still_ends_cleanly():
+    process = NodeProcess(STAND_IN, parameters={"library": "stand-in", "autostart": True})
+    process.wait_for_output("waiting for images")
+    # By the terminal and by `ros2 launch`: the second comes while the node is ending.
+    while process.alive():
+        process.process.send_signal(signal.SIGINT)
+        time.sleep(0.005)
+    assert process.stop() == 0, process.output
+    assert "Traceback" not in process.output
+    assert "Exception ignored" not in process.output
