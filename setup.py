@@ -15,6 +15,8 @@ data_files = [
     (f"share/{PACKAGE}/examples/pictures", sorted(glob("examples/pictures/*"))),
     (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml") + glob("config/*.rviz") + glob("config/*.xml"))),
     (f"share/{PACKAGE}/config/evaluate", sorted(glob("config/evaluate/*.yaml"))),
+    # `ocdit bag` writes these messages, on machines without ROS too
+    (f"share/{PACKAGE}/pip_home/vision_msgs/msg", sorted(glob("pip_home/vision_msgs/msg/*.msg"))),
 ]
 if "bdist_wheel" in sys.argv:
     # pip ignores setup.cfg's install_scripts: without these, `ros2 run` would find no executable.
@@ -34,6 +36,8 @@ extras = {
     "renderers": ["pyvista>=0.44", "mitsuba>=3.5"],
     "synthesize": ["mujoco>=3.1"],
     "ray": ["ray>=2.9"],
+    # recorded bags, without ROS
+    "bag": ["rosbags>=0.11"],
     "train": ["tensorboard>=2.16", "lightning-fabric>=2.5"],
     # charts of benchmarks
     "plot": ["matplotlib>=3.8"],

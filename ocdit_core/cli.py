@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -41,6 +43,9 @@ COMMANDS = (
     export,
 )
 
+# In a package of its own, as it knows ROS; absent where somebody took the core alone.
+ROS_COMMAND = ("ocdit_ros", "ocdit_ros.bag")
+
 EPILOG = """\
 a first try:
   ocdit render drill.glb mug.ply --out my_objects/
@@ -61,6 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(subparsers)
+    package, module = ROS_COMMAND
+    if importlib.util.find_spec(package) is not None:
+        importlib.import_module(module).add_parser(subparsers)
     return parser
 
 

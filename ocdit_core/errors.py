@@ -51,3 +51,7 @@ class DataError(OcditError):
     def __init__(self, message: str, *, kind: str = "damaged"):
         super().__init__(message)
         self.kind = kind
+
+
+class BagError(OcditError):
+    """A recorded bag is missing, damaged or cut off, lacks what was asked of it, or cannot be written."""

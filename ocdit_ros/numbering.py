@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ocdit_core.inference.results import Instance
+if TYPE_CHECKING:
+    from ocdit_core.inference.results import Instance
 
 MAX_MONO16 = 65535
 """The largest number that is a pixel of a mono16 image."""

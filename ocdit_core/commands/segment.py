@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ocdit_core.commands.common import add_command, fraction, print_table, report
+from ocdit_core.commands.common import add_command, print_table, report
+from ocdit_core.commands.inference import add_inference, load_segmenter, open_library
 from ocdit_core.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -29,20 +29,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the subcommand."""
     parser = add_command(subparsers, "segment", "find objects of a library in pictures", EXAMPLES)
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="PNG, JPEG, BMP, TIFF, WebP ...")
-    parser.add_argument("--objects", required=True, type=Path, metavar="LIBRARY", help="made by `ocdit render`")
-    parser.add_argument("--targets", nargs="+", metavar="NAME", help="the objects to look for; default: all of them")
+    add_inference(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="folder of the results (made if new)")
-    parser.add_argument("--weights", default="ocdit-tiny", help="an embedded model's name or a folder (ocdit-tiny)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument(
-        "--threshold", type=fraction, help="leave out instances that score less (0 to 1; default: the model's)"
-    )
-    parser.add_argument("--preset", metavar="NAME", help="fast, balanced, accurate or paper (default: the model's own)")
     parser.add_argument(
         "--uncertainty", action="store_true", help="write STEM_uncertainty.png too: white where a pixel is a toss-up"
-    )
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the inference: ensemble=4 crops=5 ..."
     )
     parser.set_defaults(run=run)
 
@@ -52,25 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ocdit_core.images import read_image
-    from ocdit_core.objects.library import ObjectLibrary
 
     twice = [stem for stem, count in Counter(path.stem for path in arguments.images).items() if count > 1]
     if twice:
         raise ConfigError(f"two pictures are both called {twice[0]!r}: their results would overwrite each other")
-    library = ObjectLibrary(arguments.objects)
-    targets = list(dict.fromkeys(arguments.targets or library.object_ids))
-    library.select(targets)
+    library, targets = open_library(arguments)
     # Only now: loading torch and the model takes seconds.
-    from ocdit_core.inference.segmenter import Segmenter
-    from ocdit_core.inference.weights import recommended_settings
-
-    settings = recommended_settings(arguments.weights, preset=arguments.preset, overrides=arguments.set)
-    if arguments.uncertainty:
-        settings = replace(settings, uncertainty=True)
-    if arguments.threshold is not None:
-        settings = replace(settings, score_threshold=arguments.threshold)
-    segmenter = Segmenter.from_pretrained(arguments.weights, device=arguments.device, settings=settings)
-    segmenter.set_objects(library, targets)
+    segmenter = load_segmenter(arguments, library, targets, uncertainty=arguments.uncertainty)
     rows: list[list[str]] = []
     failed = 0
     # None: a bar on a terminal only, so that log files stay readable.

@@ -18,7 +18,7 @@ os.environ.setdefault("ROS_DOMAIN_ID", str(FIRST_DOMAIN))
 
 HAVE_ROS = importlib.util.find_spec("rclpy") is not None
 # The core's tests run on a machine without ROS too; the logic of the node needs none.
-WITHOUT_ROS = {"test_worker.py", "test_frame_queue.py", "test_numbering.py", "test_log_forwarding.py"}
+WITHOUT_ROS = {"test_bag.py", "test_worker.py", "test_frame_queue.py", "test_numbering.py", "test_log_forwarding.py"}
 collect_ignore = sorted({path.name for path in Path(__file__).parent.glob("test_*.py")} - WITHOUT_ROS) * (not HAVE_ROS)
 
 

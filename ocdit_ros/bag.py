@@ -1,0 +1,204 @@
+"""`ocdit bag`: a recorded bag with the results that the node would have published; no ROS is needed for it."""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ocdit_core.commands.common import add_command, print_table, report
+from ocdit_core.commands.inference import add_inference, load_segmenter, open_library
+from ocdit_core.errors import BagError, ImageError
+from ocdit_ros.numbering import InstanceNumbers, Numbering
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    from ocdit_core.inference.results import Segmentation
+    from ocdit_ros.bag_files import RecordedBag
+
+EXAMPLES = """\
+  ocdit bag recording/ --objects my_objects/ --targets drill mug --out results.mcap
+  ocdit bag recording.mcap --objects my_objects/ --image-topic /camera/color/image_raw --out with_masks --copy
+  ros2 bag play results.mcap
+
+OUT holds what the node publishes: detections, instances, overlay and label_info, with the stamps of the images.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = add_command(subparsers, "bag", "find objects of a library in a recorded bag of ROS 2", EXAMPLES)
+    parser.add_argument("bag", metavar="BAG", type=Path, help="folder of `ros2 bag record`, or an .mcap or .db3 file")
+    add_inference(parser)
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="OUT", help="new bag: an .mcap file, or else a folder (must be new)"
+    )
+    parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap", help="of a folder (default: mcap)")
+    parser.add_argument(
+        "--image-topic", metavar="TOPIC", help="raw or compressed images (default: the only such topic)"
+    )
+    parser.add_argument(
+        "--prefix",
+        default="/ocdit_segmentation",
+        help="of the results' topics: PREFIX/detections ... (default: /ocdit_segmentation, as the node)",
+    )
+    parser.add_argument("--no-overlay", action="store_true", help="leave out PREFIX/overlay, by far the largest topic")
+    parser.add_argument("--tracking", action="store_true", help="instances keep their number from image to image")
+    parser.add_argument(
+        "--copy", nargs="*", metavar="TOPIC", help="copy these topics of BAG to OUT too; without names: all of them"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Segment a bag; returns 2 when an image could not be used (the others are done), else 0."""
+    from tqdm import tqdm
+
+    from ocdit_ros.bag_files import RecordedBag, add_copies, new_bag
+    from ocdit_ros.bag_types import load_typestore, read_image
+
+    store = load_typestore()
+    library, targets = open_library(arguments)
+    with RecordedBag(arguments.bag) as bag:
+        images = bag.images(arguments.image_topic)
+        topic = images[0].topic
+        to_copy = _to_copy(bag, arguments)
+        wanted = [*images, *(connection for connection in to_copy if connection not in images)]
+        # Once through all of it: a bag that is cut off is better refused now than after hours of work.
+        for _ in tqdm(bag.messages(wanted), desc="checking", unit="message", disable=None, leave=False):
+            pass
+        with new_bag(arguments.out, arguments.storage) as writer:
+            results = Results(
+                writer, store, arguments.prefix, overlay=not arguments.no_overlay, tracking=arguments.tracking
+            )
+            copies, left_out = add_copies(writer, to_copy, store)
+            for problem in left_out:
+                report(BagError(f"not copied: {problem}"))
+            # Only now: loading torch and the model takes seconds.
+            segmenter = load_segmenter(arguments, library, targets)
+            segment = segmenter.track if arguments.tracking else segmenter.segment
+            labels = {name: entry.id for name, entry in library.manifest.items()}
+            count = sum(connection.msgcount for connection in images)
+            failed = 0
+            with tqdm(total=count, desc="segmenting", unit="image", disable=None) as progress:
+                for connection, time, data in bag.messages(wanted):
+                    copy = copies.get((connection.topic, connection.msgtype))
+                    if copy is not None:
+                        writer.write(copy, time, data)
+                    if connection not in images:
+                        continue
+                    try:
+                        header, image = read_image(store, connection.msgtype, data)
+                    except ImageError as error:
+                        error = ImageError(f"{arguments.bag}: {topic}: {error}")
+                        # Its encoding is that of all the others.
+                        if not results.images:
+                            raise error from None
+                        failed += 1
+                        report(error)
+                        continue
+                    if not results.images:
+                        results.write_labels(labels, segmenter.settings.score_threshold, header, time)
+                    results.write(image, segment(image), header, time)
+                    progress.update()
+    print_table(["object", "images", "mean score"], results.rows(targets))
+    print(f"{arguments.out}: {results.images} images of {topic}, results under {arguments.prefix}")
+    return 2 if failed else 0
+
+
+class Results:
+    """The topics of the results in a new bag.
+
+    Args:
+        writer: of rosbags.
+        store: a typestore that knows vision_msgs.
+        prefix: of the topics' names.
+        overlay: whether to write the images with the masks drawn over them.
+        tracking: whether an instance keeps its number from image to image.
+    """
+
+    def __init__(self, writer: Any, store: Any, prefix: str, *, overlay: bool, tracking: bool):
+        from ocdit_ros.bag_files import quality_of_service
+        from ocdit_ros.bag_types import message_maker
+
+        self.images = 0
+        """How many have been written."""
+        self._writer = writer
+        self._store = store
+        self._maker = message_maker(store)
+        self._numbering = Numbering(InstanceNumbers(reuse=not tracking))
+        self._scores: dict[str, list[float]] = defaultdict(list)
+        kinds = {
+            "detections": "vision_msgs/msg/Detection2DArray",
+            "instances": "sensor_msgs/msg/Image",
+            "overlay": "sensor_msgs/msg/Image",
+            "label_info": "vision_msgs/msg/LabelInfo",
+        }
+        self._connections = {
+            name: writer.add_connection(
+                f"{prefix.rstrip('/')}/{name}",
+                kind,
+                typestore=store,
+                offered_qos_profiles=[quality_of_service(latched=name == "label_info")],
+            )
+            for name, kind in kinds.items()
+            if overlay or name != "overlay"
+        }
+
+    def write_labels(self, labels: Mapping[str, int], threshold: float, header: Any, time: int) -> None:
+        """Write the names and numbers of a library's objects, and the threshold on the score."""
+        self._write("label_info", self._maker.to_label_info(labels, threshold, header), time)
+
+    def write(self, image: np.ndarray, segmentation: Segmentation, header: Any, time: int) -> None:
+        """Write the result for one image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            segmentation: its result.
+            header: the image's.
+            time: of the image's recording in ns, which becomes that of the results.
+        """
+        numbers = self._numbering(segmentation.instances)
+        self._write("instances", self._maker.to_instances(segmentation, numbers, header), time)
+        self._write("detections", self._maker.to_detections(segmentation, numbers, header), time)
+        if "overlay" in self._connections:
+            from ocdit_core.visualization import overlay
+
+            self._write("overlay", self._maker.from_rgb(overlay(image, segmentation), header), time)
+        self.images += 1
+        best: dict[str, float] = {}
+        for instance in segmentation.instances:
+            best[instance.object_id] = max(instance.score, best.get(instance.object_id, 0.0))
+        for name, score in best.items():
+            self._scores[name].append(score)
+
+    def rows(self, targets: list[str]) -> list[list[str]]:
+        """Return for each target on how many images it was found, and the mean of its best scores there."""
+        return [
+            [name, str(len(scores)), f"{sum(scores) / len(scores):.2f}" if scores else ""]
+            for name in targets
+            for scores in [self._scores[name]]
+        ]
+
+    def _write(self, name: str, message: Any, time: int) -> None:
+        connection = self._connections[name]
+        self._writer.write(connection, time, self._store.serialize_cdr(message, connection.msgtype))
+
+
+def _to_copy(bag: RecordedBag, arguments: argparse.Namespace) -> list[Any]:
+    """Return the connections that are copied as they are."""
+    if arguments.copy is None:
+        return []
+    topics = {connection.topic for connection in bag.connections}
+    missing = [topic for topic in arguments.copy if topic not in topics]
+    if missing:
+        raise BagError(f"{bag.path}: no topic {missing[0]!r} to copy; there are {', '.join(sorted(topics))}")
+    chosen = set(arguments.copy) or topics
+    ours = sorted(topic for topic in chosen if topic.rpartition("/")[0] == arguments.prefix.rstrip("/"))
+    if ours:
+        raise BagError(f"{bag.path}: holds {ours[0]} already: choose another --prefix, or other topics to copy")
+    return [connection for connection in bag.connections if connection.topic in chosen]

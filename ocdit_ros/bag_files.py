@@ -1,0 +1,221 @@
+"""Recorded bags as files: what is in one, its messages in order, and a new one that is whole or not there at all."""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ocdit_core.errors import BagError
+
+IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+SINGLE_FILE = ".mcap"
+
+
+class RecordedBag:
+    """A bag to be read, in a with statement: a folder of rosbag2, or one .mcap or .db3 file of it.
+
+    Args:
+        path: of the bag.
+
+    Raises:
+        BagError: it is missing, or no bag that can be read.
+    """
+
+    def __init__(self, path: Path):
+        from rosbags.rosbag2 import Reader
+
+        self.path = path
+        if not path.exists():
+            raise BagError(f"{path}: no such bag")
+        if path.is_dir() and not (path / "metadata.yaml").exists():
+            raise BagError(
+                f"{path}: no bag, as it holds no metadata.yaml; "
+                "after a recording that was killed, `ros2 bag reindex` writes one"
+            )
+        for file in sorted(path.glob("*.db3")) if path.is_dir() else [path] * (path.suffix == ".db3"):
+            _check_database(file)
+        try:
+            self._reader = Reader(path)
+            self._reader.open()
+        except Exception as error:
+            raise self._damaged(error) from error
+
+    def __enter__(self) -> RecordedBag:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+    @property
+    def connections(self) -> list[Any]:
+        """The streams of messages: topic, type, its definition, quality of service, number of messages."""
+        return list(self._reader.connections)
+
+    def images(self, topic: str | None) -> list[Any]:
+        """Return the connections of the topic of images.
+
+        Args:
+            topic: its name; None for the only one.
+
+        Raises:
+            BagError: there is no such topic of images, or none was named and there are several.
+        """
+        found: dict[str, list[Any]] = {}
+        for connection in self.connections:
+            if connection.msgtype in IMAGE_TYPES:
+                found.setdefault(connection.topic, []).append(connection)
+        if not found:
+            topics = ", ".join(sorted({connection.topic for connection in self.connections})) or "none at all"
+            raise BagError(f"{self.path}: no topic of images; the topics are {topics}")
+        if topic is None and len(found) > 1:
+            raise BagError(f"{self.path}: has several topics of images, name one: {', '.join(sorted(found))}")
+        chosen = topic or next(iter(found))
+        if chosen not in found:
+            raise BagError(f"{self.path}: no topic of images {chosen!r}; there are {', '.join(sorted(found))}")
+        if not sum(connection.msgcount for connection in found[chosen]):
+            raise BagError(f"{self.path}: no image was recorded on {chosen}")
+        return found[chosen]
+
+    def messages(self, connections: Sequence[Any]) -> Iterator[tuple[Any, int, bytes]]:
+        """Yield (connection, time of its recording in ns, serialised message) by time.
+
+        Raises:
+            BagError: the bag is damaged, or holds fewer messages than it says.
+        """
+        count = 0
+        try:
+            for message in self._reader.messages(connections):
+                count += 1
+                yield message
+        except Exception as error:
+            raise self._damaged(error) from error
+        if count < (expected := sum(connection.msgcount for connection in connections)):
+            raise BagError(f"{self.path}: damaged or cut off: {count} of {expected} messages are there")
+
+    def _damaged(self, error: Exception) -> BagError:
+        # The library lets through what its parts raise: apsw.Error, ZstdError, struct.error, TypeError at the end ...
+        text = " ".join(str(error).split()) or type(error).__name__
+        hint = "; `mcap recover` saves what is left" if self.path.suffix == ".mcap" else ""
+        return BagError(f"{self.path}: damaged, cut off, or no bag of ROS 2 ({text}){hint}")
+
+
+def _check_database(path: Path) -> None:
+    """Refuse a database of which a part is missing; SQLite itself takes such a part for zeros, or for absent."""
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size:
+        raise BagError(
+            f"{path}: the recording did not end in order, messages are left in {log.name}; "
+            f"`sqlite3 {path.name} 'PRAGMA wal_checkpoint(TRUNCATE)'` brings them back"
+        )
+    with path.open("rb") as file:
+        header = file.read(32)
+    if header.startswith(b"SQLite format 3\0") and len(header) == 32:
+        # https://www.sqlite.org/fileformat2.html#the_database_header
+        page, pages = struct.unpack_from(">H10xI", header, 16)
+        size = pages * (65536 if page == 1 else page)
+        if path.stat().st_size < size:
+            raise BagError(f"{path}: cut off: {path.stat().st_size} of {size} bytes are there")
+
+
+@contextmanager
+def new_bag(path: Path, storage: str) -> Iterator[Any]:
+    """Yield a writer of rosbags; what it has written appears under `path` when the block ends without an error.
+
+    Args:
+        path: an .mcap file, or else a folder as `ros2 bag record` writes it.
+        storage: mcap or sqlite3, for a folder.
+
+    Raises:
+        BagError: `path` exists, or cannot be written to.
+    """
+    from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+
+    single = path.suffix == SINGLE_FILE
+    storage = "mcap" if single else storage
+    if path.exists():
+        raise BagError(f"{path}: exists already; remove it, or choose another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".", suffix=".part") as folder:
+            made = Path(folder) / path.stem if single else Path(folder) / path.name
+            # Version 8 is read by every living distribution, 9 not by Humble.
+            writer = Writer(made, version=8, storage_plugin=StoragePlugin[storage.upper()])
+            if storage == "mcap":
+                writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+            with writer:
+                yield writer
+            (made / f"{made.name}.mcap" if single else made).rename(path)
+    except (OSError, sqlite3.Error) as error:
+        raise BagError(f"{path}: cannot be written ({error})") from error
+
+
+def quality_of_service(*, latched: bool) -> Any:
+    """Return the quality of service to note for a topic of results: reliable, and latched or not."""
+    from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+
+    unspecified = QosTime(0, 0)
+    return Qos(
+        history=QosHistory.KEEP_LAST,
+        depth=1 if latched else 5,
+        reliability=QosReliability.RELIABLE,
+        durability=QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE,
+        deadline=unspecified,
+        lifespan=unspecified,
+        liveliness=QosLiveliness.AUTOMATIC,
+        liveliness_lease_duration=unspecified,
+        avoid_ros_namespace_conventions=False,
+    )
+
+
+def add_copies(writer: Any, connections: Sequence[Any], store: Any) -> tuple[dict[tuple[str, str], Any], list[str]]:
+    """Announce topics that are copied as they are.
+
+    Args:
+        writer: of the new bag, to which the topics of the results have been added.
+        connections: of the recorded bag.
+        store: a typestore, for bags that hold no definitions of their messages.
+
+    Returns:
+        The connection in the new bag by (topic, type), and the topics that cannot be copied, with the reason.
+    """
+    copies: dict[tuple[str, str], Any] = {}
+    left_out = []
+    known = {connection.msgtype: connection.digest for connection in writer.connections}
+    for connection in connections:
+        topic, kind = connection.topic, connection.msgtype
+        if (topic, kind) in copies:
+            continue
+        try:
+            text, digest = _definition(connection, store)
+        except Exception as error:
+            left_out.append(f"{topic}: the definition of {kind} is not known ({error})")
+            continue
+        if known.setdefault(kind, digest) != digest:
+            left_out.append(f"{topic}: another version of {kind} than the one that is written")
+            continue
+        copies[topic, kind] = writer.add_connection(
+            topic, kind, msgdef=text, rihs01=digest, offered_qos_profiles=connection.ext.offered_qos_profiles
+        )
+    return copies, left_out
+
+
+def _definition(connection: Any, store: Any) -> tuple[str, str]:
+    """Return the text of a type's definition and its hash."""
+    from rosbags.interfaces import MessageDefinitionFormat
+    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+    form, text = connection.msgdef
+    if form == MessageDefinitionFormat.NONE:
+        return store.generate_msgdef(connection.msgtype, ros_version=2)[0], store.hash_rihs01(connection.msgtype)
+    if connection.digest:
+        return text, connection.digest
+    if form != MessageDefinitionFormat.MSG:
+        raise BagError("it is IDL without a hash")
+    own = get_typestore(Stores.EMPTY)
+    own.register(get_types_from_msg(text, connection.msgtype))
+    return text, own.hash_rihs01(connection.msgtype)

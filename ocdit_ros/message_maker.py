@@ -1,0 +1,110 @@
+"""A Segmentation as vision_msgs and label images. No ROS in here: the message classes are those of whoever asks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ocdit_core.errors import ImageError
+from ocdit_ros.numbering import MAX_MONO16
+
+if TYPE_CHECKING:
+    from ocdit_core.inference.results import Segmentation
+
+
+class MessageMaker:
+    """Makes messages: rclpy's in the node, those of rosbags for a recorded bag.
+
+    Args:
+        types: holds the classes Image, Detection2DArray, Detection2D, ObjectHypothesisWithPose, LabelInfo and
+            VisionClass. They take fields by name; those that are not given have ROS's default.
+        as_data: makes the field `data` of an Image from contiguous pixels.
+    """
+
+    def __init__(self, types: Any, as_data: Callable[[np.ndarray], Any]):
+        self._types = types
+        self._as_data = as_data
+
+    def from_rgb(self, image: np.ndarray, header: Any) -> Any:
+        """Return an rgb8 message of an (H, W, 3) uint8 RGB image.
+
+        Raises:
+            ImageError: another shape or type.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ImageError(f"an rgb8 message needs (H, W, 3) uint8, not {image.shape} {image.dtype}")
+        return self._image(image, "rgb8", header)
+
+    def to_detections(self, segmentation: Segmentation, numbers: Sequence[int], header: Any) -> Any:
+        """Return the instances as detections.
+
+        Args:
+            segmentation: the result for one image.
+            numbers: one an instance; `id` holds it in decimal.
+            header: the image's header, copied to every detection.
+
+        Returns:
+            Boxes are tight around the masks: pixel columns x .. x + width - 1 give size_x = width and the centre
+            x + width / 2, in pixels from the image's left edge. results[0] holds the object's name and the score.
+        """
+        message = self._types.Detection2DArray(header=header)
+        for number, instance in zip(numbers, segmentation.instances, strict=True):
+            x, y, width, height = instance.box
+            detection = self._types.Detection2D(header=header, id=str(number))
+            detection.bbox.center.position.x = x + width / 2
+            detection.bbox.center.position.y = y + height / 2
+            detection.bbox.size_x = float(width)
+            detection.bbox.size_y = float(height)
+            result = self._types.ObjectHypothesisWithPose()
+            result.hypothesis.class_id = instance.object_id
+            result.hypothesis.score = float(instance.score)
+            detection.results = [result]
+            message.detections.append(detection)
+        return message
+
+    def to_instances(self, segmentation: Segmentation, numbers: Sequence[int], header: Any) -> Any:
+        """Return a label image: 0 is background, else int(detection.id); the highest score wins where masks overlap.
+
+        It is mono16, or 32SC1 where a number does not fit into 16 bits.
+        """
+        wide = max(numbers, default=0) > MAX_MONO16
+        table = np.array([0, *numbers], np.int32 if wide else np.uint16)
+        return self._image(table[segmentation.label_map()], "32SC1" if wide else "mono16", header)
+
+    def to_mask(self, segmentation: Segmentation, object_id: str, header: Any) -> Any:
+        """Return a mono8 image: 255 on an object's best-scoring instance, 0 elsewhere and where it was not found."""
+        mask = np.zeros(segmentation.image_size, np.uint8)
+        best = next((instance for instance in segmentation.instances if instance.object_id == object_id), None)
+        if best is not None:
+            mask[best.mask] = 255
+        return self._image(mask, "mono8", header)
+
+    def to_uncertainty(self, uncertainty: np.ndarray, header: Any) -> Any:
+        """Return a 32FC1 image of an (H, W) float32 map in [0, 1]: 1 is a toss-up, 0 is certain."""
+        return self._image(np.asarray(uncertainty, np.float32), "32FC1", header)
+
+    def to_label_info(self, labels: Mapping[str, int], threshold: float, header: Any) -> Any:
+        """Return names and numbers of a library's objects, by number; they do not depend on the targets.
+
+        Args:
+            labels: name -> number, 1 or above.
+            threshold: scores below it are not published.
+            header: of the message.
+        """
+        message = self._types.LabelInfo(header=header, threshold=float(threshold))
+        message.class_map = [
+            self._types.VisionClass(class_id=number, class_name=name)
+            for name, number in sorted(labels.items(), key=lambda item: item[1])
+        ]
+        return message
+
+    def _image(self, pixels: np.ndarray, encoding: str, header: Any) -> Any:
+        height, width = pixels.shape[:2]
+        message = self._types.Image(header=header, height=height, width=width, encoding=encoding)
+        message.step = width * pixels.itemsize * (pixels.shape[2] if pixels.ndim == 3 else 1)
+        message.is_bigendian = int(sys.byteorder == "big")
+        message.data = self._as_data(np.ascontiguousarray(pixels))
+        return message
