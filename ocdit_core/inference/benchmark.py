@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 import statistics
 import tempfile
@@ -147,9 +148,13 @@ def measure(
                 for one in paths
             ]
             where = torch.device(segmenters[0].device)
-            started = _now(where)
-            objects = segmenters[0].encode_objects(library, library.object_ids[: case.objects])
-            encoding = _now(where) - started
+            encoding = math.inf
+            for _ in range(2):
+                started = _now(where)
+                objects = segmenters[0].encode_objects(library, library.object_ids[: case.objects])
+                encoding = min(encoding, _now(where) - started)
+                if encoding > _LONG:
+                    break
             with flop_counter() as counter:
                 first = segmenters[0].segment(picture, objects).timings
             runs: list[list[dict[str, float]]] = [[] for _ in segmenters]

@@ -37,7 +37,7 @@ def test_benchmark_without_the_plain_path(capsys):
     assert cli.main(["benchmark", *arguments, "--peak-tflops", "2"]) == 0
     header, _, row = capsys.readouterr().out.splitlines()
     assert "peak_tflops 2.0" in header
-    assert row.split()[-4:-2] == ["-", "-"]
+    assert row.split()[-5:-2] == ["-", "-", "-"]
 
 
 def test_all_arithmetic_is_counted():

@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""Draw the pictures of a model card from finished evaluations: objects, failures, pictures, the learning curve.
+
+    python benchmarks/model_card.py runs/procedural --dataset data/held_out_procedural --out docs/ocdit-tiny
+    python benchmarks/model_card.py --curve docs/ocdit-tiny/learning_curve.csv --out docs/ocdit-tiny
+
+A run is a folder of `ocdit evaluate` with --out; its pictures are OUT/NAME_objects.png, NAME_failures.jpg and
+NAME_pictures.jpg. The curve's table has the columns core_hours, ap, set and model. Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ocdit_core.data.opening import open_dataset
+from ocdit_core.errors import OcditError
+from ocdit_core.evaluation.bop_results import ImageKey, ResultRow, read_results
+from ocdit_core.evaluation.findings import KINDS, find_failures
+from ocdit_core.evaluation.report_pictures import close_up, ranked_images, side_by_side
+from ocdit_core.evaluation.run import RESULTS
+from ocdit_core.evaluation.runs import Run, read_run
+from ocdit_core.evaluation.targets import frames_of, image_key, names_of_objects
+from ocdit_core.files import replacing
+from ocdit_core.objects.library import ObjectLibrary
+
+OBJECT_COLUMNS, FAILURE_COLUMNS = 12, 6
+
+
+class Tile(NamedTuple):
+    """A picture under a line of text."""
+
+    title: str
+    image: np.ndarray
+
+
+def main() -> int:
+    """Draw what was asked for and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", type=Path, help="folder of a finished `ocdit evaluate`")
+    parser.add_argument("--dataset", type=Path, help="of the run; its library is in DATASET/templates")
+    parser.add_argument("--split", default="test", help="default test")
+    parser.add_argument("--name", help="of the pictures (default: the dataset's)")
+    parser.add_argument("--curve", type=Path, metavar="CSV", help="table of the learning curve")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
+    options = parser.parse_args()
+    if (options.run is None) != (options.dataset is None) or not (options.run or options.curve):
+        parser.error("name a run together with its --dataset, or a --curve, or both")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        if options.curve:
+            draw_curve(options.curve, options.out / "learning_curve.png")
+        if options.run:
+            name = options.name or options.dataset.resolve().name
+            draw_run(read_run(options.run), options.dataset, options.split, options.out, name)
+    except OcditError as error:
+        print(f"model_card.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def draw_run(run: Run, path: Path, split: str, out: Path, name: str) -> None:
+    """Draw objects by AP, failures by kind, and the best, a middling and the worst pictures."""
+    dataset = open_dataset(str(path), split)
+    library = ObjectLibrary(path / "templates")
+    names = names_of_objects(library, path)
+    save(objects(run, library, names), OBJECT_COLUMNS, out / f"{name}_objects.png", size=1.0)
+
+    images = [(record.scene_id, record.image_id) for record in run.records]
+    rows: dict[ImageKey, list[ResultRow]] = {image: [] for image in images}
+    for row in read_results(run.path / RESULTS):
+        rows[row.image].append(row)
+    asked = {
+        image: {target.object_id for target in record.targets if target.asked}
+        for image, record in zip(images, run.records, strict=True)
+    }
+    threshold = float(run.metrics["score_threshold"])
+    findings = find_failures(frames_of(dataset, images), asked, rows, threshold)
+    counts = Counter(failure.kind for failure in findings.failures)
+    shown = [failure for kind in KINDS for failure in spread(findings.of(kind), FAILURE_COLUMNS)]
+    ranked = ranked_images(run.records, threshold)
+    middle = len(ranked) // 2
+    chosen = [*ranked[:3], *ranked[middle - 1 : middle + 2], *ranked[-3:]]
+    wanted = {image for image, _ in chosen} | {failure.image for failure in shown}
+    frames = {image_key(frame): frame for frame in frames_of(dataset, wanted)}
+
+    tiles = []
+    for kind in KINDS:
+        some = [failure for failure in shown if failure.kind == kind]
+        for failure in some:
+            title = f"{kind} ({counts[kind]})\n{names[failure.object_id]}"
+            tiles.append(Tile(title, close_up(frames[failure.image].image(), failure)))
+        tiles += [Tile("", np.full((1, 1, 3), 255, np.uint8))] * (FAILURE_COLUMNS - len(some) if some else 0)
+    save(tiles, FAILURE_COLUMNS, out / f"{name}_failures.jpg", size=1.6)
+    drawn = [
+        Tile(f"mean IoU {100 * iou:.0f}", side_by_side(frames[key], asked[key], rows[key], names, threshold))
+        for key, iou in chosen
+    ]
+    save(drawn, 3, out / f"{name}_pictures.jpg", size=(5.4, 1.9))
+
+
+def objects(run: Run, library: ObjectLibrary, names: dict[int, str]) -> list[Tile]:
+    """Return a view of each object over its AP, mean IoU and instances, by falling AP."""
+    found = run.metrics["by_object"]
+    known = sorted((key for key in found if found[key].get("ap") is not None), key=lambda key: -found[key]["ap"])
+    tiles = []
+    for key in known:
+        one, title = found[key], names[int(key)]
+        view = library[title].best_views(1).rgb[0]
+        tiles.append(Tile(f"{title[:14]}\nAP {100 * one['ap']:.0f} ({one['instances']})", view))
+    return tiles
+
+
+def spread(some: Sequence, count: int) -> list:
+    """Return at most `count` of a sequence, evenly spaced."""
+    if len(some) <= count:
+        return list(some)
+    return [some[round(place)] for place in np.linspace(0, len(some) - 1, count)]
+
+
+def save(tiles: Sequence[Tile], columns: int, path: Path, size: float | tuple[float, float]) -> None:
+    """Write tiles as rows of a picture; `size` of one, (width, height) in inches."""
+    from matplotlib.figure import Figure
+
+    width, height = size if isinstance(size, tuple) else (size, size)
+    rows = -(-len(tiles) // columns)
+    figure = Figure(figsize=(columns * width, rows * (height + 0.35)), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, tile in zip(axes, tiles, strict=False):
+        axis.imshow(tile.image)
+        axis.set_title(tile.title, fontsize=7, pad=2)
+    write(figure, path)
+
+
+def draw_curve(table: Path, path: Path) -> None:
+    """Draw AP against hours of one core, a line for each set."""
+    from matplotlib.figure import Figure
+
+    lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    with table.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            lines[row["set"]].append((float(row["core_hours"]), float(row["ap"])))
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for name, points in lines.items():
+        axis.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+    axis.set(xlabel="hours of one CPU core", ylabel="AP (%)", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    write(figure, path)
+
+
+def write(figure, path: Path) -> None:
+    """Write a figure, whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format=path.suffix[1:])
+    print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
