@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 pip_home.prepare()
 
 import rclpy  # noqa: E402  (needs the prefix)
-from rclpy.exceptions import ParameterException  # noqa: E402
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor  # noqa: E402
+from rclpy.exceptions import InvalidHandle, ParameterException  # noqa: E402
+from rclpy.executors import Executor, ExternalShutdownException, MultiThreadedExecutor  # noqa: E402
 
 END_WITHIN = 1.5
 """Seconds from the signal to the end of the process, whatever is under way then."""
@@ -59,7 +59,7 @@ def run(
     executor.add_node(node)
     code = 0
     try:
-        executor.spin()
+        _spin(executor)
     except ExternalShutdownException:
         pass
     except BaseException:
@@ -84,6 +84,16 @@ def run(
     # Python's own end is left out: it takes seconds on a busy machine, and aborts the process where a thread is still
     # within the network.
     _end(code)
+
+
+def _spin(executor: Executor) -> None:
+    while True:
+        try:
+            return executor.spin()
+        except InvalidHandle:
+            # A subscription was destroyed while the executor gathered what to wait for, which rclpy does not foresee
+            # (its issues 1142 and 1206): it gathers anew, and nothing that has arrived is lost.
+            continue
 
 
 def _end(code: int) -> NoReturn:
