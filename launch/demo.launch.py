@@ -19,17 +19,18 @@ ARGUMENTS = {
     "pictures": (os.path.join(SHARE, "examples", "pictures"), "folder of pictures to play"),
     "rate": ("1.0", "pictures a second"),
     "params_file": (os.path.join(SHARE, "config", "segment.yaml"), "parameters of the node"),
+    "model": ("", "an embedded model, or a folder with config and weights"),
     "library": (None, "folder made by `ocdit render`"),
     "target_objects": ("", "names to look for, separated by spaces or commas; by default all of the library"),
     "device": ("", "auto, cpu, cuda or cuda:N"),
     "rviz": ("true", "open rviz with the overlay"),
-    "log_level": ("info", "debug, info, warn, error or fatal"),
+    "log_level": ("info", "of the node: debug, info, warn, error or fatal"),
 }
 
 
 def generate_launch_description() -> LaunchDescription:
     """Return what `ros2 launch` runs."""
-    forwarded = ("params_file", "library", "target_objects", "device", "rviz", "log_level")
+    forwarded = ("params_file", "model", "library", "target_objects", "device", "rviz", "log_level")
     # First: the Fast DDS profile that it sets is the camera's too, and the sender's profile is the one that counts.
     node = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(os.path.join(SHARE, "launch", "segment.launch.py")),

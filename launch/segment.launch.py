@@ -27,22 +27,30 @@ SHARE = get_package_share_directory("ocdit_ros")
 YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 ARGUMENTS = {
-    "image": ("image", "topic of the camera's images"),
-    "camera_info": ("camera_info", "topic of its calibration, republished in step with the masks"),
+    "image": ("image", "topic of the camera's images; with image_transport:=compressed, without /compressed"),
+    "camera_info": (
+        "",
+        "topic of its calibration, republished in step with the masks; by default camera_info beside the images",
+    ),
+    "image_transport": ("", "raw or compressed; overrides params_file"),
     "cameras": (
         "",
         "several cameras instead, as NAME=TOPIC separated by spaces or commas; the calibration is expected beside each "
         "topic, as camera_info; results come under ~/NAME/",
     ),
     "params_file": (os.path.join(SHARE, "config", "segment.yaml"), "parameters of the node"),
+    "model": ("", "an embedded model, or a folder with config and weights; overrides params_file"),
     "library": ("", "folder made by `ocdit render`; overrides params_file"),
     "target_objects": ("", "names to look for, separated by spaces or commas; overrides params_file"),
     "device": ("", "auto, cpu, cuda or cuda:N; overrides params_file"),
     "rviz": ("false", "open rviz with the overlay"),
     "namespace": ("", "namespace of the node"),
     "autostart": ("true", "configure and activate the node"),
-    "log_level": ("info", "debug, info, warn, error or fatal"),
+    "respawn": ("false", "start the node again when it has died"),
+    "use_sim_time": ("", "true: time comes from /clock, as from a simulator or a bag; overrides params_file"),
+    "log_level": ("info", "of the node"),
 }
+CHOICES = {"log_level": ["debug", "info", "warn", "error", "fatal"]}
 
 
 def is_on(name: str, value: str) -> bool:
@@ -59,54 +67,78 @@ def remap_cameras(text: str) -> dict[str, list[tuple[str, str]]]:
         name, _, topic = item.partition("=")
         if not name or not topic:
             raise RuntimeError(f"cameras:={item} is not NAME=TOPIC, such as left=/left/image_raw")
-        info = f"{topic.rpartition('/')[0]}/camera_info" if "/" in topic else "camera_info"
-        cameras[name] = [(f"{name}/image", topic), (f"{name}/camera_info", info)]
+        cameras[name] = [(f"{name}/image", topic), (f"{name}/camera_info", beside(topic))]
     return cameras
+
+
+def beside(topic: str) -> str:
+    """Return the calibration's topic for that of the images: where camera drivers put it."""
+    return f"{topic.rpartition('/')[0]}/camera_info" if "/" in topic else "camera_info"
+
+
+def read_parameters(values: dict[str, str]) -> list[str | dict[str, object]]:
+    """Return the node's parameters: those of the file, then what the arguments override.
+
+    Raises:
+        RuntimeError: there is no such file; launch_ros would start the node without it.
+    """
+    path = os.path.abspath(os.path.expanduser(values["params_file"]))
+    if not os.path.isfile(path):
+        raise RuntimeError(f"params_file:={values['params_file']}: there is no such file")
+    names = ("model", "library", "device", "image_transport")
+    overrides: dict[str, object] = {name: values[name] for name in names if values[name]}
+    if values["library"]:
+        # The shell leaves the ~ of library:=~/objects as it is.
+        overrides["library"] = os.path.abspath(os.path.expanduser(values["library"]))
+    targets = values["target_objects"].replace(",", " ").split()
+    if targets:
+        overrides["target_objects"] = targets
+    if values["use_sim_time"]:
+        overrides["use_sim_time"] = is_on("use_sim_time", values["use_sim_time"])
+    return [path, overrides]
 
 
 def set_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Make the actions once the arguments are known."""
     values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    overrides: dict[str, object] = {name: values[name] for name in ("library", "device") if values[name]}
-    if values["library"]:
-        # The node's working directory is not the user's.
-        overrides["library"] = os.path.abspath(os.path.expanduser(values["library"]))
-    targets = values["target_objects"].replace(",", " ").split()
-    if targets:
-        overrides["target_objects"] = targets
-    remappings = [("image", values["image"]), ("camera_info", values["camera_info"])]
+    parameters = read_parameters(values)
+    autostart, respawn = is_on("autostart", values["autostart"]), is_on("respawn", values["respawn"])
+    if autostart and respawn:
+        # A request would go to the dead process, which DDS believes alive for 20 s: the node configures itself.
+        parameters.append({"autostart": True})
     cameras = remap_cameras(values["cameras"])
     if cameras:
-        overrides["cameras"] = list(cameras)
-        remappings = [remapping for camera in cameras.values() for remapping in camera]
+        parameters.append({"cameras": list(cameras)})
+    else:
+        calibration = values["camera_info"] or beside(values["image"])
+        cameras = {"": [("image", values["image"]), ("camera_info", calibration)]}
     node = LifecycleNode(
         package="ocdit_ros",
         executable="segmentation_node",
         name="ocdit_segmentation",
         namespace=values["namespace"],
-        parameters=[values["params_file"], overrides],
-        remappings=remappings,
+        parameters=parameters,
+        remappings=[remapping for camera in cameras.values() for remapping in camera],
         arguments=["--ros-args", "--log-level", values["log_level"]],
+        respawn=respawn,
+        respawn_delay=2.0,
         output="screen",
     )
-    actions: list[LaunchDescriptionEntity] = []
-    if is_on("autostart", values["autostart"]):
-        # The handler first: nothing may happen before somebody listens.
-        actions.append(
-            RegisterEventHandler(
-                OnStateTransition(
-                    target_lifecycle_node=node,
-                    start_state="configuring",
-                    goal_state="inactive",
-                    entities=[change_state(node, Transition.TRANSITION_ACTIVATE)],
-                )
-            )
+    actions: list[LaunchDescriptionEntity] = [node]
+    if autostart and not respawn:
+        activate = OnStateTransition(
+            target_lifecycle_node=node,
+            start_state="configuring",
+            goal_state="inactive",
+            entities=[change_state(node, Transition.TRANSITION_ACTIVATE)],
+            # Later transitions are the user's: a node that somebody configures again waits to be activated.
+            handle_once=True,
         )
-    actions.append(node)
-    if is_on("autostart", values["autostart"]):
-        actions.append(change_state(node, Transition.TRANSITION_CONFIGURE))
+        # The handler first: nothing may happen before somebody listens.
+        actions = [RegisterEventHandler(activate), node, change_state(node, Transition.TRANSITION_CONFIGURE)]
     if is_on("rviz", values["rviz"]):
-        actions.append(rviz(values["namespace"], values["image"]))
+        name, ((_, image), _) = next(iter(cameras.items()))
+        actions.append(rviz(values["namespace"], name, image))
     return actions
 
 
@@ -115,29 +147,28 @@ def change_state(node: LifecycleNode, transition: int) -> EmitEvent:
     return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition))
 
 
-def rviz(namespace: str, image: str) -> LaunchDescriptionEntity:
-    """Return rviz with our view, or a word on its absence."""
+def rviz(namespace: str, camera: str, image: str) -> LaunchDescriptionEntity:
+    """Return rviz with our view of one camera, or a word on its absence."""
     try:
         get_package_share_directory("rviz2")
     except PackageNotFoundError:
         return LogInfo(msg="rviz2 is not installed: any image viewer can show ~/overlay instead")
-    prefix = f"/{namespace.strip('/')}" if namespace.strip("/") else ""
-    topic = image if image.startswith("/") else f"{prefix}/{image}"
+    prefix = "".join(f"/{part}" for part in namespace.split("/") if part)
+    outputs = "/".join(part for part in (f"{prefix}/ocdit_segmentation", camera) if part)
+    shown = {f"/ocdit_segmentation/{name}": f"{outputs}/{name}" for name in ("overlay", "instances")}
+    shown["/image"] = image if image.startswith("/") else f"{prefix}/{image}"
     return Node(
         package="rviz2",
         executable="rviz2",
         arguments=["-d", os.path.join(SHARE, "config", "segment.rviz")],
-        remappings=[
-            ("/ocdit_segmentation/overlay", f"{prefix}/ocdit_segmentation/overlay"),
-            ("/image", topic),
-        ],
+        remappings=list(shown.items()),
     )
 
 
 def generate_launch_description() -> LaunchDescription:
     """Return what `ros2 launch` runs."""
     actions: list[LaunchDescriptionEntity] = [
-        DeclareLaunchArgument(name, default_value=default, description=text)
+        DeclareLaunchArgument(name, default_value=default, description=text, choices=CHOICES.get(name))
         for name, (default, text) in ARGUMENTS.items()
     ]
     # Without it, best-effort images above 512 KiB hardly ever arrive: config/fastdds.xml says why. Humble's Fast DDS
