@@ -63,11 +63,25 @@ class RefineStage:
             random: of the initial noise.
             clock: takes the time.
         """
-        best = sorted(proposals, key=lambda one: -one.score)[: self._settings.refine.max_proposals]
-        seen = self.look(image, [one.box for one in best], [one.target for one in best], objects, random, clock)
+        found = sorted(proposals, key=lambda one: -one.score)[: self._settings.refine.max_proposals]
+        for _ in range(self._settings.refine.rounds):
+            found = self._closer(image, found, objects, random, clock)
+        return found
+
+    def _closer(
+        self,
+        image: np.ndarray,
+        proposals: Sequence[Candidate],
+        objects: TargetSet,
+        random: torch.Generator,
+        clock: StageClock,
+    ) -> list[Candidate]:
+        """One round."""
+        boxes, targets = [one.box for one in proposals], [one.target for one in proposals]
+        seen = self.look(image, boxes, targets, objects, random, clock)
         share = self._settings.refine.coarse_share
         refined = []
-        for proposal, (region, probabilities) in zip(best, seen, strict=True):
+        for proposal, (region, probabilities) in zip(proposals, seen, strict=True):
             found = self.candidate(proposal.target, region, probabilities, image.shape[:2])
             if found is not None:
                 combined = proposal.score**share * found.score ** (1 - share)

@@ -31,11 +31,13 @@ class RefineSettings:
         sampler: how latents are generated; by default the posterior mean, one evaluation of the network.
         ensemble: initial noises whose results are averaged.
         windows: crops of each proposal, which differ in margin and place.
+        rounds: how often a proposal is looked at: from the second time on around what the time before has found.
         margin: added to each side of a proposal's box, as a share of the box.
         proposal_threshold: a pixel belongs to a proposal from this coarse probability on.
         max_proposals: the best so many proposals of an image are refined.
         mask_threshold: a pixel belongs to a refined mask from this probability on.
-        coarse_share: of the coarse stage's score in an instance's score, the exponent of a geometric mean.
+        coarse_share: of the coarse stage's score in an instance's score, the exponent of a geometric mean; with several
+            rounds, of the score of the round before.
     """
 
     enabled: bool = True
@@ -43,6 +45,7 @@ class RefineSettings:
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=0))
     ensemble: int = 1
     windows: int = 1
+    rounds: int = 1
     margin: float = 0.2
     proposal_threshold: float = 0.2
     max_proposals: int = 64
@@ -51,7 +54,7 @@ class RefineSettings:
 
     def __post_init__(self) -> None:
         _check_size("image_size", self.image_size)
-        for name in ("ensemble", "windows", "max_proposals"):
+        for name in ("ensemble", "windows", "rounds", "max_proposals"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
         for name in ("margin", "proposal_threshold", "mask_threshold", "coarse_share"):

@@ -13,6 +13,7 @@ from ocdit_core.evaluation.metrics import iou
 from ocdit_core.images import read_image
 from ocdit_core.inference.labelling import box_iou
 from ocdit_core.inference.presets import Preset, with_preset
+from ocdit_core.inference.proposals import Candidate
 from ocdit_core.inference.results import tight_box
 from ocdit_core.inference.settings import InferenceSettings, RefineSettings
 from ocdit_core.inference.weights import recommended_settings
@@ -118,6 +119,38 @@ def test_several_windows_cover_a_proposal_together(library, image, masks):
         assert x >= 0 <= y
         assert x + width <= image.shape[1]
         assert y + height <= image.shape[0]
+
+
+def test_later_rounds_look_around_what_was_found(library, image, masks):
+    """A proposal that shows a corner of its object grows to all of it."""
+    import torch
+
+    from ocdit_core.inference.clock import StageClock
+
+    name = max(masks, key=lambda key: masks[key].sum())
+    x, y, width, height = tight_box(masks[name])
+    corner = np.ones((height // 2, width // 2), bool)
+    regions, overlaps = [], []
+    for rounds in (1, 3):
+        segmenter = segmenter_with(library, refine={"rounds": rounds})
+        target = segmenter.object_ids.index(name)
+        part = Candidate(
+            target=target,
+            score=0.9,
+            region=(x, y, width // 2, height // 2),
+            probabilities=corner.astype(np.float32),
+            mask=corner,
+        )
+        clock, random = StageClock(torch.device("cpu")), torch.Generator().manual_seed(0)
+        with torch.inference_mode():
+            (found,) = segmenter._refine.refine(image, [part], segmenter.objects.singles, random, clock)
+        full = np.zeros(image.shape[:2], bool)
+        left, top, wide, high = found.region
+        full[top : top + high, left : left + wide] = found.mask
+        regions.append(found.region)
+        overlaps.append(iou(full, masks[name]))
+    assert regions[0] != regions[1]
+    assert overlaps[1] > max(0.5, overlaps[0])
 
 
 def test_regions_get_their_object_or_none(segmenter, image, masks):
