@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ocdit_ros import pip_home
+from ocdit_ros import interface, pip_home
 from ocdit_ros.diagnostics import CameraMonitor
 from ocdit_ros.numbering import InstanceNumbers, Numbering
 from ocdit_ros.outputs import RELIABILITY, FrameTopics, above
@@ -16,6 +16,7 @@ from ocdit_ros.outputs import RELIABILITY, FrameTopics, above
 if TYPE_CHECKING:
     from rclpy.callback_groups import CallbackGroup
     from rclpy.lifecycle import LifecycleNode
+    from sensor_msgs.msg import CameraInfo
 
     from ocdit_ros.parameters import Settings
     from ocdit_ros.worker_types import Result
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 pip_home.prepare()
 
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data  # noqa: E402  (needs the prefix)
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 
 KEPT = 300
 """A result comes seconds after its image on a slow machine: so many calibrations of that time are kept."""
@@ -124,11 +124,11 @@ class Camera:
         # The tracker is a new one after each pause, and counts from 1.
         self._numbering = Numbering(self._numbers)
         qos = QoSProfile(depth=settings.image_depth, reliability=RELIABILITY[settings.image_reliability])
-        kind = Image if settings.image_transport == "raw" else CompressedImage
+        kind = interface.SUBSCRIBED["image" if settings.image_transport == "raw" else "image/compressed"].kind
         self._subscriptions = [
             self._node.create_subscription(kind, self.topic(settings), self._on_image, qos, callback_group=self._group),
             self._node.create_subscription(
-                CameraInfo,
+                interface.SUBSCRIBED["camera_info"].kind,
                 f"{self._prefix}camera_info",
                 self._calibrations.note,
                 qos_profile_sensor_data,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from ocdit_ros import messages, pip_home
+from ocdit_ros import interface, messages, pip_home
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rclpy.lifecycle import LifecycleNode
+    from sensor_msgs.msg import CameraInfo
 
     from ocdit_core.inference.results import Segmentation
     from ocdit_ros.parameters import Settings
@@ -19,21 +20,12 @@ if TYPE_CHECKING:
 pip_home.prepare()
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402  (needs the prefix)
-from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
-from vision_msgs.msg import Detection2DArray, LabelInfo, VisionInfo  # noqa: E402
+from vision_msgs.msg import VisionInfo  # noqa: E402
 
 RELIABILITY = {"reliable": ReliabilityPolicy.RELIABLE, "best_effort": ReliabilityPolicy.BEST_EFFORT}
 # Whoever subscribes later still gets the last message.
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-OF_A_FRAME: dict[str, type] = {
-    "detections": Detection2DArray,
-    "instances": Image,
-    "mask": Image,
-    "camera_info": CameraInfo,
-    "overlay": Image,
-    "uncertainty": Image,
-}
 
 
 def above(segmentation: Segmentation, threshold: float) -> Segmentation:
@@ -45,12 +37,10 @@ def above(segmentation: Segmentation, threshold: float) -> Segmentation:
 class _Topics:
     """Some publishers of a configured node; they are silent until it is active."""
 
-    def __init__(self, node: LifecycleNode, topics: Mapping[str, tuple[type, QoSProfile]]):
+    def __init__(self, node: LifecycleNode, prefix: str, entries: Mapping[str, interface.Entry], qos: QoSProfile):
         self._node = node
         self._publishers: dict[str, Any] = {
-            name: node.create_lifecycle_publisher(kind, topic, qos)
-            for topic, (kind, qos) in topics.items()
-            for name in [topic.rsplit("/", 1)[-1]]
+            name: node.create_lifecycle_publisher(entry.kind, f"{prefix}{name}", qos) for name, entry in entries.items()
         }
 
     def destroy(self) -> None:
@@ -75,7 +65,7 @@ class FrameTopics(_Topics):
 
     def __init__(self, node: LifecycleNode, prefix: str, settings: Settings):
         qos = QoSProfile(depth=settings.output_depth, reliability=RELIABILITY[settings.output_reliability])
-        super().__init__(node, {f"{prefix}{name}": (kind, qos) for name, kind in OF_A_FRAME.items()})
+        super().__init__(node, prefix, interface.OF_A_FRAME, qos)
 
     def publish(self, result: Result, segmentation: Segmentation, numbers: Sequence[int], mask_object: str) -> None:
         """Publish one frame's result, an empty one too: synchronisers downstream wait for each frame.
@@ -108,7 +98,7 @@ class InfoTopics(_Topics):
     """The node's latched topics: what is known, and what is looked for."""
 
     def __init__(self, node: LifecycleNode):
-        super().__init__(node, {"~/label_info": (LabelInfo, LATCHED), "~/vision_info": (VisionInfo, LATCHED)})
+        super().__init__(node, "~/", interface.LATCHED, LATCHED)
 
     def publish(self, labels: Mapping[str, int], threshold: float, model: str, library: str, version: int) -> None:
         """Publish what downstream must know of the results.

@@ -34,7 +34,7 @@ SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FA
 
 
 class SegmentationNode(LifecycleNode):
-    """The segmenter as a lifecycle node: topics, services and parameters are listed in the README.
+    """The segmenter as a lifecycle node: topics, services and parameters are listed in docs/ros.md.
 
     Args:
         library_loader: opens the library that the settings name.

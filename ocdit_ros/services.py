@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ocdit_core.errors import OcditError, UnknownObjectError
-from ocdit_ros import messages, pip_home
+from ocdit_ros import interface, messages, pip_home
 from ocdit_ros.outputs import above
 from ocdit_ros.worker_types import describe
 
@@ -19,8 +19,6 @@ pip_home.prepare()
 from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.task import Future  # noqa: E402
 
-from ocdit_interfaces.srv import ListObjects, Segment, SetTargetObjects  # type: ignore[attr-defined]  # noqa: E402
-
 
 class Services:
     """~/set_target_objects, ~/list_objects and ~/segment of one node, there in every state of it.
@@ -32,12 +30,13 @@ class Services:
 
     def __init__(self, node: SegmentationNode, group: CallbackGroup):
         self._node = node
-        for kind, name, callback in (
-            (SetTargetObjects, "set_target_objects", self._on_set_target_objects),
-            (ListObjects, "list_objects", self._on_list_objects),
-            (Segment, "segment", self._on_segment),
-        ):
-            node.create_service(kind, f"~/{name}", callback, callback_group=group)
+        callbacks = {
+            "set_target_objects": self._on_set_target_objects,
+            "list_objects": self._on_list_objects,
+            "segment": self._on_segment,
+        }
+        for name, entry in interface.SERVICES.items():
+            node.create_service(entry.kind, f"~/{name}", callbacks[name], callback_group=group)
 
     def _on_set_target_objects(self, request: Any, response: Any) -> Any:
         try:
