@@ -40,6 +40,7 @@ def test_the_running_node_has_this_interface_and_no_other():
     try:
         client.wait_for_camera()
         name = NODE.strip("/")
+        client.wait_until(lambda: (name, "/") in client.node.get_node_names_and_namespaces())
 
         def found(what):
             rows = getattr(client.node, f"get_{what}_names_and_types_by_node")(name, "/")
@@ -53,12 +54,16 @@ def test_the_running_node_has_this_interface_and_no_other():
 
         subscribed = expected(interface.SUBSCRIBED, "/")
         del subscribed["/image/compressed"]
-        assert found("subscriber") == subscribed
         published = expected(interface.OF_A_FRAME | interface.LATCHED, f"{NODE}/") | expected(interface.DIAGNOSTICS, "")
         of_every_node = {"/rosout", "/parameter_events", f"{NODE}/transition_event"}
+        # The node is discovered first, then its topics one after the other.
+        client.wait_until(lambda: found("publisher").keys() == published.keys() | of_every_node)
         assert {topic: kind for topic, kind in found("publisher").items() if topic not in of_every_node} == published
-        services = {key: kind for key, kind in found("service").items() if kind.startswith("ocdit_interfaces/")}
-        assert services == expected(interface.SERVICES, f"{NODE}/")
+        client.wait_until(lambda: found("subscriber").keys() == subscribed.keys())
+        assert found("subscriber") == subscribed
+        services = expected(interface.SERVICES, f"{NODE}/")
+        client.wait_until(lambda: found("service").keys() >= services.keys())
+        assert {key: kind for key, kind in found("service").items() if kind.startswith("ocdit_interfaces/")} == services
 
         lister = client.node.create_client(ListParameters, f"{NODE}/list_parameters")
         client.services["list_parameters"] = lister
