@@ -57,7 +57,7 @@ def test_every_package_that_is_imported_is_declared():
     declared = {
         element.text for element in ElementTree.parse(ROOT / "package.xml").getroot() if element.tag.endswith("depend")
     }
-    ros = {"rclpy", "cv_bridge", "launch", "launch_ros"}
+    ros = {"rclpy", "cv_bridge", "launch", "launch_ros", "ament_index_python"}
     for path in [*(ROOT / "ocdit_ros").glob("*.py"), *(ROOT / "launch").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
@@ -65,6 +65,25 @@ def test_every_package_that_is_imported_is_declared():
             for name in {name.split(".")[0] for name in names}:
                 if name in ros or (name.endswith(("_msgs", "_interfaces")) and name != "builtin_interfaces"):
                     assert name in declared, f"{path.name} imports {name}, package.xml does not declare it"
+
+
+def test_what_apt_does_not_bring_is_named_for_pip():
+    brought_by_rosdep = {
+        "python3-numpy": "numpy",
+        "python3-opencv": "opencv-python-headless",
+        "python3-pil": "pillow",
+        "python3-tqdm": "tqdm",
+        "python3-yaml": "pyyaml",
+    }
+    package = ElementTree.parse(ROOT / "package.xml").getroot()
+    keys = {element.text for element in package.iter("exec_depend") if element.text.startswith("python3-")}
+    assert keys == set(brought_by_rosdep)
+    install_requires = re.search(r"install_requires=\[(.*?)\]", (ROOT / "setup.py").read_text(), re.DOTALL)[1]
+    needed = set(re.findall(r'"([\w-]+)', install_requires)) - set(brought_by_rosdep.values())
+    assert "torch" in needed
+    for file in ("README.md", "Dockerfile", ".github/workflows/ros.yml"):
+        (command,) = re.findall(r"pip3? install (?:--user )?(torch .*)", (ROOT / file).read_text())
+        assert needed <= set(re.findall(r"[\w-]+", command)), file
 
 
 @pytest.mark.parametrize(
