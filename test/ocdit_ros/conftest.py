@@ -5,13 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
+from ros2_tools import PROFILES
 
 from ocdit_ros import pip_home
 
 pip_home.prepare()
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 # It is the sender's profile that decides whether large best-effort images arrive, and the tests send some.
-os.environ.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(Path(__file__).parents[2] / "config" / "fastdds.xml"))
+os.environ.setdefault(PROFILES, str(Path(__file__).parents[2] / "config" / "fastdds.xml"))
 # Below those of the demo, which begin at 60.
 FIRST_DOMAIN = 1 + os.getpid() % 28
 os.environ.setdefault("ROS_DOMAIN_ID", str(FIRST_DOMAIN))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from assets import make_library, make_untrained_model
 from harness import NODE, STARTED_WITHIN, Client
-from ros2_tools import ROS2, share_folder
+from ros2_tools import PROFILES, ROS2, share_folder
 from sensor_msgs.msg import CompressedImage
 from vision_msgs.msg import Detection2DArray
 
@@ -24,7 +24,7 @@ class Launched:
 
     def __init__(self, name, log, *arguments, environment=None):
         self.log = log
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("FASTDDS")}
+        kept = {key: value for key, value in os.environ.items() if key != PROFILES}
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 [*ROS2, "launch", "ocdit_ros", name, *arguments],
@@ -107,7 +107,7 @@ def test_segment_launch_brings_the_node_to_active(assets, tmp_path):
     with Running("segment.launch.py", tmp_path / "log", *arguments, image="/head/color/image_raw") as running:
         launched, client = running
         client.wait_for_camera()
-        assert client.state() == "active"
+        client.wait_until(lambda: client.state() == "active")
         # The argument wins over the file, and the file over the defaults.
         listed, _ = client.call("list_objects")
         assert list(listed.targets) == ["mug", "box"]
@@ -116,7 +116,7 @@ def test_segment_launch_brings_the_node_to_active(assets, tmp_path):
         client.segment_one(client.make_image("launched", (480, 640)))
         assert "/head/color/camera_info" in topics(client)
         with open(f"/proc/{processes(launched)[0]}/environ") as file:
-            assert f"FASTDDS_DEFAULT_PROFILES_FILE={SHARE}/config/fastdds.xml" in file.read()
+            assert f"{PROFILES}={SHARE}/config/fastdds.xml" in file.read()
         assert "[DEBUG]" in launched.output
         # Configured by hand, it waits to be activated by hand.
         for transition in ("deactivate", "cleanup", "configure"):
