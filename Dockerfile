@@ -32,7 +32,7 @@ ARG PIP_EXTRA_INDEX_URL
 # hadolint ignore=DL3013
 RUN numpy=$(python3 -c 'import numpy; print(int(numpy.__version__[0]) + 1)') \
     && printf 'numpy<%s\nsetuptools<80\n' "$numpy" > /tmp/constraints.txt \
-    && pip3 install torch transformers einops safetensors pycocotools "numpy>=1.24" trimesh moderngl scipy \
+    && pip3 install torch transformers einops safetensors pycocotools "numpy>=1.24" "pillow>=10" trimesh moderngl scipy \
         -c /tmp/constraints.txt
 
 COPY . src/ocdit_ros
