@@ -85,10 +85,11 @@ def read_parameters(values: dict[str, str]) -> list[str | dict[str, object]]:
     path = os.path.abspath(os.path.expanduser(values["params_file"]))
     if not os.path.isfile(path):
         raise RuntimeError(f"params_file:={values['params_file']}: there is no such file")
-    names = ("model", "library", "device", "image_transport")
-    overrides: dict[str, object] = {name: values[name] for name in names if values[name]}
+    overrides: dict[str, object] = {name: values[name] for name in ("device", "image_transport") if values[name]}
+    # The shell leaves the ~ of library:=~/objects as it is. A model may be a name, which is no path.
+    if values["model"]:
+        overrides["model"] = os.path.expanduser(values["model"])
     if values["library"]:
-        # The shell leaves the ~ of library:=~/objects as it is.
         overrides["library"] = os.path.abspath(os.path.expanduser(values["library"]))
     targets = values["target_objects"].replace(",", " ").split()
     if targets:
