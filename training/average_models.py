@@ -4,7 +4,8 @@
     python training/average_models.py runs/before/model runs/after/model --share 0.5 --out runs/average/model
 
 The average is often better than either where the two were trained on different pictures (Wortsman et al., Robust
-fine-tuning of zero-shot models, CVPR 2022): what the second training has taught stays, what it has unlearned comes back.
+fine-tuning of zero-shot models, CVPR 2022): much of what the second training has taught stays, what it has unlearned
+comes back.
 """
 
 import argparse
