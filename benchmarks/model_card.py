@@ -5,7 +5,7 @@
     python benchmarks/model_card.py --curve docs/ocdit-tiny/learning_curve.csv --out docs/ocdit-tiny
 
 A run is a folder of `ocdit evaluate` with --out; its pictures are OUT/NAME_objects.png, NAME_failures.jpg and
-NAME_pictures.jpg. The curve's table has the columns core_hours, ap, set and model. Needs matplotlib.
+NAME_pictures.jpg. The curve's table has the columns steps, ap and series. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -142,20 +142,20 @@ def save(tiles: Sequence[Tile], columns: int, path: Path, size: float | tuple[fl
 
 
 def draw_curve(table: Path, path: Path) -> None:
-    """Draw AP against hours of one core, a line for each set."""
+    """Draw AP against steps of training, a line for each series."""
     from matplotlib.figure import Figure
 
     lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
     with table.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            lines[row["set"]].append((float(row["core_hours"]), float(row["ap"])))
-    figure = Figure(figsize=(7, 4), layout="constrained")
+            lines[row["series"]].append((float(row["steps"]), float(row["ap"])))
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
     axis = figure.subplots()
     for name, points in lines.items():
         axis.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
-    axis.set(xlabel="hours of one CPU core", ylabel="AP (%)", ylim=(0, None))
+    axis.set(xlabel="training steps on rooms", ylabel="AP (%)", ylim=(0, None))
     axis.grid(alpha=0.3)
-    axis.legend()
+    figure.legend(loc="outside lower center")
     write(figure, path)
 
 
