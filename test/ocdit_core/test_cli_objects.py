@@ -99,7 +99,14 @@ def test_broken_off_by_ctrl_c_it_leaves_a_sound_library(tmp_path):
         trimesh.creation.icosphere(subdivisions=3, radius=0.05 + number / 1000).export(meshes[-1])
     library = tmp_path / "lib"
     command = [*OCDIT, "render", *map(str, meshes), "--out", str(library), "--views", "42", "--jobs", "2"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    running = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell starts what runs in its background with interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 60
     while not list(library.glob("*.npz")) and time.monotonic() < deadline:
         time.sleep(0.02)

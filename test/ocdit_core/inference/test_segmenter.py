@@ -221,7 +221,7 @@ def test_no_targets_and_no_model(segmenter):
 
 def test_a_model_recommends_its_settings(tmp_path, library):
     recommended = recommended_settings("ocdit-tiny")
-    assert recommended.image_size == (272, 352)
+    assert recommended.image_size == (368, 480)
     shutil.copytree(find_weights("ocdit-tiny"), tmp_path / "own")
     (tmp_path / "own" / "inference.yaml").write_text("image_size: [128, 160]\nscore_threshold: 0.99\n")
     segmenter = Segmenter.from_pretrained(tmp_path / "own", device="cpu")
