@@ -22,10 +22,8 @@ import numpy as np
 
 from ocdit_core.data.opening import open_dataset
 from ocdit_core.errors import OcditError
-from ocdit_core.evaluation.bop_results import ImageKey, ResultRow, read_results
 from ocdit_core.evaluation.findings import KINDS, find_failures
 from ocdit_core.evaluation.report_pictures import close_up, ranked_images, side_by_side
-from ocdit_core.evaluation.run import RESULTS
 from ocdit_core.evaluation.runs import Run, read_run
 from ocdit_core.evaluation.targets import frames_of, image_key, names_of_objects
 from ocdit_core.files import replacing
@@ -73,16 +71,9 @@ def draw_run(run: Run, path: Path, split: str, out: Path, name: str) -> None:
     names = names_of_objects(library, path)
     save(objects(run, library, names), OBJECT_COLUMNS, out / f"{name}_objects.png", size=1.0)
 
-    images = [(record.scene_id, record.image_id) for record in run.records]
-    rows: dict[ImageKey, list[ResultRow]] = {image: [] for image in images}
-    for row in read_results(run.path / RESULTS):
-        rows[row.image].append(row)
-    asked = {
-        image: {target.object_id for target in record.targets if target.asked}
-        for image, record in zip(images, run.records, strict=True)
-    }
+    rows, asked = run.rows(), run.asked
     threshold = float(run.metrics["score_threshold"])
-    findings = find_failures(frames_of(dataset, images), asked, rows, threshold)
+    findings = find_failures(frames_of(dataset, asked), asked, rows, threshold)
     counts = Counter(failure.kind for failure in findings.failures)
     shown = [failure for kind in KINDS for failure in spread(findings.of(kind), FAILURE_COLUMNS)]
     ranked = ranked_images(run.records, threshold)

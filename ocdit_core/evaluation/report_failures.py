@@ -10,10 +10,9 @@ from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.frames import Frame
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import DataError
-from ocdit_core.evaluation.bop_results import ImageKey, ResultRow, read_results
+from ocdit_core.evaluation.bop_results import ImageKey
 from ocdit_core.evaluation.findings import KINDS, Failure, Findings, Kind, find_failures
 from ocdit_core.evaluation.report_pictures import close_up, ranked_images, side_by_side
-from ocdit_core.evaluation.run import RESULTS
 from ocdit_core.evaluation.runs import Run
 from ocdit_core.evaluation.targets import frames_of, image_key
 from ocdit_core.web_page import picture, table
@@ -35,18 +34,9 @@ def failures_section(run: Run, dataset: BopFolder | ShardDataset, names: Mapping
     """
     if dataset.name != run.plan["dataset"]:
         raise DataError(f"{run.path}: is an evaluation of {run.plan['dataset']}, not of {dataset.name}")
-    if not (run.path / RESULTS).is_file():
-        raise DataError(f"{run.path}: has no {RESULTS}, without which there are no pictures")
     threshold = float(run.metrics["score_threshold"])
-    images = [(record.scene_id, record.image_id) for record in run.records]
-    rows: dict[ImageKey, list[ResultRow]] = {image: [] for image in images}
-    for row in read_results(run.path / RESULTS):
-        rows[row.image].append(row)
-    asked = {
-        image: {target.object_id for target in record.targets if target.asked}
-        for image, record in zip(images, run.records, strict=True)
-    }
-    findings = find_failures(frames_of(dataset, images), asked, rows, threshold)
+    rows, asked = run.rows(), run.asked
+    findings = find_failures(frames_of(dataset, asked), asked, rows, threshold)
     ranked = ranked_images(run.records, threshold)
     count = min(pictures, len(ranked) // 2)
     chosen = [("Best pictures", ranked[:count]), ("Worst pictures", ranked[::-1][:count])]

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ocdit_core.errors import DataError
+from ocdit_core.evaluation.bop_results import ImageKey, ResultRow, read_results
 from ocdit_core.evaluation.records import ImageRecord, read_records
-from ocdit_core.evaluation.run import METRICS, RECORDS, SCHEMA_VERSION
+from ocdit_core.evaluation.run import METRICS, RECORDS, RESULTS, SCHEMA_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,27 @@ class Run:
     def plan(self) -> dict[str, Any]:
         """What was evaluated: dataset, method, settings, versions."""
         return dict(self.metrics["run"])
+
+    @property
+    def asked(self) -> dict[ImageKey, set[int]]:
+        """Which obj_ids were looked for in each image."""
+        return {
+            (record.scene_id, record.image_id): {target.object_id for target in record.targets if target.asked}
+            for record in self.records
+        }
+
+    def rows(self) -> dict[ImageKey, list[ResultRow]]:
+        """Read what was found in each image.
+
+        Raises:
+            DataError: the masks are missing or damaged.
+        """
+        if not (self.path / RESULTS).is_file():
+            raise DataError(f"{self.path}: has no {RESULTS}, without which there are no pictures")
+        found: dict[ImageKey, list[ResultRow]] = {(one.scene_id, one.image_id): [] for one in self.records}
+        for row in read_results(self.path / RESULTS):
+            found[row.image].append(row)
+        return found
 
 
 def read_run(path: str | Path, name: str | None = None) -> Run:
