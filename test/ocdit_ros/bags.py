@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image as Picture
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 
+from ocdit_core.cli import main
 from ocdit_ros.bag_files import quality_of_service
 from ocdit_ros.bag_types import load_typestore, make
 
@@ -13,6 +14,7 @@ STORE = load_typestore()
 IMAGE, COMPRESSED, STRING = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "std_msgs/msg/String"
 SECOND = 10**9
 START = 1_700_000_000 * SECOND
+OURS = "/ocdit_segmentation"
 
 
 def header(time, frame_id="camera"):
@@ -77,3 +79,17 @@ def read_bag(path):
             store = STORE if connection.msgtype in STORE.types else None
             found[connection.topic].append((time, store.deserialize_cdr(data, connection.msgtype) if store else data))
         return found, {connection.topic: connection for connection in reader.connections}
+
+
+TIMES = [START + number * SECOND // 10 for number in range(3)]
+PICTURES = np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), np.uint8)
+
+
+def images(make_one=image, **changes):
+    return [make_one(time, picture, **changes) for time, picture in zip(TIMES, PICTURES, strict=True)]
+
+
+def run(place, recorded, out, *more):
+    model = ["--objects", f"{place}/library", "--weights", f"{place}/model", "--preset", "fast"]
+    more = more if "--targets" in more else ("--targets", "can", *more)
+    return main(["bag", str(recorded), *model, "--out", str(out), *more])

@@ -19,7 +19,14 @@ os.environ.setdefault("ROS_DOMAIN_ID", str(FIRST_DOMAIN))
 
 HAVE_ROS = importlib.util.find_spec("rclpy") is not None
 # The core's tests run on a machine without ROS too; the logic of the node needs none.
-WITHOUT_ROS = {"test_bag.py", "test_worker.py", "test_frame_queue.py", "test_numbering.py", "test_log_forwarding.py"}
+WITHOUT_ROS = {
+    "test_bag.py",
+    "test_bag_refusals.py",
+    "test_worker.py",
+    "test_frame_queue.py",
+    "test_numbering.py",
+    "test_log_forwarding.py",
+}
 collect_ignore = sorted({path.name for path in Path(__file__).parent.glob("test_*.py")} - WITHOUT_ROS) * (not HAVE_ROS)
 
 
@@ -32,3 +39,28 @@ def ros_domain(request):
 
 def pytest_report_header() -> str:
     return "ROS: rclpy is there" if HAVE_ROS else f"ROS: rclpy is missing, left out: {', '.join(collect_ignore)}"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A library of three objects, and an untrained model."""
+    import torch
+    from assets import make_library, make_untrained_model
+
+    folder = tmp_path_factory.mktemp("bag")
+    make_library(folder / "library")
+    make_untrained_model(folder / "model")
+    threads = torch.get_num_threads()
+    # A network this small is slowed down by a second thread.
+    torch.set_num_threads(1)
+    yield folder
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A bag of three images and two notes."""
+    from bags import IMAGE, STRING, images, string, write_bag
+
+    topics = {"/camera/image_raw": (IMAGE, images()), "/note": (STRING, [string("a"), string("b")])}
+    return write_bag(tmp_path / "recorded.mcap", topics)
