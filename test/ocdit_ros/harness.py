@@ -1,5 +1,6 @@
 """For tests of nodes over real DDS: a process to be tested, and a client that records what comes out of it."""
 
+import atexit
 import os
 import signal
 import subprocess
@@ -57,6 +58,8 @@ class NodeProcess:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        # A test that fails half-way shall leave nobody behind who talks to the tests after it.
+        atexit.register(self.process.kill)
         self.lines = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

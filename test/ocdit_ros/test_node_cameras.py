@@ -42,10 +42,10 @@ def test_each_camera_has_its_topics_and_numbers_are_shared(client):
             client.camera.publish(images["left"])
             right.publish(images["right"])
             calibration.publish(info)
-            return all(any(array.header == images[name].header for array in list(found[name])) for name in found)
+            segmented = all(any(array.header == images[name].header for array in list(found[name])) for name in found)
+            return segmented and info in calibrations
 
         client.wait_until(arrived)
-        client.wait_for(lambda info=info: info in calibrations)
     for name, arrays in found.items():
         assert all(array.header.frame_id.startswith(name) for array in arrays)
         numbers += [int(detection.id) for array in arrays for detection in array.detections]
