@@ -155,10 +155,10 @@ class Camera:
         self.monitor.stale = (age, time.monotonic())
         return True
 
-    def publish(self, result: Result, settings: Settings) -> None:
-        """Publish one frame's result."""
+    def publish(self, result: Result, settings: Settings, threshold: float) -> None:
+        """Publish the instances of one frame whose score is not below the threshold."""
         started = time.monotonic()
-        segmentation = above(result.segmentation, settings.score_threshold)
+        segmentation = above(result.segmentation, threshold)
         self._calibrations.pass_on(result.frame)
         self.outputs.publish(result, segmentation, self._numbering(segmentation.instances), settings.mask_object)
         now = time.monotonic()

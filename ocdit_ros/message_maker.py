@@ -71,8 +71,8 @@ class MessageMaker:
         It is mono16, or 32SC1 where a number does not fit into 16 bits.
         """
         wide = max(numbers, default=0) > MAX_MONO16
-        table = np.array([0, *numbers], np.int32 if wide else np.uint16)
-        return self._image(table[segmentation.label_map()], "32SC1" if wide else "mono16", header)
+        labels = segmentation.label_map(numbers, np.int32 if wide else np.uint16)
+        return self._image(labels, "32SC1" if wide else "mono16", header)
 
     def to_mask(self, segmentation: Segmentation, object_id: str, header: Any) -> Any:
         """Return a mono8 image: 255 on an object's best-scoring instance, 0 elsewhere and where it was not found."""

@@ -88,21 +88,31 @@ SPECS: dict[str, Spec] = {
         check=_device,
     ),
     "library": Spec(default="", description="Folder of rendered objects, made by `ocdit render`", when="unconfigured"),
+    "preset": Spec(
+        default="",
+        description="Speed or care: fast, balanced, accurate or paper; empty: as the model recommends",
+        when="unconfigured",
+    ),
+    # [""], because an empty list has no type in ROS 2.
+    "inference_settings": Spec(
+        default=[""],
+        description="Further settings of docs/inference.md, each as 'refine.rounds=1'",
+        when="unconfigured",
+    ),
     "compute_threads": Spec(
         default=0,
-        description="CPU threads of the network; 0 leaves the choice to PyTorch",
+        description="CPU threads of the network; 0: PyTorch's choice, but one core stays free for camera and services",
         when="unconfigured",
         bounds=(0, 256),
     ),
-    # [""], because an empty list has no type in ROS 2.
     "target_objects": Spec(
         default=[""], description="Names of the objects to look for; empty: all of the library", when="always"
     ),
     "score_threshold": Spec(
-        default=0.5,
-        description="Instances with a lower score (mean probability of their pixels) are not published",
+        default=-1.0,
+        description="Instances with a lower score are not published; below 0: what the model recommends",
         when="always",
-        bounds=(0.0, 1.0),
+        bounds=(-1.0, 1.0),
     ),
     "mask_object": Spec(
         default="", description="The object whose mask is published on ~/mask; empty: none", when="always"
@@ -186,6 +196,8 @@ class Settings:
     model: str
     device: str
     library: str
+    preset: str
+    inference_settings: tuple[str, ...]
     compute_threads: int
     target_objects: tuple[str, ...]
     score_threshold: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,15 +33,19 @@ def load_library(settings: Settings) -> Any:
 
 
 def load_segmenter(settings: Settings) -> Any:
-    """Load the network; WeightsError or ConfigError say why not. Its own threshold is off: the node's one decides."""
+    """Load the network as its model recommends, or the parameters; WeightsError or ConfigError say why not."""
     import torch
 
     from ocdit_core.inference.segmenter import Segmenter
     from ocdit_core.inference.weights import recommended_settings
 
-    if settings.compute_threads:
-        torch.set_num_threads(settings.compute_threads)
-    inference = dataclasses.replace(recommended_settings(settings.model), score_threshold=0.0)
+    # With every core in the network, images are lost on the way and services answer late; the network itself is hardly
+    # faster for the last one, as its threads wait for each other while camera and middleware take their share.
+    threads = settings.compute_threads or min(torch.get_num_threads(), (os.cpu_count() or 2) - 1)
+    torch.set_num_threads(max(1, threads))
+    inference = recommended_settings(
+        settings.model, preset=settings.preset or None, overrides=settings.inference_settings
+    )
     return Segmenter.from_pretrained(settings.model, device=settings.device, settings=inference)
 
 
@@ -74,6 +79,7 @@ class Pipeline:
         self.model_name = settings.model
         self.device = settings.device
         self.loaded = False
+        self.recommended_threshold = 0.0
         self._settings = settings
         self._load_segmenter = load_segmenter
         self._wants_uncertainty = wants_uncertainty
@@ -94,6 +100,9 @@ class Pipeline:
         try:
             segmenter = self._load_segmenter(self._settings)
             self.model_name, self.device = segmenter.model_name, segmenter.device
+            # Its own threshold is off: the node's one decides, which changes while it runs.
+            self.recommended_threshold = segmenter.settings.score_threshold
+            segmenter.settings = dataclasses.replace(segmenter.settings, score_threshold=0.0)
             tracking = self._settings.tracking
             network = _Network(segmenter, tracking=tracking, wants_uncertainty=self._wants_uncertainty)
             self.worker.start(network, batch=1 if tracking else max(1, len(self._settings.cameras)))

@@ -83,6 +83,12 @@ class SegmentationNode(LifecycleNode):
         """The lifecycle state's label: unconfigured, inactive, active, finalized, or a transition."""
         return str(self._state_machine.current_state[1])
 
+    @property
+    def score_threshold(self) -> float:
+        """The threshold in force: the parameter's, or the model's recommendation."""
+        asked = self.settings.score_threshold
+        return asked if asked >= 0 or self.pipeline is None else self.pipeline.recommended_threshold
+
     def _autostart(self) -> None:
         self._autostart_timer.cancel()
         if self.trigger_configure() == SUCCESS:
@@ -129,7 +135,7 @@ class SegmentationNode(LifecycleNode):
             self._cameras[name] = Camera(self, name, self._free, settings, pipeline.worker.submit, self.numbers)
         self.get_logger().info(
             f"{pipeline.model_name} on {pipeline.device}, {len(pipeline.library.object_ids)} objects in "
-            f"{settings.library}, targets: {', '.join(pipeline.targets())}; "
+            f"{settings.library}, targets: {', '.join(pipeline.targets())}; scores from {self.score_threshold:g} on; "
             f"images are converted by {messages.image_converter()[0]}"
         )
 
@@ -204,7 +210,7 @@ class SegmentationNode(LifecycleNode):
     def _publish(self, result: Result) -> None:
         camera = self._cameras.get(result.source)
         if camera is not None:
-            camera.publish(result, self.settings)
+            camera.publish(result, self.settings, self.score_threshold)
             if self.settings.diagnostics_every_frame:
                 self._report()
 
@@ -233,7 +239,7 @@ class SegmentationNode(LifecycleNode):
         targets = pipeline.worker.targets
         info.publish(
             pipeline.labels,
-            self.settings.score_threshold,
+            self.score_threshold,
             pipeline.model_name,
             self.settings.library,
             targets.version if targets else 0,

@@ -80,7 +80,7 @@ class Services:
             await done
             finished: Any = done.result()
             result = finished.result()
-            segmentation = above(result.segmentation, self._node.settings.score_threshold)
+            segmentation = above(result.segmentation, self._node.score_threshold)
             numbers = self._node.numbers.take(len(segmentation.instances))
             response.detections = messages.to_detections(segmentation, numbers, header)
             response.instances = messages.to_instances(segmentation, numbers, header)

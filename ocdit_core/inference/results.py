@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +47,19 @@ class Segmentation:
     timings: dict[str, float] = field(default_factory=dict)
     uncertainty: np.ndarray | None = None
 
-    def label_map(self) -> np.ndarray:
-        """Return (H, W) uint16: 0 is background, k is instances[k - 1]; the highest score wins where masks overlap."""
-        labels = np.zeros(self.image_size, np.uint16)
-        for number, instance in reversed(list(enumerate(self.instances, start=1))):
-            labels[instance.mask] = number
+    def label_map(self, numbers: Sequence[int] | None = None, dtype: npt.DTypeLike = np.uint16) -> np.ndarray:
+        """Return (H, W) labels: 0 is background; the highest score wins where masks overlap.
+
+        Args:
+            numbers: one an instance, by default 1, 2 ... in their order.
+            dtype: of the labels.
+        """
+        labels = np.zeros(self.image_size, dtype)
+        numbers = range(1, len(self.instances) + 1) if numbers is None else numbers
+        for number, instance in reversed(list(zip(numbers, self.instances, strict=True))):
+            x, y, width, height = instance.box
+            part = np.s_[y : y + height, x : x + width]
+            labels[part][instance.mask[part]] = number
         return labels
 
 

@@ -1,6 +1,7 @@
 """What loading takes, unloading gives back: with the real network."""
 
 import gc
+import os
 import time
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import torch
 from assets import make_library, make_untrained_model
 from std_msgs.msg import Header
 
-from ocdit_core.errors import WeightsError
+from ocdit_core.errors import ConfigError, WeightsError
 from ocdit_ros import messages, parameters
 from ocdit_ros.pipeline import Pipeline, load_library, load_segmenter
 
@@ -73,6 +74,41 @@ def test_unloading_frees_every_tensor_and_loading_again_goes_on(make, device):
             assert torch.cuda.memory_allocated() == 0
     assert [one.score for one in found[0].instances] == [one.score for one in found[1].instances]
     assert pipeline.targets() == ["box", "can", "mug"]
+
+
+def test_settings_of_the_inference_are_parameters(make):
+    pipeline, _, errors = make(preset="balanced", inference_settings=("score_threshold=0.625", "image_size=[96, 128]"))
+    found = []
+    load = pipeline._load_segmenter
+    pipeline._load_segmenter = lambda settings: found.append(load(settings)) or found[-1]
+    pipeline.load()
+    assert pipeline.recommended_threshold == 0.625
+    assert found[0].settings.score_threshold == 0.0, "the node's own threshold decides"
+    assert found[0].settings.guided_crop
+    assert found[0].settings.image_size == (96, 128)
+    for changes, needle in (
+        ({"preset": "quick"}, "preset: 'quick' is not one of fast, balanced, accurate, paper"),
+        ({"inference_settings": ("ensembel=4",)}, "did you mean 'ensemble'"),
+    ):
+        other, _, _ = make(**changes)
+        with pytest.raises(ConfigError, match=needle):
+            other.load()
+    assert not errors
+
+
+def test_a_core_stays_free_unless_threads_are_asked_for(make):
+    own = torch.get_num_threads()
+    try:
+        for asked, cores, expected in ((0, 4, 3), (0, 16, 4), (0, 1, 1), (2, 16, 2), (4, 4, 4)):
+            torch.set_num_threads(4)
+            pipeline, _, _ = make(compute_threads=asked)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "cpu_count", lambda cores=cores: cores)
+                pipeline.load()
+            assert torch.get_num_threads() == expected
+            pipeline.unload()
+    finally:
+        torch.set_num_threads(own)
 
 
 def test_a_load_that_fails_leaves_nothing(make, tmp_path):

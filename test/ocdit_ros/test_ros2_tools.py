@@ -71,7 +71,7 @@ def test_param(robot):
     ros2("lifecycle", "get", NODE, expected="active [3]")
     assert "Set parameter successful" in ros2("param", "set", NODE, "score_threshold", "0.125")
     assert "Double value is: 0.125" in ros2("param", "get", NODE, "score_threshold")
-    assert "out of range Min: 0.0, Max: 1.0" in ros2("param", "set", NODE, "score_threshold", "1.5")
+    assert "out of range Min: -1.0, Max: 1.0" in ros2("param", "set", NODE, "score_threshold", "1.5")
     assert "mask_object: unknown object 'spoon'" in ros2("param", "set", NODE, "mask_object", "spoon")
     assert "cannot change while the node is active" in ros2("param", "set", NODE, "device", "cpu")
     described = ros2("param", "describe", NODE, "score_threshold")
