@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -63,15 +63,16 @@ def background(masks: list[np.ndarray], size: tuple[int, int], rng: np.random.Ge
 
 
 def label_images(options: argparse.Namespace) -> tuple[dict[str, Counter[str]], float]:
-    """Return what came out for boxes and for masks, and the seconds that a region took."""
+    """Return what came out for boxes and for masks at each threshold, and the seconds that a region took."""
     rng = np.random.default_rng(SEED)
-    counts: dict[str, Counter[str]] = {"boxes": Counter(), "masks": Counter()}
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     dataset = open_dataset(str(options.dataset), None)
     targets = choose_targets(dataset, options.dataset / "targets.json")
     targets = dict(list(targets.items())[: options.images])
     library = ObjectLibrary(options.dataset / "templates")
     names = names_of_objects(library, options.dataset)
     settings = recommended_settings(options.weights, overrides=options.settings)
+    thresholds = sorted({*options.thresholds, settings.label_threshold})
     segmenter = Segmenter.from_pretrained(options.weights, settings=settings)
     seconds, regions_seen = 0.0, 0
     for frame in frames_of(dataset, targets):
@@ -93,14 +94,15 @@ def label_images(options: argparse.Namespace) -> tuple[dict[str, Counter[str]], 
             regions_seen += len(regions)
             for index, label in enumerate(labels):
                 right = truth[index] if index < len(shown) else None
-                said = label.instance.object_id if label.instance else None
                 what = "target" if right else "other object" if index < len(shown) else "background"
-                counts[kind][what] += 1
-                counts[kind][f"{what} right"] += said == right
-                # Which target fits best, without the question whether any does.
-                if right:
-                    best = max(label.scores, key=lambda name: label.scores[name])
-                    counts[kind]["best right"] += label.scores[best] > 0 and best == right
+                best = max(label.scores, key=lambda name: label.scores[name])
+                for threshold in thresholds:
+                    count = counts[f"{kind} from {threshold:g}"]
+                    said = best if label.scores[best] >= threshold else None
+                    count[what] += 1
+                    count[f"{what} right"] += said == right
+                    # Which target fits best, without the question whether any does.
+                    count["best right"] += right is not None and label.scores[best] > 0 and best == right
     return counts, seconds / max(regions_seen, 1)
 
 
@@ -110,6 +112,7 @@ def main() -> int:
     parser.add_argument("dataset", type=Path, help="made by benchmarks/held_out_sets.py")
     parser.add_argument("--weights", default="ocdit-tiny", help="embedded model or folder (default ocdit-tiny)")
     parser.add_argument("--images", type=int, default=100, help="at most so many (default 100)")
+    parser.add_argument("--thresholds", type=float, nargs="*", default=[], help="besides the model's own")
     parser.add_argument("--exact", action="store_true", help="boxes as the truth has them")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
@@ -127,9 +130,9 @@ def main() -> int:
         ("other objects refused", "other object right", "other object"),
         ("background refused", "background right", "background"),
     )
-    print(f"{'':<8}" + "".join(f"{title:>24}" for title, _, _ in columns))
+    print(f"{'':<16}" + "".join(f"{title:>24}" for title, _, _ in columns))
     for kind, count in counts.items():
-        print(f"{kind:<8}" + "".join(f"{f'{count[right]} of {count[all_]}':>24}" for _, right, all_ in columns))
+        print(f"{kind:<16}" + "".join(f"{f'{count[right]} of {count[all_]}':>24}" for _, right, all_ in columns))
     print(f"{1000 * seconds:.0f} ms a region")
     if options.json:
         options.json.write_text(json.dumps(counts, indent=1), encoding="utf-8")

@@ -273,7 +273,7 @@ class Segmenter:
             self._refine,
             objects.singles,
             objects.object_ids,
-            threshold=self.settings.score_threshold,
+            threshold=self.settings.label_threshold,
             random=self._random(),
             clock=StageClock(self._device),
         )

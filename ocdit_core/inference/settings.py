@@ -114,6 +114,7 @@ class InferenceSettings:
         views: templates of each object that are used, those that cover it best; 0 takes as many as the model can.
         mask_threshold: a pixel belongs to an object from this probability on.
         score_threshold: an instance is reported from this score on.
+        label_threshold: `Segmenter.label` names a region from this score on.
         score: what a score is.
         max_instances: most instances of one object in an image.
         merge_gap: parts of an object's mask that are nearer to each other than this share of the larger one's size
@@ -145,6 +146,7 @@ class InferenceSettings:
     views: int = 0
     mask_threshold: float = 0.5
     score_threshold: float = 0.5
+    label_threshold: float = 0.5
     score: Score = "mean"
     max_instances: int = 4
     merge_gap: float = 1.0
@@ -179,6 +181,7 @@ class InferenceSettings:
             "drop_absent",
             "mask_threshold",
             "score_threshold",
+            "label_threshold",
             "min_part",
             "min_instance",
             "min_area",

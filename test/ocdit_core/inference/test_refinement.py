@@ -164,6 +164,11 @@ def test_regions_get_their_object_or_none(segmenter, image, masks):
             assert set(label.scores) == set(segmenter.object_ids)
             if label.instance:
                 assert label.instance.score == max(label.scores.values())
+    best = max(label.instance.score for label in labels if label.instance)
+    strict = replace(segmenter.settings, label_threshold=min(1.0, best + 1e-6), score_threshold=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmenter, "settings", strict)
+        assert not any(label.instance for label in segmenter.label(image, regions))
     height, width = image.shape[:2]
     free = np.ones((height, width), bool)
     for mask in masks.values():
