@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Average the weights of two models of one architecture, the second one trained on from the first.
+"""Average the weights of two models of one architecture, the second one trained on from the first, at whatever size.
 
     python training/average_models.py runs/before/model runs/after/model --share 0.5 --out runs/average/model
 
@@ -16,6 +16,7 @@ import torch
 
 from ocdit_core.errors import OcditError, WeightsError
 from ocdit_core.models.ocdit import OCDiT
+from ocdit_core.training.initialise import start_from
 
 
 def main() -> int:
@@ -38,15 +39,18 @@ def main() -> int:
 
 
 def average(first: Path, second: Path, share: float) -> OCDiT:
-    """Return the average of two models.
+    """Return the average of two models, with the second one's sizes of pictures.
 
     Raises:
         WeightsError: one cannot be loaded, or they differ in their architecture.
     """
-    model, other = OCDiT.from_pretrained(first), OCDiT.from_pretrained(second)
-    if model.config != other.config:
-        raise WeightsError(f"{first} and {second} differ in their config.yaml: only models of one architecture average")
-    others = other.state_dict()
+    model = OCDiT.from_pretrained(second)
+    others = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        # Learned positions are interpolated where the two were trained at different sizes.
+        start_from(model, first)
+    except WeightsError as error:
+        raise WeightsError(f"{first} and {second}: only models of one architecture average: {error}") from error
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if value.is_floating_point():

@@ -59,9 +59,24 @@ def test_the_average_lies_between_the_models(run, tmp_path):
         torch.testing.assert_close(value, 0.75 * first[name] + 0.25 * second[name], atol=1e-3, rtol=1e-3)
 
 
+def test_positions_are_interpolated_between_sizes(run, tmp_path):
+    first = model(tmp_path / "a", 0)
+    model(tmp_path / "b", 1, image_size=(96, 128))
+    assert run(tmp_path / "a", tmp_path / "b", "--share", 0.0, "--out", tmp_path / "c") == 0
+    found = OCDiT.from_pretrained(tmp_path / "c")
+    assert found.config.image_size == (96, 128)
+    positions = [name for name, value in found.state_dict().items() if value.shape != first[name].shape]
+    assert positions == ["denoiser.query_embedding.patch_position.table"]
+    for name in first.keys() - set(positions):
+        torch.testing.assert_close(found.state_dict()[name], first[name], atol=1e-3, rtol=1e-3)
+    with torch.no_grad():
+        coarse = found.denoiser.query_embedding.patch_position((4, 6))
+    torch.testing.assert_close(coarse.mean(0), first[positions[0]].mean(0), atol=0.02, rtol=0.1)
+
+
 def test_models_of_two_architectures_are_refused(run, tmp_path, capsys):
     model(tmp_path / "a", 0)
-    model(tmp_path / "b", 0, image_size=(96, 96))
+    model(tmp_path / "b", 0, denoiser=dataclasses.replace(CONFIG.denoiser, depth=2))
     assert run(tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c") == 2
-    assert "differ in their config.yaml" in capsys.readouterr().err
+    assert "only models of one architecture average" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
