@@ -8,6 +8,8 @@ Each image goes through all ways before the next one: an interrupted run shows w
 computed once, so that seconds are of no use here: `ocdit benchmark` measures those.
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import json
@@ -73,8 +75,12 @@ class Shared:
 
     def __init__(self, model: OCDiT) -> None:
         self._encode, self._prior_part = model.encode_image, model.prior_part
-        model.encode_image, model.prior_part = self.encode_image, self.prior_part  # type: ignore[method-assign]
         self.forget()
+
+    def serve(self, way: Way) -> None:
+        """Let a way ask here."""
+        model = way.segmenter._coarse._generator.model
+        model.encode_image, model.prior_part = self.encode_image, self.prior_part  # type: ignore[method-assign]
 
     def forget(self) -> None:
         """Another image."""
@@ -233,6 +239,8 @@ def main() -> int:
         for name, changes in ways(settings).items()
         if not only or name in only or name.split()[0] in only
     }
+    for way in chosen.values():
+        shared.serve(way)
     run(options, chosen, shared)
     figures = {name: way.figures() for name, way in chosen.items()}
     first = next(iter(chosen.values()))

@@ -50,7 +50,7 @@ class MaskGenerator:
     ) -> None:
         settings = settings or InferenceSettings()
         self._half = computes_in_half(settings.precision, device)
-        self.model = prepared(model, half=self._half, compiled=settings.compile, device=device)
+        self.model = prepared(model, half=self._half, compiled=settings.compile, plain=settings.plain, device=device)
         self._device = device
         self._stage = stage
         self._budget = MemoryBudget(device, settings.max_memory)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ocdit_core.inference.packing import can_pack, with_packed_layers
 from ocdit_core.models.ocdit import OCDiT
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -27,13 +28,14 @@ def half_context(device: torch.device, half: bool) -> AbstractContextManager[obj
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
 
-def prepared(model: OCDiT, *, half: bool, compiled: bool, device: torch.device) -> OCDiT:
+def prepared(model: OCDiT, *, half: bool, compiled: bool, plain: bool, device: torch.device) -> OCDiT:
     """Return the model on `device`, in evaluation, ready to generate masks.
 
     Args:
         model: moved to the device itself, unless `half` or `compiled`: then it stays as it is, and a copy is returned.
         half: keep the weights of denoiser and decoder in bfloat16: half the memory, nothing to convert at use.
         compiled: compile the denoiser; on a GPU as a CUDA graph. The first image of each size takes a minute longer.
+        plain: leave the layers as they are, where they could be packed (see `packing`).
         device: where it will run.
     """
     if half or compiled:
@@ -44,6 +46,8 @@ def prepared(model: OCDiT, *, half: bool, compiled: bool, device: torch.device) 
                 if isinstance(layer, nn.Linear | nn.Conv2d):
                     layer.to(torch.bfloat16)
     model = model.to(device).eval().requires_grad_(False)
+    if device.type == "cpu" and not (half or compiled or plain) and can_pack():
+        model = with_packed_layers(model)
     if compiled:
         model.denoiser.compile_transformer("reduce-overhead" if device.type == "cuda" else "default")
     return model

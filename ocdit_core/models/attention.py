@@ -10,6 +10,14 @@ KeysValues = tuple[Tensor, Tensor]
 """Keys and values, each (batch, heads, tokens, channels / heads)."""
 
 
+class Projection(nn.Linear):
+    """A linear layer of which some outputs alone can be computed."""
+
+    def rows(self, x: Tensor, begin: int, end: int) -> Tensor:
+        """(..., in) -> (..., end - begin): the outputs from `begin` on, before `end`."""
+        return F.linear(x, self.weight[begin:end], self.bias[begin:end])
+
+
 class Attention(nn.Module):
     """Attention with one packed projection for queries, keys and values.
 
@@ -20,20 +28,20 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.in_proj = nn.Linear(width, 3 * width)
-        self.out_proj = nn.Linear(width, width)
+        self.in_proj = Projection(width, 3 * width)
+        self.out_proj: nn.Linear = nn.Linear(width, width)
 
     def keys_values(self, memory: Tensor) -> KeysValues:
         """(B, N, D) -> keys and values."""
         width = memory.shape[-1]
-        packed = F.linear(memory, self.in_proj.weight[width:], self.in_proj.bias[width:])
+        packed = self.in_proj.rows(memory, width, 3 * width)
         keys, values = rearrange(packed, "b n (two a d) -> two b a n d", two=2, a=self.heads)
         return keys, values
 
     def attend(self, queries: Tensor, memory: KeysValues) -> Tensor:
         """(B, M, D) and the keys and values of the memory -> (B, M, D)."""
         width = queries.shape[-1]
-        q = F.linear(queries, self.in_proj.weight[:width], self.in_proj.bias[:width])
+        q = self.in_proj.rows(queries, 0, width)
         q = rearrange(q, "b m (a d) -> b a m d", a=self.heads)
         attended = F.scaled_dot_product_attention(q, *memory)
         return self.out_proj(rearrange(attended, "b a m d -> b m (a d)"))

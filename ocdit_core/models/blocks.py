@@ -74,11 +74,12 @@ class MLP(nn.Module):
     def __init__(self, width: int, ratio: float):
         super().__init__()
         self.fc1 = nn.Linear(width, int(width * ratio))
+        self.activation: nn.Module = nn.GELU(approximate="tanh")
         self.fc2 = nn.Linear(int(width * ratio), width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class Block(nn.Module):

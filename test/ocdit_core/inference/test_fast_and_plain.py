@@ -200,8 +200,9 @@ def test_results_do_not_depend_on_how_the_work_is_cut(sets, windows, ensemble, u
     expected = generate(MaskGenerator(one, CPU), **case)
     needs = footprint(one.config, objects=3, image_size=(64, 96))
     limit = (sets * windows * needs.window + (units + 0.5) * needs.evaluation) / GIB
-    batches = Batches(one)
-    found = generate(MaskGenerator(one, CPU, settings=InferenceSettings(max_memory=limit)), **case)
+    generator = MaskGenerator(one, CPU, settings=InferenceSettings(max_memory=limit))
+    batches = Batches(generator.model)
+    found = generate(generator, **case)
     assert max(batches.units) <= units
     assert sum(batches.units) == HEUN.evaluations * sets * windows * ensemble
     # The matching prior's draft is encoded, never decoded.
@@ -214,8 +215,8 @@ def test_out_of_memory_halves_the_batch_and_is_said_once(caplog):
     case = {"windows": 2, "ensemble": 4, "sampler": HEUN}
     one = model()
     expected = generate(MaskGenerator(one, CPU), **case)
-    batches = Batches(one, most=3)
     generator = MaskGenerator(one, CPU)
+    batches = Batches(generator.model, most=3)
     with caplog.at_level(logging.WARNING, logger=evaluation.__name__.rpartition(".")[0]):
         for _ in range(2):
             assert_same(generate(generator, **case), expected, 1e-6)
@@ -227,9 +228,10 @@ def test_out_of_memory_halves_the_batch_and_is_said_once(caplog):
 
 def test_out_of_memory_with_nothing_left_to_halve_is_an_error():
     one = model()
-    Batches(one, most=0)
+    generator = MaskGenerator(one, CPU)
+    Batches(generator.model, most=0)
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        generate(MaskGenerator(one, CPU), ensemble=3)
+        generate(generator, ensemble=3)
 
 
 def test_what_depends_on_noise_levels_alone_is_computed_once():

@@ -1,0 +1,93 @@
+"""Layers in oneDNN's layout compute what torch's do, with the weights of today."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ocdit_core.inference import packing, precision
+from ocdit_core.inference.packing import PackedLinear, can_pack, with_packed_layers
+from ocdit_core.inference.weights import find_weights
+from ocdit_core.models.ocdit import OCDiT
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="this processor or this torch has no packed layers of oneDNN")
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    return nn.Linear(48, 144)
+
+
+@pytest.mark.parametrize("shape", [(48,), (1, 48), (7, 48), (2, 3, 5, 48), (0, 48), (4096, 48)])
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+@torch.inference_mode()
+def test_it_computes_what_the_layer_computes(layer, shape, activation):
+    x = torch.randn(shape)
+    expected = layer(x) if activation == "none" else F.gelu(layer(x), approximate="tanh")
+    found = PackedLinear(layer, activation)(x)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_some_of_its_rows_and_inputs_that_lie_apart(layer):
+    packed, x = PackedLinear(layer), torch.randn(5, 48, 9).transpose(1, 2)
+    assert not x.is_contiguous()
+    for begin, end in ((0, 48), (48, 144), (0, 144)):
+        torch.testing.assert_close(packed.rows(x, begin, end), layer(x)[..., begin:end], atol=1e-5, rtol=1e-5)
+
+
+def test_weights_are_shared_and_changes_are_seen(layer):
+    packed, x = PackedLinear(layer), torch.randn(3, 48)
+    assert packed.weight is layer.weight
+    with torch.no_grad():
+        before = packed(x)
+        layer.weight.mul_(2)
+        layer.bias.add_(1)
+        assert (packed(x) - before).abs().max() > 0.1
+        torch.testing.assert_close(packed(x), layer(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def model():
+    return OCDiT.from_pretrained(find_weights("ocdit-tiny"))
+
+
+def count(model):
+    return sum(isinstance(module, PackedLinear) for module in model.modules())
+
+
+def test_a_model_with_packed_layers_has_the_same_weights_and_leaves_the_other_alone(model):
+    packed = with_packed_layers(model)
+    assert (count(model), count(packed)) == (0, 24)
+    ours, theirs = packed.state_dict(), model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
+
+
+def test_packed_where_it_is_plain_float32_on_the_cpu(model, monkeypatch):
+    def packed(**changes):
+        return count(
+            precision.prepared(model, **{"half": False, "compiled": False, "plain": False, **changes}, device=CPU)
+        )
+
+    assert packed() == 24
+    assert packed(half=True) == packed(plain=True) == 0
+    monkeypatch.setattr(precision, "can_pack", lambda: False)
+    assert packed() == 0
+
+
+def test_a_torch_without_the_operators_does_without(monkeypatch):
+    can_pack.cache_clear()
+
+    def gone(*_):
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    monkeypatch.setattr(packing.PackedLinear, "rows", gone)
+    try:
+        assert not can_pack()
+    finally:
+        can_pack.cache_clear()
