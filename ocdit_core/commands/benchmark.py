@@ -127,7 +127,7 @@ def table(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
         cells = [str(one.case.objects), str(one.case.ensemble), "x".join(map(str, one.case.image_size))]
         cells += [f"{1000 * seconds:.1f}" for seconds in (one.encoding, *stages.values(), total)]
         plain = one.plain["total"] if one.plain else None
-        ratios = [f"{plain / total:.2f}", f"{(plain + one.encoding) / total:.2f}"] if plain else ["-", "-"]
+        ratios = [f"{plain / total:.2f}", f"{(plain + (one.plain_encoding or 0)) / total:.2f}"] if plain else ["-", "-"]
         cells += [f"{1000 * plain:.1f}" if plain else "-", *ratios]
         rows.append([*cells, f"{1000 * one.tflop:.1f}", f"{100 * one.floor / total:.0f}%"])
     return header, rows

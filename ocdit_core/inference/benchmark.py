@@ -8,7 +8,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,13 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ocdit_core.inference.packing import PackedLinear, can_pack
 from ocdit_core.inference.segmenter import Segmenter
 from ocdit_core.inference.settings import InferenceSettings
+from ocdit_core.inference.targets import EncodedObjects
 from ocdit_core.models.backbone import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
@@ -71,6 +74,7 @@ class Measured:
     Attributes:
         case: what was measured.
         encoding: of the objects' views, once for many images.
+        plain_encoding: the same by the plain path; None where that was not measured.
         stages: of one image on the fast path; "total" among them.
         plain: of one image on the plain path, likewise; None where it was not asked for.
         tflop: arithmetic of one image on the fast path, 10^12 additions and multiplications.
@@ -79,6 +83,7 @@ class Measured:
 
     case: Case
     encoding: float
+    plain_encoding: float | None
     stages: dict[str, float]
     plain: dict[str, float] | None
     tflop: float
@@ -93,24 +98,34 @@ def random_model(sizes: Sizes, image_size: tuple[int, int] = PICTURE) -> OCDiT:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Return a counter of arithmetic that knows torch's attention kernel for CPUs too."""
+    """Return a counter of arithmetic that knows torch's attention kernel for CPUs and packed layers too."""
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
     def attention(queries: Any, keys: Any, values: Any, *_: Any, **__: Any) -> int:
         return sdpa_flop_count(queries, keys, values)
 
-    return FlopCounterMode(display=False, custom_mapping={on_cpu: attention})
+    def linear(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+        return 2 * math.prod(x) * weight[0]
+
+    known: dict[Any, Any] = {on_cpu: attention}
+    if can_pack():
+        known[torch.ops.mkldnn._linear_pointwise] = linear
+    return FlopCounterMode(display=False, custom_mapping=known)
 
 
 def peak_tflops(device: torch.device, dtype: torch.dtype) -> float:
     """Return the rate of a large matrix product on the device, in 10^12 operations a second: the best of several."""
     side = 8192 if device.type == "cuda" else 1536
     a = torch.randn(side, side, device=device, dtype=dtype)
+    products: list[Callable[[Tensor], Tensor]] = [a.matmul]
+    if device.type == "cpu" and dtype == torch.float32 and can_pack():
+        products.append(PackedLinear(nn.Linear(side, side)))
     best = 0.0
-    for _ in range(5):
-        started = _now(device)
-        a @ a
-        best = max(best, 2 * side**3 / (_now(device) - started) / 1e12)
+    with torch.inference_mode():
+        for product in 5 * products:
+            started = _now(device)
+            product(a)
+            best = max(best, 2 * side**3 / (_now(device) - started) / 1e12)
     return best
 
 
@@ -147,14 +162,10 @@ def measure(
                 Segmenter(model, name="benchmark", device=device, settings=one, feature_cache=None, refine=refine)
                 for one in paths
             ]
-            where = torch.device(segmenters[0].device)
-            encoding = math.inf
-            for _ in range(2):
-                started = _now(where)
-                objects = segmenters[0].encode_objects(library, library.object_ids[: case.objects])
-                encoding = min(encoding, _now(where) - started)
-                if encoding > _LONG:
-                    break
+            encodings = []
+            for segmenter in segmenters:
+                seconds, objects = _encoded(segmenter, library, library.object_ids[: case.objects])
+                encodings.append(seconds)
             with flop_counter() as counter:
                 first = segmenters[0].segment(picture, objects).timings
             runs: list[list[dict[str, float]]] = [[] for _ in segmenters]
@@ -171,12 +182,24 @@ def measure(
             tflop = counter.get_total_flops() / 1e12
             yield Measured(
                 case=case,
-                encoding=encoding,
+                encoding=encodings[0],
+                plain_encoding=encodings[1] if plain else None,
                 stages=_medians(runs[0]),
                 plain=_medians(runs[1]) if plain else None,
                 tflop=tflop,
                 floor=tflop / peak,
             )
+
+
+def _encoded(segmenter: Segmenter, library: ObjectLibrary, names: Sequence[str]) -> tuple[float, EncodedObjects]:
+    """Encode objects, twice unless that takes long; returns the seconds that it takes and the objects."""
+    device = torch.device(segmenter.device)
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < 2 and seconds[0] <= _LONG):
+        started = _now(device)
+        objects = segmenter.encode_objects(library, names)
+        seconds.append(_now(device) - started)
+    return min(seconds), objects
 
 
 def made_up(folder: Path, objects: int, views: int = 12) -> np.ndarray:

@@ -66,7 +66,7 @@ def can_pack() -> bool:
 
 
 def with_packed_layers(model: OCDiT) -> OCDiT:
-    """Return the model with packed layers in the denoiser's blocks; all weights are shared with it."""
+    """Return the model with packed layers in the backbone and the denoiser's blocks; all weights are shared with it."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, shared)
     for module in list(model.denoiser.modules()):
@@ -75,4 +75,8 @@ def with_packed_layers(model: OCDiT) -> OCDiT:
         elif isinstance(module, MLP):
             module.fc1, module.activation = PackedLinear(module.fc1, "gelu"), nn.Identity()
             module.fc2 = PackedLinear(module.fc2)
+    for parent in list(model.backbone.modules()):
+        for name, module in parent.named_children():
+            if type(module) is nn.Linear and module.bias is not None:
+                setattr(parent, name, PackedLinear(module))
     return model

@@ -5,6 +5,7 @@ import torch
 
 from ocdit_core import cli
 from ocdit_core.inference.benchmark import flop_counter
+from ocdit_core.inference.packing import PackedLinear, can_pack
 
 
 def test_benchmark_prints_a_table_and_writes_its_figures(tmp_path, capsys):
@@ -46,6 +47,15 @@ def test_all_arithmetic_is_counted():
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
         torch.nn.functional.linear(q, weight)
     assert counter.get_total_flops() == 4 * 4 * 100 * 100 * 32 + 2 * 400 * 32 * 8
+
+
+@pytest.mark.skipif(not can_pack(), reason="this processor or this torch has no packed layers of oneDNN")
+def test_packed_layers_count_as_any_others():
+    layer = PackedLinear(torch.nn.Linear(32, 48))
+    with torch.inference_mode(), flop_counter() as counter:
+        layer(torch.rand(2, 5, 32))
+        layer.rows(torch.rand(5, 32), 0, 16)
+    assert counter.get_total_flops() == 2 * 10 * 32 * 48 + 2 * 5 * 32 * 16
 
 
 def test_sizes_that_are_none_are_refused(capsys):
