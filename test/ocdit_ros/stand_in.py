@@ -39,7 +39,7 @@ class StandInSegmenter:
         self.encode_seconds = encode_seconds
         self.fails_for = fails_for
         self.room = room
-        self.settings = InferenceSettings(score_threshold=0.75)
+        self.settings = InferenceSettings()
         self.batches = []
         self.begun = threading.Event()
         self.go_on = threading.Event()
