@@ -100,11 +100,17 @@ def _limit_heaps() -> None:
 def _spin(executor: Executor) -> None:
     while True:
         try:
-            return executor.spin()
+            executor.spin()
+            return
         except InvalidHandle:
             # A subscription was destroyed while the executor gathered what to wait for, which rclpy does not foresee
             # (its issues 1142 and 1206): it gathers anew, and nothing that has arrived is lost.
             continue
+        except RuntimeError:
+            # The signal came just then: rclpy's error for a context that has ended has a private type.
+            if rclpy.ok():
+                raise
+            return
 
 
 def _end(code: int) -> NoReturn:
