@@ -41,10 +41,12 @@ class PackedLinear(Projection):
 
     def rows(self, x: Tensor, begin: int, end: int) -> Tensor:
         """As `Projection.rows`."""
+        # Weights that were loaded in inference mode do not count their changes.
+        newest = 0 if self.weight.is_inference() else self.weight._version
         version, packed = self._packed.get((begin, end), (-1, None))
-        if packed is None or version != self.weight._version:
+        if packed is None or version != newest:
             packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach()[begin:end].contiguous())
-            self._packed[begin, end] = self.weight._version, packed
+            self._packed[begin, end] = newest, packed
         approximation = "tanh" if self._activation == "gelu" else ""
         found: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, packed, self.bias[begin:end], self._activation, [], approximation

@@ -51,6 +51,13 @@ def test_weights_are_shared_and_changes_are_seen(layer):
         torch.testing.assert_close(packed(x), layer(x), atol=1e-5, rtol=1e-5)
 
 
+@torch.inference_mode()
+def test_weights_that_were_loaded_in_inference_mode():
+    layer, x = nn.Linear(48, 144), torch.randn(3, 48)
+    assert layer.weight.is_inference()
+    torch.testing.assert_close(PackedLinear(layer)(x), layer(x), atol=1e-5, rtol=1e-5)
+
+
 @pytest.fixture
 def model():
     return OCDiT.from_pretrained(find_weights("ocdit-tiny"))
