@@ -12,6 +12,7 @@ from torch import Tensor
 from ocdit_core.inference.clock import StageClock
 from ocdit_core.inference.mask_generator import MaskGenerator
 from ocdit_core.inference.settings import InferenceSettings
+from ocdit_core.inference.tiles import tile_windows
 from ocdit_core.inference.windows import Window, WindowMean, crop_windows, full_window, guided_window
 from ocdit_core.models.ocdit import TargetSet
 
@@ -109,6 +110,37 @@ class CoarseStage:
         look = _Look(image, random, WindowMean(_objects(runs), size), [full_window(size, self._canvas_size)])
         found = self._look([look], runs, clock, latents)
         return Found(probabilities=look.mean.result(), latents=tuple(found))
+
+    def find_in_tiles(
+        self, image: np.ndarray, runs: Sequence[TargetSet], random: torch.Generator, clock: StageClock
+    ) -> list[tuple[Window, np.ndarray]]:
+        """Return the tiles of an image and what each shows, (O, height, width) float32 of its pixels.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            runs: sets of target objects, each looked for in a run of its own.
+            random: of the initial noise.
+            clock: takes the time.
+        """
+        windows = tile_windows((image.shape[0], image.shape[1]), self._canvas_size, self._settings)
+        if not windows:
+            return []
+        features = self._generator.encode(np.stack([window.forward(image) for window in windows]), clock)
+        parts = [
+            self._generator.generate(
+                features,
+                run,
+                sampler=self._settings.sampler,
+                ensemble=self._settings.ensemble,
+                random=random,
+                clock=clock,
+            ).probabilities[0]
+            for run in runs
+        ]
+        return [
+            (window, np.stack([window.letterbox.inverse(canvas) for canvas in canvases]))
+            for window, canvases in zip(windows, np.concatenate(parts, axis=1), strict=True)
+        ]
 
     def presence(self, image: np.ndarray, runs: Sequence[TargetSet], clock: StageClock) -> np.ndarray:
         """Return (O,) float32: how present each object of all runs is in a (H, W, 3) image (see `presence_scores`)."""

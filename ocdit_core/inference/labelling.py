@@ -13,7 +13,7 @@ from ocdit_core.inference.clock import StageClock
 from ocdit_core.inference.proposals import Candidate
 from ocdit_core.inference.refinement import RefineStage
 from ocdit_core.inference.results import Instance, tight_box
-from ocdit_core.inference.windows import Box
+from ocdit_core.inference.windows import Box, box_iou
 from ocdit_core.models.ocdit import TargetSet
 
 
@@ -87,14 +87,6 @@ def _instance(found: Candidate, name: str, region: Box | np.ndarray, size: tuple
     else:
         fit = box_iou(found.box, region)
     return Instance(object_id=name, score=found.score * fit, box=found.box, mask=mask)
-
-
-def box_iou(a: Box, b: Box) -> float:
-    """Return the intersection over union of two boxes (x, y, width, height)."""
-    wide = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    high = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    shared = max(wide, 0) * max(high, 0)
-    return shared / max(a[2] * a[3] + b[2] * b[3] - shared, 1)
 
 
 def _box(region: Box | np.ndarray, size: tuple[int, int], number: int) -> Box:

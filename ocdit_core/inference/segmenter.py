@@ -23,6 +23,7 @@ from ocdit_core.inference.refinement import RefineStage
 from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.settings import InferenceSettings, load_settings
 from ocdit_core.inference.targets import EncodedObjects, TargetEncoder
+from ocdit_core.inference.tiles import new_proposals
 from ocdit_core.inference.tracking import Tracker
 from ocdit_core.inference.weights import find_weights, refine_weights
 from ocdit_core.inference.windows import Box
@@ -237,12 +238,18 @@ class Segmenter:
     ) -> list[Candidate]:
         """Where targets may be, looked at closely where there is a refine stage."""
         targets, settings = len(objects.object_ids), self.settings
-        if self._refine is None or objects.singles is None:
-            return propose(probabilities, targets, settings, threshold=settings.mask_threshold, exclusive=True)
+        size = (image.shape[0], image.shape[1])
+        coarse_only = self._refine is None or objects.singles is None
         # Objects that look alike may all claim the same pixels: the refine stage tells them apart.
-        threshold = settings.refine.proposal_threshold
-        proposals = propose(probabilities, targets, settings, threshold=threshold, exclusive=False)
+        threshold = settings.mask_threshold if coarse_only else settings.refine.proposal_threshold
+        proposals = propose(probabilities, targets, settings, threshold=threshold, exclusive=coarse_only)
         clock.lap("proposals")
+        seen = self._coarse.find_in_tiles(image, objects.runs, random, clock)
+        threshold = settings.mask_threshold if coarse_only else settings.tiles.proposal_threshold
+        proposals += new_proposals(proposals, seen, targets, size, settings, threshold=threshold)
+        clock.lap("proposals")
+        if self._refine is None or objects.singles is None:
+            return proposals
         return self._refine.refine(image, proposals, objects.singles, random, clock)
 
     @torch.inference_mode()

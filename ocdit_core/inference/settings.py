@@ -63,6 +63,41 @@ class RefineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TileSettings:
+    """Settings of the overlapping tiles of an image in which the coarse stage looks for what is small.
+
+    Attributes:
+        grid: tiles along each side; 0: none.
+        share: of each of the image's sides that a tile shows.
+        image_size: (height, width) in pixels that tiles are scaled to; by default that of the whole image.
+        proposal_threshold: a pixel belongs to a proposal from this probability on.
+        max_overlap: a place is new where its box has a smaller intersection over union with all that are known.
+        max_proposals: most new places of one target.
+    """
+
+    grid: int = 0
+    share: float = 0.4
+    image_size: tuple[int, int] | None = None
+    proposal_threshold: float = 0.05
+    max_overlap: float = 0.5
+    max_proposals: int = 2
+
+    def __post_init__(self) -> None:
+        _check_size("image_size", self.image_size)
+        if self.grid < 0 or self.grid == 1:
+            raise ConfigError(f"grid: {self.grid} must be at least 2, or 0 for no tiles")
+        if not 1 <= self.grid * self.share <= self.grid and self.grid:
+            raise ConfigError(
+                f"share: {self.grid} tiles of {self.share} do not cover a side; at least {1 / self.grid:.2f}"
+            )
+        for name in ("share", "proposal_threshold", "max_overlap"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not above 0 and up to 1")
+        if self.max_proposals < 1:
+            raise ConfigError(f"max_proposals: {self.max_proposals} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackSettings:
     """How a video is followed, frame by frame (see `Tracker`).
 
@@ -107,6 +142,7 @@ class InferenceSettings:
             out of the further ones; 0 keeps all.
         crops: parts of the image that are looked at as well, larger: 5 or 10 in the paper.
         guided_crop: whether to look once more, at the part of the image where something was found.
+        tiles: parts of the image that are looked at as well, for what is small.
         positions: what happens to more targets than the model has learned positions for: they take turns
             ("sequential"), or share one run with positions in between ("interpolate").
         distractors: other objects of the library that take positions which the targets leave free, at most this many:
@@ -141,6 +177,7 @@ class InferenceSettings:
     drop_absent: float = 0.0
     crops: int = 0
     guided_crop: bool = False
+    tiles: TileSettings = field(default_factory=TileSettings)
     positions: MorePositions = "sequential"
     distractors: int = 0
     views: int = 0

@@ -120,3 +120,11 @@ def expanded(box: Box, image_size: tuple[int, ...], margin: float, canvas_size: 
     left = min(max(round(x + (width - wide) / 2), 0), image_size[1] - wide)
     top = min(max(round(y + (height - high) / 2), 0), image_size[0] - high)
     return left, top, wide, high
+
+
+def box_iou(a: Box, b: Box) -> float:
+    """Return the intersection over union of two boxes (x, y, width, height)."""
+    wide = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    high = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    shared = max(wide, 0) * max(high, 0)
+    return shared / max(a[2] * a[3] + b[2] * b[3] - shared, 1)

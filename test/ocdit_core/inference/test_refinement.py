@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -11,12 +12,12 @@ from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.errors import ConfigError, ImageError, OcditError
 from ocdit_core.evaluation.metrics import iou
 from ocdit_core.images import read_image
-from ocdit_core.inference.labelling import box_iou
 from ocdit_core.inference.presets import Preset, with_preset
 from ocdit_core.inference.proposals import Candidate
 from ocdit_core.inference.results import tight_box
-from ocdit_core.inference.settings import InferenceSettings, RefineSettings
+from ocdit_core.inference.settings import InferenceSettings, RefineSettings, TileSettings
 from ocdit_core.inference.weights import recommended_settings
+from ocdit_core.inference.windows import box_iou
 from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.rle import decode_mask
 
@@ -78,6 +79,27 @@ def test_without_refine_the_coarse_masks_stand(library, image):
     assert not any(stage.startswith("refine") for stage in coarse.segment(image).timings)
     with pytest.raises(ConfigError, match="labelling takes a refine model"):
         coarse.label(image, [(10, 10, 50, 50)])
+
+
+def test_tiles_find_what_is_too_small_in_the_whole_picture(library, image, masks):
+    """The same picture from six times as far."""
+    far, at = np.full_like(image, 120), (image.shape[0] // 2, image.shape[1] // 8)
+    size = (image.shape[1] // 6, image.shape[0] // 6)
+    part = (slice(at[0], at[0] + size[1]), slice(at[1], at[1] + size[0]))
+    far[part] = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+    def found(tiles: TileSettings, **changes) -> int:
+        result = segmenter_with(library, tiles=tiles, **changes).segment(far)
+        true = 0
+        for one in result.instances:
+            whole = cv2.resize(one.mask[part].astype(np.uint8), image.shape[1::-1]) > 0
+            true += iou(whole, masks[one.object_id]) > 0.5 if one.object_id in masks else 0
+        return true
+
+    nine = TileSettings(grid=3, share=0.4, image_size=(192, 256))
+    assert found(nine) > found(TileSettings())
+    coarse_only = {"refine": {"enabled": False}, "score_threshold": 0.3}
+    assert found(nine, **coarse_only) >= found(TileSettings(), **coarse_only)
 
 
 def test_proposals_are_looked_at_together_as_one_by_one(segmenter, image, masks):
