@@ -52,6 +52,8 @@ class SampleSettings:
         negative_share: refine: chance that the window does not show the object asked for.
         elsewhere_share: refine: of these, the share that asks for an object of the frame that is elsewhere in it; the
             others ask for one that the frame does not have.
+        hard_negatives: refine: of so many objects that the frame does not have, the one is asked for whose colours are
+            most like those of what the window shows, which the coarse stage is likely to take for it; 1: any.
         min_visible: instances of which less is seen are not looked for, nor are windows laid around them; a share.
         min_box: nor are those whose visible box has a side below this, in pixels of the frame.
         min_visible_pixels: an object of which a sample shows fewer pixels counts as absent.
@@ -68,6 +70,7 @@ class SampleSettings:
     absent_share: float = 0.1
     negative_share: float = 0.3
     elsewhere_share: float = 0.5
+    hard_negatives: int = 1
     min_visible: float = 0.1
     min_box: int = 6
     min_visible_pixels: int = 12
@@ -77,8 +80,8 @@ class SampleSettings:
     def __post_init__(self) -> None:
         if self.mode not in ("coarse", "refine"):
             raise ConfigError(f"mode: {self.mode!r} is neither coarse nor refine")
-        if min(self.objects, self.views, self.crops) < 1:
-            raise ConfigError("objects, views and crops have to be at least 1")
+        if min(self.objects, self.views, self.crops, self.hard_negatives) < 1:
+            raise ConfigError("objects, views, crops and hard_negatives have to be at least 1")
         if self.mode == "refine" and self.objects != 1:
             raise ConfigError(f"objects: a refine sample asks for 1 object, not {self.objects}")
         if min(self.image_size) < 16:
@@ -259,10 +262,12 @@ def _draw_refine(scene: _Scene, rng: Rng) -> _Drawn:
         instance = own[int(rng.integers(len(own)))]
         shown.append([[instance.index]] if window is None else [[]])
         windows.append(window or around_instance(instance))
-    strangers = scene.strangers(rng, 1) if wants_stranger else []
+    strangers = scene.strangers(rng, settings.hard_negatives) if wants_stranger else []
     if strangers:
-        picked = rng.integers(len(scene.instances), size=settings.crops)
-        return strangers, [around_instance(scene.instances[i]) for i in picked], [[[]]] * settings.crops
+        picked = [scene.instances[i] for i in rng.integers(len(scene.instances), size=settings.crops)]
+        if len(strangers) > 1:
+            strangers.sort(key=lambda i: -scene.templates.alike(i, picked[0].object_id))
+        return strangers[:1], [around_instance(instance) for instance in picked], [[[]]] * settings.crops
     if not windows:  # the frame has all objects of the library
         windows, shown = [around_instance(first)] * settings.crops, [[[first.index]]] * settings.crops
     return [first.object_id], windows, shown

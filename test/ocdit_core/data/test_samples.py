@@ -154,6 +154,24 @@ def test_refine_samples_show_one_object_or_none(frames, templates):
     assert 0.3 < strangers / negatives < 0.8
 
 
+def test_hard_negatives_look_like_what_the_window_shows(tmp_path, templates):
+    assert templates.alike(4, 4) == pytest.approx(1)
+    assert 0 <= templates.alike(4, 5) == templates.alike(5, 4) < 1
+    frame = one_frame(tmp_path, paint(3, [4]))
+    others = [i for i in templates.object_ids if i != 4]
+    likest = max(others, key=lambda i: templates.alike(i, 4))
+
+    def asked(hard_negatives: int) -> list[int]:
+        settings = SampleSettings(
+            mode="refine", objects=1, negative_share=1.0, elsewhere_share=0.0, hard_negatives=hard_negatives, **PLAIN
+        )
+        return [make_sample(frame, templates, settings, rng(seed))["object_ids"].item() for seed in range(30)]
+
+    assert set(asked(len(others))) == {likest}
+    assert len(set(asked(2))) > 1
+    assert asked(2).count(likest) > asked(1).count(likest)
+
+
 def test_of_two_instances_a_coarse_mask_holds_both_and_a_refine_mask_one(tmp_path, templates):
     truth = paint(3, [4, 4, 7])
     frame = one_frame(tmp_path, truth)
