@@ -165,7 +165,7 @@ SPECS: dict[str, Spec] = {
         bounds=(0.0, 3600.0),
     ),
     "fresh_within": Spec(
-        default=0.01,
+        default=0.003,
         description="An image that has waited for more seconds gives way to the next if that is due soon; 0: never",
         when="always",
         bounds=(0.0, 1.0),

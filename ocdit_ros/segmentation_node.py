@@ -182,7 +182,7 @@ class SegmentationNode(LifecycleNode):
         """End the worker, if it ends soon; the node can be destroyed afterwards."""
         self._log_forwarding.close()
         if self.pipeline is not None:
-            self.pipeline.worker.stop(timeout=1.0)
+            self.pipeline.worker.stop(timeout=0.5)
 
     def _failed(self, transition: str, error: Exception) -> TransitionCallbackReturn:
         self._monitor.failure = f"{transition} failed: {describe(error)}"

@@ -26,8 +26,8 @@ import rclpy  # noqa: E402  (needs the prefix)
 from rclpy.exceptions import InvalidHandle, ParameterException  # noqa: E402
 from rclpy.executors import Executor, ExternalShutdownException, MultiThreadedExecutor  # noqa: E402
 
-END_WITHIN = 1.5
-"""Seconds from the signal to the end of the process, whatever is under way then."""
+END_WITHIN = 1.0
+"""Seconds from the end of the spinning to that of the process, whatever is under way then."""
 
 
 def run(

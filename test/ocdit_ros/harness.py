@@ -34,12 +34,6 @@ STATES = {"configure": 1, "cleanup": 2, "activate": 3, "deactivate": 4}
 assert STATES["configure"] == Transition.TRANSITION_CONFIGURE
 
 
-def busy_factor():
-    """By how much a machine whose cores others have taken may be slower than what is promised."""
-    load = os.getloadavg()[0] / (os.cpu_count() or 1)
-    return 1 if load < 1 else 2 * load + 3
-
-
 class NodeProcess:
     """A node in a process of its own; its output is kept for the message of a failed test."""
 

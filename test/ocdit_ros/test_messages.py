@@ -90,11 +90,13 @@ def test_rgb_survives_the_way_there_and_back(shape):
 
 def test_a_full_hd_image_takes_milliseconds():
     image = np.zeros((1080, 1920, 3), np.uint8)
-    start = time.perf_counter()
-    message = messages.from_rgb(image, Header())
-    messages.to_rgb(message)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        messages.to_rgb(messages.from_rgb(image, Header()))
+        seconds.append(time.perf_counter() - start)
     # A list or an ndarray given to rclpy would take 200 ms and more.
-    assert time.perf_counter() - start < 0.1
+    assert min(seconds) < 0.1
 
 
 def broken(**changes):

