@@ -189,6 +189,8 @@ def report(
     early, late = np.mean(memory[tenth : 2 * tenth]), np.mean(memory[-tenth:])
     left = counts["received"] - sum(counts[name] for name in ("processed", "dropped", "stale", "failed"))
     middle = ", ".join(f"{name} {np.median(values):.1f}" for name, values in parts.items())
+    late_ones = beyond >= np.quantile(beyond, 0.9)
+    slowest = ", ".join(f"{name} {np.mean(values[late_ones]):.1f}" for name, values in parts.items())
     low, median, high = np.quantile(beyond, (0.5, 0.95, 0.99))
     return [
         f"{case}, {seconds:.0f} s: {len(frames)} results, {len(frames) / seconds:.1f} a second",
@@ -198,6 +200,7 @@ def report(
         f"  inference       median {np.median(inference):.0f} ms",
         f"  age beyond it   median {low:.1f} ms, p95 {median:.1f} ms, p99 {high:.1f} ms; "
         f"within 20 ms: {100 * np.mean(beyond <= 20):.0f}% (medians: {middle})",
+        f"                  the latest tenth, means: {slowest}",
         f"  frames          {sent} sent, {sent - counts['received']} lost on the way, {counts['received']} received = "
         f"{counts['processed']} processed + {counts['dropped']} dropped + {counts['stale']} stale + "
         f"{counts['failed']} failed + {left} under way",

@@ -20,6 +20,10 @@ WAITING_SHARE = 0.25
 """Of the work on a frame: longer than this it does not wait for a fresher one."""
 
 
+LOST = 2
+"""After so many frames that were due and did not come, a camera's next one is not waited for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job(Generic[Frame]):
     """One frame that waits; times are time.monotonic() seconds.
@@ -52,9 +56,15 @@ class _Stream:
             self.period = interval if self.period == 0.0 else 0.8 * self.period + 0.2 * interval
         self.last = now
 
-    def due(self) -> float:
-        """When the next frame should come; in the past where none is known to come."""
-        return self.last + self.period
+    def next(self, now: float) -> tuple[float, float]:
+        """When the next frame should come, and until when it is waited for; in the past where none is known to come."""
+        due = end = self.last
+        for _ in range(1 + LOST):
+            if end <= now:
+                due += self.period
+                # Cameras are not on time to the millisecond.
+                end = due + 0.25 * self.period
+        return due, end
 
 
 class FrameQueue(Generic[Frame]):
@@ -105,9 +115,8 @@ class FrameQueue(Generic[Frame]):
             return 0.0
         if now - max(job.submitted for job in self._waiting.values()) <= self.fresh_within:
             return 0.0
-        # Cameras are not on time to the millisecond.
-        ends = [(stream.due(), stream.due() + 0.25 * stream.period) for stream in self._streams.values()]
-        due, end = min(((due, end) for due, end in ends if end > now), default=(now, now))
+        coming = [stream.next(now) for stream in self._streams.values()]
+        due, end = min(((due, end) for due, end in coming if end > now), default=(now, now))
         return end - now if due - now <= WAITING_SHARE * work else 0.0
 
     def take(self, limit: int) -> list[Job[Frame]]:
