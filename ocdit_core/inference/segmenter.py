@@ -246,11 +246,13 @@ class Segmenter:
         clock.lap("proposals")
         seen = self._coarse.find_in_tiles(image, objects.runs, random, clock)
         threshold = settings.mask_threshold if coarse_only else settings.tiles.proposal_threshold
-        proposals += new_proposals(proposals, seen, targets, size, settings, threshold=threshold)
+        new = new_proposals(proposals, seen, targets, size, settings, threshold=threshold)
         clock.lap("proposals")
-        if self._refine is None or objects.singles is None:
-            return proposals
-        return self._refine.refine(image, proposals, objects.singles, random, clock)
+        if self._refine is not None and objects.singles is not None:
+            proposals = self._refine.refine(image, proposals, objects.singles, random, clock)
+            new = self._refine.refine(image, new, objects.singles, random, clock)
+        factor = settings.tiles.score_factor
+        return proposals + [dataclasses.replace(one, score=factor * one.score) for one in new]
 
     @torch.inference_mode()
     def label(

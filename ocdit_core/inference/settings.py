@@ -73,6 +73,8 @@ class TileSettings:
         proposal_threshold: a pixel belongs to a proposal from this probability on.
         max_overlap: a place is new where its box has a smaller intersection over union with all that are known.
         max_proposals: most new places of one target.
+        score_factor: of what is found at new places: a part of a picture looks like many things, and what the whole
+            picture does not show as well is less certain.
     """
 
     grid: int = 0
@@ -81,6 +83,7 @@ class TileSettings:
     proposal_threshold: float = 0.05
     max_overlap: float = 0.5
     max_proposals: int = 2
+    score_factor: float = 0.85
 
     def __post_init__(self) -> None:
         _check_size("image_size", self.image_size)
@@ -90,7 +93,7 @@ class TileSettings:
             raise ConfigError(
                 f"share: {self.grid} tiles of {self.share} do not cover a side; at least {1 / self.grid:.2f}"
             )
-        for name in ("share", "proposal_threshold", "max_overlap"):
+        for name in ("share", "proposal_threshold", "max_overlap", "score_factor"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not above 0 and up to 1")
         if self.max_proposals < 1:

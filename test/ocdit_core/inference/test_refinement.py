@@ -98,6 +98,9 @@ def test_tiles_find_what_is_too_small_in_the_whole_picture(library, image, masks
 
     nine = TileSettings(grid=3, share=0.4, image_size=(192, 256))
     assert found(nine) > found(TileSettings())
+    assert found(replace(nine, score_factor=0.1)) == found(TileSettings()), (
+        "their scores are lowered below the threshold"
+    )
     coarse_only = {"refine": {"enabled": False}, "score_threshold": 0.3}
     assert found(nine, **coarse_only) >= found(TileSettings(), **coarse_only)
 
