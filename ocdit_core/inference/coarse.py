@@ -134,6 +134,8 @@ class CoarseStage:
                 ensemble=self._settings.ensemble,
                 random=random,
                 clock=clock,
+                drop_absent=self._settings.drop_absent,
+                early_exit=self._settings.early_exit,
             ).probabilities[0]
             for run in runs
         ]

@@ -89,7 +89,7 @@ class TileSettings:
         _check_size("image_size", self.image_size)
         if self.grid < 0 or self.grid == 1:
             raise ConfigError(f"grid: {self.grid} must be at least 2, or 0 for no tiles")
-        if not 1 <= self.grid * self.share <= self.grid and self.grid:
+        if self.grid and self.grid * self.share < 1:
             raise ConfigError(
                 f"share: {self.grid} tiles of {self.share} do not cover a side; at least {1 / self.grid:.2f}"
             )
