@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +11,7 @@ import numpy as np
 
 from ocdit_core.errors import OcditError, UnknownObjectError
 from ocdit_core.inference.results import Segmentation
-from ocdit_ros import messages, pip_home
+from ocdit_ros import heap, messages, pip_home
 from ocdit_ros.parameters import Settings
 from ocdit_ros.worker import Worker
 
@@ -86,7 +84,7 @@ class Pipeline:
         self._report = on_error
         self._last_error = ""
         self.worker: Worker[Any] = Worker(
-            library=library, read=messages.to_rgb, on_error=self._on_error, free_memory=free_memory, **callbacks
+            library=library, read=messages.to_rgb, on_error=self._on_error, free_memory=heap.free, **callbacks
         )
         self.worker.set_fresh_within(settings.fresh_within)
         self.set_targets(settings.target_objects)
@@ -125,7 +123,7 @@ class Pipeline:
         """
         self.loaded = False
         ended = self.worker.stop(timeout)
-        free_memory()
+        heap.free()
         return ended
 
     def check_names(self, names: Sequence[str]) -> None:
@@ -184,10 +182,3 @@ class _Network:
                 self._trackers[source] = self._segmenter.tracker()
             found.append(self._trackers[source].segment(image, objects))
         return found
-
-
-def free_memory() -> None:
-    """Give back what is not in use any more, on the GPU too."""
-    gc.collect()
-    if "torch" in sys.modules:
-        sys.modules["torch"].cuda.empty_cache()

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 pip_home.prepare()
 
 from rclpy.parameter import Parameter  # noqa: E402
-from rclpy.task import Future  # noqa: E402
 
 
 class Services:
@@ -61,25 +60,14 @@ class Services:
         response.library = self._node.settings.library
         return response
 
-    async def _on_segment(self, request: Any, response: Any) -> Any:
-        done: Future = Future(executor=self._node.executor)
+    def _on_segment(self, request: Any, response: Any) -> Any:
         header = request.image.header
-
-        def on_done(finished: Any) -> None:
-            done.set_result(finished)
-            # A result from another thread does not wake a waiting executor: it would lie until the next timer.
-            if self._node.executor is not None:
-                self._node.executor.wake()
-
         try:
-            # Awaiting frees the executor's thread: the other services go on answering.
             worker = self._pipeline().worker
             if self._node.state != "active":
                 raise OcditError(f"the node is {self._node.state}: activate it first")
-            worker.request(request.image).add_done_callback(on_done)
-            await done
-            finished: Any = done.result()
-            result = finished.result()
+            # A thread of the executor waits here; the worker refuses a request before they could all wait.
+            result = worker.request(request.image).result()
             segmentation = above(result.segmentation, self._node.score_threshold)
             numbers = self._node.numbers.take(len(segmentation.instances))
             response.detections = messages.to_detections(segmentation, numbers, header)

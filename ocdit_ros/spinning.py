@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
-import platform
 import signal
 import sys
 import threading
@@ -14,7 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ocdit_core.errors import OcditError
-from ocdit_ros import pip_home
+from ocdit_ros import heap, pip_home
+from ocdit_ros.executor import PoolExecutor
 from ocdit_ros.worker_types import describe
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ pip_home.prepare()
 
 import rclpy  # noqa: E402  (needs the prefix)
 from rclpy.exceptions import InvalidHandle, ParameterException  # noqa: E402
-from rclpy.executors import Executor, ExternalShutdownException, MultiThreadedExecutor  # noqa: E402
+from rclpy.executors import Executor, ExternalShutdownException  # noqa: E402
 
 END_WITHIN = 1.0
 """Seconds from the end of the spinning to that of the process, whatever is under way then."""
@@ -45,7 +44,7 @@ def run(
     Returns:
         Only where there was nothing to spin: 2, when the command line or a parameter is bad (one line on stderr).
     """
-    _limit_heaps()
+    heap.tune()
     # rclpy's handler, which calls this one, ends the spinning. Python's own would raise KeyboardInterrupt wherever the
     # main thread is just then, within the node's end too: Ctrl-C may come twice, by the terminal and by `ros2 launch`.
     signal.signal(signal.SIGINT, lambda *_: None)
@@ -57,8 +56,7 @@ def run(
         print(f"error: {describe(error)}", file=sys.stderr)
         rclpy.try_shutdown()
         return 2
-    # Four threads: one transition may load weights for a minute, the services still find a free one.
-    executor = MultiThreadedExecutor(num_threads=4)
+    executor = PoolExecutor()
     executor.add_node(node)
     code = 0
     try:
@@ -87,14 +85,6 @@ def run(
     # Python's own end is left out: it takes seconds on a busy machine, and aborts the process where a thread is still
     # within the network.
     _end(code)
-
-
-def _limit_heaps() -> None:
-    # glibc gives a heap to every thread. Images of megabytes that pass through a dozen of them leave holes in each: the
-    # node would grow by a twentieth in its first minutes.
-    if platform.libc_ver()[0] == "glibc" and "MALLOC_ARENA_MAX" not in os.environ:
-        m_arena_max = -8
-        ctypes.CDLL(None).mallopt(m_arena_max, 2)
 
 
 def _spin(executor: Executor) -> None:
