@@ -47,6 +47,8 @@ def run_camera(width: int, height: int, rate: float) -> None:
     publisher = node.create_publisher(Image, "/image", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
     paths = sorted((EXAMPLES / "pictures").glob("*.jpg"))
     pictures = [messages.from_rgb(cv2.resize(read_image(path), (width, height)), Header()) for path in paths]
+    while not (publisher.get_subscription_count() or stop.is_set()):
+        time.sleep(0.05)
     sent, start = 0, time.monotonic()
     while not stop.is_set():
         message = pictures[sent % len(pictures)]
@@ -162,24 +164,25 @@ def measure(case: str, options: argparse.Namespace, client: Client, node: Child)
             changes.append(client.call(client.set_targets, request))
         memory.append(resident_mib(node.pid))
         time.sleep(0.2)
+    # The last image has waited in vain for a newer one.
+    frames = list(client.frames.values())
     camera.terminate()
     sent = int(camera.communicate(timeout=30)[0])
     time.sleep(3.0)
-    return report(case, options.seconds, sent, before, client, answers + changes, memory)
+    counts = {name: count - before[name] for name, count in client.counts.items()}
+    return report(case, options.seconds, sent, counts, frames, answers + changes, memory)
 
 
 def report(
     case: str,
     seconds: float,
     sent: int,
-    before: dict[str, int],
-    client: Client,
+    counts: dict[str, int],
+    frames: list[dict[str, float]],
     answers: list[float],
     memory: list[float],
 ) -> list[str]:
     """Return what was measured, line by line."""
-    frames = list(client.frames.values())
-    counts = {name: count - before[name] for name, count in client.counts.items()}
     inference = np.array([frame["total"] for frame in frames])
     beyond = np.array([frame["age"] for frame in frames]) - inference
     parts = {name: np.array([frame[name] for frame in frames]) for name in ("waiting", "reading", "publishing")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ocdit_ros import interface, pip_home
@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 pip_home.prepare()
 
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data  # noqa: E402  (needs the prefix)
+from rclpy.subscription import Subscription  # noqa: E402
 
 KEPT = 300
 """A result comes seconds after its image on a slow machine: so many calibrations of that time are kept."""
+
+PLAUSIBLE_WAIT = 1.0
+"""Seconds; above it the clock was set, or the middleware does not know when an image came."""
 
 
 class Calibrations:
@@ -87,7 +91,7 @@ class Camera:
         name: of its topics NAME/image, NAME/camera_info and ~/NAME/...; "" for image, camera_info and ~/...
         group: of callbacks that may run side by side.
         settings: of the node.
-        submit: called with each image and the camera's name.
+        submit: called with each image, the camera's name, and for how many seconds the image has waited.
         numbers: of the node's instances.
     """
 
@@ -97,7 +101,7 @@ class Camera:
         name: str,
         group: CallbackGroup,
         settings: Settings,
-        submit: Callable[[Any, str], None],
+        submit: Callable[[Any, str, float], None],
         numbers: InstanceNumbers,
     ):
         self.name = name
@@ -125,8 +129,10 @@ class Camera:
         self._numbering = Numbering(self._numbers)
         qos = QoSProfile(depth=settings.image_depth, reliability=RELIABILITY[settings.image_reliability])
         kind = interface.SUBSCRIBED["image" if settings.image_transport == "raw" else "image/compressed"].kind
+        # rclpy of Humble tells callbacks nothing but the message.
+        on_image = self._on_image_and_info if hasattr(Subscription, "CallbackType") else self._on_image
         self._subscriptions = [
-            self._node.create_subscription(kind, self.topic(settings), self._on_image, qos, callback_group=self._group),
+            self._node.create_subscription(kind, self.topic(settings), on_image, qos, callback_group=self._group),
             self._node.create_subscription(
                 interface.SUBSCRIBED["camera_info"].kind,
                 f"{self._prefix}camera_info",
@@ -179,9 +185,14 @@ class Camera:
             return "its publisher is best effort, image_reliability is reliable"
         return ""
 
-    def _on_image(self, message: Any) -> None:
+    def _on_image_and_info(self, message: Any, info: Mapping[str, Any]) -> None:
+        # An image lies in the middleware until a thread is free to take it: tens of milliseconds on a busy machine.
+        waited = time.time() - 1e-9 * info["received_timestamp"]
+        self._on_image(message, waited if 0 < waited < PLAUSIBLE_WAIT else 0.0)
+
+    def _on_image(self, message: Any, waited: float = 0.0) -> None:
         self.monitor.received_at = time.monotonic()
-        self._submit(message, self.name)
+        self._submit(message, self.name, waited)
 
     def _age(self, message: Any) -> float | None:
         """Seconds of ROS time since the stamp; None without one."""

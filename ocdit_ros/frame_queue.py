@@ -31,7 +31,7 @@ class Job(Generic[Frame]):
     Attributes:
         frame: what was submitted.
         source: its camera.
-        submitted: when.
+        submitted: when it came in.
         reply: where the result goes to, if somebody asked for this frame; else it is one of a stream.
     """
 
@@ -83,7 +83,7 @@ class FrameQueue(Generic[Frame]):
         return bool(self._waiting or self._requests)
 
     def put(self, frame: Frame, source: str, now: float) -> None:
-        """Take a camera's newest frame; the one that still waits is dropped."""
+        """Take a camera's newest frame, which came in `now`; the one that still waits is dropped."""
         self.drop(source)
         self.count(source).received += 1
         self._waiting[source] = Job(frame=frame, source=source, submitted=now)

@@ -113,10 +113,16 @@ class Worker(Generic[Frame]):
             self._current = None
         return not any(thread.is_alive() for thread in self._threads)
 
-    def submit(self, frame: Frame, source: str = "") -> None:
-        """Hand in a camera's newest frame; one of it that still waits is dropped in its favour."""
+    def submit(self, frame: Frame, source: str = "", waited: float = 0.0) -> None:
+        """Hand in a camera's newest frame; one of it that still waits is dropped in its favour.
+
+        Args:
+            frame: the frame.
+            source: its camera.
+            waited: seconds since it arrived.
+        """
         with self._changed:
-            self._queue.put(frame, source, time.monotonic())
+            self._queue.put(frame, source, time.monotonic() - waited)
             if self._stopping:
                 self._queue.drop(source)
             self._changed.notify_all()

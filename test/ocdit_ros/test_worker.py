@@ -78,6 +78,14 @@ def test_the_newest_frame_is_next_and_the_others_are_counted(make_recorder):
     assert {"waiting", "reading", "backbone", "sampling", "total"} <= recorder.results[0].timings.keys()
 
 
+def test_a_frame_has_waited_since_it_arrived(make_recorder):
+    recorder = make_recorder()
+    recorder.worker.set_targets(["mug"])
+    recorder.worker.submit("late", waited=100.0)
+    recorder.wait_for(lambda: recorder.results)
+    assert recorder.results[0].timings["waiting"] >= 100.0
+
+
 def test_new_targets_return_at_once_and_hold_for_the_next_frame(make_recorder):
     recorder = make_recorder(encode_seconds=0.3)
     recorder.worker.set_targets(["mug"])
