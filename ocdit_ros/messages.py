@@ -1,7 +1,6 @@
 """numpy <-> messages: the one door for images, and a Segmentation as vision_msgs and label images.
 
 Behind the door for images stand two rooms: cv_bridge where it is installed and works, else `ocdit_ros.converter`.
-cv_bridge is tried on a small image first, because a build for another NumPy or OpenCV imports and then fails.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ocdit_core.errors import ImageError
-from ocdit_ros import converter, pip_home
+from ocdit_ros import converter, cv_bridge_converter, pip_home
 from ocdit_ros.message_maker import MessageMaker
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 pip_home.prepare()
 
 from sensor_msgs.msg import CompressedImage, Image  # noqa: E402  (needs the prefix)
-from std_msgs.msg import Header  # noqa: E402
 from vision_msgs.msg import (  # noqa: E402
     Detection2D,
     Detection2DArray,
@@ -59,33 +57,14 @@ to_uncertainty = _maker.to_uncertainty
 to_label_info = _maker.to_label_info
 
 
-def _cv_bridge_to_rgb() -> Callable[[Image], np.ndarray] | None:
-    """Return a converter made of cv_bridge, or None where it is missing or does not work."""
-    try:
-        from cv_bridge import CvBridge
-
-        bridge = CvBridge()
-        probe = from_rgb(np.arange(12, dtype=np.uint8).reshape(2, 2, 3), Header())
-        if not np.array_equal(bridge.imgmsg_to_cv2(probe, "bgr8")[..., ::-1], np.arange(12).reshape(2, 2, 3)):
-            return None
-    except Exception:
-        # An ABI mismatch shows as ImportError, AttributeError, SystemError ...: whatever it is, ours serves.
-        return None
-
-    def convert(message: Image) -> np.ndarray:
-        # 16 bits are ours: cv_bridge calls 16UC1 no colour format.
-        if message.encoding in ("mono16", "16UC1"):
-            return converter.to_rgb(message)
-        return np.ascontiguousarray(bridge.imgmsg_to_cv2(message, "rgb8"))
-
-    return convert
-
-
 @lru_cache(maxsize=1)
 def image_converter() -> tuple[str, Callable[[Image], np.ndarray]]:
-    """Return the name of the converter that serves on this machine ("cv_bridge" or "ocdit_ros") and its function."""
-    convert = _cv_bridge_to_rgb()
-    return ("cv_bridge", convert) if convert else ("ocdit_ros", converter.to_rgb)
+    """Return what converts images on this machine, "cv_bridge" or "ocdit_ros" with the reason, and its function."""
+    convert = cv_bridge_converter.make()
+    if convert:
+        return "cv_bridge", convert
+    broken = cv_bridge_converter.is_installed()
+    return "ocdit_ros, as cv_bridge does not work here" if broken else "ocdit_ros", converter.to_rgb
 
 
 def to_rgb(message: Image | CompressedImage) -> np.ndarray:

@@ -19,6 +19,7 @@ from rclpy.node import Node  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
+from std_msgs.msg import Header  # noqa: E402
 
 
 class PictureCamera(Node):
@@ -97,7 +98,7 @@ class PictureCamera(Node):
                 if not self._shown:
                     raise OcditError("none of the pictures can be read") from error
                 return self._load(self._shown[0])
-            message = messages.from_rgb(image, messages.Header(frame_id=name))
+            message = messages.from_rgb(image, Header(frame_id=name))
             self._loaded[name] = message
         return self._loaded[name]
 

@@ -95,6 +95,7 @@ def test_every_kind_of_bag_gets_the_results_of_its_images(place, expected, tmp_p
 def test_ros_reads_what_the_node_would_have_written(place, expected, recorded, tmp_path):
     serialization = pytest.importorskip("rclpy.serialization")
     from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
     from vision_msgs.msg import Detection2DArray, LabelInfo
 
     from ocdit_ros import messages
@@ -108,7 +109,7 @@ def test_ros_reads_what_the_node_would_have_written(place, expected, recorded, t
             read[name].append(serialization.deserialize_message(bytes(data), kinds[name]))
     first = 1
     for number, (segmentation, picture) in enumerate(zip(expected, PICTURES, strict=True)):
-        header = messages.Header(frame_id="camera")
+        header = Header(frame_id="camera")
         header.stamp.sec, header.stamp.nanosec = divmod(TIMES[number], SECOND)
         ids = list(range(first, first + len(segmentation.instances)))
         first = ids[-1] + 1

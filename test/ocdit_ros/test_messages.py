@@ -9,10 +9,10 @@ from std_msgs.msg import Header
 
 from ocdit_core.errors import ImageError
 from ocdit_core.inference.results import Instance, Segmentation, tight_box
-from ocdit_ros import converter, messages
+from ocdit_ros import converter, cv_bridge_converter, messages
 
 ROOMS = {"ocdit_ros": converter.to_rgb}
-if (_bridge := messages._cv_bridge_to_rgb()) is not None:
+if (_bridge := cv_bridge_converter.make()) is not None:
     ROOMS["cv_bridge"] = _bridge
 
 
@@ -24,6 +24,31 @@ def convert(request):
 def test_cv_bridge_takes_part_in_the_tests_below():
     if "cv_bridge" not in ROOMS:
         pytest.skip("cv_bridge is not installed or does not work here: only our own converter is tested")
+
+
+CRASHES = """
+import os, signal
+
+class CvBridge:
+    def imgmsg_to_cv2(self, message, encoding):
+        os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [CRASHES, "raise ImportError('numpy.core.multiarray failed to import')", "class CvBridge: pass"],
+    ids=["it ends the process", "it cannot be imported", "it lacks a function"],
+)
+def test_a_cv_bridge_of_another_abi_is_not_used(source, tmp_path, monkeypatch):
+    # As apt's is with pip's NumPy 2: it imports, and its first image is a segmentation fault.
+    (tmp_path / "cv_bridge.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    messages.image_converter.cache_clear()
+    try:
+        assert messages.image_converter() == ("ocdit_ros, as cv_bridge does not work here", converter.to_rgb)
+    finally:
+        messages.image_converter.cache_clear()
 
 
 def make_message(encoding, width=12, height=8, padding=0, is_bigendian=0, seed=0):
