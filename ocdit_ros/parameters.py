@@ -101,7 +101,7 @@ SPECS: dict[str, Spec] = {
     ),
     "compute_threads": Spec(
         default=0,
-        description="CPU threads of the network; 0: PyTorch's choice, but one core stays free for camera and services",
+        description="CPU threads of the network; 0: PyTorch's choice, as a rule all cores",
         when="unconfigured",
         bounds=(0, 256),
     ),

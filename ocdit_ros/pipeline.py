@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,14 +37,20 @@ def load_segmenter(settings: Settings) -> Any:
     from ocdit_core.inference.segmenter import Segmenter
     from ocdit_core.inference.weights import recommended_settings
 
-    # With every core in the network, images are lost on the way and services answer late; the network itself is hardly
-    # faster for the last one, as its threads wait for each other while camera and middleware take their share.
-    threads = settings.compute_threads or min(torch.get_num_threads(), (os.cpu_count() or 2) - 1)
-    torch.set_num_threads(max(1, threads))
+    own = _own_threads()
+    torch.set_num_threads(settings.compute_threads or own)
     inference = recommended_settings(
         settings.model, preset=settings.preset or None, overrides=settings.inference_settings
     )
     return Segmenter.from_pretrained(settings.model, device=settings.device, settings=inference)
+
+
+@cache
+def _own_threads() -> int:
+    """Return PyTorch's choice, before anything was set."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 class Pipeline:

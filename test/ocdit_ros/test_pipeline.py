@@ -1,9 +1,9 @@
 """What loading takes, unloading gives back: with the real network."""
 
 import gc
-import os
 import time
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from std_msgs.msg import Header
 
 from ocdit_core.errors import ConfigError, WeightsError
 from ocdit_ros import messages, parameters
+from ocdit_ros import pipeline as pipeline_module
 from ocdit_ros.pipeline import Pipeline, load_library, load_segmenter
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -96,15 +97,14 @@ def test_settings_of_the_inference_are_parameters(make):
     assert not errors
 
 
-def test_a_core_stays_free_unless_threads_are_asked_for(make):
+def test_threads_are_those_asked_for_or_as_many_as_at_first(make, monkeypatch):
     own = torch.get_num_threads()
+    monkeypatch.setattr(pipeline_module, "_own_threads", cache(pipeline_module._own_threads.__wrapped__))
     try:
-        for asked, cores, expected in ((0, 4, 3), (0, 16, 4), (0, 1, 1), (2, 16, 2), (4, 4, 4)):
-            torch.set_num_threads(4)
+        torch.set_num_threads(3)
+        for asked, expected in ((2, 2), (0, 3)):
             pipeline, _, _ = make(compute_threads=asked)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(os, "cpu_count", lambda cores=cores: cores)
-                pipeline.load()
+            pipeline.load()
             assert torch.get_num_threads() == expected
             pipeline.unload()
     finally:
