@@ -44,8 +44,9 @@ class PoolExecutor(Executor):
         Args:
             timeout_sec: seconds to wait for one; None: as long as it takes.
         """
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
         try:
             task, _, _ = self.wait_for_ready_callbacks(timeout_sec=timeout_sec)
         except (ShutdownException, TimeoutException):
