@@ -5,7 +5,11 @@ The cameras are those of the other renderers, so masks and boxes agree; only the
 
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +23,18 @@ from ocdit_core.objects.shading import DIELECTRIC, Lighting, Surface, linear_fro
 if TYPE_CHECKING:
     import trimesh
 
+logger = logging.getLogger(__name__)
+
 _VARIANTS = ("llvm_ad_rgb", "scalar_rgb")  # the first is quicker and needs LLVM's library
+_PROBE = """
+import sys
+import mitsuba
+
+mitsuba.set_variant(sys.argv[1])
+scene = mitsuba.cornell_box()
+scene["sensor"]["film"]["width"] = scene["sensor"]["film"]["height"] = 8
+assert mitsuba.render(mitsuba.load_dict(scene), spp=1).numpy().max() > 0
+"""
 _BOUNCES = 4
 # Area lights, in radii of the object: as soft as a window across a room, and always behind the camera's frame.
 _LIGHT_DISTANCE, _LIGHT_RADIUS = 6.0, 1.5
@@ -36,15 +51,28 @@ def load_mitsuba() -> Any:
         import mitsuba
     except ImportError as error:
         raise RenderingError("this renderer needs the package mitsuba: pip install mitsuba") from error
-    reasons = []
+    reasons: dict[str, str] = {}
     for variant in _VARIANTS:
-        try:
+        reasons[variant] = _failure(variant)
+        if not reasons[variant]:
+            if variant != _VARIANTS[0]:
+                logger.warning("Mitsuba draws by its slower %s (%s: %s)", variant, _VARIANTS[0], reasons[_VARIANTS[0]])
             mitsuba.set_variant(variant)
-            mitsuba.load_dict({"type": "sphere"})  # LLVM is looked for only when it is needed
             return mitsuba
-        except Exception as error:  # Mitsuba raises plain RuntimeError and ImportError
-            reasons.append(f"{variant}: {' '.join(str(error).split())}")
-    raise RenderingError(f"Mitsuba does not start ({'; '.join(reasons)})")
+    named = "; ".join(f"{variant}: {reason}" for variant, reason in reasons.items())
+    raise RenderingError(f"Mitsuba does not start ({named})")
+
+
+@cache
+def _failure(variant: str) -> str:
+    """Returns why a variant of Mitsuba does not draw, or "".
+
+    It is tried in a process of its own: an LLVM that is too old for Mitsuba or for the processor ends the process.
+    """
+    done = subprocess.run([sys.executable, "-c", _PROBE, variant], capture_output=True, text=True, check=False)
+    said = done.stderr.split("\n")
+    errors = [" ".join(line.split()) for line in said if "error" in line.lower()]
+    return (errors or [f"it ended with code {done.returncode}"])[0] if done.returncode else ""
 
 
 def pinhole(K: NDArray[np.float64], size: tuple[int, int]) -> dict[str, Any]:
@@ -191,7 +219,8 @@ class MitsubaRenderer:
         integrator = {
             "type": "aov",
             "aovs": "at:position,base:albedo" if flat else "at:position",
-            "shading": {"type": "path", "max_depth": 1 if flat else _BOUNCES, "hide_emitters": True},
+            # Of paths that end where they begin, the scalar variant says that nothing is there: two parts for flat too.
+            "shading": {"type": "path", "max_depth": 2 if flat else _BOUNCES, "hide_emitters": True},
         }
         scene = mi.load_dict({"type": "scene", "integrator": integrator, "sensor": sensor, **lights, **parts})
         traced = np.array(mi.render(scene, seed=_SEED), dtype=np.float32)
