@@ -5,11 +5,7 @@ The cameras are those of the other renderers, so masks and boxes agree; only the
 
 from __future__ import annotations
 
-import logging
-import subprocess
-import sys
 from dataclasses import dataclass, field
-from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -17,62 +13,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ocdit_core.errors import RenderingError
+from ocdit_core.objects.mitsuba_variants import load_mitsuba
 from ocdit_core.objects.renderers import Views, camera_arrays, clipping_range, near_samples
 from ocdit_core.objects.shading import DIELECTRIC, Lighting, Surface, linear_from_srgb, srgb_from_linear, surface_of
 
 if TYPE_CHECKING:
     import trimesh
 
-logger = logging.getLogger(__name__)
-
-_VARIANTS = ("llvm_ad_rgb", "scalar_rgb")  # the first is quicker and needs LLVM's library
-_PROBE = """
-import sys
-import mitsuba
-
-mitsuba.set_variant(sys.argv[1])
-scene = mitsuba.cornell_box()
-scene["sensor"]["film"]["width"] = scene["sensor"]["film"]["height"] = 8
-assert mitsuba.render(mitsuba.load_dict(scene), spp=1).numpy().max() > 0
-"""
 _BOUNCES = 4
 # Area lights, in radii of the object: as soft as a window across a room, and always behind the camera's frame.
 _LIGHT_DISTANCE, _LIGHT_RADIUS = 6.0, 1.5
 _SEED = 0
-
-
-def load_mitsuba() -> Any:
-    """Returns the module mitsuba, its quickest working variant chosen.
-
-    Raises:
-        RenderingError: it is missing or does not start.
-    """
-    try:
-        import mitsuba
-    except ImportError as error:
-        raise RenderingError("this renderer needs the package mitsuba: pip install mitsuba") from error
-    reasons: dict[str, str] = {}
-    for variant in _VARIANTS:
-        reasons[variant] = _failure(variant)
-        if not reasons[variant]:
-            if variant != _VARIANTS[0]:
-                logger.warning("Mitsuba draws by its slower %s (%s: %s)", variant, _VARIANTS[0], reasons[_VARIANTS[0]])
-            mitsuba.set_variant(variant)
-            return mitsuba
-    named = "; ".join(f"{variant}: {reason}" for variant, reason in reasons.items())
-    raise RenderingError(f"Mitsuba does not start ({named})")
-
-
-@cache
-def _failure(variant: str) -> str:
-    """Returns why a variant of Mitsuba does not draw, or "".
-
-    It is tried in a process of its own: an LLVM that is too old for Mitsuba or for the processor ends the process.
-    """
-    done = subprocess.run([sys.executable, "-c", _PROBE, variant], capture_output=True, text=True, check=False)
-    said = done.stderr.split("\n")
-    errors = [" ".join(line.split()) for line in said if "error" in line.lower()]
-    return (errors or [f"it ended with code {done.returncode}"])[0] if done.returncode else ""
 
 
 def pinhole(K: NDArray[np.float64], size: tuple[int, int]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ocdit_core.data.rooms.room import Material, Room
 from ocdit_core.data.rooms.scene_meshes import Placed
 from ocdit_core.errors import RenderingError
-from ocdit_core.objects.mitsuba_renderer import load_mitsuba, pinhole, traced_mesh
+from ocdit_core.objects.mitsuba_renderer import pinhole, traced_mesh
+from ocdit_core.objects.mitsuba_variants import load_mitsuba
 
 Array = NDArray[np.float64]
 SAMPLES = 36  # light paths a pixel: a square, as the sampler wants it

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from ocdit_core.errors import RenderingError
-from ocdit_core.objects import mitsuba_renderer
+from ocdit_core.objects import mitsuba_variants
 
 pytest.importorskip("mitsuba", reason="needs mitsuba")
 
@@ -13,21 +13,21 @@ ABORTS = "import os, sys; print('LLVM ERROR: Cannot select: f32 = fminimum', fil
 
 @pytest.fixture(autouse=True)
 def _forget():
-    mitsuba_renderer._failure.cache_clear()
+    mitsuba_variants._failure.cache_clear()
     yield
-    mitsuba_renderer._failure.cache_clear()
+    mitsuba_variants._failure.cache_clear()
 
 
 def test_a_variant_that_does_not_draw_gives_way_to_the_slower_one_and_a_word(monkeypatch, caplog):
-    probe = f"import sys\nif sys.argv[1] == 'llvm_ad_rgb':\n    {ABORTS}\n{mitsuba_renderer._PROBE}"
-    monkeypatch.setattr(mitsuba_renderer, "_PROBE", probe)
+    probe = f"import sys\nif sys.argv[1] == 'llvm_ad_rgb':\n    {ABORTS}\n{mitsuba_variants._PROBE}"
+    monkeypatch.setattr(mitsuba_variants, "_PROBE", probe)
     with caplog.at_level(logging.WARNING):
-        assert mitsuba_renderer.load_mitsuba().variant() == "scalar_rgb"
+        assert mitsuba_variants.load_mitsuba().variant() == "scalar_rgb"
     (record,) = caplog.records
     assert "slower scalar_rgb (llvm_ad_rgb: LLVM ERROR: Cannot select: f32 = fminimum)" in record.getMessage()
 
 
 def test_where_none_draws_the_reasons_are_named(monkeypatch):
-    monkeypatch.setattr(mitsuba_renderer, "_PROBE", ABORTS.replace("LLVM ERROR: Cannot select: f32 = fminimum", ""))
+    monkeypatch.setattr(mitsuba_variants, "_PROBE", ABORTS.replace("LLVM ERROR: Cannot select: f32 = fminimum", ""))
     with pytest.raises(RenderingError, match="llvm_ad_rgb: it ended with code -6; scalar_rgb: it ended with code -6"):
-        mitsuba_renderer.load_mitsuba()
+        mitsuba_variants.load_mitsuba()
