@@ -114,13 +114,7 @@ class Worker(Generic[Frame]):
         return not any(thread.is_alive() for thread in self._threads)
 
     def submit(self, frame: Frame, source: str = "", waited: float = 0.0) -> None:
-        """Hand in a camera's newest frame; one of it that still waits is dropped in its favour.
-
-        Args:
-            frame: the frame.
-            source: its camera.
-            waited: seconds since it arrived.
-        """
+        """Hand in a camera's newest frame, which arrived `waited` seconds ago; the one that still waits is dropped."""
         with self._changed:
             self._queue.put(frame, source, time.monotonic() - waited)
             if self._stopping:
