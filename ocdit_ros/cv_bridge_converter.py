@@ -44,11 +44,12 @@ def make() -> Callable[[Any], np.ndarray] | None:
 
     bridge = CvBridge()
     known = set()
-    for encoding, (_, size, _) in converter.ENCODINGS.items():
-        # Some versions lack uyvy and yuyv. 16 bits are ours: to cv_bridge, 16UC1 is no colour format.
+    # 16 bits are ours: to cv_bridge, 16UC1 is no colour format.
+    for encoding in (name for name, (_, size, _) in converter.ENCODINGS.items() if size == 1):
+        # Some versions lack uyvy and yuyv.
         with suppress(CvBridgeError):
             bridge.encoding_to_cvtype2(encoding)
-            known |= {encoding} if size == 1 else set()
+            known.add(encoding)
 
     def convert(message: Any) -> np.ndarray:
         # Padding it takes for whole pixels: unless it is, the picture comes out scrambled, without a word.

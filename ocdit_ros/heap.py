@@ -22,8 +22,10 @@ MALLOPT = {
 
 def tune() -> None:
     """Set up glibc's allocator for images, but for what the environment sets; elsewhere do nothing."""
+    if not _is_glibc():
+        return
     for variable, (parameter, value) in MALLOPT.items():
-        if _is_glibc() and variable not in os.environ:
+        if variable not in os.environ:
             ctypes.CDLL(None).mallopt(parameter, value)
 
 
