@@ -61,7 +61,7 @@ class Pipeline:
         library: of rendered objects.
         load_segmenter: makes the network.
         wants_uncertainty: whether somebody looks at the map of the uncertainty at present.
-        on_error: called with one line for what failed, from the worker's threads.
+        on_error: called with one line for what failed, from the worker's thread.
         callbacks: further ones of the worker, see there.
 
     Raises:
@@ -102,15 +102,8 @@ class Pipeline:
             OcditError: the weights cannot be loaded, or the targets could not be encoded.
         """
         try:
-            segmenter = self._load_segmenter(self._settings)
-            self.model_name, self.device = segmenter.model_name, segmenter.device
-            # Its own threshold is off: the node's one decides, which changes while it runs.
-            self.recommended_threshold = segmenter.settings.score_threshold
-            segmenter.settings = dataclasses.replace(segmenter.settings, score_threshold=0.0)
-            tracking = self._settings.tracking
-            network = _Network(segmenter, tracking=tracking, wants_uncertainty=self._wants_uncertainty)
-            self.worker.start(network, batch=1 if tracking else max(1, len(self._settings.cameras)))
-            del segmenter, network
+            batch = 1 if self._settings.tracking else max(1, len(self._settings.cameras))
+            self.worker.start(self._make_network, batch=batch)
             if not self.worker.wait_until_encoded(ENCODING_TIMEOUT):
                 raise OcditError(self._last_error or f"the targets were not encoded within {ENCODING_TIMEOUT:.0f} s")
             # The first run is many times slower (memory, kernels): on a black image, not on the first frame.
@@ -120,6 +113,14 @@ class Pipeline:
             self.unload()
             raise
         self.loaded = True
+
+    def _make_network(self) -> _Network:
+        segmenter = self._load_segmenter(self._settings)
+        self.model_name, self.device = segmenter.model_name, segmenter.device
+        # Its own threshold is off: the node's one decides, which changes while it runs.
+        self.recommended_threshold = segmenter.settings.score_threshold
+        segmenter.settings = dataclasses.replace(segmenter.settings, score_threshold=0.0)
+        return _Network(segmenter, tracking=self._settings.tracking, wants_uncertainty=self._wants_uncertainty)
 
     def unload(self, timeout: float = 30.0) -> bool:
         """Give the network's memory back, on the GPU too; the targets stay known.

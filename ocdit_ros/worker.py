@@ -1,7 +1,11 @@
-"""The newest-frame worker: inference in one thread, the encoding of new targets in another. No ROS in here.
+"""The newest-frame worker: all that the network does, in one thread. No ROS in here.
 
 Whoever submits a frame or asks for new targets gets control back within milliseconds. Between `stop` and the next
 `start` nothing of the network is held.
+
+One thread, because each thread that PyTorch computes in gets OpenMP threads of its own. Once there are more of them than
+cores they no longer wait for work but go to sleep between any two steps, those of threads without work counted: an
+image took a quarter longer when another thread had merely loaded the weights.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ class Worker(Generic[Frame]):
         is_stale: whether a frame of a camera, whose turn has come, is too old to be worth it.
         free_memory: called when memory ran out, before the next attempt.
 
-    All of them are called from the worker's threads; what they raise is reported by `on_error` and ends nothing.
+    All of them are called from the worker's thread; what they raise is reported by `on_error` and ends nothing.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class Worker(Generic[Frame]):
         self._on_targets_failed = on_targets_failed
         self._is_stale = is_stale
         self._free_memory = free_memory
-        self._threads: list[threading.Thread] = []
+        self._thread: threading.Thread | None = None
         # One condition guards all that follows.
         self._changed = threading.Condition()
         self._queue: FrameQueue[Frame] = FrameQueue()
@@ -66,36 +70,32 @@ class Worker(Generic[Frame]):
         self._batch = 1
         self._stopping = True
 
-    def start(self, segmenter: SegmenterLike, *, batch: int = 1) -> None:
-        """Start the two threads; targets that were set are encoded first.
+    def start(self, load: Callable[[], SegmenterLike], *, batch: int = 1) -> None:
+        """Start the thread, and return when it has loaded the network; targets that were set are encoded next.
 
         Args:
-            segmenter: the network.
+            load: makes the network; what it raises, `start` raises.
             batch: the frames of at most so many cameras are segmented at once.
 
         Raises:
             OcditError: a frame of before the last `stop` is still under way.
         """
-        if any(thread.is_alive() for thread in self._threads):
+        if self._is_alive():
             raise OcditError("the last frame has not ended yet; try again after it")
         with self._changed:
             self._stopping = False
             self._batch = batch
             self._wanted = self._targets
-        batcher = Batcher(segmenter, limit=batch, free_memory=self._free_memory, on_error=self._on_error)
-        # The threads alone hold the network, so that its memory is free when they have ended.
-        self._threads = [
-            threading.Thread(target=self._run_frames, args=(batcher,), name="ocdit-frames", daemon=True),
-            threading.Thread(target=self._run_encoding, args=(segmenter,), name="ocdit-encoding", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        loaded: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(load, batch, loaded), name="ocdit-network", daemon=True)
+        self._thread.start()
+        loaded.result()
 
     def stop(self, timeout: float = 30.0) -> bool:
-        """End both threads after the frame under way; waiting requests fail, the targets stay for the next start.
+        """End the thread after the frame under way; waiting requests fail, the targets stay for the next start.
 
         Returns:
-            Whether they ended in time (seconds).
+            Whether it ended in time (seconds).
         """
         self.flush()
         with self._changed:
@@ -105,13 +105,11 @@ class Worker(Generic[Frame]):
         for job in requests:
             assert job.reply is not None
             job.reply.set_exception(OcditError("the node is stopping"))
-        deadline = time.monotonic() + timeout
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
         with self._changed:
             self._current = None
-        return not any(thread.is_alive() for thread in self._threads)
+        return not self._is_alive()
 
     def submit(self, frame: Frame, source: str = "", waited: float = 0.0) -> None:
         """Hand in a camera's newest frame, which arrived `waited` seconds ago; the one that still waits is dropped."""
@@ -148,8 +146,8 @@ class Worker(Generic[Frame]):
     def set_targets(self, object_ids: Sequence[str]) -> TargetSet:
         """Change what is looked for, all or nothing; returns at once.
 
-        The features are computed in a thread of their own, while the worker runs. A frame that begins after the return
-        uses the new set: it waits for its features. If these fail, the old set stays, under a new version.
+        A frame that begins after the return uses the new set: its features are computed first. If these fail, the old
+        set stays, under a new version.
 
         Raises:
             ConfigError: no name was given.
@@ -203,30 +201,44 @@ class Worker(Generic[Frame]):
         self._versions += 1
         return TargetSet(version=self._versions, object_ids=names)
 
-    def _run_frames(self, batcher: Batcher) -> None:
+    def _is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _run(self, load: Callable[[], SegmenterLike], batch: int, loaded: Future[None]) -> None:
+        # The thread alone holds the network, so that its memory is free when it has ended.
+        try:
+            segmenter = load()
+        except BaseException as error:
+            loaded.set_exception(error)
+            return
+        loaded.set_result(None)
+        batcher = Batcher(segmenter, limit=batch, free_memory=self._free_memory, on_error=self._on_error)
         while True:
             with self._changed:
-                jobs = self._next_jobs()
+                wanted, jobs = self._next_work()
                 current, epoch = self._current, self._epoch
-            if not jobs:
+            if wanted is not None:
+                self._encode(wanted, segmenter)
+            elif jobs:
+                begun = time.monotonic()
+                self._process(jobs, batcher, current, epoch)
+                with self._changed:
+                    self._work = time.monotonic() - begun
+                    self._batch = batcher.limit
+            else:
                 return
-            begun = time.monotonic()
-            self._process(jobs, batcher, current, epoch)
-            with self._changed:
-                self._work = time.monotonic() - begun
-                self._batch = batcher.limit
             del current, jobs
 
-    def _next_jobs(self) -> list[Job[Frame]]:
-        """Wait for something to do; nothing is returned when the worker stops."""
+    def _next_work(self) -> tuple[TargetSet | None, list[Job[Frame]]]:
+        """Wait for targets to encode, or else for frames; there is neither when the worker stops."""
         while not self._stopping:
-            # Frames are taken after the wait for features: they are the newest then, not those of before.
-            ready = bool(self._queue) and self._wanted is None
-            delay = self._queue.delay(time.monotonic(), self._work) if ready else None
+            if self._wanted is not None:
+                return self._wanted, []
+            delay = self._queue.delay(time.monotonic(), self._work) if self._queue else None
             if delay == 0.0:
-                return self._queue.take(self._batch)
+                return None, self._queue.take(self._batch)
             self._changed.wait(delay)
-        return []
+        return None, []
 
     def _process(
         self, jobs: list[Job[Frame]], batcher: Batcher, current: tuple[TargetSet, Any] | None, epoch: int
@@ -289,23 +301,12 @@ class Worker(Generic[Frame]):
             self._queue.count(job.source).failed += 1
         self._on_error(f"a frame could not be segmented: {describe(error)}")
 
-    def _run_encoding(self, segmenter: SegmenterLike) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._wanted is not None)
-                if self._stopping:
-                    return
-                wanted = self._wanted
-                assert wanted is not None
-            objects, failure = None, ""
-            try:
-                objects = segmenter.encode_objects(self._library, list(wanted.object_ids))
-            except Exception as error:
-                failure = describe(error)
-            self._encoded(wanted, objects, failure)
-            del objects
-
-    def _encoded(self, wanted: TargetSet, objects: Any, failure: str) -> None:
+    def _encode(self, wanted: TargetSet, segmenter: SegmenterLike) -> None:
+        objects, failure = None, ""
+        try:
+            objects = segmenter.encode_objects(self._library, list(wanted.object_ids))
+        except Exception as error:
+            failure = describe(error)
         stay = None
         with self._changed:
             if not failure and not self._stopping:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from stand_in import StandInLibrary, StandInSegmenter
 
-from ocdit_core.errors import ConfigError, ImageError, OcditError, UnknownObjectError
+from ocdit_core.errors import ConfigError, ImageError, OcditError, UnknownObjectError, WeightsError
 from ocdit_ros.frame_queue import MAX_WAITING_REQUESTS
 from ocdit_ros.worker import Worker
 from ocdit_ros.worker_types import Counters
@@ -53,7 +53,7 @@ def make_recorder():
     def make(**options):
         batch = options.pop("batch", 1)
         recorder = Recorder(**options)
-        recorder.worker.start(recorder.segmenter, batch=batch)
+        recorder.worker.start(lambda: recorder.segmenter, batch=batch)
         recorders.append(recorder)
         return recorder
 
@@ -105,6 +105,45 @@ def test_the_frame_under_way_keeps_its_targets(make_recorder):
     recorder.wait_for(lambda: len(recorder.results) == 2)
     assert [(result.frame, result.targets) for result in recorder.results] == [("before", old), ("after", new)]
     assert recorder.results[0].segmentation.target_ids == ("mug",)
+
+
+def test_all_that_the_network_does_is_in_one_thread():
+    threads = set()
+
+    class Noting(StandInSegmenter):
+        def encode_objects(self, *arguments):
+            threads.add(threading.get_ident())
+            return super().encode_objects(*arguments)
+
+        def segment_batch(self, *arguments):
+            threads.add(threading.get_ident())
+            return super().segment_batch(*arguments)
+
+    recorder = Recorder()
+    recorder.worker.set_targets(["mug"])
+    recorder.worker.start(lambda: threads.add(threading.get_ident()) or Noting())
+    for frame in range(3):
+        recorder.worker.submit(frame)
+        recorder.wait_for(lambda frame=frame: len(recorder.results) == frame + 1)
+        recorder.worker.set_targets(["can"])
+    assert recorder.worker.stop(10)
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+def test_what_loading_raises_start_raises_and_can_be_tried_again():
+    def load():
+        raise WeightsError("no weights")
+
+    recorder = Recorder()
+    recorder.worker.set_targets(["mug"])
+    with pytest.raises(WeightsError, match="no weights"):
+        recorder.worker.start(load)
+    assert recorder.worker.stop(10)
+    recorder.worker.start(StandInSegmenter)
+    recorder.worker.submit("after")
+    recorder.wait_for(lambda: recorder.results)
+    assert recorder.worker.stop(10)
 
 
 def test_many_changes_under_load_never_mix_sets(make_recorder):
@@ -222,9 +261,9 @@ def test_flush_silences_the_frame_under_way(make_recorder):
     assert [result.frame for result in recorder.results] == ["after"]
 
 
-def test_stop_ends_the_threads_and_fails_what_waits():
+def test_stop_ends_the_thread_and_fails_what_waits():
     recorder = Recorder()
-    recorder.worker.start(recorder.segmenter)
+    recorder.worker.start(lambda: recorder.segmenter)
     recorder.worker.set_targets(["mug"])
     recorder.segmenter.go_on.clear()
     recorder.worker.submit("under way")
@@ -244,7 +283,7 @@ def test_after_a_stop_nothing_of_the_network_is_held_and_a_start_goes_on():
     with pytest.raises(OcditError, match="stopping"):
         recorder.worker.request("not started")
     segmenter = weakref.ref(recorder.segmenter)
-    recorder.worker.start(recorder.segmenter)
+    recorder.worker.start(lambda: recorder.segmenter)
     recorder.worker.submit("before")
     recorder.wait_for(lambda: recorder.results)
     del recorder.segmenter
@@ -253,7 +292,7 @@ def test_after_a_stop_nothing_of_the_network_is_held_and_a_start_goes_on():
     assert segmenter() is None
     recorder.worker.submit("between")
     assert recorder.worker.set_targets(["can"]).version == 2
-    recorder.worker.start(StandInSegmenter())
+    recorder.worker.start(StandInSegmenter)
     recorder.worker.submit("after")
     recorder.wait_for(lambda: len(recorder.results) == 2)
     assert recorder.results[1].segmentation.target_ids == ("can",)
@@ -264,17 +303,17 @@ def test_after_a_stop_nothing_of_the_network_is_held_and_a_start_goes_on():
 def test_a_frame_that_does_not_end_keeps_a_second_start_away():
     recorder = Recorder()
     recorder.worker.set_targets(["mug"])
-    recorder.worker.start(recorder.segmenter)
+    recorder.worker.start(lambda: recorder.segmenter)
     assert recorder.worker.wait_until_encoded(10)
     recorder.segmenter.go_on.clear()
     recorder.worker.submit("long")
     assert recorder.segmenter.begun.wait(10)
     assert not recorder.worker.stop(0.05)
     with pytest.raises(OcditError, match="not ended yet"):
-        recorder.worker.start(recorder.segmenter)
+        recorder.worker.start(lambda: recorder.segmenter)
     recorder.segmenter.go_on.set()
     assert recorder.worker.stop(10)
-    recorder.worker.start(recorder.segmenter)
+    recorder.worker.start(lambda: recorder.segmenter)
     recorder.worker.submit("again")
     recorder.wait_for(lambda: recorder.results)
     assert recorder.worker.stop(10)
