@@ -51,7 +51,8 @@ def run_camera(width: int, height: int, rate: float) -> None:
         time.sleep(0.05)
     sent, start = 0, time.monotonic()
     while not stop.is_set():
-        message = pictures[sent % len(pictures)]
+        # Each for a second, so that the network has soon seen all: how much memory it takes depends on the picture.
+        message = pictures[int(sent / rate) % len(pictures)]
         message.header.stamp = node.get_clock().now().to_msg()
         publisher.publish(message)
         sent += 1
@@ -127,13 +128,14 @@ def make_library(folder: Path) -> Path:
     return folder
 
 
-def start_node(library: Path, targets: list[str], model: str, folder: Path, device: str) -> Child:
+def start_node(library: Path, targets: list[str], model: str, folder: Path, device: str, threads: int = 0) -> Child:
     """Start the node, which reports after every frame."""
     parameters = {
         "library": str(library),
         "target_objects": targets,
         "model": model,
         "device": device,
+        "compute_threads": threads,
         "autostart": True,
         "diagnostics_every_frame": True,
     }
@@ -218,6 +220,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=["melon", "striped_mug"])
     parser.add_argument("--model", default="ocdit-tiny")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="of the network on the CPU (default: PyTorch's choice)")
     parser.add_argument("--case", choices=list(CASES), help="one camera only")
     parser.add_argument("--camera", nargs=3, metavar=("WIDTH", "HEIGHT", "RATE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -227,7 +230,7 @@ def main() -> None:
     prepare_environment()
     with tempfile.TemporaryDirectory(prefix="ocdit_load_") as scratch:
         library = options.library or make_library(Path(scratch) / "library")
-        node = start_node(library, options.targets, options.model, Path(scratch), options.device)
+        node = start_node(library, options.targets, options.model, Path(scratch), options.device, options.threads)
         client = Client()
         try:
             client.wait_until_active(node)

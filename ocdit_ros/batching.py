@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ocdit_core.inference.results import Segmentation
+from ocdit_ros import heap
 from ocdit_ros.worker_types import SegmenterLike, is_out_of_memory
 
 
@@ -17,7 +18,6 @@ class Batcher:
     Args:
         segmenter: the network.
         limit: how many images at once at most; it is halved when memory runs out.
-        free_memory: gives back what is not in use.
         on_error: called with one line on each such step down.
     """
 
@@ -26,12 +26,10 @@ class Batcher:
         segmenter: SegmenterLike,
         *,
         limit: int,
-        free_memory: Callable[[], None],
         on_error: Callable[[str], None],
     ):
         self.limit = limit
         self._segmenter = segmenter
-        self._free_memory = free_memory
         self._on_error = on_error
 
     def segment(self, images: Sequence[np.ndarray], objects: Any, sources: Sequence[str | None]) -> list[Segmentation]:
@@ -46,7 +44,7 @@ class Batcher:
                 if not is_out_of_memory(error):
                     raise
             # Not in the except clause: the error's traceback holds on to what is to be freed.
-            self._free_memory()
+            heap.free()
             if len(part) == 1:
                 found += self._segmenter.segment_batch(part, objects, of)
                 self._on_error("memory ran out on a frame; it was done again after freeing what was not in use")

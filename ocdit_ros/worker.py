@@ -3,9 +3,7 @@
 Whoever submits a frame or asks for new targets gets control back within milliseconds. Between `stop` and the next
 `start` nothing of the network is held.
 
-One thread, because each thread that PyTorch computes in gets OpenMP threads of its own. Once there are more of them than
-cores they no longer wait for work but go to sleep between any two steps, those of threads without work counted: an
-image took a quarter longer when another thread had merely loaded the weights.
+One thread, because on a CPU PyTorch is a quarter slower once a second one has computed anything: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -19,9 +17,12 @@ from typing import Any, Generic
 import numpy as np
 
 from ocdit_core.errors import ConfigError, OcditError, UnknownObjectError
+from ocdit_ros import heap
 from ocdit_ros.batching import Batcher
 from ocdit_ros.frame_queue import FrameQueue, Job
 from ocdit_ros.worker_types import Counters, Frame, LibraryLike, Result, SegmenterLike, TargetSet, describe
+
+TRIM_EVERY = 10.0  # seconds
 
 
 class Worker(Generic[Frame]):
@@ -34,7 +35,6 @@ class Worker(Generic[Frame]):
         on_error: called with one line for what failed.
         on_targets_failed: called when targets that were accepted could not be encoded, with those that stay.
         is_stale: whether a frame of a camera, whose turn has come, is too old to be worth it.
-        free_memory: called when memory ran out, before the next attempt.
 
     All of them are called from the worker's thread; what they raise is reported by `on_error` and ends nothing.
     """
@@ -48,7 +48,6 @@ class Worker(Generic[Frame]):
         on_error: Callable[[str], None],
         on_targets_failed: Callable[[TargetSet], None] = lambda targets: None,
         is_stale: Callable[[Frame, str], bool] = lambda frame, source: False,
-        free_memory: Callable[[], None] = lambda: None,
     ):
         self._library = library
         self._read = read
@@ -56,7 +55,6 @@ class Worker(Generic[Frame]):
         self._on_error = on_error
         self._on_targets_failed = on_targets_failed
         self._is_stale = is_stale
-        self._free_memory = free_memory
         self._thread: threading.Thread | None = None
         # One condition guards all that follows.
         self._changed = threading.Condition()
@@ -212,7 +210,8 @@ class Worker(Generic[Frame]):
             loaded.set_exception(error)
             return
         loaded.set_result(None)
-        batcher = Batcher(segmenter, limit=batch, free_memory=self._free_memory, on_error=self._on_error)
+        batcher = Batcher(segmenter, limit=batch, on_error=self._on_error)
+        trimmed = time.monotonic()
         while True:
             with self._changed:
                 wanted, jobs = self._next_work()
@@ -225,6 +224,9 @@ class Worker(Generic[Frame]):
                 with self._changed:
                     self._work = time.monotonic() - begun
                     self._batch = batcher.limit
+                if begun - trimmed > TRIM_EVERY:
+                    heap.trim()
+                    trimmed = begun
             else:
                 return
             del current, jobs

@@ -35,8 +35,8 @@ from ocdit_core.objects.library import ObjectLibrary
 class Segmenter:
     """Finds target objects in images: a coarse model proposes, a refine model sharpens and rejects.
 
-    `encode_objects` and `segment` may run in different threads at the same time. `from_pretrained` describes the
-    arguments; the models' weights must not change any more.
+    `encode_objects` and `segment` may run in different threads at the same time; on a CPU one thread for both, and for
+    loading, is faster. `from_pretrained` describes the arguments; the models' weights must not change any more.
     """
 
     def __init__(

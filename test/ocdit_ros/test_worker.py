@@ -8,6 +8,8 @@ import pytest
 from stand_in import StandInLibrary, StandInSegmenter
 
 from ocdit_core.errors import ConfigError, ImageError, OcditError, UnknownObjectError, WeightsError
+from ocdit_ros import heap
+from ocdit_ros import worker as worker_module
 from ocdit_ros.frame_queue import MAX_WAITING_REQUESTS
 from ocdit_ros.worker import Worker
 from ocdit_ros.worker_types import Counters
@@ -17,7 +19,7 @@ class Recorder:
     """A worker with all that it reports; a frame is any value, the string "bad" cannot be read."""
 
     def __init__(self, **options):
-        self.results, self.errors, self.stayed, self.freed = [], [], [], []
+        self.results, self.errors, self.stayed = [], [], []
         self.changed = threading.Condition()
         self.segmenter = StandInSegmenter(**options)
         self.worker = Worker(
@@ -27,7 +29,6 @@ class Recorder:
             on_error=lambda text: self.note(self.errors, text),
             on_targets_failed=lambda targets: self.note(self.stayed, targets),
             is_stale=lambda frame, source: frame == "stale",
-            free_memory=lambda: self.freed.append(True),
         )
 
     @staticmethod
@@ -355,7 +356,9 @@ def test_a_bad_frame_of_one_camera_leaves_the_others(make_recorder):
     assert (counters["a"].failed, counters["b"].processed, counters["c"].stale) == (1, 1, 1)
 
 
-def test_out_of_memory_halves_the_batch_and_loses_no_frame(make_recorder):
+def test_out_of_memory_halves_the_batch_and_loses_no_frame(make_recorder, monkeypatch):
+    freed = []
+    monkeypatch.setattr(heap, "free", lambda: freed.append(True))
     recorder = make_recorder(batch=4, room=1)
     recorder.worker.set_targets(["mug"])
     assert recorder.worker.wait_until_encoded(10)
@@ -371,14 +374,30 @@ def test_out_of_memory_halves_the_batch_and_loses_no_frame(make_recorder):
     assert "from now on 2 at a time" in recorder.errors[0]
     assert "from now on 1 at a time" in recorder.errors[1]
     recorder.wait_for(lambda: recorder.worker.batch == 1)
-    assert len(recorder.freed) == 2
+    assert len(freed) == 2
 
 
-def test_out_of_memory_on_one_frame_frees_and_tries_once_more(make_recorder):
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 3), (1000.0, 0)])
+def test_memory_is_trimmed_after_frames_when_it_is_time(make_recorder, monkeypatch, seconds, times):
+    trimmed = []
+    monkeypatch.setattr(heap, "trim", lambda: trimmed.append(len(recorder.results)))
+    monkeypatch.setattr(worker_module, "TRIM_EVERY", seconds)
+    recorder = make_recorder()
+    recorder.worker.set_targets(["mug"])
+    for frame in range(3):
+        recorder.worker.submit(frame)
+        recorder.wait_for(lambda frame=frame: len(recorder.results) == frame + 1)
+    assert recorder.worker.stop(10)
+    assert trimmed == [1, 2, 3][:times], "after the result, not before it"
+
+
+def test_out_of_memory_on_one_frame_frees_and_tries_once_more(make_recorder, monkeypatch):
+    freed = []
+    monkeypatch.setattr(heap, "free", lambda: freed.append(True))
     recorder = make_recorder(room=0)
     recorder.worker.set_targets(["mug"])
     recorder.worker.submit("only")
     recorder.wait_for(lambda: recorder.results and recorder.errors)
     assert recorder.segmenter.batches == [1, 1]
     assert recorder.errors == ["memory ran out on a frame; it was done again after freeing what was not in use"]
-    assert recorder.freed == [True]
+    assert freed == [True]
