@@ -23,6 +23,7 @@ WITHOUT_ROS = {
     "test_bag.py",
     "test_bag_refusals.py",
     "test_worker.py",
+    "test_worker_thread.py",
     "test_frame_queue.py",
     "test_numbering.py",
     "test_log_forwarding.py",
@@ -55,6 +56,26 @@ def place(tmp_path_factory):
     torch.set_num_threads(1)
     yield folder
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make_recorder():
+    """Start workers with stand-in networks, and end them."""
+    from recorder import Recorder
+
+    recorders = []
+
+    def make(**options):
+        batch = options.pop("batch", 1)
+        recorder = Recorder(**options)
+        recorder.worker.start(lambda: recorder.segmenter, batch=batch)
+        recorders.append(recorder)
+        return recorder
+
+    yield make
+    for recorder in recorders:
+        recorder.segmenter.go_on.set()
+        assert recorder.worker.stop(10)
 
 
 @pytest.fixture
