@@ -21,13 +21,7 @@ class Batcher:
         on_error: called with one line on each such step down.
     """
 
-    def __init__(
-        self,
-        segmenter: SegmenterLike,
-        *,
-        limit: int,
-        on_error: Callable[[str], None],
-    ):
+    def __init__(self, segmenter: SegmenterLike, *, limit: int, on_error: Callable[[str], None]):
         self.limit = limit
         self._segmenter = segmenter
         self._on_error = on_error

@@ -112,14 +112,6 @@ class Pipeline:
             raise
         self.loaded = True
 
-    def _make_network(self) -> _Network:
-        segmenter = self._load_segmenter(self._settings)
-        self.model_name, self.device = segmenter.model_name, segmenter.device
-        # Its own threshold is off: the node's one decides, which changes while it runs.
-        self.recommended_threshold = segmenter.settings.score_threshold
-        segmenter.settings = dataclasses.replace(segmenter.settings, score_threshold=0.0)
-        return _Network(segmenter, tracking=self._settings.tracking, wants_uncertainty=self._wants_uncertainty)
-
     def unload(self, timeout: float = 30.0) -> bool:
         """Give the network's memory back, on the GPU too; the targets stay known.
 
@@ -147,6 +139,14 @@ class Pipeline:
         """Return the names that the next frame will be searched for."""
         targets = self.worker.targets
         return list(targets.object_ids) if targets else []
+
+    def _make_network(self) -> _Network:
+        segmenter = self._load_segmenter(self._settings)
+        self.model_name, self.device = segmenter.model_name, segmenter.device
+        # Its own threshold is off: the node's one decides, which changes while it runs.
+        self.recommended_threshold = segmenter.settings.score_threshold
+        segmenter.settings = dataclasses.replace(segmenter.settings, score_threshold=0.0)
+        return _Network(segmenter, tracking=self._settings.tracking, wants_uncertainty=self._wants_uncertainty)
 
     def _on_error(self, text: str) -> None:
         self._last_error = text

@@ -2,7 +2,6 @@
 
 Whoever submits a frame or asks for new targets gets control back within milliseconds. Between `stop` and the next
 `start` nothing of the network is held.
-
 One thread, because on a CPU PyTorch is a quarter slower once a second one has computed anything: docs/performance.md.
 """
 
@@ -78,7 +77,7 @@ class Worker(Generic[Frame]):
         Raises:
             OcditError: a frame of before the last `stop` is still under way.
         """
-        if self._is_alive():
+        if self._thread is not None and self._thread.is_alive():
             raise OcditError("the last frame has not ended yet; try again after it")
         with self._changed:
             self._stopping = False
@@ -87,7 +86,10 @@ class Worker(Generic[Frame]):
         loaded: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(load, batch, loaded), name="ocdit-network", daemon=True)
         self._thread.start()
-        loaded.result()
+        try:
+            loaded.result()
+        finally:
+            del loaded  # it, the error and its traceback would hold each other, and what had been loaded until then
 
     def stop(self, timeout: float = 30.0) -> bool:
         """End the thread after the frame under way; waiting requests fail, the targets stay for the next start.
@@ -103,11 +105,12 @@ class Worker(Generic[Frame]):
         for job in requests:
             assert job.reply is not None
             job.reply.set_exception(OcditError("the node is stopping"))
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout)
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
         with self._changed:
             self._current = None
-        return not self._is_alive()
+        return thread is None or not thread.is_alive()
 
     def submit(self, frame: Frame, source: str = "", waited: float = 0.0) -> None:
         """Hand in a camera's newest frame, which arrived `waited` seconds ago; the one that still waits is dropped."""
@@ -144,8 +147,7 @@ class Worker(Generic[Frame]):
     def set_targets(self, object_ids: Sequence[str]) -> TargetSet:
         """Change what is looked for, all or nothing; returns at once.
 
-        A frame that begins after the return uses the new set: its features are computed first. If these fail, the old
-        set stays, under a new version.
+        A frame that begins after it uses the new set. If its features fail, the old set stays, under a new version.
 
         Raises:
             ConfigError: no name was given.
@@ -199,15 +201,13 @@ class Worker(Generic[Frame]):
         self._versions += 1
         return TargetSet(version=self._versions, object_ids=names)
 
-    def _is_alive(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
     def _run(self, load: Callable[[], SegmenterLike], batch: int, loaded: Future[None]) -> None:
         # The thread alone holds the network, so that its memory is free when it has ended.
         try:
             segmenter = load()
         except BaseException as error:
             loaded.set_exception(error)
+            del loaded
             return
         loaded.set_result(None)
         batcher = Batcher(segmenter, limit=batch, on_error=self._on_error)

@@ -39,14 +39,24 @@ def test_all_that_the_network_does_is_in_one_thread():
 
 
 def test_what_loading_raises_start_raises_and_can_be_tried_again():
+    halves = []
+
     def load():
+        half = StandInSegmenter()
+        halves.append(weakref.ref(half))
         raise WeightsError("no weights")
 
     recorder = Recorder()
     recorder.worker.set_targets(["mug"])
-    with pytest.raises(WeightsError, match="no weights"):
-        recorder.worker.start(load)
-    assert recorder.worker.stop(10)
+    gc.disable()
+    try:
+        with pytest.raises(WeightsError, match="no weights") as error:
+            recorder.worker.start(load)
+        assert recorder.worker.stop(10)
+        del error
+        assert halves[0]() is None, "what had been loaded is free as soon as the error is forgotten"
+    finally:
+        gc.enable()
     recorder.worker.start(StandInSegmenter)
     recorder.worker.submit("after")
     recorder.wait_for(lambda: recorder.results)
