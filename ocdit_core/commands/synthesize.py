@@ -58,7 +58,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
     scenes = parser.add_argument_group("scenes")
-    scenes.add_argument("--textures", type=Path, metavar="FOLDER", help="pictures for floors, walls and tables")
+    scenes.add_argument(
+        "--textures",
+        type=Path,
+        metavar="FOLDER",
+        help="photographs for floors, walls, tables, and parts of procedural or grey objects",
+    )
     _pair(scenes, "--size", (480, 640), ("H", "W"), "height and width in pixels")
     _pair(scenes, "--targets", (2, 16), ("MIN", "MAX"), "labelled objects in a scene")
     scenes.add_argument(

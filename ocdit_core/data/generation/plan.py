@@ -33,7 +33,7 @@ class SynthesisSettings:
         meshes: a folder of meshes, or None.
         split: a split file, of which only `part` is used; or None.
         part: "train" or "test".
-        textures: a folder of pictures for rooms, in addition to the painted ones; or None.
+        textures: folder of photographs for rooms and for procedural and grey objects, beside painted ones; or None.
         size: height and width in pixels.
         targets: least and greatest number of labelled objects in a scene.
         repeats: chance for each target to be one more instance of an object that is there already.

@@ -25,6 +25,7 @@ from ocdit_core.data.rooms.object_sources import (
     ProceduralObjects,
     read_split,
 )
+from ocdit_core.data.rooms.textures import TexturePool
 from ocdit_core.errors import ConfigError, DataError, MeshError, OcditError
 from ocdit_core.files import write_text
 from ocdit_core.objects import meshes
@@ -45,10 +46,11 @@ def open_source(settings: SynthesisSettings) -> ObjectSource:
         DataError: the folder or the split file is missing or damaged, or nothing is left.
     """
     sources: list[ObjectSource] = []
+    photographs = None if settings.textures is None else TexturePool(painted=0, folder=settings.textures)
     if settings.objects:
-        sources.append(ProceduralObjects(settings.objects, first_seed=settings.first_object))
+        sources.append(ProceduralObjects(settings.objects, first_seed=settings.first_object, photographs=photographs))
     if settings.meshes is not None:
-        sources.append(MeshFolder(settings.meshes, seed=settings.seed))
+        sources.append(MeshFolder(settings.meshes, seed=settings.seed, photographs=photographs))
     source: ObjectSource = MixedObjects(*sources) if len(sources) > 1 else sources[0]
     if settings.split is None:
         return source

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ocdit_core.data.synthetic.painting import Photographs
 from ocdit_core.data.synthetic.procedural import LARGEST, SMALLEST, procedural_object
 from ocdit_core.data.synthetic.scanned import scanned_object
 from ocdit_core.errors import ConfigError, DataError, MeshError
@@ -46,15 +47,17 @@ class ProceduralObjects:
     Args:
         count: how many.
         first_seed: of the first; HELD_OUT_SEED and above are for evaluation only.
+        photographs: (H, W, 3) sRGB images that parts are textured with, beside painted patterns.
 
     Raises:
         ConfigError: fewer than one, or a negative seed.
     """
 
-    def __init__(self, count: int, *, first_seed: int = 0) -> None:
+    def __init__(self, count: int, *, first_seed: int = 0, photographs: Photographs | None = None) -> None:
         if count < 1 or first_seed < 0:
             raise ConfigError(f"procedural objects: {count} from seed {first_seed}; at least 1, from 0 on")
         self._seeds = range(first_seed, first_seed + count)
+        self._photographs = photographs
 
     @property
     def names(self) -> Sequence[str]:
@@ -66,7 +69,7 @@ class ProceduralObjects:
         prefix, _, number = name.rpartition("_")
         if prefix != "procedural" or not number.isdigit() or int(number) not in self._seeds:
             raise DataError(f"{name}: no such procedural object; there are seeds {self._seeds[0]}..{self._seeds[-1]}")
-        return procedural_object(int(number))
+        return procedural_object(int(number), self._photographs)
 
 
 class MeshFolder:
@@ -77,13 +80,14 @@ class MeshFolder:
 
     Args:
         folder: searched with all that is below it.
-        seed: of paints and sizes.
+        seed: random seed of textures and sizes.
+        photographs: (H, W, 3) sRGB images that grey meshes may be textured with.
 
     Raises:
         DataError: the folder is missing or holds no mesh, or two files have one name.
     """
 
-    def __init__(self, folder: str | Path, *, seed: int = 0) -> None:
+    def __init__(self, folder: str | Path, *, seed: int = 0, photographs: Photographs | None = None) -> None:
         root = Path(folder)
         if not root.is_dir():
             raise DataError(f"{root}: no such folder of meshes")
@@ -96,7 +100,7 @@ class MeshFolder:
             self._files[name] = path
         if not self._files:
             raise DataError(f"{root}: no mesh in it; known formats are {', '.join(FORMATS)}")
-        self._root, self._seed = root, seed
+        self._root, self._seed, self._photographs = root, seed, photographs
 
     @property
     def names(self) -> Sequence[str]:
@@ -108,7 +112,7 @@ class MeshFolder:
         if name not in self._files:
             raise DataError(f"{name}: no such mesh under {self._root}")
         rng = np.random.default_rng([self._seed, zlib.crc32(name.encode()), 0x0F01D])
-        mesh = scanned_object(str(self._files[name]), rng)
+        mesh = scanned_object(str(self._files[name]), rng, self._photographs)
         low, high = mesh.bounds
         mesh.apply_translation(-(low + high) / 2)
         diameter = 2 * float(np.linalg.norm(mesh.vertices, axis=1).max())

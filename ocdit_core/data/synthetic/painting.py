@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -13,7 +14,17 @@ from ocdit_core.data.synthetic.noise import smooth_noise
 Colours = NDArray[np.float64]
 Picture = NDArray[np.uint8]
 
+
+class Photographs(Protocol):
+    """(H, W, 3) sRGB uint8 images by number, such as a `TexturePool`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Picture: ...
+
+
 PLAIN_SHARE = 0.2
+PHOTOGRAPH_SHARE = 0.6
 _FONTS = (
     cv2.FONT_HERSHEY_SIMPLEX,
     cv2.FONT_HERSHEY_DUPLEX,
@@ -52,8 +63,28 @@ def random_palette(rng: np.random.Generator) -> Colours:
     return np.clip(np.array(palette), 5, 250)
 
 
-def random_paint(rng: np.random.Generator, palette: Colours, size: int, *, plain: float = 0.25) -> Picture:
-    """One picture (size, size, 3) sRGB in the colours of the palette; `plain` is the chance of a single colour."""
+def random_paint(
+    rng: np.random.Generator,
+    palette: Colours,
+    size: int,
+    *,
+    plain: float = 0.25,
+    photographs: Photographs | None = None,
+) -> Picture:
+    """Return a random texture.
+
+    Args:
+        rng: source of randomness.
+        palette: (n, 3) sRGB colours in 0..255 that it is painted in.
+        size: side in pixels.
+        plain: probability of a single colour.
+        photographs: (H, W, 3) sRGB images, of which a random crop is taken with probability PHOTOGRAPH_SHARE.
+
+    Returns:
+        (size, size, 3) sRGB.
+    """
+    if photographs is not None and rng.random() < PHOTOGRAPH_SHARE:
+        return _photograph(rng, photographs, size)
     colours = palette[rng.permutation(len(palette))]
     if rng.random() < plain:
         return _fill(size, colours[0])
@@ -63,6 +94,23 @@ def random_paint(rng: np.random.Generator, palette: Colours, size: int, *, plain
         grain = smooth_noise(rng, (size, size), cells=6, octaves=3)
         picture = _clip(picture * (1 + rng.uniform(0.03, 0.15) * grain[..., None]))
     return picture
+
+
+def _photograph(rng: np.random.Generator, photographs: Photographs, size: int) -> Picture:
+    """Return a crop of a photograph, turned, mirrored and tinted at random."""
+    image = photographs[int(rng.integers(len(photographs)))]
+    side = max(16, int(min(image.shape[:2]) * rng.uniform(0.25, 1.0)))
+    top, left = (int(rng.integers(length - side + 1)) for length in image.shape[:2])
+    crop = np.rot90(image[top : top + side, left : left + side], int(rng.integers(4)))
+    crop = np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
+    interpolation = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
+    crop = np.asarray(cv2.resize(crop, (size, size), interpolation=interpolation), np.uint8)
+    if rng.random() < 0.5:
+        hsv = cv2.cvtColor(crop, cv2.COLOR_RGB2HSV).astype(np.float32)
+        hsv[..., 0] = (hsv[..., 0] + rng.uniform(0, 180)) % 180
+        hsv[..., 1] = np.clip(hsv[..., 1] * rng.uniform(0.5, 2.0), 0, 255)
+        crop = np.asarray(cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB), np.uint8)
+    return _clip(crop * rng.uniform(0.6, 1.2) * rng.uniform(0.85, 1.1, 3))
 
 
 def _clip(values: NDArray[np.floating]) -> Picture:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ocdit_core.data.synthetic.assemblies import random_assembly
-from ocdit_core.data.synthetic.painting import PLAIN_SHARE, random_colour, random_paint, random_palette
+from ocdit_core.data.synthetic.painting import PLAIN_SHARE, Photographs, random_colour, random_paint, random_palette
 from ocdit_core.data.synthetic.solids import Patch, Solid, slots_of
 
 HELD_OUT_SEED = 1_000_000_000
@@ -18,11 +18,12 @@ SMALLEST, LARGEST = 0.05, 0.35  # diameter in metres
 _TEXTURE = 256
 
 
-def procedural_object(seed: int) -> trimesh.Trimesh:
-    """Builds the object of a seed: household-like bodies of one to five parts.
+def procedural_object(seed: int, photographs: Photographs | None = None) -> trimesh.Trimesh:
+    """Build the object of a seed: household-like bodies of one to five parts.
 
     Args:
         seed: not negative; use seeds of HELD_OUT_SEED and above for evaluation only.
+        photographs: (H, W, 3) sRGB images that parts are textured with, beside painted patterns.
 
     Returns:
         A mesh in metres, centred, 0.05 to 0.35 m across, usually with z up; textured, or (one in five) in plain colours
@@ -46,7 +47,7 @@ def procedural_object(seed: int) -> trimesh.Trimesh:
         colours = np.concatenate([np.clip(chosen, 5, 250)[slot], np.full((len(slot), 1), 255)], axis=1)
         return trimesh.Trimesh(vertices, faces, vertex_colors=colours.astype(np.uint8), process=False)
 
-    texture, placed = _atlas(rng, palette, uv, slot, slots)
+    texture, placed = _atlas(rng, palette, uv, slot, slots, photographs)
     material = trimesh.visual.material.PBRMaterial(
         baseColorTexture=Image.fromarray(texture), metallicFactor=0.0, roughnessFactor=float(rng.uniform(0.3, 0.9))
     )
@@ -85,6 +86,7 @@ def _atlas(
     uv: NDArray[np.float64],
     slot: NDArray[np.int64],
     slots: int,
+    photographs: Photographs | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Paints every slot into its cell of one square texture, and moves the texture coordinates there."""
     grid = int(np.ceil(slots**0.5))
@@ -96,7 +98,7 @@ def _atlas(
         if index and rng.random() < 0.2:  # a part in its own colours
             palette = random_palette(rng)
         y, x = row[index] * cell, column[index] * cell
-        texture[y : y + cell, x : x + cell] = random_paint(rng, palette, cell, plain=plain)
+        texture[y : y + cell, x : x + cell] = random_paint(rng, palette, cell, plain=plain, photographs=photographs)
     inset = 1.5 / cell  # keeps neighbouring cells out of the filtered texture
     inside = inset + (1 - 2 * inset) * np.clip(uv, 0, 1)
     placed = np.stack([column[slot] + inside[:, 0], grid - 1 - row[slot] + inside[:, 1]], axis=1) / grid

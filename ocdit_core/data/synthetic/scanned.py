@@ -9,7 +9,7 @@ import numpy as np
 import trimesh
 from PIL import Image
 
-from ocdit_core.data.synthetic.painting import random_paint, random_palette
+from ocdit_core.data.synthetic.painting import Photographs, random_paint, random_palette
 from ocdit_core.errors import DataError, MeshError
 from ocdit_core.objects.meshes import FORMATS, load_mesh
 from ocdit_core.objects.shading import surface_of
@@ -45,8 +45,13 @@ def find_meshes(folder: Path) -> list[str]:
     return found
 
 
-def scanned_object(path: str, rng: np.random.Generator) -> trimesh.Trimesh:
-    """Reads a mesh in metres; one in a single grey gets a random paint, wrapped around its longest axis.
+def scanned_object(path: str, rng: np.random.Generator, photographs: Photographs | None = None) -> trimesh.Trimesh:
+    """Read a mesh in metres; one in a single grey gets a random texture, wrapped around its longest axis.
+
+    Args:
+        path: mesh file.
+        rng: source of randomness.
+        photographs: (H, W, 3) sRGB images that grey meshes may be textured with.
 
     Raises:
         MeshError: the file is missing or damaged.
@@ -61,7 +66,7 @@ def scanned_object(path: str, rng: np.random.Generator) -> trimesh.Trimesh:
     turn = np.arctan2(centred[:, across[1]], centred[:, across[0]])
     # Mirrored, not wrapped: a seam would smear the whole paint over one row of faces.
     uv = np.stack([np.abs(turn) / np.pi, centred[:, axis] / np.ptp(centred[:, axis]) + 0.5], axis=1)
-    paint = random_paint(rng, random_palette(rng), 192, plain=0.2)
+    paint = random_paint(rng, random_palette(rng), 192, plain=0.2, photographs=photographs)
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=Image.fromarray(paint))
     visual = trimesh.visual.TextureVisuals(uv=np.clip(uv, 0.01, 0.99), material=material)
     return trimesh.Trimesh(vertices, mesh.faces, visual=visual, process=False)
