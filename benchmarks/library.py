@@ -22,7 +22,7 @@ import torch
 from ocdit_core import ObjectLibrary
 from ocdit_core.inference.object_encoder import ObjectEncoder
 from ocdit_core.inference.weights import find_weights
-from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
 from ocdit_core.objects.archive import ObjectTemplates, save_templates
 from ocdit_core.objects.manifest import MANIFEST, update_manifest

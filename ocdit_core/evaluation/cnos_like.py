@@ -25,7 +25,7 @@ from ocdit_core.evaluation.region_proposals import ProposalSettings, propose_reg
 from ocdit_core.images import as_rgb8
 from ocdit_core.inference.results import Instance, Segmentation, tight_box
 from ocdit_core.inference.weights import find_weights
-from ocdit_core.models.backbone import ViTBackbone
+from ocdit_core.models.backbones import ViTBackbone
 from ocdit_core.models.device import pick_device
 from ocdit_core.models.mask_vae import DOWNSAMPLING
 from ocdit_core.models.ocdit import OCDiT
@@ -183,7 +183,7 @@ class CnosLike:
         small = np.stack([cv2.resize(one, (width, height), interpolation=cv2.INTER_AREA) for one in rgb])
         cover = [cv2.resize(one.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) for one in masks]
         pixels = torch.from_numpy(np.moveaxis(small, -1, 1)).to(self._device).float() / 255
-        parts = [self._backbone.with_summary(part) for part in pixels.split(self.settings.batch)]
+        parts = [self._backbone.with_global_feature(part) for part in pixels.split(self.settings.batch)]
         shares = F.avg_pool2d(torch.from_numpy(np.stack(cover))[:, None].to(self._device), DOWNSAMPLING).flatten(1)
         return _Crops(
             cells=torch.cat([features for features, _ in parts]).flatten(2).transpose(1, 2),

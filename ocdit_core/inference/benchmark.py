@@ -23,7 +23,7 @@ from ocdit_core.inference.packing import PackedLinear, can_pack
 from ocdit_core.inference.segmenter import Segmenter
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.inference.targets import EncodedObjects
-from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
 from ocdit_core.objects.archive import TEMPLATE_SIZE, ObjectTemplates, save_templates

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ocdit_core.errors import ConfigError
-from ocdit_core.models.backbone import BackboneConfig, ViTBackbone, build_backbone
+from ocdit_core.models.backbones import BackboneConfig, ViTBackbone, build_backbone
 from ocdit_core.models.checkpoint import read_checkpoint, write_checkpoint
 from ocdit_core.models.colour_statistics import SUBCELL
 from ocdit_core.models.denoiser import Conditioning, Denoiser, DenoiserConfig, TargetTokens
@@ -121,6 +121,9 @@ class OCDiT(nn.Module):
             # Kept with the weights, so that a saved model is rebuilt without a hub.
             backbone = dataclasses.replace(config.backbone, architecture=self.backbone.architecture())
             config = dataclasses.replace(config, backbone=backbone)
+        elif config.backbone.kind != "vit":
+            # Saved models carry their weights.
+            config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, name=""))
         self.config = config
         if config.backbone.frozen:
             self.backbone.requires_grad_(False)
@@ -164,7 +167,8 @@ class OCDiT(nn.Module):
         """
         batch, objects, views = templates.shape[:3]
         features, summaries = (
-            found.unflatten(0, (batch, objects, views)) for found in self.backbone.with_summary(templates.flatten(0, 2))
+            found.unflatten(0, (batch, objects, views))
+            for found in self.backbone.with_global_feature(templates.flatten(0, 2))
         )
         return TemplateFeatures(
             features=features,
@@ -179,7 +183,7 @@ class OCDiT(nn.Module):
         (B, 3, H, W) in [0, 1] and masks (B, O, H, W) in [0, 1] -> (B, O, C), not standardised.
         """
         crops = target_crops(images, masks, self.config.template_size)
-        return self.backbone.with_summary(crops.flatten(0, 1))[1].unflatten(0, masks.shape[:2])
+        return self.backbone.with_global_feature(crops.flatten(0, 1))[1].unflatten(0, masks.shape[:2])
 
     def encode_targets(
         self, templates: TemplateFeatures, object_indices: Tensor | None = None, view_indices: Tensor | None = None

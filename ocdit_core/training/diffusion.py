@@ -159,7 +159,7 @@ class DiffusionStage:
         model, views, masks = self.model, batch["templates"], batch["template_masks"].float() / 255
         if self.cache is None:
             return model.encode_templates(views.float() / 255, masks)
-        found = self.cache.features(views.flatten(0, 2), model.backbone.with_summary)
+        found = self.cache.features(views.flatten(0, 2), model.backbone.with_global_feature)
         features, summaries = (tensor.unflatten(0, views.shape[:3]) for tensor in found)
         prior = model.prior
         return TemplateFeatures(

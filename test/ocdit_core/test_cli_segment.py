@@ -9,7 +9,7 @@ import trimesh
 
 from ocdit_core.cli import main
 from ocdit_core.images import read_image, write_image
-from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import trimesh
 
-from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig

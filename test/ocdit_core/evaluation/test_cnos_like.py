@@ -8,7 +8,7 @@ from ocdit_core.errors import ConfigError, ImageError, UnknownObjectError
 from ocdit_core.evaluation.cnos_like import CnosLike, CnosSettings, _cut_out
 from ocdit_core.evaluation.metrics import iou
 from ocdit_core.evaluation.region_proposals import ProposalSettings
-from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig

@@ -12,7 +12,7 @@ from ocdit_core.inference.adaptive import member_groups
 from ocdit_core.inference.clock import StageClock
 from ocdit_core.inference.mask_generator import MaskGenerator
 from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig, TemplateFeatures

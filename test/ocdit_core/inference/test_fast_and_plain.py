@@ -19,7 +19,7 @@ from ocdit_core.inference.memory import GIB, footprint
 from ocdit_core.inference.precision import half_context
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.inference.weights import find_weights
-from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.matching_prior import MatchingPriorConfig

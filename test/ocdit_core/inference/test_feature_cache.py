@@ -11,7 +11,7 @@ from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.inference.feature_cache import FeatureCache, default_cache, plain_layout, views_digest, weights_digest
 from ocdit_core.inference.object_encoder import ObjectEncoder
 from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.matching_prior import MatchingPriorConfig

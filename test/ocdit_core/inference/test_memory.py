@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ocdit_core.errors import ConfigError
 from ocdit_core.inference.memory import GIB, Footprint, MemoryBudget, footprint, free_memory
-from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, OCDiTConfig, TemplateFeatures
 

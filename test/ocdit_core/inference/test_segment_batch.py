@@ -9,7 +9,7 @@ from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import ImageError
 from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig

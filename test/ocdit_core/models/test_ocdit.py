@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ocdit_core.errors import ConfigError, WeightsError
-from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.embeddings import IndexPosition, PatchPosition
 from ocdit_core.models.mask_vae import MaskVAEConfig

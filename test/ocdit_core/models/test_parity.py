@@ -10,7 +10,7 @@ import torch
 
 from ocdit_core.diffusion.samplers import SamplerConfig, sample
 from ocdit_core.errors import WeightsError
-from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, OCDiTConfig, TemplateFeatures
 from ocdit_core.models.published import load_published, our_name

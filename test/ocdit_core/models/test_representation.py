@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from ocdit_core.errors import ConfigError
-from ocdit_core.models.backbone import BackboneConfig
+from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
