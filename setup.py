@@ -88,5 +88,6 @@ setup(
             "segmentation_node = ocdit_ros.segmentation_node:main",
             "picture_camera = ocdit_ros.picture_camera:main",
         ],
+        "ocdit.commands": ["bag = ocdit_ros.bag"],
     },
 )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
+import importlib.metadata
 import logging
 import os
 import sys
@@ -43,8 +42,8 @@ COMMANDS = (
     export,
 )
 
-# In a package of its own, as it knows ROS; absent where somebody took the core alone.
-ROS_COMMAND = ("ocdit_ros", "ocdit_ros.bag")
+PLUGINS = "ocdit.commands"
+"""Entry point group of further commands: each names a module with a function `add_parser(subparsers)`."""
 
 EPILOG = """\
 a first try:
@@ -66,9 +65,12 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(subparsers)
-    package, module = ROS_COMMAND
-    if importlib.util.find_spec(package) is not None:
-        importlib.import_module(module).add_parser(subparsers)
+    for plugin in sorted(importlib.metadata.entry_points(group=PLUGINS)):
+        try:
+            module = plugin.load()
+        except ModuleNotFoundError:
+            continue  # somebody took ocdit_core alone
+        module.add_parser(subparsers)
     return parser
 
 
