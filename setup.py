@@ -32,7 +32,7 @@ extras = {
     ],
     # scipy for convex hulls, the last three for DAE, 3MF and Draco-compressed glTF
     "render": ["trimesh>=4.6", "moderngl>=5.10", "scipy", "pycollada", "lxml", "DracoPy"],
-    # other renderers of views: VTK where there is no EGL, path tracing for handsome pictures
+    # VTK renders views where there is no EGL; Mitsuba path-traces a fraction of the synthetic images
     "renderers": ["pyvista>=0.44", "mitsuba>=3.5"],
     "synthesize": ["mujoco>=3.1"],
     "ray": ["ray>=2.9"],

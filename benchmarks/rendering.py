@@ -2,7 +2,7 @@
 """Views a second on one processor core, by each renderer that is installed; and whether memory stays flat.
 
     python benchmarks/rendering.py                    # 128 pixels, 2 x 2 samples, a mesh of 2,080 faces
-    python benchmarks/rendering.py --renderers moderngl pyvista mitsuba --objects 0
+    python benchmarks/rendering.py --renderers moderngl pyvista --objects 0
 
 All that `ocdit render` does to a mesh in memory is counted, in processor time: normals, transfer, 12 views, masks,
 cameras. Reading files and writing archives is not. The second part writes GLB files and reads, draws and drops them.
@@ -96,7 +96,7 @@ def main() -> int:
         for textured in (False, True):
             kind = "textured" if textured else "grey"
             try:
-                views = speed(name, textured, options.size, options.repeats if name != "mitsuba" else 1)
+                views = speed(name, textured, options.size, options.repeats)
             except OcditError as error:
                 print(f"{name:<10} {kind:<10} {'-':>8}   {error}")
                 continue

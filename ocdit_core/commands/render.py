@@ -50,9 +50,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--renderer",
         default="auto",
-        choices=("auto", "moderngl", "pyvista", "mitsuba"),
-        help="moderngl (OpenGL), pyvista (VTK), mitsuba (path tracing, slow); default: auto, moderngl where there is "
-        "EGL, else pyvista",
+        choices=("auto", "moderngl", "pyvista"),
+        help="moderngl (OpenGL) or pyvista (VTK); default: auto, moderngl where there is EGL, else pyvista",
     )
     parser.add_argument(
         "--jobs",

@@ -209,8 +209,6 @@ def _tasks(meshes: Sequence[str | Path], names: Sequence[str] | None) -> list[_T
 
 
 def _fitting_jobs(objects: int, settings: ViewSettings) -> int:
-    if settings.renderer == "mitsuba":
-        return 1  # it keeps all cores busy by itself
     views = objects * settings.views * settings.in_plane
     return min(len(os.sched_getaffinity(0)), -(-views // VIEWS_A_JOB))
 
@@ -249,8 +247,7 @@ class _Onboarding:
             if self._shares_cores:
                 # Mesa's software renderer takes every core otherwise, as its neighbours do.
                 os.environ.setdefault("LP_NUM_THREADS", "1")
-            settings = self._settings
-            self._renderer = self._stack.enter_context(open_renderer(settings.renderer, samples=settings.samples))
+            self._renderer = self._stack.enter_context(open_renderer(self._settings.renderer))
         try:
             templates = make_templates(
                 self._renderer, task.path, name=task.name, unit=self._unit, settings=self._settings

@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 MAX_SIDE = 8192
 """Pixels, samples included, of a picture's side."""
-RENDERERS = ("moderngl", "pyvista", "mitsuba")
-"""By name: quick OpenGL; VTK, for machines without EGL; path tracing, slow and handsome."""
+RENDERERS = ("moderngl", "pyvista")
+"""Renderer names: OpenGL on EGL; VTK, for machines without EGL."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +56,10 @@ def reduce_samples(samples: NDArray[np.uint8], factor: int) -> tuple[NDArray[np.
     """
     height, width = samples.shape[0] // factor, samples.shape[1] // factor
     picture = samples if factor == 1 else cv2.resize(samples, (width, height), interpolation=cv2.INTER_AREA)
-    return np.asarray(picture, dtype=np.uint8), near_samples(cv2.extractChannel(samples, 3), factor)
-
-
-def near_samples(coverage: Any, factor: int) -> NDArray[np.bool_]:
-    """Returns (h, w) which pixels are `Views.near`, from the coverage (h * factor, w * factor) uint8 of samples."""
     # From one sample before each pixel's first to one behind its last.
     reach = np.ones((factor + 2, factor + 2), np.uint8)
-    return np.asarray(cv2.dilate(coverage, reach, anchor=(1, 1))[::factor, ::factor] > 0)
+    near = cv2.dilate(cv2.extractChannel(samples, 3), reach, anchor=(1, 1))[::factor, ::factor] > 0
+    return np.asarray(picture, dtype=np.uint8), np.asarray(near)
 
 
 def camera_arrays(
@@ -146,12 +142,11 @@ class TemplateRenderer(Protocol):
     ) -> None: ...
 
 
-def open_renderer(name: str = "moderngl", *, samples: int = 64) -> TemplateRenderer:
+def open_renderer(name: str = "moderngl") -> TemplateRenderer:
     """Opens a renderer, to be used as a context manager.
 
     Args:
         name: one of RENDERERS; or "auto": moderngl, and where there is no EGL, PyVista, which is then logged.
-        samples: light paths a pixel, for Mitsuba only.
 
     Raises:
         ConfigError: an unknown name.
@@ -171,8 +166,4 @@ def open_renderer(name: str = "moderngl", *, samples: int = 64) -> TemplateRende
         from ocdit_core.objects.pyvista_renderer import PyVistaRenderer
 
         return PyVistaRenderer()
-    if name == "mitsuba":
-        from ocdit_core.objects.mitsuba_renderer import MitsubaRenderer
-
-        return MitsubaRenderer(samples)
     raise ConfigError(f"renderer: {name!r} is unknown; use auto, {', '.join(RENDERERS)}")

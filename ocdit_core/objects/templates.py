@@ -57,9 +57,7 @@ class ViewSettings:
     in_plane: int = 1
     """Pictures a direction, turned about the optical axis by even steps over 360 degrees."""
     renderer: str = "moderngl"
-    """"moderngl", "pyvista" or "mitsuba"."""
-    samples: int = 64
-    """Light paths a pixel, for Mitsuba only."""
+    """"moderngl" or "pyvista"."""
 
     def __post_init__(self) -> None:
         check_view_count(self.views)
@@ -67,13 +65,10 @@ class ViewSettings:
             raise ConfigError(f"in_plane: {self.in_plane} rotations a direction are outside 1..36")
         if self.renderer not in RENDERERS:
             raise ConfigError(f"renderer: {self.renderer!r} is unknown; use {', '.join(RENDERERS)}")
-        if not 1 <= self.samples <= 4096:
-            raise ConfigError(f"samples: {self.samples} light paths a pixel are outside 1..4096")
 
     def recipe(self) -> str:
         """A short text that is the same exactly when the same mesh gives the same pictures."""
-        samples = f" samples={self.samples}" if self.renderer == "mitsuba" else ""
-        return f"rendering {RENDERING_VERSION}: {self.renderer} views={self.views} in_plane={self.in_plane}{samples}"
+        return f"rendering {RENDERING_VERSION}: {self.renderer} views={self.views} in_plane={self.in_plane}"
 
 
 @dataclass(frozen=True, kw_only=True)

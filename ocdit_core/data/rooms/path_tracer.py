@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdit_core.data.rooms.mitsuba_scene import load_mitsuba, pinhole, traced_mesh
 from ocdit_core.data.rooms.room import Material, Room
 from ocdit_core.data.rooms.scene_meshes import Placed
 from ocdit_core.errors import RenderingError
-from ocdit_core.objects.mitsuba_renderer import pinhole, traced_mesh
-from ocdit_core.objects.mitsuba_variants import load_mitsuba
 
 Array = NDArray[np.float64]
 SAMPLES = 36  # light paths a pixel: a square, as the sampler wants it
@@ -135,7 +134,7 @@ class PathTracer:
             bsdf = {"type": "mask", "opacity": opacity, "bsdf": bsdf}
         properties = mi.Properties()
         properties["material"] = mi.load_dict(bsdf)
-        return traced_mesh(mi, corners, properties, 0.0, smooth=True)
+        return traced_mesh(mi, corners, properties)
 
     def _sky(self, room: Room) -> dict[str, Any]:
         """The ceiling, and squares on the walls where more light comes from."""

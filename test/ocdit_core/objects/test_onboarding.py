@@ -256,4 +256,3 @@ def test_the_number_of_processes_follows_the_work(monkeypatch):
     assert _fitting_jobs(50, ViewSettings()) == 2
     assert _fitting_jobs(1000, ViewSettings()) == 8
     assert _fitting_jobs(6, ViewSettings(views=162)) == 4
-    assert _fitting_jobs(1000, ViewSettings(renderer="mitsuba")) == 1

@@ -33,7 +33,7 @@ def pyvista_first():
 def renderer(request):
     if importlib.util.find_spec(request.param) is None:
         pytest.skip(f"needs {request.param}")
-    with open_renderer(request.param, samples=16) as opened:
+    with open_renderer(request.param) as opened:
         yield opened
 
 
@@ -164,7 +164,7 @@ def test_bad_meshes_and_closed_renderers_are_refused(renderer):
 
 
 def test_unknown_renderers_are_refused():
-    with pytest.raises(ConfigError, match=r"'blender' is unknown; use auto, moderngl, pyvista, mitsuba"):
+    with pytest.raises(ConfigError, match=r"'blender' is unknown; use auto, moderngl, pyvista"):
         open_renderer("blender")
 
 
