@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from ocdit_core.data.painting import random_background
 from ocdit_core.data.selection import random_window
-from ocdit_core.data.synthetic.backgrounds import random_background
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.images import SUFFIXES
 

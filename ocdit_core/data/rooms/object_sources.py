@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ocdit_core.data.synthetic.painting import Photographs
+from ocdit_core.data.painting import Photographs
 from ocdit_core.data.synthetic.procedural import LARGEST, SMALLEST, procedural_object
 from ocdit_core.data.synthetic.scanned import scanned_object
 from ocdit_core.errors import ConfigError, DataError, MeshError

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdit_core.data.painting import random_colour
 from ocdit_core.data.rooms.light_shaders import MAX_LIGHTS
-from ocdit_core.data.synthetic.painting import random_colour
 from ocdit_core.errors import ConfigError
 
 Vector = NDArray[np.float64]

@@ -9,7 +9,7 @@ import numpy as np
 import trimesh
 from PIL import Image
 
-from ocdit_core.data.synthetic.painting import Photographs, random_paint, random_palette
+from ocdit_core.data.painting import Photographs, random_paint, random_palette
 from ocdit_core.errors import DataError, MeshError
 from ocdit_core.objects.meshes import FORMATS, load_mesh
 from ocdit_core.objects.shading import surface_of

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.synthetic.backgrounds import random_background
+from ocdit_core.data.painting import random_background
 from ocdit_core.data.synthetic.camera_effects import photograph
 from ocdit_core.errors import ConfigError
 

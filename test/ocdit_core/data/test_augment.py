@@ -10,7 +10,7 @@ from ocdit_core.data.augment import (
     augment_templates,
     replace_background,
 )
-from ocdit_core.data.synthetic.backgrounds import random_background
+from ocdit_core.data.painting import random_background
 from ocdit_core.errors import ConfigError, DataError
 
 

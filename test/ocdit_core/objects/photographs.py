@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from ocdit_core.data.synthetic.backgrounds import random_background
+from ocdit_core.data.painting import random_background
 from ocdit_core.data.synthetic.camera_effects import photograph
 
 

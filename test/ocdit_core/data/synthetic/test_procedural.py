@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ocdit_core.data.synthetic.painting import random_paint, random_palette
+from ocdit_core.data.painting import random_paint, random_palette
 from ocdit_core.data.synthetic.procedural import HELD_OUT_SEED, LARGEST, SMALLEST, procedural_object
 from ocdit_core.data.synthetic.recolouring import random_recolouring, recolour
 

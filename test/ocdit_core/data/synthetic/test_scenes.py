@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ocdit_core.data.synthetic.backgrounds import random_background
+from ocdit_core.data.painting import random_background
 from ocdit_core.data.synthetic.scenes import Scene, SceneSettings, compose_scene
 from ocdit_core.errors import ConfigError
 
