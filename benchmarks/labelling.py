@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ocdit_core.data.frames import Frame
+from ocdit_core.data.frame import Frame
 from ocdit_core.data.opening import open_dataset
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.targets import choose_targets, frames_of, image_key, names_of_objects

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.frames import Frame
+from ocdit_core.data.frame import Frame
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.bop_results import rows_of

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ocdit_core.data.bop import BopFolder
-    from ocdit_core.data.frames import Frame
+    from ocdit_core.data.frame import Frame
     from ocdit_core.data.shards import ShardDataset
     from ocdit_core.data.survey import Survey
 

@@ -15,7 +15,7 @@ from ocdit_core.files import write_text
 from ocdit_core.web_page import data_uri
 
 if TYPE_CHECKING:
-    from ocdit_core.data.frames import Frame
+    from ocdit_core.data.frame import Frame
     from ocdit_core.data.survey import Survey
 
 _PAGE = """\

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.bop_json import Annotation, Camera, parse_annotations, parse_camera, parse_json
 from ocdit_core.data.decoding import decode_mask_image
-from ocdit_core.data.frames import Frame
+from ocdit_core.data.frame import Annotation, Camera, Frame, parse_annotations, parse_camera, parse_json
 from ocdit_core.data.json_index import JsonIndex, read_bytes
 from ocdit_core.errors import DataError
 

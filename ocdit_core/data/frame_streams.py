@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.frames import Frame
+from ocdit_core.data.frame import Frame
 from ocdit_core.data.shards import OnError, ShardDataset, iterate_shard
 from ocdit_core.errors import DataError
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.bop_json import parse_json
+from ocdit_core.data.frame import parse_json
 from ocdit_core.errors import DataError
 
 # BOP's scene files are one object whose keys are image numbers, and no key within an entry is a number.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ocdit_core.data.augment import AugmentSettings, Backgrounds, augment_rgb, augment_templates, replace_background
-from ocdit_core.data.frames import Frame
+from ocdit_core.data.frame import Frame
 from ocdit_core.data.selection import (
     Box,
     CropSettings,

@@ -15,8 +15,7 @@ from typing import Any, cast
 
 from numpy.typing import NDArray
 
-from ocdit_core.data.bop_json import Annotation, Camera, parse_annotations, parse_camera, parse_json
-from ocdit_core.data.frames import Frame
+from ocdit_core.data.frame import Annotation, Camera, Frame, parse_annotations, parse_camera, parse_json
 from ocdit_core.data.shard_sources import ByteSource, expand_sources, is_address, open_source
 from ocdit_core.errors import DataError
 from ocdit_core.rle import decode_mask

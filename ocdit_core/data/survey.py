@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.frames import Frame, mask_box
+from ocdit_core.data.frame import Frame, mask_box
 from ocdit_core.data.shards import OnError, ShardDataset
 from ocdit_core.errors import DataError
 

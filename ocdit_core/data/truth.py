@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.data.decoding import picture_size
-from ocdit_core.data.frames import mask_box
+from ocdit_core.data.frame import mask_box
 from ocdit_core.errors import DataError
 
 DEPTH_SCALE = 0.1

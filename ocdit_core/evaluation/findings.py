@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pycocotools import mask as coco
 
-from ocdit_core.data.frames import Frame
+from ocdit_core.data.frame import Frame
 from ocdit_core.evaluation.bop_results import ImageKey, ResultRow
 from ocdit_core.evaluation.records import MIN_VISIBLE
 from ocdit_core.evaluation.targets import image_key

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from ocdit_core.data.frames import Frame
+from ocdit_core.data.frame import Frame
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.objects.meshes import FORMATS
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from ocdit_core.data.frames import Frame
+from ocdit_core.data.frame import Frame
 from ocdit_core.errors import DataError
 from ocdit_core.evaluation.bop_results import ResultRow
 from ocdit_core.files import replacing

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.frames import Frame
+from ocdit_core.data.frame import Frame
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import DataError
 from ocdit_core.evaluation.bop_results import ImageKey

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import cv2
 import numpy as np
 
-from ocdit_core.data.frames import Frame, mask_box
+from ocdit_core.data.frame import Frame, mask_box
 from ocdit_core.evaluation.bop_results import ImageKey, ResultRow
 from ocdit_core.evaluation.findings import Failure
 from ocdit_core.evaluation.records import ImageRecord

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ocdit_core import __version__
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.frames import Frame
+from ocdit_core.data.frame import Frame
 from ocdit_core.data.generation.engines import TRIES, LocalEngine, run_all
 from ocdit_core.data.opening import open_dataset
 from ocdit_core.data.shards import ShardDataset, iterate_shard

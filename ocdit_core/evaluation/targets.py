@@ -10,8 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ocdit_core.data.bop import BopFolder, read_targets
-from ocdit_core.data.bop_json import parse_json
-from ocdit_core.data.frames import Frame
+from ocdit_core.data.frame import Frame, parse_json
 from ocdit_core.data.json_index import read_bytes
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import DataError, LibraryError

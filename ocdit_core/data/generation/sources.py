@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ocdit_core.data.bop_json import parse_json
+from ocdit_core.data.frame import parse_json
 from ocdit_core.data.generation.engines import TRIES, Engine, LocalEngine, run_all
 from ocdit_core.data.generation.plan import SynthesisSettings
 from ocdit_core.data.models_writer import INFO, Model, model_path, write_model, write_models_info

@@ -1,18 +1,175 @@
-"""A picture with what is known of it, whatever files it comes from: nothing is decoded before it is needed."""
+"""Annotated images, whatever files they come from: nothing is decoded before it is needed."""
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.bop_json import Annotation, Box, Camera
 from ocdit_core.data.decoding import decode_depth, decode_image, picture_size
 from ocdit_core.errors import DataError
 
-__all__ = ["Annotation", "Frame"]
+Box = tuple[int, int, int, int]
+
+MIN_DISTANCE, MAX_DISTANCE = 0.01, 100.0
+"""Metres from the camera to an object's origin: what lies outside is a wrong unit."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Annotation:
+    """One object instance in a frame.
+
+    Attributes:
+        object_id: BOP's obj_id.
+        rotation: (3, 3) float64 camera-from-model.
+        translation: (3,) float64 camera-from-model, metres (BOP stores millimetres).
+        visible_fraction: pixels seen / pixels of the whole silhouette, what lies outside the picture included; NaN
+            where the dataset does not say.
+        box_visible: x, y, width, height in pixels of what is seen, the last column and row counted (BOP's files leave
+            them out); None when nothing is seen, or the dataset does not say.
+        box_object: the same of the whole silhouette, which may reach outside the picture.
+    """
+
+    object_id: int
+    rotation: NDArray[np.float64]
+    translation: NDArray[np.float64]
+    visible_fraction: float
+    box_visible: Box | None
+    box_object: Box | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Camera:
+    """The pinhole camera of a frame: K (3, 3) float64 in pixels, and millimetres of one unit of its depth map."""
+
+    K: NDArray[np.float64]
+    depth_scale: float
+
+
+def parse_json(data: bytes | str, where: str) -> Any:
+    """Return what a JSON text holds.
+
+    Raises:
+        DataError: truncated or damaged.
+    """
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        text = " ".join(str(error).split())[:100]
+        raise DataError(f"{where}: truncated or damaged JSON ({text})", kind="damaged JSON") from error
+
+
+def parse_camera(entry: Any, where: str) -> Camera:
+    """Return the camera of a frame from its entry in scene_camera.json, or a shard's camera.json.
+
+    Raises:
+        DataError: K is missing or no pinhole camera's, or depth_scale is not a number above 0; the message names
+            `where` and the key. A missing depth_scale is 1.
+    """
+    entry = _object(entry, where)
+    if "cam_K" not in entry and "cam_model" in entry:
+        raise DataError(f"{where}: has a cam_model, only pinhole cameras (cam_K) are supported", kind="camera")
+    K = _numbers(entry, "cam_K", (3, 3), where, kind="camera")
+    if not (K[0, 0] > 0 and K[1, 1] > 0 and abs(K[2, 2] - 1) < 1e-6):
+        raise DataError(f"{where}: cam_K is {K.ravel().tolist()}, not fx, 0, cx, 0, fy, cy, 0, 0, 1", kind="camera")
+    scale = entry.get("depth_scale", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
+        raise DataError(f"{where}: depth_scale is {json.dumps(scale)[:60]}, not a number above 0", kind="depth scale")
+    return Camera(K=K, depth_scale=float(scale))
+
+
+def parse_annotations(truth: Any, info: Any | None, where: str, where_info: str) -> tuple[Annotation, ...]:
+    """Return the objects of a frame from its entries in scene_gt.json and scene_gt_info.json (None: it has none).
+
+    Raises:
+        DataError: an entry or key is missing, of another type or not finite, a rotation is none, a translation is
+            outside 1 cm .. 100 m, or the two files disagree in number; the message names `where`, number and key.
+    """
+    truth = _list(truth, where)
+    infos: list[Any] = [None] * len(truth) if info is None else _list(info, where_info)
+    if len(infos) != len(truth):
+        raise DataError(f"{where_info}: has {len(infos)} entries for {len(truth)} objects", kind="gt_info")
+    return tuple(
+        _annotation(entry, extra, f"{where}[{number}]", f"{where_info}[{number}]")
+        for number, (entry, extra) in enumerate(zip(truth, infos, strict=True))
+    )
+
+
+def _annotation(entry: Any, info: Any | None, where: str, where_info: str) -> Annotation:
+    entry = _object(entry, where)
+    object_id = entry.get("obj_id")
+    if isinstance(object_id, bool) or not isinstance(object_id, int) or object_id < 0:
+        raise DataError(f"{where}: obj_id is {json.dumps(object_id)[:60]}, not a number", kind="object id")
+    rotation = _numbers(entry, "cam_R_m2c", (3, 3), where, kind="pose")
+    # Written out: numpy.linalg costs more than all the rest here, and a frame has dozens of these.
+    (a, b, c), (d, e, f), (g, h, i) = rotation.tolist()
+    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    if abs(determinant - 1) > 0.05 or np.abs(rotation @ rotation.T - _IDENTITY).max() > 0.02:
+        raise DataError(f"{where}: cam_R_m2c is not a rotation (determinant {determinant:.3g})", kind="pose")
+    translation = _numbers(entry, "cam_t_m2c", (3,), where, kind="pose") / 1000
+    x, y, z = translation.tolist()
+    distance = (x * x + y * y + z * z) ** 0.5
+    if not MIN_DISTANCE <= distance <= MAX_DISTANCE:
+        raise DataError(
+            f"{where}: cam_t_m2c is {distance * 1000:.4g} mm long, not within {MIN_DISTANCE * 1000:g} mm .. "
+            f"{MAX_DISTANCE:g} m; BOP stores millimetres",
+            kind="pose",
+        )
+    fraction, visible, whole = float("nan"), None, None
+    if info is not None:
+        info = _object(info, where_info)
+        fraction = float(_numbers(info, "visib_fract", (), where_info, kind="gt_info"))
+        visible, whole = _box(info, "bbox_visib", where_info), _box(info, "bbox_obj", where_info)
+    return Annotation(
+        object_id=object_id,
+        rotation=rotation,
+        translation=translation,
+        visible_fraction=fraction,
+        box_visible=visible,
+        box_object=whole,
+    )
+
+
+_IDENTITY = np.eye(3)
+
+
+def _box(info: dict[str, Any], key: str, where: str) -> Box | None:
+    x, y, w, h = _numbers(info, key, (4,), where, kind="gt_info").tolist()
+    if w < 0 or h < 0:  # -1, -1, -1, -1: nothing is seen
+        return None
+    # BOP's width is that from the first to the last column's left edge: one less than the columns.
+    return round(x), round(y), round(w) + 1, round(h) + 1
+
+
+def _numbers(entry: dict[str, Any], key: str, shape: tuple[int, ...], where: str, *, kind: str) -> NDArray[np.float64]:
+    value = entry.get(key)
+    try:
+        numbers = np.array(value, dtype=np.float64).reshape(shape)
+    except (TypeError, ValueError):
+        numbers = None
+    if value is None or numbers is None or not np.isfinite(numbers).all():
+        count = int(np.prod(shape))
+        text = "missing" if value is None else json.dumps(value)[:60]
+        raise DataError(f"{where}: {key} is {text}, not {count} finite number{'s'[: count > 1]}", kind=kind)
+    return numbers
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: is a {type(value).__name__}, not an object", kind="damaged JSON")
+    return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise DataError(f"{where}: is a {type(value).__name__}, not a list", kind="damaged JSON")
+    return value
+
 
 MAX_DEPTH = 100.0
 """Metres: a median depth beyond is a wrong depth_scale."""
