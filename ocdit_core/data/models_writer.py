@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdit_core.data.bop import read_bytes
 from ocdit_core.data.bop_writer import line_by_line
 from ocdit_core.data.frame import parse_json
-from ocdit_core.data.json_index import read_bytes
 from ocdit_core.errors import DataError
 from ocdit_core.files import replacing, write_text
 

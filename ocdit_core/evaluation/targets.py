@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 
-from ocdit_core.data.bop import BopFolder, read_targets
+from ocdit_core.data.bop import BopFolder, read_bytes, read_targets
 from ocdit_core.data.frame import Frame, parse_json
-from ocdit_core.data.json_index import read_bytes
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import DataError, LibraryError
 from ocdit_core.evaluation.bop_results import ImageKey
