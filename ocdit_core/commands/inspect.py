@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "dataset",
         metavar="DATASET",
-        help="a folder in BOP's layout; or a shard (.tar), a folder with shards, a {000..099} pattern, a web address",
+        help="a folder in BOP's layout; or a shard (.tar), a folder with shards, or a {000..099} pattern",
     )
     parser.add_argument("--split", metavar="NAME", help="such as train_pbr or test (default: the only one)")
     parser.add_argument(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ocdit_core.data.bop import BopFolder, splits_of
-from ocdit_core.data.shard_sources import is_address
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import DataError
 
@@ -14,15 +13,15 @@ def open_dataset(path: str | Path, split: str | None = None) -> BopFolder | Shar
     """Open a dataset.
 
     Args:
-        path: BOP's folder of a dataset, or of one of its splits; a .tar shard, a folder with shards, a pattern
-            shard-{000000..000099}.tar, or the web address of shards.
+        path: BOP's folder of a dataset, or of one of its splits; a .tar shard, a folder of shards, or a pattern
+            such as shard-{000000..000099}.tar.
         split: of a dataset's folder; default: the only one that it has.
 
     Raises:
         DataError: nothing there that can be read, or a split has to be chosen; the message lists them.
     """
     text, folder = str(path), Path(path)
-    sharded = is_address(text) or "{" in text or text.endswith(".tar") or folder.is_file()
+    sharded = "{" in text or text.endswith(".tar") or folder.is_file()
     if split is not None and not sharded and next((folder / split).glob("*.tar"), None) is not None:
         folder, sharded = folder / split, True
     if sharded or (split is None and next(folder.glob("*.tar"), None) is not None):

@@ -1,4 +1,4 @@
-"""Datasets in BOP's webdataset shards: tar files of KEY.rgb.jpg, KEY.gt.json ..., read in order and nothing else.
+"""Datasets in BOP's webdataset shards: tar files of KEY.rgb.jpg, KEY.gt.json ..., read sequentially.
 
 The format: https://github.com/thodan/bop_toolkit/blob/master/bop_toolkit_lib/dataset/bop_webdataset.py
 MegaPose-GSO and MegaPose-ShapeNetCore are published in it.
@@ -6,6 +6,7 @@ MegaPose-GSO and MegaPose-ShapeNetCore are published in it.
 
 from __future__ import annotations
 
+import itertools
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ from typing import Any, cast
 from numpy.typing import NDArray
 
 from ocdit_core.data.frame import Annotation, Camera, Frame, parse_annotations, parse_camera, parse_json
-from ocdit_core.data.shard_sources import ByteSource, expand_sources, is_address, open_source
 from ocdit_core.errors import DataError
 from ocdit_core.rle import decode_mask
 
@@ -33,8 +33,7 @@ class ShardDataset:
     """Shards that belong together.
 
     Args:
-        source: a .tar file, a folder with some, a web address, or one of these with braces
-            (shard-{000000..000099}.tar).
+        source: a .tar file, a folder of them, or one of these with braces (shard-{000000..000099}.tar).
         name: of the dataset; default: that of the folder that the shards are in.
 
     Attributes:
@@ -42,7 +41,7 @@ class ShardDataset:
         name: of the dataset.
 
     Raises:
-        DataError: there is no such shard; web addresses are tried only when they are read.
+        DataError: there is no such shard.
     """
 
     def __init__(self, source: str | Path, *, name: str | None = None) -> None:
@@ -74,7 +73,7 @@ def iterate_shard(
     """Read a shard from its beginning to its end; a frame holds its members undecoded.
 
     Args:
-        source: a .tar file, or its web address.
+        source: a .tar file.
         dataset: its name; default: that of the folder that the shard is in.
         depth: False drops depth maps, which are most of a frame's bytes.
         amodal: False drops masks of whole silhouettes.
@@ -87,26 +86,17 @@ def iterate_shard(
     """
     name = dataset if dataset is not None else dataset_name(str(source))
     dropped = {*(() if depth else _DEPTHS), *(() if amodal else ("mask.json",))}
-    try:
-        stream = open_source(source)
-    except DataError as error:
-        _report(error, on_error)
-        return
-    try:
-        for key, members in _groups(stream, str(source), dropped, on_error):
-            lacks = _lacks(members, need_masks)
-            if lacks:
-                _report(DataError(f"{source}: {key}: lacks {key}.{lacks}", kind=f"missing {lacks}"), on_error)
-            else:
-                yield _ShardFrame(name, key, str(source), members)
-    finally:
-        stream.close()
+    for key, members in _groups(Path(source), dropped, on_error):
+        lacks = _lacks(members, need_masks)
+        if lacks:
+            _report(DataError(f"{source}: {key}: lacks {key}.{lacks}", kind=f"missing {lacks}"), on_error)
+        else:
+            yield _ShardFrame(name, key, str(source), members)
 
 
 def dataset_name(shard: str) -> str:
     """Return the name of the folder that a shard is in."""
-    folder = shard.rsplit("/", 2)[-2] if is_address(shard) else Path(shard).resolve().parent.name
-    return folder or "shards"
+    return Path(shard).resolve().parent.name or "shards"
 
 
 def _report(error: DataError, on_error: OnError | None) -> None:
@@ -135,14 +125,12 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"no end mark: {error}") from error
 
 
-def _groups(
-    stream: ByteSource, where: str, dropped: set[str], on_error: OnError | None
-) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _groups(path: Path, dropped: set[str], on_error: OnError | None) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield the members of each key, {"rgb.jpg": bytes ...}; the last key of a truncated shard is left out."""
     key: str | None = None
     members: dict[str, bytes] = {}
     try:
-        with tarfile.open(fileobj=cast(Any, stream), mode="r|", bufsize=_BUFFER, tarinfo=_Header) as tar:
+        with tarfile.open(path, mode="r|", bufsize=_BUFFER, tarinfo=_Header) as tar:
             for member in tar:
                 folder, _, file = member.name.rpartition("/")
                 stem, _, kind = file.partition(".")
@@ -156,16 +144,17 @@ def _groups(
                 content = tar.extractfile(member)
                 if content is not None and kind not in dropped:
                     members[kind] = content.read()
-    except DataError as error:
-        _report(error, on_error)
+    except OSError as error:
+        reason = "no such shard" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        _report(DataError(f"{path}: {reason}", kind="missing file"), on_error)
         return
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         after = f" after {key}" if key is not None else ""
-        _report(DataError(f"{where}: truncated or damaged shard{after} ({reason})", kind="damaged shard"), on_error)
+        _report(DataError(f"{path}: truncated or damaged shard{after} ({reason})", kind="damaged shard"), on_error)
         return
     if key is None:
-        _report(DataError(f"{where}: holds no frame", kind="damaged shard"), on_error)
+        _report(DataError(f"{path}: holds no frame", kind="damaged shard"), on_error)
         return
     yield key, members
 
@@ -227,3 +216,56 @@ class _ShardFrame(Frame):
             return decode_mask(masks[str(index)]), f"{where}: {index}"
         except DataError as error:
             raise DataError(f"{where}: {index}: {error}", kind="damaged mask") from error
+
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def expand_sources(source: str | Path) -> list[str]:
+    """Return the shards meant, in order.
+
+    Args:
+        source: a .tar file, a folder of them, or one of these with braces: shard-{000000..000099}.tar,
+            {a,b}/shard.tar.
+
+    Raises:
+        DataError: a pattern that cannot be read, a folder without shards, or no such file.
+    """
+    found: list[str] = []
+    for name in expand_braces(str(source)):
+        path = Path(name)
+        if path.is_dir():
+            shards = sorted(str(entry) for entry in path.glob("*.tar") if not entry.name.startswith("."))
+            if not shards:
+                raise DataError(f"{path}: holds no shard (*.tar)", kind="missing file")
+            found += shards
+        elif path.is_file():
+            found.append(name)
+        else:
+            raise DataError(f"{name}: no such shard", kind="missing file")
+    return found
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return what a pattern with braces stands for: {000..012} counts, with leading zeros, {a,b} lists.
+
+    Raises:
+        DataError: braces that are neither.
+    """
+    parts: list[list[str]] = []
+    at = 0
+    for match in _BRACES.finditer(pattern):
+        inner = match[1]
+        numbers = _RANGE.fullmatch(inner)
+        if numbers is not None and int(numbers[1]) <= int(numbers[2]):
+            width = len(numbers[1])
+            choices = [f"{n:0{width}d}" for n in range(int(numbers[1]), int(numbers[2]) + 1)]
+        elif "," in inner:
+            choices = inner.split(",")
+        else:
+            raise DataError(f"{pattern}: {match[0]} is neither a rising range {{000000..000099}} nor a list {{a,b}}")
+        parts += [[pattern[at : match.start()]], choices]
+        at = match.end()
+    parts.append([pattern[at:]])
+    return ["".join(choice) for choice in itertools.product(*parts)]

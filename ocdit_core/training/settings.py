@@ -153,8 +153,8 @@ class BopDataset:
     """A dataset in BOP's format, with the templates of its objects.
 
     Attributes:
-        path: a dataset's folder, or with split "shards": a .tar file, a folder of them, a web address, or one of
-            these with braces (shard-{000000..000099}.tar).
+        path: a dataset's folder, or with split "shards": a .tar file, a folder of them, or one of these
+            with braces (shard-{000000..000099}.tar).
         split: the dataset's subfolder (train_pbr, test ...), or shards.
         library: folder of its objects' templates, as `ocdit render` writes it.
         weight: its share of the samples, relative to the other datasets' weights.

@@ -1,18 +1,13 @@
-"""BOP's webdataset shards: tar files made by hand, from disk and from a real web server, whole and damaged."""
+"""BOP's webdataset shards: tar files written by hand, whole and damaged."""
 
-import http.server
-import io
 import json
 import pickle
-import socketserver
-import threading
 
 import numpy as np
 import pytest
 from layouts import CAMERA, DEPTH, SILHOUETTES, VISIBLE, encoded, picture, shard_members, write_tar
 
-from ocdit_core.data.shard_sources import expand_braces
-from ocdit_core.data.shards import ShardDataset, iterate_shard
+from ocdit_core.data.shards import ShardDataset, expand_braces, iterate_shard
 from ocdit_core.errors import DataError
 from ocdit_core.rle import encode_mask
 
@@ -179,6 +174,8 @@ def test_sources(tmp_path, shard):
         ShardDataset(shard.parent / "shard-{000000..000002}.tar")
     with pytest.raises(DataError, match="holds no shard"):
         ShardDataset(tmp_path)
+    with pytest.raises(DataError, match=r"http://host/shard-000000.tar: no such shard"):
+        ShardDataset("http://host/shard-000000.tar")
 
 
 def test_braces():
@@ -188,86 +185,3 @@ def test_braces():
     for bad in ("{5..2}", "{a}", "{}"):
         with pytest.raises(DataError, match="neither a rising range"):
             expand_braces(bad)
-
-
-class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    """Serves one file; breaks the connection after `breaks` bytes, and knows ranges unless told otherwise."""
-
-    daemon_threads = True
-
-    def __init__(self, data: bytes, *, breaks: int | None = None, ranges: bool = True, stubborn: bool = False):
-        self.data, self.breaks, self.ranges, self.stubborn = data, breaks, ranges, stubborn
-        self.asked: list[str | None] = []
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/gso/shard-000000.tar"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self):
-        if not self.path.startswith("/gso/shard-000000"):
-            self.send_error(404)
-            return
-        wanted = self.headers.get("Range")
-        self.server.asked.append(wanted)
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.server.ranges else 0
-        body = self.server.data[start:]
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.server.breaks is not None and (len(self.server.asked) == 1 or self.server.stubborn):
-            body = body[: self.server.breaks] if len(self.server.asked) == 1 else b""
-        with io.BytesIO(body) as file:
-            while chunk := file.read(1500):
-                self.wfile.write(chunk)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def serve(shard):
-    servers = []
-
-    def start(**options):
-        servers.append(Server(shard.read_bytes(), **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def test_a_shard_from_the_web(serve):
-    dataset = ShardDataset(serve().address)
-    assert dataset.name == "gso"
-    frames = list(dataset)
-    assert [frame.key for frame in frames] == ["000004_000000", "000004_000001", "000004_000002"]
-    np.testing.assert_array_equal(frames[2].mask(1), VISIBLE[1])
-
-
-@pytest.mark.parametrize("ranges", [True, False])
-def test_a_broken_connection_goes_on_where_it_broke(serve, ranges):
-    server = serve(breaks=7000, ranges=ranges)
-    assert len(list(iterate_shard(server.address))) == 3
-    assert server.asked == [None, "bytes=7000-"]
-
-
-def test_a_connection_that_stays_broken_is_an_error(serve):
-    server = serve(breaks=7000, stubborn=True)
-    keys, (error,) = read(server.address)
-    assert keys == []
-    assert error.kind == "network"
-    assert f"{server.address}: the connection broke at byte 7000" in str(error)
-
-
-def test_no_such_address(serve):
-    missing = serve().address.replace("gso", "none")
-    assert f"{missing}: the server says 404" in str(read(missing)[1][0])
-    assert "no connection" in str(read("http://127.0.0.1:1/shard-000000.tar")[1][0])
