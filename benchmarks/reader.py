@@ -24,17 +24,15 @@ import numpy as np
 from ocdit_core.colours import PALETTE
 from ocdit_core.data.augment import NO_AUGMENTATION, AugmentSettings
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.bop_writer import write_scene
 from ocdit_core.data.loading import TrainingLoader
 from ocdit_core.data.mixing import Source, TrainingStream
 from ocdit_core.data.samples import SampleSettings
-from ocdit_core.data.shard_writer import shard_path, write_shard
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.data.synthetic.procedural import procedural_object
 from ocdit_core.data.synthetic.scenes import SceneSettings, compose_scene
 from ocdit_core.data.synthetic.sprites import render_sprites
 from ocdit_core.data.template_cache import TemplateCache
-from ocdit_core.data.truth import FrameTruth, ObjectTruth
+from ocdit_core.data.writers import FrameTruth, ObjectTruth, shard_path, write_scene, write_shard
 from ocdit_core.errors import OcditError
 from ocdit_core.images import write_image
 from ocdit_core.objects.library import ObjectLibrary

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ocdit_core.data.bop_writer import remove_unfinished, write_camera
 from ocdit_core.data.generation.card import write_card
 from ocdit_core.data.generation.engines import TRIES, Engine, LocalEngine, run_all
 from ocdit_core.data.generation.plan import SynthesisSettings, Task, keep_plan, tasks_of
@@ -23,7 +22,7 @@ from ocdit_core.data.generation.scene_work import RECORDS, SceneWork, is_done, r
 from ocdit_core.data.generation.sources import MODELS, TEMPLATES, PreparedObjects, open_source, prepare_objects
 from ocdit_core.data.rooms.path_tracer import PathTracer
 from ocdit_core.data.rooms.textures import TexturePool
-from ocdit_core.data.shard_writer import write_key_to_shard
+from ocdit_core.data.writers import remove_unfinished, write_camera, write_key_to_shard
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.objects.viewpoints import TUDL_K, TUDL_SIZE
 from ocdit_core.workers import Died

@@ -15,15 +15,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.bop_writer import scene_folder, write_scene
 from ocdit_core.data.generation.plan import SynthesisSettings, Task
 from ocdit_core.data.generation.sources import PreparedObjects, prepared_source
 from ocdit_core.data.rooms.cameras import CameraSettings
 from ocdit_core.data.rooms.layouts import SceneSettings
 from ocdit_core.data.rooms.scene_maker import SceneImage, SceneMaker
 from ocdit_core.data.rooms.textures import TexturePool
-from ocdit_core.data.shard_writer import shard_path, write_shard
-from ocdit_core.data.truth import FrameTruth, ObjectTruth, encode_image, visible_fraction
+from ocdit_core.data.writers import (
+    FrameTruth,
+    ObjectTruth,
+    encode_image,
+    scene_folder,
+    shard_path,
+    visible_fraction,
+    write_scene,
+    write_shard,
+)
 from ocdit_core.errors import DataError, ImageError
 from ocdit_core.files import write_text
 

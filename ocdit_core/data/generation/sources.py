@@ -15,7 +15,6 @@ from tqdm import tqdm
 from ocdit_core.data.frame import parse_json
 from ocdit_core.data.generation.engines import TRIES, Engine, LocalEngine, run_all
 from ocdit_core.data.generation.plan import SynthesisSettings
-from ocdit_core.data.models_writer import INFO, Model, model_path, write_model, write_models_info
 from ocdit_core.data.rooms.collision import collision_hulls
 from ocdit_core.data.rooms.object_sources import (
     MeshFolder,
@@ -26,6 +25,7 @@ from ocdit_core.data.rooms.object_sources import (
     read_split,
 )
 from ocdit_core.data.rooms.textures import TexturePool
+from ocdit_core.data.writers import INFO, Model, model_path, write_model, write_models_info
 from ocdit_core.errors import ConfigError, DataError, MeshError, OcditError
 from ocdit_core.files import write_text
 from ocdit_core.objects import meshes

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ocdit_core.data.truth import FrameTruth, ObjectTruth
+from ocdit_core.data.writers import FrameTruth, ObjectTruth
 from ocdit_core.objects.archive import ObjectTemplates, save_templates
 
 SIZE = (240, 320)

@@ -15,14 +15,13 @@ import torch
 from painted import paint, write_library
 
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.bop_writer import write_scene
 from ocdit_core.data.frame_streams import FolderStream, ShardStream
 from ocdit_core.data.loading import TrainingLoader
 from ocdit_core.data.mixing import Source, TrainingStream
 from ocdit_core.data.samples import SampleSettings
-from ocdit_core.data.shard_writer import shard_path, write_shard
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.data.template_cache import TemplateCache
+from ocdit_core.data.writers import shard_path, write_scene, write_shard
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.objects.library import ObjectLibrary
 

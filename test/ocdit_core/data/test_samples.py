@@ -8,12 +8,11 @@ from painted import colour_of, looks_like, paint, write_library
 
 from ocdit_core.data.augment import NO_AUGMENTATION, AugmentSettings
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.bop_writer import write_scene
 from ocdit_core.data.samples import SampleSettings, make_sample
 from ocdit_core.data.selection import CropSettings
-from ocdit_core.data.shard_writer import write_shard
 from ocdit_core.data.shards import iterate_shard
 from ocdit_core.data.template_cache import TemplateCache
+from ocdit_core.data.writers import write_scene, write_shard
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.objects.library import ObjectLibrary
 

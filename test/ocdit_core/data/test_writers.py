@@ -14,11 +14,25 @@ import trimesh
 from PIL import Image
 
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.bop_writer import remove_unfinished, scene_folder, write_camera, write_scene
-from ocdit_core.data.models_writer import Model, model_path, write_model, write_models_info
-from ocdit_core.data.shard_writer import shard_path, write_key_to_shard, write_shard
 from ocdit_core.data.shards import ShardDataset
-from ocdit_core.data.truth import FrameTruth, ObjectTruth, encode_depth, info_entry, run_lengths
+from ocdit_core.data.writers import (
+    FrameTruth,
+    Model,
+    ObjectTruth,
+    encode_depth,
+    info_entry,
+    model_path,
+    remove_unfinished,
+    run_lengths,
+    scene_folder,
+    shard_path,
+    write_camera,
+    write_key_to_shard,
+    write_model,
+    write_models_info,
+    write_scene,
+    write_shard,
+)
 from ocdit_core.errors import DataError
 from ocdit_core.objects.bop_models import parse_info
 from ocdit_core.objects.meshes import read_cad

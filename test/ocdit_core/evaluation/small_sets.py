@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from ocdit_core.data.bop_writer import write_scene
-from ocdit_core.data.shard_writer import shard_path, write_shard
-from ocdit_core.data.truth import FrameTruth, ObjectTruth
+from ocdit_core.data.writers import FrameTruth, ObjectTruth, shard_path, write_scene, write_shard
 from ocdit_core.objects.archive import ObjectTemplates, save_templates
 
 SIZE = (60, 80)

@@ -9,7 +9,7 @@ from pycocotools.cocoeval import COCOeval
 from small_sets import block, frame, truth
 
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.bop_writer import write_scene
+from ocdit_core.data.writers import write_scene
 from ocdit_core.evaluation.average_precision import Matches, by_area, by_visibility
 from ocdit_core.evaluation.bop_results import ResultRow
 from ocdit_core.evaluation.records import ImageRecord, TargetRecord, read_records, record_image, write_records

@@ -13,7 +13,7 @@ from small_sets import block, frame, truth, write_library, write_set
 
 from ocdit_core.cli import main
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.bop_writer import write_scene
+from ocdit_core.data.writers import write_scene
 from ocdit_core.errors import DataError
 from ocdit_core.evaluation.bop_results import ResultRow
 from ocdit_core.evaluation.charts import Point, Series, line_chart

@@ -5,8 +5,7 @@ What the BOP toolkit says of it is in test_average_precision.py.
 
 import numpy as np
 
-from ocdit_core.data.bop_writer import write_scene
-from ocdit_core.data.truth import FrameTruth, ObjectTruth
+from ocdit_core.data.writers import FrameTruth, ObjectTruth, write_scene
 from ocdit_core.evaluation.bop_results import ResultRow
 from ocdit_core.rle import encode_mask
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from ocdit_core.config import build
-from ocdit_core.data.bop_writer import write_scene
+from ocdit_core.data.writers import write_scene
 from ocdit_core.errors import ConfigError
 from ocdit_core.training import checkpoints
 from ocdit_core.training.data import TrainingData, held_out_batches
