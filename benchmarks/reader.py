@@ -26,7 +26,7 @@ from ocdit_core.data.augment import NO_AUGMENTATION, AugmentSettings
 from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.loading import TrainingLoader
 from ocdit_core.data.mixing import Source, TrainingStream
-from ocdit_core.data.samples import SampleSettings
+from ocdit_core.data.sampling import SampleSettings
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.data.synthetic.procedural import procedural_object
 from ocdit_core.data.synthetic.scenes import SceneSettings, compose_scene

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ocdit_core.data.painting import random_background
-from ocdit_core.data.selection import random_window
+from ocdit_core.data.sampling import random_window
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.images import SUFFIXES
 

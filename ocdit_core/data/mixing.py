@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ocdit_core.data.augment import Backgrounds
 from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.frame_streams import NO_FRAMES, FolderStream, FrameStream, ShardStream
-from ocdit_core.data.samples import SampleSettings, make_sample
+from ocdit_core.data.sampling import SampleSettings, make_sample
 from ocdit_core.data.shards import OnError, ShardDataset
 from ocdit_core.data.skipping import SkipCounter
 from ocdit_core.data.template_cache import TemplateCache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from ocdit_core.data.samples import SampleSettings
+from ocdit_core.data.sampling import SampleSettings
 from ocdit_core.data.synthetic.dataset import SyntheticDataSettings
 from ocdit_core.diffusion.noise import NoiseConfig
 from ocdit_core.errors import ConfigError

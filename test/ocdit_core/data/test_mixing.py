@@ -18,7 +18,7 @@ from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.frame_streams import FolderStream, ShardStream
 from ocdit_core.data.loading import TrainingLoader
 from ocdit_core.data.mixing import Source, TrainingStream
-from ocdit_core.data.samples import SampleSettings
+from ocdit_core.data.sampling import SampleSettings
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.data.template_cache import TemplateCache
 from ocdit_core.data.writers import shard_path, write_scene, write_shard

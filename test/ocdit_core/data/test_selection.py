@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ocdit_core.data.selection import (
+from ocdit_core.data.sampling import (
     CropSettings,
     Window,
     around,
