@@ -24,10 +24,9 @@ import numpy as np
 from ocdit_core.colours import PALETTE
 from ocdit_core.data.augment import NO_AUGMENTATION, AugmentSettings
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.loading import TrainingLoader
-from ocdit_core.data.mixing import Source, TrainingStream
 from ocdit_core.data.sampling import SampleSettings
 from ocdit_core.data.shards import ShardDataset
+from ocdit_core.data.streaming import Source, TrainingLoader, TrainingStream
 from ocdit_core.data.synthetic.procedural import procedural_object
 from ocdit_core.data.synthetic.scenes import SceneSettings, compose_scene
 from ocdit_core.data.synthetic.sprites import render_sprites

@@ -11,9 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.loading import TrainingLoader
-from ocdit_core.data.mixing import Source, TrainingStream
 from ocdit_core.data.shards import ShardDataset
+from ocdit_core.data.streaming import Source, TrainingLoader, TrainingStream
 from ocdit_core.data.synthetic.dataset import ConsecutiveBatches, SyntheticScenes
 from ocdit_core.data.template_cache import TemplateCache
 from ocdit_core.objects.library import ObjectLibrary

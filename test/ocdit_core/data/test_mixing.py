@@ -15,11 +15,9 @@ import torch
 from painted import paint, write_library
 
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.frame_streams import FolderStream, ShardStream
-from ocdit_core.data.loading import TrainingLoader
-from ocdit_core.data.mixing import Source, TrainingStream
 from ocdit_core.data.sampling import SampleSettings
 from ocdit_core.data.shards import ShardDataset
+from ocdit_core.data.streaming import FolderStream, ShardStream, Source, TrainingLoader, TrainingStream
 from ocdit_core.data.template_cache import TemplateCache
 from ocdit_core.data.writers import shard_path, write_scene, write_shard
 from ocdit_core.errors import ConfigError, DataError
@@ -200,7 +198,7 @@ import itertools, sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_mixing import digest, make_stream
-from ocdit_core.data.loading import TrainingLoader
+from ocdit_core.data.streaming import TrainingLoader
 from ocdit_core.files import replacing
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ocdit_core.data.skipping import SkipCounter
+from ocdit_core.data.streaming import SkipCounter
 from ocdit_core.errors import ConfigError, DataError
 
 
