@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from ocdit_core.data.bop import BopFolder
+from ocdit_core.data.dataset import open_dataset
 from ocdit_core.data.frame import Frame
-from ocdit_core.data.opening import open_dataset
 from ocdit_core.errors import ConfigError, OcditError
 from ocdit_core.evaluation import run
 from ocdit_core.evaluation.baselines import ColourBackProjection

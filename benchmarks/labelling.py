@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ocdit_core.data.dataset import open_dataset
 from ocdit_core.data.frame import Frame
-from ocdit_core.data.opening import open_dataset
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.targets import choose_targets, frames_of, image_key, names_of_objects
 from ocdit_core.inference.results import tight_box

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ocdit_core.data.opening import open_dataset
+from ocdit_core.data.dataset import open_dataset
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.findings import KINDS, find_failures
 from ocdit_core.evaluation.report_pictures import close_up, ranked_images, side_by_side

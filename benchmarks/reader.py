@@ -30,7 +30,7 @@ from ocdit_core.data.streaming import Source, TrainingLoader, TrainingStream
 from ocdit_core.data.synthetic.procedural import procedural_object
 from ocdit_core.data.synthetic.scenes import SceneSettings, compose_scene
 from ocdit_core.data.synthetic.sprites import render_sprites
-from ocdit_core.data.template_cache import TemplateCache
+from ocdit_core.data.templates import TemplateCache
 from ocdit_core.data.writers import FrameTruth, ObjectTruth, shard_path, write_scene, write_shard
 from ocdit_core.errors import OcditError
 from ocdit_core.images import write_image

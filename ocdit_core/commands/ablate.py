@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from ocdit_core.data.opening import open_dataset
+    from ocdit_core.data.dataset import open_dataset
     from ocdit_core.evaluation.ablate import ablate, read_grid
     from ocdit_core.evaluation.compare import compare, comparison_table
 

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _evaluated(path: Path, arguments: argparse.Namespace, stack: ExitStack) -> Run:
     """Evaluate a results file into a folder that goes away with `stack`."""
-    from ocdit_core.data.opening import open_dataset
+    from ocdit_core.data.dataset import open_dataset
     from ocdit_core.evaluation.external import evaluate_file
     from ocdit_core.evaluation.runs import read_run
     from ocdit_core.evaluation.targets import choose_targets

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate; returns 0."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from ocdit_core.data.opening import open_dataset
+    from ocdit_core.data.dataset import open_dataset
 
     with logging_redirect_tqdm([logging.getLogger("ocdit_core")]):
         dataset = open_dataset(arguments.dataset, arguments.split)

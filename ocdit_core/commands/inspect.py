@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ocdit_core.data.bop import BopFolder
     from ocdit_core.data.frame import Frame
     from ocdit_core.data.shards import ShardDataset
-    from ocdit_core.data.survey import Survey
+    from ocdit_core.data.statistics import Survey
 
 EXAMPLES = """\
   ocdit inspect data/bop/ycbv --split test
@@ -55,7 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Inspect; returns 2 when something is damaged, else 0."""
-    from ocdit_core.data.opening import open_dataset
+    from ocdit_core.data.dataset import open_dataset
     from ocdit_core.images import SUFFIXES, write_image
 
     if arguments.sheet is not None and arguments.sheet.suffix.lower() not in SUFFIXES:
@@ -88,7 +88,7 @@ def _survey(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) ->
     from tqdm import tqdm
 
     from ocdit_core.data.bop import BopFolder
-    from ocdit_core.data.survey import Survey, spread, survey_frames
+    from ocdit_core.data.statistics import Survey, spread, survey_frames
 
     survey = Survey()
     samples: list[Frame] = []

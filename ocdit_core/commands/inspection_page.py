@@ -16,7 +16,7 @@ from ocdit_core.web_page import data_uri
 
 if TYPE_CHECKING:
     from ocdit_core.data.frame import Frame
-    from ocdit_core.data.survey import Survey
+    from ocdit_core.data.statistics import Survey
 
 _PAGE = """\
 <!DOCTYPE html>

@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page; returns 0."""
-    from ocdit_core.data.opening import open_dataset
+    from ocdit_core.data.dataset import open_dataset
     from ocdit_core.evaluation.ablate import is_ablation, read_ablation
     from ocdit_core.evaluation.report import make_report
     from ocdit_core.evaluation.runs import read_run

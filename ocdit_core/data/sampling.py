@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ocdit_core.data.augment import AugmentSettings, Backgrounds, augment_rgb, augment_templates, replace_background
 from ocdit_core.data.frame import Frame
-from ocdit_core.data.template_cache import TemplateCache
+from ocdit_core.data.templates import TemplateCache
 from ocdit_core.errors import ConfigError, DataError
 
 Rng = np.random.Generator

@@ -21,7 +21,7 @@ from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.frame import Frame
 from ocdit_core.data.sampling import SampleSettings, make_sample
 from ocdit_core.data.shards import OnError, ShardDataset, iterate_shard
-from ocdit_core.data.template_cache import TemplateCache
+from ocdit_core.data.templates import TemplateCache
 from ocdit_core.errors import ConfigError, DataError, LibraryError, OcditError
 
 logger = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from ocdit_core import __version__
 from ocdit_core.data.bop import BopFolder
+from ocdit_core.data.dataset import open_dataset
 from ocdit_core.data.frame import Frame
 from ocdit_core.data.generation.engines import TRIES, LocalEngine, run_all
-from ocdit_core.data.opening import open_dataset
 from ocdit_core.data.shards import ShardDataset, iterate_shard
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.evaluation.bop_results import ImageKey, ResultRow, rows_of, write_results

@@ -14,7 +14,7 @@ from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.data.streaming import Source, TrainingLoader, TrainingStream
 from ocdit_core.data.synthetic.dataset import ConsecutiveBatches, SyntheticScenes
-from ocdit_core.data.template_cache import TemplateCache
+from ocdit_core.data.templates import TemplateCache
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.training.settings import BopDataset, BopDataSettings, TrainSettings
 from ocdit_core.training.stage import Batch

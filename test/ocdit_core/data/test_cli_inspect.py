@@ -9,9 +9,9 @@ from layouts import encoded, shard_members, write_bop_scene, write_tar
 
 from ocdit_core.cli import main
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.opening import open_dataset
+from ocdit_core.data.dataset import open_dataset
 from ocdit_core.data.shards import ShardDataset
-from ocdit_core.data.survey import Survey, spread
+from ocdit_core.data.statistics import Survey, spread
 from ocdit_core.errors import DataError
 from ocdit_core.images import read_image
 

@@ -18,7 +18,7 @@ from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.sampling import SampleSettings
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.data.streaming import FolderStream, ShardStream, Source, TrainingLoader, TrainingStream
-from ocdit_core.data.template_cache import TemplateCache
+from ocdit_core.data.templates import TemplateCache
 from ocdit_core.data.writers import shard_path, write_scene, write_shard
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.objects.library import ObjectLibrary

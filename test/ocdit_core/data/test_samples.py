@@ -10,7 +10,7 @@ from ocdit_core.data.augment import NO_AUGMENTATION, AugmentSettings
 from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.sampling import CropSettings, SampleSettings, make_sample
 from ocdit_core.data.shards import iterate_shard
-from ocdit_core.data.template_cache import TemplateCache
+from ocdit_core.data.templates import TemplateCache
 from ocdit_core.data.writers import write_scene, write_shard
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.objects.library import ObjectLibrary

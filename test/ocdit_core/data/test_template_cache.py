@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from painted import OBJECTS, write_library
 
-from ocdit_core.data.template_cache import TemplateCache
+from ocdit_core.data.templates import TemplateCache
 from ocdit_core.errors import ConfigError, DataError, LibraryError
 from ocdit_core.objects.library import ObjectLibrary
 

@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers, and whether it fits together."""
+"""Statistics of a dataset, and whether its parts agree."""
 
 from __future__ import annotations
 

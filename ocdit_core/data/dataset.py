@@ -1,4 +1,4 @@
-"""A dataset by its path alone, whatever layout it is in."""
+"""Open a dataset by its path, whatever layout it is in."""
 
 from __future__ import annotations
 
