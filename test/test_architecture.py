@@ -71,13 +71,3 @@ def test_the_inference_path_is_light():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "[]"
-
-
-def test_files_are_short_enough_to_read_in_one_sitting():
-    long = {
-        str(path.relative_to(ROOT)): count
-        for folder in ("ocdit_core", "ocdit_ros", "training", "launch")
-        for path in (ROOT / folder).rglob("*.py")
-        if (count := len(path.read_text().splitlines())) > 330
-    }
-    assert not long

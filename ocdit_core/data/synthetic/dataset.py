@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ocdit_core.data.sampling import CropSettings, Window, tight_window
+from ocdit_core.data.augment import CropSettings, Window, tight_window
 from ocdit_core.data.synthetic.bank import ObjectBank
 from ocdit_core.data.synthetic.recolouring import random_recolouring, recolour
 from ocdit_core.data.synthetic.scenes import SceneSettings, compose_scene

@@ -6,9 +6,9 @@ import pytest
 import torch
 from painted import colour_of, looks_like, paint, write_library
 
-from ocdit_core.data.augment import NO_AUGMENTATION, AugmentSettings
+from ocdit_core.data.augment import NO_AUGMENTATION, AugmentSettings, CropSettings
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.sampling import CropSettings, SampleSettings, make_sample
+from ocdit_core.data.sampling import SampleSettings, make_sample
 from ocdit_core.data.shards import iterate_shard
 from ocdit_core.data.templates import TemplateCache
 from ocdit_core.data.writers import write_scene, write_shard

@@ -1,16 +1,8 @@
 import numpy as np
 import pytest
 
-from ocdit_core.data.sampling import (
-    CropSettings,
-    Window,
-    around,
-    distance,
-    nearest_objects,
-    random_point,
-    random_window,
-    tight_window,
-)
+from ocdit_core.data.augment import CropSettings, Window, random_window, tight_window
+from ocdit_core.data.sampling import around, distance, nearest_objects, random_point
 from ocdit_core.errors import ConfigError
 
 FRAME = (480, 640)
