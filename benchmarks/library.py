@@ -25,7 +25,7 @@ from ocdit_core.inference.weights import find_weights
 from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
 from ocdit_core.objects.archive import ObjectTemplates, save_templates
-from ocdit_core.objects.manifest import MANIFEST, update_manifest
+from ocdit_core.objects.library import MANIFEST, update_manifest
 
 VIT_SMALL = {
     "model_type": "dinov2",

@@ -25,7 +25,8 @@ from PIL import Image
 
 from ocdit_core.errors import OcditError
 from ocdit_core.objects.meshes import read_cad
-from ocdit_core.objects.renderers import RENDERERS, open_renderer
+from ocdit_core.objects.opengl_renderer import open_renderer
+from ocdit_core.objects.renderers import RENDERERS
 from ocdit_core.objects.templates import ViewSettings, render_templates
 
 BAR = 200  # views a second

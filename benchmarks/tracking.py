@@ -32,7 +32,7 @@ from ocdit_core.inference.settings import InferenceSettings, TrackSettings
 from ocdit_core.inference.weights import recommended_settings
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import add_objects
-from ocdit_core.objects.rendering import Renderer
+from ocdit_core.objects.opengl_renderer import Renderer
 
 # Away from the objects of validation (0), of held_out.py (10,000) and of held_out_sets.py (20,000 and 30,000).
 FIRST_OBJECT = 40_000

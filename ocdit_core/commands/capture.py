@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ocdit_core.images import write_image
     from ocdit_core.objects.archive import save_templates
     from ocdit_core.objects.capture import capture_object
-    from ocdit_core.objects.manifest import update_manifest
+    from ocdit_core.objects.library import update_manifest
     from ocdit_core.visualization import capture_sheet
 
     def note(path: Path, error: OcditError) -> None:

@@ -27,8 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     """List; returns 2 when an object is damaged or its views are not right, else 0."""
     from ocdit_core.objects.archive import stored_names
-    from ocdit_core.objects.library import ObjectLibrary
-    from ocdit_core.objects.manifest import remove_objects
+    from ocdit_core.objects.library import ObjectLibrary, remove_objects
 
     views.check_options(arguments)
     if arguments.remove:

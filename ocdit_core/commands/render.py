@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _renderer(name: str) -> str:
     """Return the renderer that "auto" means on this machine: what was drawn by which is part of an object's recipe."""
-    from ocdit_core.objects.renderers import open_renderer
+    from ocdit_core.objects.opengl_renderer import open_renderer
 
     if name != "auto":
         return name

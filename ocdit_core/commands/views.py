@@ -13,8 +13,7 @@ from ocdit_core.commands.common import report
 from ocdit_core.errors import ImageError, LibraryError
 
 if TYPE_CHECKING:
-    from ocdit_core.objects.library import ObjectLibrary
-    from ocdit_core.objects.manifest import ObjectEntry
+    from ocdit_core.objects.library import ObjectEntry, ObjectLibrary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +53,8 @@ def review(
 
     What is wrong with them is printed on stderr, or only counted where it is `known` from the rendering.
     """
-    from ocdit_core.objects.checking import check_views
     from ocdit_core.objects.gallery import length, symmetry_text, writing_gallery
+    from ocdit_core.objects.templates import check_views
     from ocdit_core.visualization import ContactSheets
 
     names = list(names)

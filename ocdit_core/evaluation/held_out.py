@@ -17,7 +17,7 @@ from ocdit_core.data.synthetic.sprites import render_sprites
 from ocdit_core.evaluation.metrics import LabelledScene
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import add_objects
-from ocdit_core.objects.rendering import Renderer
+from ocdit_core.objects.opengl_renderer import Renderer
 
 
 @dataclass(frozen=True, kw_only=True)

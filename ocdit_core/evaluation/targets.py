@@ -14,8 +14,7 @@ from ocdit_core.data.frame import Frame, parse_json
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import DataError, LibraryError
 from ocdit_core.evaluation.bop_results import ImageKey
-from ocdit_core.objects.library import ObjectLibrary
-from ocdit_core.objects.manifest import MANIFEST
+from ocdit_core.objects.library import MANIFEST, ObjectLibrary
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import TextIO
 from ocdit_core.errors import LibraryError
 from ocdit_core.files import replacing
 from ocdit_core.objects.archive import ObjectTemplates
-from ocdit_core.objects.manifest import ObjectEntry
+from ocdit_core.objects.library import ObjectEntry
 from ocdit_core.web_page import data_uri
 
 _HEAD = """\

@@ -1,14 +1,57 @@
-"""The target objects on disk: a folder with one archive of rendered views for each object."""
+"""The library: a folder with one archive for each object, and manifest.json with their numbers and colours.
+
+An object keeps its number and colour whatever is rendered again: BOP results, ROS messages and label images refer to
+objects by number. docs/objects.md documents the file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import fcntl
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from ocdit_core.colours import Colour, number_colour
 from ocdit_core.errors import LibraryError, UnknownObjectError
-from ocdit_core.objects.archive import SUFFIX, ObjectTemplates, load_templates, stored_names
-from ocdit_core.objects.manifest import ObjectEntry, library_manifest
+from ocdit_core.files import write_text
+from ocdit_core.objects.archive import SUFFIX, ObjectTemplates, load_templates, read_fields, stored_names
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+_LOCK = ".manifest.lock"
+_BOP_NAME = re.compile(r"obj_(\d{6})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectEntry:
+    """What the manifest says of one object.
+
+    Attributes:
+        id: its number, 1 or above: the one in a BOP model's name (obj_000005) where that was free.
+        colour: (r, g, b), 0 to 255.
+        origin: "cad" or "photos"; empty where the archive cannot be read.
+        diameter: metres; NaN where it is not known.
+        source: name of the main file that it was made from; empty where it is not known.
+    """
+
+    id: int
+    colour: Colour
+    origin: str = ""
+    diameter: float = math.nan
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    objects: dict[str, ObjectEntry]
+    # Numbers of objects that were removed: no other object gets them, and the same name gets its own again.
+    retired: dict[str, int]
 
 
 class ObjectLibrary:
@@ -88,3 +131,169 @@ class ObjectLibrary:
 
     def __repr__(self) -> str:
         return f"ObjectLibrary({str(self.path)!r}, {len(self)} objects)"
+
+
+def library_manifest(folder: Path, names: Iterable[str]) -> dict[str, ObjectEntry]:
+    """Return the entries of the objects `names` of a library, without writing anything.
+
+    Objects that the file does not list yet (copied in by hand, say) get the numbers that the next write would give.
+
+    Raises:
+        LibraryError: manifest.json is damaged.
+    """
+    return _completed(folder, _read(folder), names).objects
+
+
+def update_manifest(folder: Path, changed: Iterable[str] = ()) -> dict[str, ObjectEntry]:
+    """Bring manifest.json in line with the archives in the folder, and return its entries.
+
+    New archives get a number, archives that are gone lose their entry, all others keep number and colour. Processes
+    that write to one library at once take turns.
+
+    Args:
+        folder: the library's.
+        changed: names of objects whose archives were written, so that what is known of them may have changed.
+
+    Raises:
+        LibraryError: the manifest is damaged, or the folder cannot be written to.
+    """
+    with _locked(folder):
+        before = _read(folder)
+        stale = set(changed)
+        known = {
+            name: replace(entry, origin="", diameter=math.nan, source="") if name in stale else entry
+            for name, entry in before.objects.items()
+        }
+        after = _completed(folder, _Manifest(known, before.retired), stored_names(folder), refresh=stale)
+        if after != before or not (folder / MANIFEST).is_file():
+            _write(folder, after)
+        return after.objects
+
+
+def remove_objects(folder: Path, names: Iterable[str]) -> None:
+    """Delete objects from a library, all of them or, if one is unknown, none; their numbers are not given to others.
+
+    Raises:
+        UnknownObjectError: the library does not hold one of them.
+        LibraryError: the manifest is damaged, or the folder cannot be written to.
+    """
+    names = list(dict.fromkeys(names))
+    stored = stored_names(folder)
+    unknown = [name for name in names if name not in stored]
+    if unknown:
+        raise UnknownObjectError(unknown, list(stored))
+    # First of all, so that every object to be removed has a number that can be kept from others.
+    update_manifest(folder)
+    for name in names:
+        try:
+            (folder / f"{name}{SUFFIX}").unlink(missing_ok=True)
+        except OSError as error:
+            raise LibraryError(f"{folder / name}{SUFFIX}: cannot be removed ({error.strerror})") from error
+    update_manifest(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    # A file of its own: the manifest itself is replaced by each write, and a lock on the old one would lock nothing.
+    try:
+        file = (folder / _LOCK).open("w")
+    except OSError as error:
+        raise LibraryError(f"{folder}: cannot be written to ({error.strerror})") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read(folder: Path) -> _Manifest:
+    path = folder / MANIFEST
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        version = stored["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise LibraryError(f"{path}: has schema version {version}, not {SCHEMA_VERSION}; delete it to number anew")
+        retired = {str(name): int(number) for name, number in stored.get("retired", {}).items()}
+        manifest = _Manifest({str(name): _entry(values) for name, values in stored["objects"].items()}, retired)
+    except FileNotFoundError:
+        return _Manifest({}, {})
+    except OSError as error:
+        raise LibraryError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LibraryError(f"{path}: damaged ({type(error).__name__}: {error}); delete it to number anew") from error
+    seen: set[int] = set()
+    for number in (*(entry.id for entry in manifest.objects.values()), *retired.values()):
+        if number < 1 or number in seen:
+            reason = f"the number {number} is " + ("given twice" if number in seen else "below 1")
+            raise LibraryError(f"{path}: damaged ({reason}); delete it to number anew")
+        seen.add(number)
+    return manifest
+
+
+def _entry(values: Mapping[str, Any]) -> ObjectEntry:
+    red, green, blue = (int(value) for value in values["colour"])
+    if not all(0 <= value <= 255 for value in (red, green, blue)):
+        raise ValueError(f"colour {values['colour']} is not within 0 to 255")
+    diameter = values["diameter"]
+    return ObjectEntry(
+        id=int(values["id"]),
+        colour=(red, green, blue),
+        origin=str(values["origin"]),
+        diameter=math.nan if diameter is None else float(diameter),
+        source=str(values["source"]),
+    )
+
+
+def _write(folder: Path, manifest: _Manifest) -> None:
+    objects = {
+        name: {
+            "id": entry.id,
+            "colour": list(entry.colour),
+            "origin": entry.origin,
+            # JSON has no NaN.
+            "diameter": entry.diameter if math.isfinite(entry.diameter) else None,
+            "source": entry.source,
+        }
+        for name, entry in sorted(manifest.objects.items(), key=lambda item: item[1].id)
+    }
+    content = {"schema_version": SCHEMA_VERSION, "objects": objects, "retired": manifest.retired}
+    try:
+        write_text(folder / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise LibraryError(f"{folder / MANIFEST}: cannot be written ({error.strerror})") from error
+
+
+def _completed(folder: Path, manifest: _Manifest, names: Iterable[str], refresh: Iterable[str] = ()) -> _Manifest:
+    """Return the manifest for exactly these objects; what is not known of them yet is read from their archives."""
+    names = sorted(names)
+    retired = dict(manifest.retired)
+    retired.update({name: entry.id for name, entry in manifest.objects.items() if name not in set(names)})
+    entries = {name: manifest.objects[name] for name in names if name in manifest.objects}
+    taken = {entry.id for entry in entries.values()} | set(retired.values())
+    fresh = [name for name in names if name not in entries]
+    # Those that were here before, and BOP's numbers, come before the numbers that anybody may have.
+    for name in sorted(fresh, key=lambda name: (name not in retired, not _BOP_NAME.fullmatch(name), name)):
+        number = retired.pop(name, None) or _bop_number(name)
+        if number is None or (number in taken and name not in manifest.retired):
+            number = next(free for free in range(1, len(taken) + 2) if free not in taken)
+        taken.add(number)
+        entries[name] = ObjectEntry(id=number, colour=number_colour(number))
+    for name in {*fresh, *refresh} & set(entries):
+        entries[name] = replace(entries[name], **_facts(folder / f"{name}{SUFFIX}"))
+    return _Manifest({name: entries[name] for name in names}, retired)
+
+
+def _bop_number(name: str) -> int | None:
+    match = _BOP_NAME.fullmatch(name)
+    return (int(match[1]) or None) if match else None
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    # A damaged archive keeps its number; whoever asks for the object itself is told what is wrong with it.
+    with suppress(LibraryError):
+        fields = read_fields(path, ("origin", "diameter", "sources"))
+        source = fields["sources"]
+        return {
+            "origin": str(fields["origin"]),
+            "diameter": float(fields["diameter"]),
+            "source": str(source[0]) if source.size else "",
+        }
+    return {}

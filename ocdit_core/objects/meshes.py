@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ocdit_core.errors import MeshError
-from ocdit_core.objects.bop_models import ModelInfo, expand_meshes, info_source, parse_info
+from ocdit_core.errors import ConfigError, MeshError
 from ocdit_core.objects.merging import merge
-from ocdit_core.objects.parsing import FORMATS, MAX_FACES, check_format, parse
-from ocdit_core.objects.sources import MAX_BYTES, SourceFiles, missing_lines, source_digest
-from ocdit_core.objects.units import MAX_DIAMETER, MIN_DIAMETER, UNITS, check_unit, choose_unit
+from ocdit_core.objects.parsing import check_format, parse
+from ocdit_core.objects.sources import SourceFiles, missing_lines
 
 if TYPE_CHECKING:
     import trimesh
-
-__all__ = [
-    "FORMATS",
-    "MAX_BYTES",
-    "MAX_DIAMETER",
-    "MAX_FACES",
-    "MIN_DIAMETER",
-    "UNITS",
-    "CadModel",
-    "diameter",
-    "expand_meshes",
-    "load_mesh",
-    "read_cad",
-    "source_digest",
-]
 
 logger = logging.getLogger(__name__)
 
 DIAMETER_TOLERANCE = 0.05
 """By how much a BOP model's diameter may differ from the one that models_info.json states."""
+UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254}
+"""Metres in one unit of length."""
+
+MIN_DIAMETER, MAX_DIAMETER = 0.005, 5.0
+"""Metres: what is smaller or larger is a wrong unit, or no object that a robot's camera meets."""
+INFO = "models_info.json"
+_MODEL = re.compile(r"obj_(\d{6})\.ply")
+# Folders of the same objects in the same frames, at other resolutions: where they have no file of their own.
+_SIBLINGS = ("models", "models_eval")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,7 +82,7 @@ def read_cad(path: str | Path, unit: str = "auto") -> CadModel:
     Args:
         path: a GLB, glTF, OBJ, PLY, STL, OFF, COLLADA or 3MF file.
         unit: "m", "cm", "mm", "in", or "auto": what the file states if that makes a plausible size, else concluded
-            from the size; `units.choose_unit` has the rule. The choice is logged; overriding the file is a warning.
+            from the size; `choose_unit` has the rule. The choice is logged; overriding the file is a warning.
 
     Raises:
         ConfigError: an unknown unit.
@@ -105,7 +100,7 @@ def read_cad(path: str | Path, unit: str = "auto") -> CadModel:
     info = parse_info(path, source, files.add(source)) if source is not None else None
     mesh = _without_degenerate_faces(path, merge(parsed.parts, linear_colours=parsed.linear_colours))
     size = diameter(mesh.vertices)
-    chosen = choose_unit(path, size, given=unit, stated="mm" if info is not None else parsed.unit)
+    chosen = choose_unit(path, size, given=unit, stated="mm" if info is not None else _unit_name(parsed.unit))
     scale = UNITS[chosen.name]
     if unit == "auto" and chosen.warning is None:
         logger.info(
@@ -177,3 +172,222 @@ def _diameter_warning(path: Path, size: float, info: ModelInfo | None) -> list[s
         f"{path.name}: is {size:.4g} mm wide, but {info.source} states a diameter of {info.diameter:.4g} mm; "
         "they may belong to different models"
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenUnit:
+    """The unit that a file is read in, and why.
+
+    Attributes:
+        name: a key of UNITS.
+        how: the reason in words.
+        guessed: whether it was concluded from the size.
+        warning: a line for the user where the file states another unit; None otherwise.
+    """
+
+    name: str
+    how: str
+    guessed: bool
+    warning: str | None = None
+
+
+def _unit_name(metres: float | None) -> str | None:
+    """Return the key of UNITS for a length in metres, None where there is none."""
+    if metres is None:
+        return None
+    return next((name for name, length in UNITS.items() if abs(metres / length - 1) < 1e-3), None)
+
+
+def check_unit(unit: str) -> str:
+    """Return the unit if it is "auto" or one of UNITS.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if unit != "auto" and unit not in UNITS:
+        raise ConfigError(f"unit: {unit!r} is unknown; use auto, {', '.join(UNITS)}")
+    return unit
+
+
+def choose_unit(path: Path, size: float, *, given: str = "auto", stated: str | None = None) -> ChosenUnit:
+    """Choose the unit of an object that is `size` units wide.
+
+    A plausible object is 5 mm to 5 m wide. The rule, first match first:
+
+    1. a unit that is given is taken, and an object that it makes implausible is refused;
+    2. the unit that the file states (glTF: metres; COLLADA and 3MF: in the file; a BOP models folder: millimetres) is
+       taken if it makes the object plausible;
+    3. otherwise the size decides: up to 2 units are metres, below 20 centimetres, above that millimetres, since what
+       fits in a hand or stands on a table is far more common than what fills a room. Many files are glTF by name but
+       were exported in another unit: a can of 67 x 67 x 122 units is 0.14 m, not 139 m. Where this overrides a
+       stated unit there is a warning;
+    4. what is below 0.005 or above 5000 units wide makes sense in no unit and is refused.
+
+    Args:
+        path: of the file, for messages.
+        size: the object's diameter in the file's numbers, above 0.
+        given: "auto", or a key of UNITS.
+        stated: the unit that the file states, if any.
+
+    Raises:
+        ConfigError: `given` is unknown.
+        MeshError: the size is implausible.
+    """
+    if check_unit(given) != "auto":
+        unit = ChosenUnit(name=given, how="given", guessed=False)
+    elif stated is not None and MIN_DIAMETER <= size * UNITS[stated] <= MAX_DIAMETER:
+        unit = ChosenUnit(name=stated, how="stated by the file", guessed=False)
+    else:
+        name = "m" if size <= 2 else "cm" if size < 20 else "mm"
+        warning = None
+        if stated is not None:
+            warning = (
+                f"{path.name}: would be {size * UNITS[stated]:.3g} m wide in {stated}, the unit that the file states; "
+                f"taken as {name}, {size * UNITS[name]:.3g} m; --unit to change"
+            )
+        unit = ChosenUnit(name=name, how="guessed from the size", guessed=True, warning=warning)
+    metres = size * UNITS[unit.name]
+    if not MIN_DIAMETER <= metres <= MAX_DIAMETER:
+        raise MeshError(
+            f"{path}: is {size:.4g} units wide, {metres:.3g} m if the unit is {unit.name} ({unit.how}), which is "
+            f"outside {MIN_DIAMETER * 1000:g} mm .. {MAX_DIAMETER:g} m; say which it is with --unit m, cm, mm or in"
+        )
+    return unit
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelInfo:
+    """What models_info.json says of one object; lengths in the file's unit, millimetres.
+
+    Attributes:
+        source: the file's name, relative to the model's folder.
+        diameter: the largest distance between two of the model's points.
+        symmetries_discrete: (D, 4, 4), the identity not among them.
+        symmetries_continuous: (C, 2, 3) axes of rotation: unit direction, a point on the axis.
+    """
+
+    source: str
+    diameter: float
+    symmetries_discrete: NDArray[np.float64]
+    symmetries_continuous: NDArray[np.float64]
+
+
+def expand_meshes(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the mesh files meant: a file stays, a folder of BOP models becomes its obj_NNNNNN.ply, sorted.
+
+    Raises:
+        MeshError: a folder that holds no BOP models.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        try:
+            names = sorted(entry.name for entry in path.iterdir())
+        except OSError as error:
+            raise MeshError(f"{path}: cannot be listed ({error.strerror})") from error
+        models = [path / name for name in names if _MODEL.fullmatch(name)]
+        if not models:
+            raise MeshError(
+                f"{path}: is a folder that holds no BOP models (obj_000001.ply ...); {_advice(path, names)}"
+            )
+        files += models
+    return files
+
+
+def _advice(path: Path, names: list[str]) -> str:
+    inner = next((name for name in names if name.startswith("models") and (path / name).is_dir()), None)
+    return f"give {path / inner}" if inner is not None else f"give mesh files, such as {path}/*.glb"
+
+
+def info_source(path: Path) -> str | None:
+    """Return the name of the models_info.json that describes a file, relative to its folder; None if there is none."""
+    if not _MODEL.fullmatch(path.name):
+        return None
+    names = [INFO]
+    if path.resolve().parent.name.startswith("models"):
+        names += [f"../{sibling}/{INFO}" for sibling in _SIBLINGS]
+    return next((name for name in names if (path.parent / name).is_file()), None)
+
+
+def parse_info(path: Path, source: str, data: bytes) -> ModelInfo:
+    """Return the entry of the model `path` in the contents of a models_info.json.
+
+    Raises:
+        MeshError: damaged; the message names the file and the key.
+    """
+    match = _MODEL.fullmatch(path.name)
+    assert match is not None
+    key = str(int(match.group(1)))
+    where = f"{path.parent / source}"
+    try:
+        info = json.loads(data)
+    except ValueError as error:
+        raise MeshError(f"{where}: is not valid JSON ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(info, dict):
+        raise MeshError(f"{where}: is a {type(info).__name__}, not an object with a key for each model")
+    entry = info.get(key)
+    if not isinstance(entry, dict):
+        state = "lacks" if entry is None else "has no object at"
+        raise MeshError(f'{where}: {state} the key "{key}", which describes {path.name}')
+    where = f"{where}: {key}"
+    diameter = _numbers(f"{where}.diameter", entry.get("diameter"), ())
+    if not diameter > 0:
+        raise MeshError(f"{where}.diameter: is {float(diameter):g}, not above 0")
+    discrete = [
+        _transform(f"{where}.symmetries_discrete[{i}]", item)
+        for i, item in enumerate(_items(f"{where}.symmetries_discrete", entry.get("symmetries_discrete", [])))
+    ]
+    discrete = [matrix for matrix in discrete if not np.allclose(matrix, np.eye(4), atol=1e-6)]
+    continuous = [
+        _axis(f"{where}.symmetries_continuous[{i}]", item)
+        for i, item in enumerate(_items(f"{where}.symmetries_continuous", entry.get("symmetries_continuous", [])))
+    ]
+    return ModelInfo(
+        source=source,
+        diameter=float(diameter),
+        symmetries_discrete=np.asarray(discrete, dtype=np.float64).reshape(-1, 4, 4),
+        symmetries_continuous=np.asarray(continuous, dtype=np.float64).reshape(-1, 2, 3),
+    )
+
+
+def _items(where: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise MeshError(f"{where}: is a {type(value).__name__}, not a list")
+    return value
+
+
+def _numbers(where: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    wanted = f"{int(np.prod(shape))} numbers" if shape else "a number"
+    try:
+        numbers = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = None
+    if value is None or numbers is None or numbers.size != int(np.prod(shape)):
+        text = "missing" if value is None else f"{json.dumps(value)[:60]}"
+        raise MeshError(f"{where}: is {text}, not {wanted}")
+    if not np.isfinite(numbers).all():
+        raise MeshError(f"{where}: holds values that are not finite")
+    return numbers.reshape(shape)
+
+
+def _transform(where: str, value: Any) -> NDArray[np.float64]:
+    """Sixteen numbers, row by row, as a rigid transform (4, 4)."""
+    matrix = _numbers(where, value, (4, 4))
+    rotation = matrix[:3, :3]
+    rigid = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2) and np.linalg.det(rotation) > 0
+    if not rigid or not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
+        raise MeshError(f"{where}: is not a rotation and a translation (4 x 4, row by row)")
+    return matrix
+
+
+def _axis(where: str, value: Any) -> NDArray[np.float64]:
+    if not isinstance(value, dict):
+        raise MeshError(f"{where}: is a {type(value).__name__}, not an object with axis and offset")
+    axis = _numbers(f"{where}.axis", value.get("axis"), (3,))
+    offset = _numbers(f"{where}.offset", value.get("offset"), (3,))
+    length = float(np.linalg.norm(axis))
+    if length < 1e-6:
+        raise MeshError(f"{where}.axis: has no direction (0, 0, 0)")
+    return np.stack([axis / length, offset])

@@ -16,12 +16,13 @@ from tqdm import tqdm
 
 from ocdit_core.errors import ConfigError, LibraryError, MeshError, OcditError, RenderingError
 from ocdit_core.objects.archive import SUFFIX, ObjectTemplates, check_name, load_templates, read_fields, save_templates
-from ocdit_core.objects.checking import check_views
-from ocdit_core.objects.manifest import update_manifest
-from ocdit_core.objects.meshes import expand_meshes, read_cad, source_digest
-from ocdit_core.objects.renderers import TemplateRenderer, open_renderer
-from ocdit_core.objects.surface_points import sample_surface_points
-from ocdit_core.objects.templates import ViewSettings, render_templates
+from ocdit_core.objects.library import update_manifest
+from ocdit_core.objects.meshes import expand_meshes, read_cad
+from ocdit_core.objects.opengl_renderer import open_renderer
+from ocdit_core.objects.renderers import TemplateRenderer
+from ocdit_core.objects.sources import source_digest
+from ocdit_core.objects.surfaces import sample_surface_points
+from ocdit_core.objects.templates import ViewSettings, check_views, render_templates
 from ocdit_core.workers import Died, Work, run_tasks
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ from ocdit_core.objects.materials import texture_of
 from ocdit_core.objects.obj import readable_obj
 from ocdit_core.objects.ply import readable_ply
 from ocdit_core.objects.sources import SourceFiles
-from ocdit_core.objects.units import UNITS
 
 if TYPE_CHECKING:
     import trimesh
@@ -38,13 +37,13 @@ class ParsedFile:
 
     Attributes:
         parts: meshes in the scene's frame and the file's unit, each with faces, whose vertices are finite.
-        unit: that the file or its format states, a key of UNITS, or None.
+        unit: metres in one unit of length, where the file or its format states it; else None.
         linear_colours: whether vertex colours are linear (glTF's rule) rather than sRGB.
         warnings: lines for the user.
     """
 
     parts: list[trimesh.Trimesh]
-    unit: str | None
+    unit: float | None
     linear_colours: bool
     warnings: tuple[str, ...]
 
@@ -131,14 +130,13 @@ def _check_parts(path: Path, parts: list[trimesh.Trimesh]) -> None:
             raise MeshError(f"{path}: {bad} of {len(part.vertices)} vertices are not finite numbers")
 
 
-def _stated_unit(scene: trimesh.Scene) -> str | None:
+def _stated_unit(scene: trimesh.Scene) -> float | None:
     import trimesh
 
     try:
-        scale = trimesh.units.unit_conversion(scene.units, "meters") if scene.units else 0.0
+        return float(trimesh.units.unit_conversion(scene.units, "meters")) if scene.units else None
     except (KeyError, ValueError):
         return None
-    return next((name for name, metres in UNITS.items() if abs(scale / metres - 1) < 1e-3), None)
 
 
 def _check_gltf(path: Path, data: bytes) -> list[str]:

@@ -1,6 +1,6 @@
 """Draws meshes off-screen with PyVista (VTK), which brings its own way to OpenGL: for machines without EGL drivers.
 
-The pictures are those of the moderngl renderer: the same cameras, samples and shading (`shaders.py`).
+The pictures are those of the moderngl renderer: the same cameras, samples and shading (`renderers.py`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ocdit_core.errors import RenderingError
-from ocdit_core.objects.renderers import Views, camera_arrays, clipping_range, reduce_samples
-from ocdit_core.objects.rendering import EDGE_WIDTH, open_contexts
-from ocdit_core.objects.shaders import shading_functions
-from ocdit_core.objects.shading import Lighting, Surface, surface_of
+from ocdit_core.objects.renderers import (
+    EDGE_WIDTH,
+    Lighting,
+    Views,
+    camera_arrays,
+    clipping_range,
+    open_contexts,
+    reduce_samples,
+    shading_functions,
+)
+from ocdit_core.objects.surfaces import Surface, surface_of
 
 if TYPE_CHECKING:
     import trimesh
@@ -217,7 +224,7 @@ def _window(pv: Any) -> Any:
     global _kept
     if _kept is not None:
         return _kept
-    if open_contexts():
+    if open_contexts:
         raise RenderingError(
             "a moderngl renderer is open, and VTK would break it: close it, or open PyVista's renderer before it"
         )

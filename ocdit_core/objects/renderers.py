@@ -1,28 +1,115 @@
-"""What a renderer of objects is, and the choice among those there are."""
+"""What the renderers share: lights and shading (GLSL), camera conventions, and the interface `TemplateRenderer`.
+
+On a processor the fragment shader takes most of the rendering time. So there is one program for each kind of surface
+and light, selected by macros (software OpenGL computes both sides of a branch), and sRGB is converted to linear and
+back by polynomials in place of `pow`; a round trip is within one step of 255.
+"""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ocdit_core.errors import ConfigError, RenderingError
-from ocdit_core.objects.shading import Lighting, Surface
+from ocdit_core.objects.surfaces import Surface
 
 if TYPE_CHECKING:
     import trimesh
 
-logger = logging.getLogger(__name__)
-
-MAX_SIDE = 8192
-"""Pixels, samples included, of a picture's side."""
 RENDERERS = ("moderngl", "pyvista")
 """Renderer names: OpenGL on EGL; VTK, for machines without EGL."""
+MAX_SIDE = 8192
+"""Pixels, samples included, of an image's side."""
+EDGE_WIDTH = 2.0
+"""Samples: a line this wide covers the sample next to every point that it passes, whatever its slope."""
+MAX_LIGHTS = 4
+DIELECTRIC = 0.04
+"""Fresnel reflectance at normal incidence of plastics, paints and glass."""
+
+open_contexts: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The moderngl renderers that are open in this process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Light:
+    """A light at infinity."""
+
+    direction: tuple[float, float, float]
+    """Points from the object to the light; any length."""
+    colour: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Linear red, green, blue; intensity included."""
+
+
+class Gloss(NamedTuple):
+    """How a surface shines."""
+
+    specular: float
+    roughness: float
+    metallic: float
+
+    @property
+    def shininess(self) -> float:
+        """The exponent of Blinn and Phong's highlights that are as wide as GGX's of this roughness."""
+        return 2.0 / self.roughness**4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lighting:
+    """The light of one rendering; the default shows an object's geometry from every side."""
+
+    ambient: tuple[float, float, float] = (0.42, 0.42, 0.42)
+    """Linear colour of the light that comes from everywhere, most from above."""
+    sky: float = 0.15
+    """How much weaker the ambient light is on an upright wall than from above; it is twice as much from below."""
+    lights: tuple[Light, ...] = field(
+        default=(
+            Light(direction=(-0.45, -0.75, -0.6), colour=(0.62, 0.62, 0.62)),
+            Light(direction=(0.8, 0.1, -0.5), colour=(0.16, 0.16, 0.16)),
+        )
+    )
+    """At most four."""
+    frame: Literal["camera", "world"] = "camera"
+    """Axes of the light directions: the camera's (x right, y down, z forward) or the object's."""
+    specular: float = 0.0
+    """Strength of the highlights: 0 matt, 1 very shiny."""
+    roughness: float = 0.5
+    """Width of the highlights, in (0, 1]."""
+    materials: bool = False
+    """Whether a mesh that states how metallic or how rough it is shines accordingly, whatever the two above say."""
+    darkest: float = 0.0
+    """Linear reflectance that no surface stays below, so that black ones show on black; plastics and paints send back
+    some 0.04 of the light however dark their colour."""
+
+    def __post_init__(self) -> None:
+        if len(self.lights) > MAX_LIGHTS:
+            raise ConfigError(f"lights: {len(self.lights)} given, at most {MAX_LIGHTS} are supported")
+
+    def directions(self) -> NDArray[np.float64]:
+        """Returns (L, 3) unit vectors towards the lights."""
+        vectors = np.array([light.direction for light in self.lights], dtype=np.float64).reshape(-1, 3)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    def shines_on(self, surface: Surface) -> bool:
+        """Returns whether there are any highlights."""
+        if self.materials and surface.states_material:
+            gloss = self.gloss(surface)
+            # Below that, highlights of a material that does not conduct add less to a picture than they cost.
+            return gloss.metallic > 0 or gloss.roughness < 0.5
+        return self.specular > 0
+
+    def gloss(self, surface: Surface) -> Gloss:
+        """Returns how a surface shines under this light."""
+        if self.materials and surface.states_material:
+            rough = 0.5 if surface.roughness is None else surface.roughness
+            # Smoother than a quarter: highlights of less than a pixel, and mirrors that would need a room to mirror.
+            return Gloss(DIELECTRIC, float(np.clip(rough, 0.25, 1.0)), surface.metallic or 0.0)
+        return Gloss(self.specular, max(self.roughness, 0.05), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,28 +229,139 @@ class TemplateRenderer(Protocol):
     ) -> None: ...
 
 
-def open_renderer(name: str = "moderngl") -> TemplateRenderer:
-    """Opens a renderer, to be used as a context manager.
+_LINEAR_FROM_SRGB = """
+vec3 linear_from_srgb(vec3 c) { return c * (c * (c * 0.305306011 + 0.682171111) + 0.012522878); }
+"""
+
+_VERTEX = """
+uniform mat4 projection;
+uniform mat4 pose;
+in vec3 position;
+in vec3 normal;
+in vec4 colour;
+out vec3 seen_at;
+out vec3 seen_normal;
+out vec3 tint;
+#ifdef TEXTURED
+in vec2 uv;
+out vec2 texel;
+#endif
+void main() {
+    vec4 camera = pose * vec4(position, 1.0);
+    seen_at = camera.xyz;
+    seen_normal = mat3(pose) * normal;
+#ifdef TEXTURED
+    texel = uv;
+#endif
+    tint = linear_from_srgb(colour.rgb);
+    gl_Position = projection * camera;
+}
+"""
+
+_UNIFORMS = """
+uniform vec3 ambient;
+uniform float sky;
+uniform float darkest;
+#if LIGHTS > 0
+uniform vec3 light_direction[LIGHTS];
+uniform vec3 light_colour[LIGHTS];
+#endif
+#ifdef GLOSSY
+uniform float specular;
+uniform float shininess;
+uniform float metallic;
+#endif
+"""
+
+_SHADE = """
+vec3 srgb_from_linear(vec3 c) {
+    vec3 half_root = sqrt(c), quarter = sqrt(half_root), eighth = sqrt(quarter);
+    return 0.662002687 * half_root + 0.684122060 * quarter - 0.323583601 * eighth - 0.0225411470 * c;
+}
+
+// Linear colour and unit normal, towards the camera's side, in; sRGB out. Camera axes: x right, y down, z forward.
+vec3 shade(vec3 base, vec3 n, vec3 seen_at) {
+    base += max(darkest - dot(base, vec3(0.2126, 0.7152, 0.0722)), 0.0);
+    vec3 light = ambient * (1.0 - sky * (1.0 + n.y));
+#ifdef GLOSSY
+    vec3 view = -normalize(seen_at);
+    vec3 shine = vec3(0.0);
+#endif
+#if LIGHTS > 0
+    for (int i = 0; i < LIGHTS; ++i) {
+        float cosine = max(dot(n, light_direction[i]), 0.0);
+        light += light_colour[i] * cosine;
+#ifdef GLOSSY
+        float glance = max(dot(n, normalize(light_direction[i] + view)), 0.0);
+        shine += light_colour[i] * step(0.0001, cosine) * pow(glance, shininess);
+#endif
+    }
+#endif
+#ifdef GLOSSY
+    // A metal mirrors a bright sky and a dimmer ground in its own colour, in place of half of its diffuse light.
+    float upwards = smoothstep(-0.6, 0.6, -reflect(-view, n).y);
+    vec3 mirrored = ambient * mix(0.7, 2.2, upwards);
+    vec3 linear = base * mix(light, mirrored, 0.5 * metallic);
+    linear += mix(vec3(specular), max(base, specular), metallic) * (shininess + 8.0) / 32.0 * shine;
+#else
+    vec3 linear = base * light;
+#endif
+    return srgb_from_linear(clamp(linear, 0.0, 1.0));
+}
+"""
+
+_FRAGMENT = """
+#ifdef HOLES
+uniform float cutoff;
+#endif
+#ifdef TEXTURED
+uniform sampler2D image;
+in vec2 texel;
+#endif
+in vec3 seen_at;
+in vec3 seen_normal;
+in vec3 tint;
+layout(location = 0) out vec4 shaded;
+#ifdef DEPTH
+layout(location = 1) out float depth;
+#endif
+void main() {
+    vec3 base = tint;
+#ifdef TEXTURED
+#ifdef HOLES
+    // From the full picture: in a reduced one a lattice is neither solid nor open, and would vanish or close.
+    if (textureLod(image, texel, 0.0).a < cutoff) discard;
+#endif
+    base *= linear_from_srgb(texture(image, texel).rgb);
+#endif
+    // Both sides are lit: a face seen from behind has its normal turned round. A normal of length 0 is no normal.
+    float squared = dot(seen_normal, seen_normal);
+    vec3 n = squared > 1e-12 ? seen_normal * inversesqrt(squared) : vec3(0.0, 0.0, 1.0);
+    n = gl_FrontFacing ? -n : n;  // rows run downwards in our pictures, which mirrors OpenGL's idea of front
+    shaded = vec4(shade(base, n, seen_at), 1.0);
+#ifdef DEPTH
+    depth = seen_at.z;
+#endif
+}
+"""
+
+
+def shading_functions(*, glossy: bool, lights: int) -> str:
+    """Returns GLSL functions alone: `linear_from_srgb` and `shade`; the uniforms that they read stand before them."""
+    return f"#define LIGHTS {lights}\n" + ("#define GLOSSY\n" if glossy else "") + _LINEAR_FROM_SRGB + _SHADE
+
+
+def shaders(*, textured: bool, holes: bool, glossy: bool, lights: int, depth: bool) -> tuple[str, str]:
+    """Returns vertex and fragment shader for one kind of surface and light.
 
     Args:
-        name: one of RENDERERS; or "auto": moderngl, and where there is no EGL, PyVista, which is then logged.
-
-    Raises:
-        ConfigError: an unknown name.
-        RenderingError: its package or a driver is missing; the message names what to install.
+        textured: whether there is a texture; its inputs are `image` and the attribute `uv`.
+        holes: whether texels of less alpha than `cutoff` are holes.
+        glossy: whether there are highlights: `specular`, `shininess`, `metallic`.
+        lights: how many lights there are.
+        depth: whether metres along the optical axis are a second output.
     """
-    if name == "auto":
-        try:
-            return open_renderer("moderngl")
-        except RenderingError as error:
-            logger.warning("%s; drawing with PyVista instead", error)
-            return open_renderer("pyvista")
-    if name == "moderngl":
-        from ocdit_core.objects.rendering import Renderer
-
-        return Renderer()
-    if name == "pyvista":
-        from ocdit_core.objects.pyvista_renderer import PyVistaRenderer
-
-        return PyVistaRenderer()
-    raise ConfigError(f"renderer: {name!r} is unknown; use auto, {', '.join(RENDERERS)}")
+    macros = {"TEXTURED": textured, "HOLES": holes, "GLOSSY": glossy, "DEPTH": depth}
+    head = "#version 330\n" + "".join(f"#define {name}\n" for name, wanted in macros.items() if wanted)
+    head += f"#define LIGHTS {lights}\n{_LINEAR_FROM_SRGB}"
+    return head + _VERTEX, head + _UNIFORMS + _SHADE + _FRAGMENT

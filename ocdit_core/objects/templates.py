@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.errors import ConfigError
-from ocdit_core.objects.renderers import RENDERERS, TemplateRenderer, UploadedMesh, Views
-from ocdit_core.objects.shading import Light, Lighting, Surface
-from ocdit_core.objects.surface_points import points_of
+from ocdit_core.objects.archive import TEMPLATE_SIZE, ObjectTemplates
+from ocdit_core.objects.renderers import RENDERERS, Light, Lighting, TemplateRenderer, UploadedMesh, Views
+from ocdit_core.objects.surfaces import Surface, points_of
 from ocdit_core.objects.viewpoints import (
     TUDL_K,
     TUDL_SIZE,
@@ -25,7 +25,6 @@ from ocdit_core.objects.viewpoints import (
 if TYPE_CHECKING:
     import trimesh
 
-TEMPLATE_SIZE = 128
 CROP_MARGIN = 0.04
 # Farther than the nearest distance that fits, so that the perspective is that of an object on a table.
 DISTANCE_FACTOR = 1.5
@@ -44,6 +43,16 @@ CHECKED_POINTS = 4096
 ENOUGH_INSIDE = 0.998
 """Share of so many surface points that have to project into the mask. With 2,048 others it is then above 0.99: that
 would be six standard deviations lower."""
+MIN_BRIGHTNESS = 20
+"""Of 255: the brightest tenth of an object's pixels is at least so bright, black rubber included."""
+MIN_COVERAGE = 0.004
+"""Share of the view that the object covers: a wire from corner to corner covers about twice that."""
+MAX_DISPLACEMENT = 0.1
+"""Of the view's side, between its centre and that of the object's box."""
+MIN_EXTENT = 0.5
+"""Of the view's side: the longer side of the object's box; a crop is made to fit the object."""
+MIN_INSIDE = 0.99
+"""Share of the surface points that fall onto the mask in each view."""
 RENDERING_VERSION = 2
 """Raised whenever the pictures change, so that libraries are rendered again."""
 
@@ -161,10 +170,12 @@ def points_inside(
     mask: NDArray[np.bool_], points: NDArray[np.floating], pose: NDArray[np.float64], K: NDArray[np.float64]
 ) -> float:
     """Returns the share of object points (n, 3), metres, that a pose (4, 4) and K (3, 3) project into a mask (h, w)."""
-    column, row = np.floor(project(points, pose, K)).astype(np.int64).T
+    camera = np.asarray(points, dtype=np.float64) @ pose[:3, :3].T + pose[:3, 3]
+    ahead = camera[camera[:, 2] > 0] @ K.T
+    column, row = np.floor(ahead[:, :2] / ahead[:, 2:]).T
     height, width = mask.shape
     seen = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    return float(np.count_nonzero(mask[row[seen], column[seen]]) / len(points))
+    return float(np.count_nonzero(mask[row[seen].astype(int), column[seen].astype(int)]) / len(points))
 
 
 def _too_dark(
@@ -233,3 +244,69 @@ def zoom_cameras(
         zoomed[index, :2] = K[:2] * scale
         zoomed[index, :2, 2] = (K[:2, 2] - corner) * scale
     return boxes, zoomed
+
+
+def check_views(templates: ObjectTemplates) -> list[str]:
+    """Return what is wrong with an object's views, one short line for each kind of problem; empty if all is well.
+
+    Found are views that are empty, black, cropped (the object touches the border), off-centre, or too small, and views
+    whose mask does not show where the stored camera sees the stored points, as one that is mirrored or turned.
+    Photographs have no known cameras: they are not checked for the latter.
+    """
+    mask = templates.mask
+    area = np.asarray(mask.mean(axis=(1, 2)))
+    shown = area > 0
+    problems = [_line(~shown, "empty")]
+    problems.append(
+        _line(shown & (brightness(templates) < MIN_BRIGHTNESS), f"black (brightness below {MIN_BRIGHTNESS})")
+    )
+    problems.append(_line(shown & (area < MIN_COVERAGE), f"too small (covers under {MIN_COVERAGE:.1%})"))
+    border = np.asarray(mask[:, [0, -1]].any(axis=(1, 2)) | mask[:, :, [0, -1]].any(axis=(1, 2)))
+    problems.append(_line(border, "cropped (the object touches the border)"))
+    low, high = _extents(mask)
+    displacement = np.abs((low + high) / 2 - 0.5).max(axis=1)
+    problems.append(_line(shown & ~border & (displacement > MAX_DISPLACEMENT), "off-centre"))
+    extent = (high - low).max(axis=1)
+    problems.append(_line(shown & (extent < MIN_EXTENT), f"too small (under {MIN_EXTENT:.0%} of the view wide)"))
+    if templates.origin == "cad":
+        inside = inside_fractions(templates)
+        wrong = shown & (inside < MIN_INSIDE)
+        worst = f"{inside[wrong].min():.2%}" if wrong.any() else ""
+        problems.append(_line(wrong, f"points outside the mask (only {worst} inside)"))
+    return [problem for problem in problems if problem]
+
+
+def brightness(templates: ObjectTemplates) -> NDArray[np.float64]:
+    """Return for each view how bright the brightest tenth of the object is at least, (V,), 0 to 255; 0 if empty."""
+    # A saturated blue counts as much as a grey: the largest channel.
+    red, green, blue = np.moveaxis(templates.rgb, 3, 0)
+    value = np.maximum(np.maximum(red, green), blue)
+    return np.array(
+        [np.percentile(view[mask], 90) if mask.any() else 0.0 for view, mask in zip(value, templates.mask, strict=True)]
+    )
+
+
+def inside_fractions(templates: ObjectTemplates) -> NDArray[np.float64]:
+    """Return for each view the fraction of the surface points, (V,), that its camera projects onto its mask."""
+    views = zip(templates.mask, templates.pose, templates.K, strict=True)
+    return np.array([points_inside(mask, templates.points, pose, K) for mask, pose, K in views])
+
+
+def _extents(mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the lower and upper ends (V, 2), as shares of the view, of the box around each mask."""
+    low, high = np.zeros((len(mask), 2)), np.ones((len(mask), 2))
+    for axis in (1, 2):
+        line = np.asarray(mask.any(axis=3 - axis))
+        size = line.shape[1]
+        low[:, axis - 1] = line.argmax(axis=1) / size
+        high[:, axis - 1] = 1 - line[:, ::-1].argmax(axis=1) / size
+    return low, high
+
+
+def _line(views: NDArray[np.bool_], problem: str) -> str:
+    """Return one line that names the views, counted from 1; empty if there are none."""
+    numbers = [str(number + 1) for number in np.flatnonzero(views)]
+    if not numbers:
+        return ""
+    named = ", ".join(numbers[:8]) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
+    return f"view{'s' if len(numbers) > 1 else ''} {named} of {len(views)}: {problem}"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.errors import RenderingError
-from ocdit_core.objects.shading import linear_from_srgb
+from ocdit_core.objects.surfaces import linear_from_srgb
 
 logger = logging.getLogger(__name__)
 

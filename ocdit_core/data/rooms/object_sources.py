@@ -15,7 +15,7 @@ from ocdit_core.data.synthetic.procedural import LARGEST, SMALLEST, procedural_o
 from ocdit_core.data.synthetic.scanned import scanned_object
 from ocdit_core.errors import ConfigError, DataError, MeshError
 from ocdit_core.files import write_text
-from ocdit_core.objects.meshes import FORMATS
+from ocdit_core.objects.parsing import FORMATS
 
 if TYPE_CHECKING:
     import trimesh

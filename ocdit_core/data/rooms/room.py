@@ -36,7 +36,7 @@ class RoomSurface:
     """Triangles of one look."""
 
     corners: NDArray[np.float32]
-    """(3 * faces, 12) position, normal, texture coordinate, colour: as `objects.shading.Surface` has them."""
+    """(3 * faces, 12) position, normal, texture coordinate, colour: as `objects.surfaces.Surface` has them."""
     texture: int | None
     """Which picture of the pool; None for the colour alone."""
     material: Material

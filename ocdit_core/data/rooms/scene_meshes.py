@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ocdit_core.data.rooms.room import Material, Place, Room
 from ocdit_core.data.rooms.shadow_maps import LightViews
-from ocdit_core.objects.shading import Surface
+from ocdit_core.objects.surfaces import Surface
 
 Array = NDArray[np.float64]
 _WORDS = {"position": "3f", "normal": "3f", "uv": "2f", "colour": "4f"}

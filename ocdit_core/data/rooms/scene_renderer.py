@@ -22,7 +22,7 @@ from ocdit_core.data.rooms.scene_meshes import Placed, SceneMesh, SceneView, Sta
 from ocdit_core.data.rooms.scene_uniforms import camera_uniforms, clip_matrix, write_uniforms
 from ocdit_core.data.rooms.shadow_maps import ShadowMaps, light_views
 from ocdit_core.errors import DataError, RenderingError
-from ocdit_core.objects.shading import Surface, surface_of
+from ocdit_core.objects.surfaces import Surface, surface_of
 
 if TYPE_CHECKING:
     import trimesh

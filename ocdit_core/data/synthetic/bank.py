@@ -26,7 +26,7 @@ from ocdit_core.data.synthetic.procedural import HELD_OUT_SEED, procedural_objec
 from ocdit_core.data.synthetic.scanned import find_meshes, scanned_object
 from ocdit_core.data.synthetic.sprites import render_sprites
 from ocdit_core.errors import DataError, OcditError
-from ocdit_core.objects.rendering import Renderer
+from ocdit_core.objects.opengl_renderer import Renderer
 from ocdit_core.objects.templates import ViewSettings, render_templates
 
 SCHEMA_VERSION = 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.objects.rendering import Light, Lighting, MeshHandle, Renderer
+from ocdit_core.objects.opengl_renderer import MeshHandle, Renderer
+from ocdit_core.objects.renderers import Light, Lighting
 from ocdit_core.objects.templates import zoom_cameras
 from ocdit_core.objects.viewpoints import TUDL_K, fitting_distance, look_at_poses, sample_directions
 

@@ -34,8 +34,7 @@ from ocdit_core.data.writers import (
     write_shard,
 )
 from ocdit_core.errors import DataError
-from ocdit_core.objects.bop_models import parse_info
-from ocdit_core.objects.meshes import read_cad
+from ocdit_core.objects.meshes import parse_info, read_cad
 
 K = np.array([[50.0, 0, 16], [0, 50, 12], [0, 0, 1]])
 TURNED = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])

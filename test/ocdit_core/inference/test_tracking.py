@@ -19,7 +19,7 @@ from ocdit_core.inference.tracking import Identities, match
 from ocdit_core.inference.weights import recommended_settings
 from ocdit_core.models.denoiser import NoiseLevel
 from ocdit_core.objects.onboarding import add_objects
-from ocdit_core.objects.rendering import Renderer
+from ocdit_core.objects.opengl_renderer import Renderer
 
 MESHES = Path(__file__).parents[3] / "examples" / "meshes"
 NAMES = ("melon", "striped_mug", "yellow_mug")

@@ -5,7 +5,8 @@ import pytest
 import trimesh
 
 from ocdit_core.errors import MeshError
-from ocdit_core.objects.meshes import expand_meshes, read_cad, source_digest
+from ocdit_core.objects.meshes import expand_meshes, read_cad
+from ocdit_core.objects.sources import source_digest
 
 HALF_TURN = [-1, 0, 0, 10, 0, -1, 0, 20, 0, 0, 1, 0, 0, 0, 0, 1]
 SIDE = 60.0  # millimetres

@@ -15,7 +15,7 @@ from ocdit_core.evaluation.metrics import iou
 from ocdit_core.images import write_image
 from ocdit_core.objects.archive import save_templates
 from ocdit_core.objects.capture import CROP_MARGIN, capture_object, pair_masks
-from ocdit_core.objects.checking import check_views
+from ocdit_core.objects.templates import check_views
 from ocdit_core.visualization import capture_sheet, contact_sheet
 
 

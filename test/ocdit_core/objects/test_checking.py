@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from made_up import cross
 
-from ocdit_core.objects.checking import check_views, points_inside
+from ocdit_core.objects.templates import check_views, inside_fractions
 
 
 def test_sound_views_have_no_problem():
     assert check_views(cross()) == []
-    assert points_inside(cross()).min() == 1
+    assert inside_fractions(cross()).min() == 1
 
 
 def moved(templates, views, shift):
@@ -89,6 +89,6 @@ def test_points_behind_the_camera_are_outside():
     templates = cross()
     pose = templates.pose.copy()
     pose[0, 2, 3] = -1
-    inside = points_inside(replace(templates, pose=pose))
+    inside = inside_fractions(replace(templates, pose=pose))
     assert inside[0] == 0
     assert inside[1] == 1

@@ -9,8 +9,9 @@ import trimesh
 from PIL import Image
 
 from ocdit_core.errors import MeshError
-from ocdit_core.objects.meshes import read_cad, source_digest
-from ocdit_core.objects.shading import surface_of
+from ocdit_core.objects.meshes import read_cad
+from ocdit_core.objects.sources import source_digest
+from ocdit_core.objects.surfaces import surface_of
 
 RED, GREEN, BLUE, YELLOW = (200, 30, 30), (30, 180, 40), (20, 40, 220), (220, 210, 30)
 # A unit square in the plane z = 0; a picture with a colour in each quarter, which tells left from right, up from down.

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ocdit_core.errors import LibraryError
 from ocdit_core.objects.gallery import describe, writing_gallery
-from ocdit_core.objects.manifest import ObjectEntry
+from ocdit_core.objects.library import ObjectEntry
 
 
 class Page(HTMLParser):

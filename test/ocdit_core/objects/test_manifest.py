@@ -10,7 +10,7 @@ from made_up import made_up
 from ocdit_core import ObjectLibrary
 from ocdit_core.errors import LibraryError, UnknownObjectError
 from ocdit_core.objects.archive import save_templates
-from ocdit_core.objects.manifest import library_manifest, remove_objects, update_manifest
+from ocdit_core.objects.library import library_manifest, remove_objects, update_manifest
 
 
 def fill(folder, *names, **changes):
@@ -148,7 +148,7 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path):
     """Each of three processes adds archives and updates the manifest after each one."""
     fill(tmp_path, "seed")
     script = (
-        "import sys, shutil\nfrom pathlib import Path\nfrom ocdit_core.objects.manifest import update_manifest\n"
+        "import sys, shutil\nfrom pathlib import Path\nfrom ocdit_core.objects.library import update_manifest\n"
         "folder, letter = Path(sys.argv[1]), sys.argv[2]\n"
         "for number in range(25):\n"
         "    shutil.copy(folder / 'seed.npz', folder / f'{letter}{number:02d}.npz')\n"

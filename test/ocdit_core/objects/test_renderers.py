@@ -12,8 +12,8 @@ import trimesh
 from PIL import Image
 
 from ocdit_core.errors import ConfigError, MeshError, RenderingError
-from ocdit_core.objects.renderers import RENDERERS, open_renderer
-from ocdit_core.objects.shading import Lighting
+from ocdit_core.objects.opengl_renderer import open_renderer
+from ocdit_core.objects.renderers import RENDERERS, Lighting
 from ocdit_core.objects.templates import points_inside, render_templates
 from ocdit_core.objects.viewpoints import look_at_poses
 
@@ -193,7 +193,7 @@ def test_pyvista_does_not_break_an_open_context():
     code = (
         "import trimesh\n"
         "from ocdit_core.errors import RenderingError\n"
-        "from ocdit_core.objects.renderers import open_renderer\n"
+        "from ocdit_core.objects.opengl_renderer import open_renderer\n"
         "with open_renderer('moderngl') as first:\n"
         "    try:\n"
         "        open_renderer('pyvista')\n"
@@ -214,7 +214,7 @@ def test_pyvista_draws_without_egl_drivers(tmp_path):
     code = (
         "import trimesh\n"
         "from ocdit_core.errors import RenderingError\n"
-        "from ocdit_core.objects.renderers import open_renderer\n"
+        "from ocdit_core.objects.opengl_renderer import open_renderer\n"
         "from ocdit_core.objects.templates import render_templates\n"
         "try:\n"
         "    with open_renderer('auto') as r:\n"

@@ -8,8 +8,9 @@ import trimesh
 from PIL import Image
 
 from ocdit_core.errors import MeshError, RenderingError
-from ocdit_core.objects.rendering import Light, Lighting, Renderer
-from ocdit_core.objects.shading import surface_of
+from ocdit_core.objects.opengl_renderer import Renderer
+from ocdit_core.objects.renderers import Light, Lighting
+from ocdit_core.objects.surfaces import surface_of
 from ocdit_core.objects.templates import ViewSettings, render_templates
 from ocdit_core.objects.viewpoints import look_at_poses, project
 
@@ -174,7 +175,7 @@ def test_sizes_and_closed_renderers_are_refused(renderer):
 
 
 def test_a_machine_without_egl_is_told_what_to_install(tmp_path):
-    code = "from ocdit_core.objects.rendering import Renderer; Renderer()"
+    code = "from ocdit_core.objects.opengl_renderer import Renderer; Renderer()"
     environment = {**os.environ, "__EGL_VENDOR_LIBRARY_DIRS": str(tmp_path), "__EGL_VENDOR_LIBRARY_FILENAMES": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode != 0

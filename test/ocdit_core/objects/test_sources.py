@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from ocdit_core.errors import MeshError
-from ocdit_core.objects.meshes import load_mesh, read_cad, source_digest
-from ocdit_core.objects.shading import surface_of
+from ocdit_core.objects.meshes import load_mesh, read_cad
+from ocdit_core.objects.sources import source_digest
+from ocdit_core.objects.surfaces import surface_of
 
 SQUARE = "v 0 0 0\nv 0.1 0 0\nv 0.1 0.1 0\nv 0 0.1 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
 FACES = "f 1/1 2/2 3/3\nf 1/1 3/3 4/4\n"

@@ -6,9 +6,9 @@ import trimesh
 from PIL import Image
 
 from ocdit_core.errors import ConfigError
-from ocdit_core.objects.rendering import Renderer
-from ocdit_core.objects.shading import Light, Lighting
-from ocdit_core.objects.surface_points import points_of, sample_surface_points
+from ocdit_core.objects.opengl_renderer import Renderer
+from ocdit_core.objects.renderers import Light, Lighting
+from ocdit_core.objects.surfaces import points_of, sample_surface_points
 from ocdit_core.objects.templates import ViewSettings, points_inside, render_templates
 from ocdit_core.objects.viewpoints import look_at_poses, spread_indices
 

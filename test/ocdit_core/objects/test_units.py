@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from ocdit_core.errors import ConfigError, MeshError
-from ocdit_core.objects.units import check_unit, choose_unit
+from ocdit_core.objects.meshes import check_unit, choose_unit
 
 PATH = Path("can.glb")
 

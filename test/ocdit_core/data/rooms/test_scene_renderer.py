@@ -8,7 +8,7 @@ from PIL import Image
 from ocdit_core.data.rooms.room import Material, RoomLight, random_room
 from ocdit_core.data.rooms.scene_renderer import Placed, SceneRenderer
 from ocdit_core.errors import DataError, RenderingError
-from ocdit_core.objects.rendering import Renderer
+from ocdit_core.objects.opengl_renderer import Renderer
 from ocdit_core.objects.viewpoints import look_at_poses, project
 
 SIZE = (240, 320)

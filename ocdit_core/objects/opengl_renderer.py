@@ -6,7 +6,7 @@ lies in pixel (floor(u), floor(v)), and resizing a picture scales its intrinsics
 
 from __future__ import annotations
 
-import weakref
+import logging
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,27 +15,27 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ocdit_core.errors import RenderingError
-from ocdit_core.objects.renderers import Views, camera_arrays, clipping_range, reduce_samples
-from ocdit_core.objects.shaders import shaders
-from ocdit_core.objects.shading import Light, Lighting, Surface, surface_of
+from ocdit_core.errors import ConfigError, RenderingError
+from ocdit_core.objects.renderers import (
+    EDGE_WIDTH,
+    RENDERERS,
+    Lighting,
+    TemplateRenderer,
+    Views,
+    camera_arrays,
+    clipping_range,
+    open_contexts,
+    reduce_samples,
+    shaders,
+)
+from ocdit_core.objects.surfaces import Surface, surface_of
 
 if TYPE_CHECKING:
     import trimesh
 
-__all__ = ["Light", "Lighting", "MeshHandle", "Renderer", "Views"]
+logger = logging.getLogger(__name__)
 
-EDGE_WIDTH = 2.0
-"""Samples: a line this wide covers the sample next to every point that it passes, whatever its slope."""
 _ATLAS_ROWS = 2048  # views are drawn below one another and read back together
-
-
-_live: weakref.WeakSet[Renderer] = weakref.WeakSet()
-
-
-def open_contexts() -> int:
-    """Returns how many renderers are open in this process."""
-    return len(_live)
 
 
 class _Kind(NamedTuple):
@@ -94,7 +94,7 @@ class Renderer:
             ) from error
         self._depth_test, self._linear_mipmap = moderngl.DEPTH_TEST, moderngl.LINEAR_MIPMAP_NEAREST
         self._linear = moderngl.LINEAR
-        _live.add(self)
+        open_contexts.add(self)
         self._targets: dict[tuple[int, int, bool], tuple[Any, ...]] = {}
 
     def __enter__(self) -> Renderer:
@@ -115,7 +115,7 @@ class Renderer:
                 program.release()
         self._gl.release()
         self._gl = None
-        _live.discard(self)
+        open_contexts.discard(self)
 
     def upload(self, mesh: trimesh.Trimesh) -> MeshHandle:
         """Puts a mesh in metres on the card, with its texture, vertex or face colours, or a neutral grey.
@@ -300,3 +300,28 @@ def _projection(
     matrix[2, 3] = -2 * far * near / (far - near)
     matrix[3, 2] = 1
     return matrix
+
+
+def open_renderer(name: str = "moderngl") -> TemplateRenderer:
+    """Opens a renderer, to be used as a context manager.
+
+    Args:
+        name: one of RENDERERS; or "auto": moderngl, and where there is no EGL, PyVista, which is then logged.
+
+    Raises:
+        ConfigError: an unknown name.
+        RenderingError: its package or a driver is missing; the message names what to install.
+    """
+    if name == "auto":
+        try:
+            return open_renderer("moderngl")
+        except RenderingError as error:
+            logger.warning("%s; drawing with PyVista instead", error)
+            return open_renderer("pyvista")
+    if name == "moderngl":
+        return Renderer()
+    if name == "pyvista":
+        from ocdit_core.objects.pyvista_renderer import PyVistaRenderer
+
+        return PyVistaRenderer()
+    raise ConfigError(f"renderer: {name!r} is unknown; use auto, {', '.join(RENDERERS)}")

@@ -1,101 +1,23 @@
-"""What the renderer draws and how it is lit: light settings, and a mesh turned into vertex buffers and a texture."""
+"""Convert a mesh to the vertex buffers and the texture that a renderer uploads, and sample points on its surface."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.errors import ConfigError, MeshError
+from ocdit_core.errors import MeshError
 
 if TYPE_CHECKING:
     import trimesh
 
-MAX_LIGHTS = 4
-DIELECTRIC = 0.04
-"""The share of light that plastics, paints and glass mirror when looked at straight."""
 NEUTRAL_GREY = 165
 CREASE_ANGLE = 50.0  # degrees: sharper edges stay edges, flatter ones are smoothed over
 MAX_CORNER_PAIRS = 20_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Light:
-    """A light at infinity."""
-
-    direction: tuple[float, float, float]
-    """Points from the object to the light; any length."""
-    colour: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Linear red, green, blue; intensity included."""
-
-
-class Gloss(NamedTuple):
-    """How a surface shines."""
-
-    specular: float
-    roughness: float
-    metallic: float
-
-    @property
-    def shininess(self) -> float:
-        """The exponent of Blinn and Phong's highlights that are as wide as GGX's of this roughness."""
-        return 2.0 / self.roughness**4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lighting:
-    """The light of one rendering; the default shows an object's geometry from every side."""
-
-    ambient: tuple[float, float, float] = (0.42, 0.42, 0.42)
-    """Linear colour of the light that comes from everywhere, most from above."""
-    sky: float = 0.15
-    """How much weaker the ambient light is on an upright wall than from above; it is twice as much from below."""
-    lights: tuple[Light, ...] = field(
-        default=(
-            Light(direction=(-0.45, -0.75, -0.6), colour=(0.62, 0.62, 0.62)),
-            Light(direction=(0.8, 0.1, -0.5), colour=(0.16, 0.16, 0.16)),
-        )
-    )
-    """At most four."""
-    frame: Literal["camera", "world"] = "camera"
-    """Axes of the light directions: the camera's (x right, y down, z forward) or the object's."""
-    specular: float = 0.0
-    """Strength of the highlights: 0 matt, 1 very shiny."""
-    roughness: float = 0.5
-    """Width of the highlights, in (0, 1]."""
-    materials: bool = False
-    """Whether a mesh that states how metallic or how rough it is shines accordingly, whatever the two above say."""
-    darkest: float = 0.0
-    """Linear reflectance that no surface stays below, so that black ones show on black; plastics and paints send back
-    some 0.04 of the light however dark their colour."""
-
-    def __post_init__(self) -> None:
-        if len(self.lights) > MAX_LIGHTS:
-            raise ConfigError(f"lights: {len(self.lights)} given, at most {MAX_LIGHTS} are supported")
-
-    def directions(self) -> NDArray[np.float64]:
-        """Returns (L, 3) unit vectors towards the lights."""
-        vectors = np.array([light.direction for light in self.lights], dtype=np.float64).reshape(-1, 3)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-    def shines_on(self, surface: Surface) -> bool:
-        """Returns whether there are any highlights."""
-        if self.materials and surface.states_material:
-            gloss = self.gloss(surface)
-            # Below that, highlights of a material that does not conduct add less to a picture than they cost.
-            return gloss.metallic > 0 or gloss.roughness < 0.5
-        return self.specular > 0
-
-    def gloss(self, surface: Surface) -> Gloss:
-        """Returns how a surface shines under this light."""
-        if self.materials and surface.states_material:
-            rough = 0.5 if surface.roughness is None else surface.roughness
-            # Smoother than a quarter: highlights of less than a pixel, and mirrors that would need a room to mirror.
-            return Gloss(DIELECTRIC, float(np.clip(rough, 0.25, 1.0)), surface.metallic or 0.0)
-        return Gloss(self.specular, max(self.roughness, 0.05), 0.0)
+_ROUNDS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,3 +194,57 @@ def _linear_factor_as_srgb(factor: Any) -> NDArray[np.float64]:
     values[: len(given)] = given
     values[:3] = np.clip(values[:3], 0, 1) ** (1 / 2.2)
     return values
+
+
+def sample_surface_points(mesh: trimesh.Trimesh, count: int = 2048, seed: int = 0) -> NDArray[np.float64]:
+    """Draws points from a mesh's surface, each area equally likely; texels below the alpha cut-off are no surface.
+
+    Args:
+        mesh: any unit.
+        count: how many points.
+        seed: the same seed gives the same points.
+
+    Returns:
+        (count, 3) points in the mesh's unit. A mesh that is all hole is taken for solid.
+    """
+    import trimesh
+
+    uv, _, texture, cutoff = appearance_of(mesh)
+    if texture is None or cutoff <= 0:
+        return np.asarray(trimesh.sample.sample_surface(mesh, count, seed=seed)[0])
+    return _solid(mesh, uv, texture, cutoff, count, seed)
+
+
+def points_of(surface: Surface, count: int = 2048, seed: int = 0) -> NDArray[np.float64]:
+    """Draws (count, 3) points in metres from a surface that is ready to be drawn, as `sample_surface_points` does."""
+    import trimesh
+
+    faces = np.arange(len(surface.corners)).reshape(-1, 3)
+    mesh = trimesh.Trimesh(surface.corners[:, :3], faces, process=False, validate=False)
+    if surface.texture is None or surface.alpha_cutoff <= 0:
+        return np.asarray(trimesh.sample.sample_surface(mesh, count, seed=seed)[0])
+    return _solid(mesh, surface.corners[:, 6:8], surface.texture, surface.alpha_cutoff, count, seed)
+
+
+def _solid(
+    mesh: trimesh.Trimesh, uv: NDArray[np.float32], texture: NDArray[np.uint8], cutoff: float, count: int, seed: int
+) -> NDArray[np.float64]:
+    """Draws again and again until enough points are beside the holes; uv (3 * faces, 2)."""
+    import trimesh
+
+    kept: list[NDArray[np.float64]] = []
+    for attempt in range(_ROUNDS):
+        points, face = trimesh.sample.sample_surface(mesh, count, seed=seed + attempt * 1_000_003)
+        weights = trimesh.triangles.points_to_barycentric(mesh.triangles[face], points)
+        at = (weights[:, :, None] * uv.reshape(-1, 3, 2)[face]).sum(axis=1)
+        height, width = texture.shape[:2]
+        column = np.floor((at[:, 0] % 1) * width).astype(int).clip(0, width - 1)
+        row = np.floor((1 - at[:, 1] % 1) * height).astype(int).clip(0, height - 1)
+        kept.append(points[texture[row, column, 3] >= 255 * cutoff])
+        if sum(map(len, kept)) >= count:
+            return np.concatenate(kept)[:count]
+    found = np.concatenate(kept)
+    if not len(found):
+        return np.asarray(trimesh.sample.sample_surface(mesh, count, seed=seed)[0])
+    # A surface that is nearly all hole: the same few points again, rather than none.
+    return np.resize(found, (count, 3))
