@@ -23,10 +23,9 @@ from ocdit_core.data.dataset import open_dataset
 from ocdit_core.data.frame import Frame
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.targets import choose_targets, frames_of, image_key, names_of_objects
-from ocdit_core.inference.results import tight_box
 from ocdit_core.inference.segmenter import Segmenter
 from ocdit_core.inference.weights import recommended_settings
-from ocdit_core.inference.windows import Box
+from ocdit_core.masks import Box, tight_box
 from ocdit_core.objects.library import ObjectLibrary
 
 SEED = 0

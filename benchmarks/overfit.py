@@ -19,12 +19,12 @@ from einops import rearrange
 from ocdit_core.config import apply_overrides, build, read_yaml
 from ocdit_core.data.synthetic.bank import BankSettings, build_bank
 from ocdit_core.diffusion.samplers import SamplerConfig, posterior_mean, sample
+from ocdit_core.masks import mask_iou
 from ocdit_core.training.average import WeightAverage
 from ocdit_core.training.data import TrainingData
 from ocdit_core.training.diffusion import DiffusionStage
 from ocdit_core.training.export import write_model
 from ocdit_core.training.loop import clip_gradients, learning_rate_factor, make_optimiser
-from ocdit_core.training.metrics import iou
 from ocdit_core.training.settings import LoopSettings, TrainSettings
 from ocdit_core.training.stage import Batch, Stage
 from ocdit_core.training.vae import VAEStage
@@ -107,7 +107,7 @@ def sampled_iou(stage: DiffusionStage, batch: Batch) -> dict[str, float]:
         "Heun, 9 steps": sample(denoise, noise, SamplerConfig()),
     }
     return {
-        name: float(iou(model.decode_masks(found)[:, 0] > 0.5, truth)[present].mean())
+        name: float(mask_iou(model.decode_masks(found)[:, 0] > 0.5, truth)[present].mean())
         for name, found in latents.items()
     }
 

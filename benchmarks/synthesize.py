@@ -37,7 +37,7 @@ STAGES = {
     "JPEG": ("truth.py", "encode_image"),
     "depth PNG": ("truth.py", "encode_depth"),
     "mask PNGs": ("truth.py", "encode_mask_image"),
-    "run lengths": ("truth.py", "run_lengths"),
+    "run lengths": ("masks.py", "encode_mask"),
     "boxes and counts": ("truth.py", "info_entry"),
     "checks of the frames": ("truth.py", "check"),
 }

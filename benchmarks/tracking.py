@@ -24,12 +24,12 @@ from ocdit_core.data.synthetic.sprites import render_sprites
 from ocdit_core.data.synthetic.videos import VideoFrame, VideoSettings, compose_video
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.average_precision import Matches
-from ocdit_core.evaluation.metrics import iou
 from ocdit_core.evaluation.records import ImageRecord, TargetRecord
 from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.segmenter import Segmenter
 from ocdit_core.inference.settings import InferenceSettings, TrackSettings
 from ocdit_core.inference.weights import recommended_settings
+from ocdit_core.masks import mask_iou
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.objects.opengl_renderer import Renderer
@@ -96,7 +96,7 @@ def measure(segmenter: Segmenter, library: ObjectLibrary, videos: list[list[Vide
                     absent += 1
                     false += bool(found)
                 else:
-                    overlaps.append(iou(found[0].mask, truth) if found else 0.0)
+                    overlaps.append(mask_iou(found[0].mask, truth) if found else 0.0)
                     if found and found[0].track_id is not None and overlaps[-1] > 0.5:
                         changes += known.get(name, found[0].track_id) != found[0].track_id
                         known[name] = found[0].track_id
@@ -109,7 +109,7 @@ def measure(segmenter: Segmenter, library: ObjectLibrary, videos: list[list[Vide
                         areas=np.array([float(one.mask.sum()) for one in found]),
                         truth_areas=np.array([float(one.sum()) for one in truths]),
                         visibility=np.full(len(truths), np.nan),
-                        overlaps=np.array([[iou(one.mask, mask) for mask in truths] for one in found]).reshape(
+                        overlaps=np.array([[mask_iou(one.mask, mask) for mask in truths] for one in found]).reshape(
                             len(found), len(truths)
                         ),
                     )

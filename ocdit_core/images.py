@@ -1,114 +1,215 @@
-"""Pictures in and out: any common file or array becomes (H, W, 3) uint8 RGB, or an error says why it cannot."""
+"""Read, decode, convert and write images: any common file or array becomes (H, W, 3) uint8 RGB."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from ocdit_core.errors import ImageError
 from ocdit_core.files import replacing
 
 MAX_PIXELS = 100_000_000
-"""Pictures of more pixels are refused from their header, before a byte is decoded."""
+"""Images with more pixels are refused from their header, before they are decoded."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm")
 
+_ORIENTATION = 0x0112  # EXIF tag
+# EXIF orientation -> the array as it is to be shown
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
+}
+
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read a still picture of any size.
-
-    Grey becomes three equal channels, transparency is composited on black (as templates are), 16 bits are scaled
-    by 1/257, and the rotation that a camera stored in EXIF is applied.
-
-    Args:
-        path: a PNG, JPEG, BMP, TIFF, WebP, GIF or PNM file.
+    """Read an image file of any size; see `decode_image`.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        ImageError: missing, a folder, empty, truncated or damaged, not a picture, animated, or over MAX_PIXELS.
+        ImageError: the file is missing, a folder or unreadable, or `decode_image` refuses its bytes.
     """
+    return decode_image(read_bytes(path), str(path))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Return the bytes of an image file; raises ImageError."""
     path = Path(path)
-    data = _read_bytes(path)
+    if path.is_dir():
+        raise ImageError(f"{path}: is a folder; give an image file")
     try:
-        # Pillow has its own, lower limit that warns; ours decides, on the header alone.
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def decode_image(data: bytes, name: str, *, upright: bool = True, reduction: int = 1) -> np.ndarray:
+    """Decode a still image to RGB.
+
+    Grey becomes three equal channels, transparency is composited on black (as in templates), 16-bit values are scaled
+    by 1/257 and floating-point values in [0, 1] by 255.
+
+    Args:
+        data: the bytes of a PNG, JPEG, BMP, TIFF, WebP, GIF or PNM file.
+        name: where they come from, for error messages.
+        upright: apply the orientation that a camera stored in EXIF.
+        reduction: 1, 2, 4 or 8: decode at this fraction of each side, rounded up; quick for JPEG.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: empty, truncated or damaged, not an image, several pages or frames, more than MAX_PIXELS pixels,
+            every pixel transparent, or floating-point values outside [0, 1].
+    """
+    pixels = decode_pixels(data, name, upright=upright, reduction=reduction)
+    if pixels.ndim == 3 and pixels.shape[2] == 4 and not pixels[..., 3].any():
+        raise ImageError(f"{name}: every pixel is fully transparent; save the image without its alpha channel")
+    try:
+        return as_rgb8(pixels)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from None
+
+
+def decode_pixels(data: bytes, name: str, *, upright: bool = False, reduction: int = 1) -> np.ndarray:
+    """Decode a still image and keep its channels and its depth.
+
+    Args:
+        data: the bytes of the file.
+        name: where they come from, for error messages.
+        upright: apply the EXIF orientation (for TIFF it is always applied).
+        reduction: as for `decode_image`.
+
+    Returns:
+        (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA; uint8, uint16 or float32. Palettes, 1 bit and CMYK become uint8.
+
+    Raises:
+        ImageError: empty, truncated or damaged, not an image, several pages or frames, or more than MAX_PIXELS pixels.
+    """
+    if reduction not in (1, 2, 4, 8):
+        raise ValueError(f"reduction is {reduction}, not 1, 2, 4 or 8")
+    if _is_float_colour_tiff(data) and (decoded := _decode_with_opencv(data)) is not None:
+        return decoded
+    with _opened(data, name) as image:
+        try:
+            # An MPO is a JPEG with further views for 3-D displays: its first frame is the photograph.
+            frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+            if frames == 1:
+                return _pixels(image, data, upright, reduction)
+        except Exception as error:
+            # Pillow's plugins raise whatever their parsers meet: SyntaxError, struct.error, OSError ...
+            raise ImageError(f"{name}: truncated or damaged image ({error})") from error
+    raise ImageError(f"{name}: holds {frames} pages or frames; save the one you mean as a file of its own")
+
+
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """Return height and width in pixels from an image's header; raises ImageError."""
+    with _opened(data, name) as image:
+        return image.height, image.width
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    """Read the header and check its size."""
+    if not data:
+        raise ImageError(f"{name}: the file is empty")
+    try:
+        # Pillow warns from a limit of its own on; ours decides, on the header alone.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not a picture that can be read (PNG, JPEG, BMP, TIFF, WebP, GIF, PNM)") from None
+        hint = "; convert HEIC to JPEG first" if data[4:8] == b"ftyp" else ""
+        raise ImageError(
+            f"{name}: not an image in a known format (PNG, JPEG, BMP, TIFF, WebP, GIF, PNM){hint}"
+        ) from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{path}: has far more than the {MAX_PIXELS:,} pixels that are accepted") from None
+        raise ImageError(f"{name}: has far more than the {MAX_PIXELS:,} pixels that are accepted") from None
     except Exception as error:
-        # Pillow's plugins raise whatever their parser meets (SyntaxError, struct.error, OSError ...).
-        raise ImageError(f"{path}: damaged picture ({error})") from error
-    with image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ImageError(f"{path}: {width} x {height} pixels is more than the {MAX_PIXELS:,} that are accepted")
-        # An MPO is a JPEG with further frames for 3-D displays: its first frame is the photograph.
-        frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
-        if frames > 1:
-            raise ImageError(f"{path}: holds {frames} frames; give a still picture (extract one frame first)")
-        try:
-            return _decode(image, data)
-        except Exception as error:
-            raise ImageError(f"{path}: truncated or damaged picture ({error})") from error
+        raise ImageError(f"{name}: truncated or damaged image ({error})") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise ImageError(f"{name}: {width} x {height} pixels is more than the {MAX_PIXELS:,} that are accepted")
+    return image
 
 
-def _read_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise ImageError(f"{path}: is a folder; give a picture file")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such picture") from None
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
-    if not data:
-        raise ImageError(f"{path}: the file is empty")
-    return data
-
-
-def _decode(image: Image.Image, data: bytes) -> np.ndarray:
-    # load() meets truncation with an error, where OpenCV would return a half-grey picture.
+def _pixels(image: Image.Image, data: bytes, upright: bool, reduction: int) -> np.ndarray:
+    if reduction > 1 and image.format == "JPEG":
+        image.draft("RGB", (image.width // reduction, image.height // reduction))
+    stated = image.getexif().get(_ORIENTATION, 1)
+    # load() meets truncation with an error, where OpenCV would return a half-grey image.
     image.load()
-    orientation = image.getexif().get(0x0112, 1)
-    deep = _decode_deep(image, data)
-    if deep is not None:
-        # The rotation is applied by Pillow as for any other picture.
-        image = Image.fromarray(deep)
-        image.getexif()[0x0112] = orientation
-    if image.mode in ("PA", "La", "LA", "RGBa") or (image.mode in ("P", "L", "RGB") and "transparency" in image.info):
-        image = image.convert("RGBA")
-    elif image.mode not in ("L", "RGB", "RGBA"):
-        image = image.convert("RGB")
-    return as_rgb8(np.asarray(ImageOps.exif_transpose(image)))
+    pixels = _deep_colour(image, data)
+    if pixels is None:
+        # Pillow applies a TIFF's orientation while it loads.
+        stated = image.getexif().get(_ORIENTATION, 1)
+        pixels = _by_mode(image)
+    if upright and stated in _UPRIGHT:
+        pixels = np.ascontiguousarray(_UPRIGHT[stated](pixels))
+    if reduction > 1 and image.format != "JPEG":
+        size = (-(-pixels.shape[1] // reduction), -(-pixels.shape[0] // reduction))
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return pixels
 
 
-def _decode_deep(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """Return a 16-bit picture as uint8, grey, RGB or RGBA; None when it is not one that needs this."""
+def _by_mode(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        return _scale16(np.clip(values, 0, 65535).astype(np.uint16))
-    # Pillow gives 16-bit colour by its high byte, without a word of it; OpenCV keeps all 16.
+        values = np.asarray(image)
+        return values if values.dtype == np.uint16 else np.clip(values, 0, 65535).astype(np.uint16)
+    if image.mode in ("L", "RGB", "RGBA", "F") and "transparency" not in image.info:
+        return np.asarray(image)
+    transparent = image.mode in ("PA", "La", "LA", "RGBa") or "transparency" in image.info
+    grey = image.mode in ("1", "L") and not transparent
+    return np.asarray(image.convert("RGBA" if transparent else "L" if grey else "RGB"))
+
+
+def _deep_colour(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """Return a 16-bit colour image, of which Pillow would keep the high bytes alone; None for any other."""
     if image.format not in ("PNG", "TIFF", "PPM") or image.mode not in ("RGB", "RGBA"):
         return None
-    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
     if image.format == "PNG" and data[24:25] != b"\x10":  # the bit depth in a PNG's first chunk
         return None
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:
+    decoded = _decode_with_opencv(data)
+    return decoded if decoded is not None and decoded.dtype == np.uint16 else None
+
+
+def _is_float_colour_tiff(data: bytes) -> bool:
+    """Whether this is a TIFF with floating-point colours, which Pillow does not know, of an acceptable size."""
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return False
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+    stream = io.BytesIO(data)
+    try:
+        stream.seek(tags.next)
+        tags.load(stream)
+        sizes = tags[TiffImagePlugin.IMAGEWIDTH] * tags[TiffImagePlugin.IMAGELENGTH]
+        return tags[TiffImagePlugin.SAMPLEFORMAT] in ((3, 3, 3), (3, 3, 3, 3)) and sizes <= MAX_PIXELS
+    except Exception:
+        # Whatever is wrong with it, Pillow says so.
+        return False
+
+
+def _decode_with_opencv(data: bytes) -> np.ndarray | None:
+    """Return the colour image as RGB or RGBA with its full depth; None if it has no colour or OpenCV cannot read it."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None or pixels.ndim != 3:
         return None
-    order = cv2.COLOR_BGRA2RGBA if decoded.shape[2] == 4 else cv2.COLOR_BGR2RGB
-    return _scale16(cv2.cvtColor(decoded, order))
+    return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
 
 
 def _scale16(values: np.ndarray) -> np.ndarray:

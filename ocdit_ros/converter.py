@@ -7,18 +7,13 @@ No ROS is imported here: anything with a message's fields is read.
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import cv2
 import numpy as np
 
 from ocdit_core.errors import ImageError
-
-MAX_PIXELS = 100_000_000
-"""Images of more pixels are refused before anything is allocated for them."""
-
-COMPRESSED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+from ocdit_core.images import MAX_PIXELS, as_rgb8, decode_pixels
 
 # encoding -> (channels, bytes of a sample, OpenCV conversion to RGB; None: is RGB already)
 ENCODINGS: dict[str, tuple[int, int, int | None]] = {
@@ -108,23 +103,7 @@ def decompress(message: Any) -> np.ndarray:
     Raises:
         ImageError: a format that is not supported, too many pixels, or damaged bytes.
     """
-    # Pillow reads the size from the header alone, before a pixel is decoded.
-    from PIL import Image as Picture
-
     kind = f"compressed image (format {message.format!r})"
-    if len(message.data) == 0:
-        raise ImageError(f"the {kind} is empty")
-    try:
-        picture = Picture.open(io.BytesIO(bytes(message.data)), formats=COMPRESSED_FORMATS)
-    except Picture.DecompressionBombError as error:
-        raise ImageError(f"the {kind} has more than the {MAX_PIXELS:,} pixels accepted: {error}") from error
-    except Exception as error:
-        raise ImageError(f"the {kind} is not readable as {', '.join(COMPRESSED_FORMATS)}: {error}") from error
-    with picture:
-        width, height = picture.size
-        if width * height > MAX_PIXELS:
-            raise ImageError(f"the {kind} has {width} x {height} pixels, more than the {MAX_PIXELS:,} accepted")
-        try:
-            return np.array(picture.convert("RGB"))
-        except Exception as error:
-            raise ImageError(f"the {kind} is truncated or damaged: {error}") from error
+    pixels = decode_pixels(bytes(message.data), kind, upright=True)
+    # A camera's alpha channel means nothing.
+    return as_rgb8(pixels[..., :3] if pixels.ndim == 3 else pixels)

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from ocdit_core.errors import DataError
-from ocdit_core.evaluation.metrics import iou
-from ocdit_core.rle import decode_mask
+from ocdit_core.masks import decode_mask, mask_iou
 
 STAGES = ("waiting", "reading", "backbone", "sampling", "decoding")
 
@@ -86,7 +85,7 @@ def judge(truth: Truth, seen: Seen) -> list[tuple[str, float | None, float | Non
         elif mask.shape != target.shape:
             raise DataError(f"truth of {name!r} is {target.shape} pixels, its picture {mask.shape}")
         else:
-            rows.append((name, score, iou(mask, target), ""))
+            rows.append((name, score, float(mask_iou(mask, target)), ""))
     return rows
 
 

@@ -115,7 +115,7 @@ def write_result(out: Path, path: Path, image: np.ndarray, result: Segmentation,
 
 def as_json(path: Path, result: Segmentation, *, model: str) -> dict[str, Any]:
     """Return one picture's result as JSON holds it: masks as COCO run lengths, boxes as x, y, width, height."""
-    from ocdit_core.rle import encode_mask
+    from ocdit_core.masks import encode_mask
 
     height, width = result.image_size
     return {

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from ocdit_core.data.decoding import decode_depth, decode_image, picture_size
 from ocdit_core.errors import DataError
-
-Box = tuple[int, int, int, int]
+from ocdit_core.masks import Box, tight_box
 
 MIN_DISTANCE, MAX_DISTANCE = 0.01, 100.0
 """Metres from the camera to an object's origin: what lies outside is a wrong unit."""
@@ -295,7 +294,10 @@ class Frame(ABC):
         """
         annotation = self.annotations[index]
         known = annotation.box_visible is not None or annotation.visible_fraction == annotation.visible_fraction
-        return annotation.box_visible if known else mask_box(self.mask(index))
+        if known:
+            return annotation.box_visible
+        mask = self.mask(index)
+        return tight_box(mask) if mask.any() else None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.dataset!r}, {self.key!r})"
@@ -344,16 +346,6 @@ class Frame(ABC):
                 f"{self.camera.depth_scale:g} right?",
                 kind="depth scale",
             )
-
-
-def mask_box(mask: NDArray[np.bool_]) -> Box | None:
-    """Return the tight x, y, width, height in pixels of a (H, W) mask; None when it is empty."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if rows.size == 0:
-        return None
-    top, bottom = int(rows[0]), int(rows[-1])
-    columns = np.flatnonzero(mask[top : bottom + 1].any(axis=0))
-    return int(columns[0]), top, int(columns[-1] - columns[0] + 1), bottom - top + 1
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ocdit_core.data.frame import Annotation, Camera, Frame, parse_annotations, parse_camera, parse_json
 from ocdit_core.errors import DataError
-from ocdit_core.rle import decode_mask
+from ocdit_core.masks import decode_mask
 
 _PICTURES = ("rgb.jpg", "rgb.png", "gray.tiff", "gray.tif", "gray.png", "gray.jpg", "rgb.jpeg")
 _DEPTHS = ("depth.png", "depth.tif", "depth.tiff")

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.frame import Frame, mask_box
+from ocdit_core.data.frame import Frame
 from ocdit_core.data.shards import OnError, ShardDataset
 from ocdit_core.errors import DataError
+from ocdit_core.masks import tight_box
 
 SIZE_EDGES = (0, 16, 32, 64, 128, 256, 512)
 """Pixels of an object's longer side, from which a row of the table begins."""
@@ -148,7 +149,7 @@ def check_frame(frame: Frame) -> None:
     frame.depth()
     for index, annotation in enumerate(frame.annotations):
         mask = frame.mask(index)
-        box, stated = mask_box(mask), frame.visible_box(index)
+        box, stated = tight_box(mask) if mask.any() else None, frame.visible_box(index)
         if (box is None) != (stated is None):
             what = "is empty, and its box is not" if box is None else "is not empty, and it has no box"
             raise DataError(f"{frame.where}: the mask of object {index} {what}", kind="mask and box")

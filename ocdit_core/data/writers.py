@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from ocdit_core.data.bop import read_bytes
 from ocdit_core.data.decoding import picture_size
-from ocdit_core.data.frame import mask_box, parse_json
+from ocdit_core.data.frame import parse_json
 from ocdit_core.errors import DataError
 from ocdit_core.files import replacing, write_text
+from ocdit_core.masks import encode_mask, tight_box
 
 if TYPE_CHECKING:
     import trimesh
@@ -195,22 +196,11 @@ def encode_mask_image(mask: NDArray[np.bool_]) -> bytes:
     return _encoded(".png", mask.astype(np.uint8) * 255, options)
 
 
-def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return a mask as BOP's shards hold it: {"counts": [...], "size": [H, W]}, run lengths column by column.
-
-    COCO's tools write them as a compressed string, the BOP toolkit and so the published shards as a list.
-    """
-    values = np.ascontiguousarray(mask.T).reshape(-1)
-    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
-    edges = np.concatenate([[0], changes, [values.size]])
-    counts = np.diff(edges).tolist()
-    # The first run is of the background, however short.
-    return {"counts": [0, *counts] if values[0] else counts, "size": [int(side) for side in mask.shape]}
-
-
 def _bop_box(mask: NDArray[np.bool_], origin: tuple[int, int]) -> list[int]:
-    box = mask_box(mask)
-    return _UNSEEN if box is None else [box[0] - origin[0], box[1] - origin[1], box[2] - 1, box[3] - 1]
+    if not mask.any():
+        return _UNSEEN
+    x, y, width, height = tight_box(mask)
+    return [x - origin[0], y - origin[1], width - 1, height - 1]
 
 
 def _whole_box(truth: ObjectTruth) -> list[int]:
@@ -433,10 +423,12 @@ def _members(frame: FrameTruth, *, quality: int, amodal: bool) -> Iterable[tuple
     yield "camera.json", _json(camera_entry(frame))
     yield "gt.json", _json([object_entry(truth) for truth in frame.objects])
     yield "gt_info.json", _json([info_entry(truth, frame.depth) for truth in frame.objects])
-    masks = {str(number): run_lengths(truth.visible) for number, truth in enumerate(frame.objects)}
+    masks = {str(number): encode_mask(truth.visible, compressed=False) for number, truth in enumerate(frame.objects)}
     yield "mask_visib.json", _json(masks)
     if amodal:
-        masks = {str(number): run_lengths(inside(truth)) for number, truth in enumerate(frame.objects)}
+        masks = {
+            str(number): encode_mask(inside(truth), compressed=False) for number, truth in enumerate(frame.objects)
+        }
         yield "mask.json", _json(masks)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from ocdit_core.errors import ConfigError
 from ocdit_core.evaluation.colour_histograms import ColourHistograms
 from ocdit_core.images import as_rgb8
-from ocdit_core.inference.results import Instance, Segmentation, tight_box
+from ocdit_core.inference.results import Instance, Segmentation
+from ocdit_core.masks import tight_box
 from ocdit_core.objects.library import ObjectLibrary
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from ocdit_core.errors import DataError
 from ocdit_core.files import replacing
 from ocdit_core.inference.results import Segmentation
-from ocdit_core.rle import decode_mask, encode_mask
+from ocdit_core.masks import decode_mask, encode_mask
 
 ImageKey = tuple[int, int]
 """scene_id and image_id."""

@@ -23,8 +23,9 @@ from ocdit_core.errors import ConfigError
 from ocdit_core.evaluation.colour_histograms import ColourHistograms
 from ocdit_core.evaluation.region_proposals import ProposalSettings, propose_regions
 from ocdit_core.images import as_rgb8
-from ocdit_core.inference.results import Instance, Segmentation, tight_box
+from ocdit_core.inference.results import Instance, Segmentation
 from ocdit_core.inference.weights import find_weights
+from ocdit_core.masks import tight_box
 from ocdit_core.models.backbones import ViTBackbone
 from ocdit_core.models.device import pick_device
 from ocdit_core.models.mask_vae import DOWNSAMPLING

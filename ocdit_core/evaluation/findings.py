@@ -14,7 +14,7 @@ from ocdit_core.data.frame import Frame
 from ocdit_core.evaluation.bop_results import ImageKey, ResultRow
 from ocdit_core.evaluation.records import MIN_VISIBLE
 from ocdit_core.evaluation.targets import image_key
-from ocdit_core.rle import encode_mask
+from ocdit_core.masks import encode_mask
 
 Kind = Literal["missed", "false mask", "wrong object", "bad mask", "wrong place", "twice"]
 KINDS: dict[Kind, str] = {

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from ocdit_core.inference.results import Segmentation
+from ocdit_core.masks import mask_iou
 from ocdit_core.objects.library import ObjectLibrary
 
 
@@ -76,18 +77,6 @@ class SceneMetrics:
         )
 
 
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the intersection over union of two (H, W) bool masks; 1 when both are empty.
-
-    Raises:
-        ValueError: they are of different sizes.
-    """
-    if a.shape != b.shape:
-        raise ValueError(f"masks of {a.shape} and {b.shape} cannot be compared")
-    union = np.count_nonzero(a | b)
-    return float(np.count_nonzero(a & b) / union) if union else 1.0
-
-
 def evaluate_scenes(
     finder: ObjectFinder, library: ObjectLibrary, scenes: Iterable[LabelledScene], *, threshold: float = 0.0
 ) -> SceneMetrics:
@@ -123,7 +112,7 @@ def evaluate_scenes(
                 false_masks += best is not None
             else:
                 found += best is not None
-                overlaps.setdefault(name, []).append(iou(best.mask, truth) if best is not None else 0.0)
+                overlaps.setdefault(name, []).append(float(mask_iou(best.mask, truth)) if best is not None else 0.0)
     if not seconds:
         raise ValueError("there is no scene to evaluate")
     every = [value for values in overlaps.values() for value in values]

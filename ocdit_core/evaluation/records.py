@@ -20,7 +20,7 @@ from ocdit_core.data.frame import Frame
 from ocdit_core.errors import DataError
 from ocdit_core.evaluation.bop_results import ResultRow
 from ocdit_core.files import replacing
-from ocdit_core.rle import encode_mask
+from ocdit_core.masks import encode_mask
 
 MAX_DETECTIONS = 100
 """Of one object in one image; the best are taken (COCO's rule)."""

@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 import cv2
 import numpy as np
 
-from ocdit_core.data.frame import Frame, mask_box
+from ocdit_core.data.frame import Frame
 from ocdit_core.evaluation.bop_results import ImageKey, ResultRow
 from ocdit_core.evaluation.findings import Failure
 from ocdit_core.evaluation.records import ImageRecord
 from ocdit_core.evaluation.summary import counts_of
 from ocdit_core.inference.results import Instance, Segmentation
-from ocdit_core.rle import decode_mask
+from ocdit_core.masks import decode_mask, tight_box
 from ocdit_core.visualization import overlay
 
 _TRUE, _FOUND = (60, 220, 90), (255, 70, 60)
@@ -72,10 +72,9 @@ def side_by_side(
         instances = []
         for number, score, mask in sorted(masks, key=lambda one: -one[1]):
             small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
-            box = mask_box(small)
-            if box is not None:
-                x, y, w, h = (int(value) for value in box)
-                instances.append(Instance(object_id=_name(names, number), score=score, box=(x, y, w, h), mask=small))
+            if small.any():
+                name = _name(names, number)
+                instances.append(Instance(object_id=name, score=score, box=tight_box(small), mask=small))
         result = Segmentation(instances=tuple(instances), image_size=(size[1], size[0]), target_ids=targets)
         halves.append(overlay(np.asarray(shrunk, np.uint8), result))
     return np.concatenate([halves[0], np.full((size[1], 4, 3), 255, np.uint8), halves[1]], axis=1)
@@ -95,9 +94,7 @@ def close_up(image: np.ndarray, failure: Failure, *, side: int = 224) -> np.ndar
     outlines = [
         (decode_mask(mask), colour) for mask, colour in ((failure.truth, _TRUE), (failure.found, _FOUND)) if mask
     ]
-    box = mask_box(np.logical_or.reduce([mask for mask, _ in outlines]))
-    assert box is not None, "no failure is without a mask"
-    x, y, w, h = (float(value) for value in box)
+    x, y, w, h = tight_box(np.logical_or.reduce([mask for mask, _ in outlines]))
     half = 0.8 * max(w, h, 32)
     scale = side / (2 * half)
     place = np.array([[scale, 0, side / 2 - scale * (x + w / 2)], [0, scale, side / 2 - scale * (y + h / 2)]])

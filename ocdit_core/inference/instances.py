@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ocdit_core.inference.proposals import Candidate
-from ocdit_core.inference.results import Instance, tight_box
+from ocdit_core.inference.results import Instance
 from ocdit_core.inference.settings import InferenceSettings
+from ocdit_core.masks import tight_box
 
 # Two candidates of one object are the same instance where they share more of the smaller mask than this; one that
 # shares more of its own mask with better ones of other objects is mistaken.

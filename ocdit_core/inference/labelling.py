@@ -12,8 +12,8 @@ from ocdit_core.errors import ImageError
 from ocdit_core.inference.clock import StageClock
 from ocdit_core.inference.proposals import Candidate
 from ocdit_core.inference.refinement import RefineStage
-from ocdit_core.inference.results import Instance, tight_box
-from ocdit_core.inference.windows import Box, box_iou
+from ocdit_core.inference.results import Instance
+from ocdit_core.masks import Box, box_iou, tight_box
 from ocdit_core.models.ocdit import TargetSet
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ocdit_core.inference.results import tight_box
 from ocdit_core.inference.settings import InferenceSettings, Score
-from ocdit_core.inference.windows import Box
+from ocdit_core.masks import Box, tight_box
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

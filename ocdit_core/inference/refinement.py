@@ -13,7 +13,8 @@ from ocdit_core.inference.clock import StageClock
 from ocdit_core.inference.mask_generator import MaskGenerator
 from ocdit_core.inference.proposals import Candidate, grouped_parts, score
 from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.inference.windows import Box, Window, WindowMean, expanded
+from ocdit_core.inference.windows import Window, WindowMean, expanded
+from ocdit_core.masks import Box
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet
 
 # Crops of a proposal, in turn: margin over the setting's, shift right and down over the box's size.

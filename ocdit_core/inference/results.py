@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ocdit_core.masks import Box
+
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
@@ -23,7 +25,7 @@ class Instance:
 
     object_id: str
     score: float
-    box: tuple[int, int, int, int]
+    box: Box
     mask: np.ndarray
     track_id: int | None = None
 
@@ -61,12 +63,3 @@ class Segmentation:
             part = np.s_[y : y + height, x : x + width]
             labels[part][instance.mask[part]] = number
         return labels
-
-
-def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the tight bounding box (x, y, width, height) in pixels of a non-empty (H, W) bool mask."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    columns = np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
-        raise ValueError("an empty mask has no box")
-    return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)

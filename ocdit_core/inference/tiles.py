@@ -14,7 +14,8 @@ import numpy as np
 
 from ocdit_core.inference.proposals import Candidate, propose
 from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.inference.windows import Window, box_iou
+from ocdit_core.inference.windows import Window
+from ocdit_core.masks import box_iou
 
 
 def tile_windows(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ocdit_core.images import as_rgb8
 from ocdit_core.inference.results import Instance, Segmentation
+from ocdit_core.masks import mask_iou
 
 if TYPE_CHECKING:
     from ocdit_core.inference.segmenter import Segmenter
@@ -136,18 +137,12 @@ def match(before: Sequence[Instance], now: Sequence[Instance]) -> list[tuple[int
     for i, old in enumerate(before):
         for j, new in enumerate(now):
             if old.object_id == new.object_id:
-                pairs.append((-_overlap(old.mask, new.mask), _distance(old.box, new.box), i, j))
+                pairs.append((-mask_iou(old.mask, new.mask), _distance(old.box, new.box), i, j))
     chosen: list[tuple[int, int]] = []
     for _, _, i, j in sorted(pairs):
         if all(i != old and j != new for old, new in chosen):
             chosen.append((i, j))
     return chosen
-
-
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union."""
-    shared = int((a & b).sum())
-    return shared / (int(a.sum()) + int(b.sum()) - shared) if shared else 0.0
 
 
 def _distance(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ocdit_core.inference.geometry import Letterbox
-
-Box = tuple[int, int, int, int]
-"""x, y, width, height in pixels."""
+from ocdit_core.masks import Box, tight_box
 
 # Left and top edges of the windows as shares of what is free: the centre, the corners.
 _PLACES = ((0.5, 0.5), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
@@ -102,11 +100,9 @@ def guided_window(
         margin: added on each side, as a share of the box.
     """
     found: np.ndarray = np.asarray((probabilities >= threshold).any(axis=0))
-    rows, columns = np.flatnonzero(found.any(axis=1)), np.flatnonzero(found.any(axis=0))
-    if not rows.size:
+    if not found.any():
         return None
-    box = (int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1))
-    window = Window(box=expanded(box, found.shape, margin, canvas_size), canvas_size=canvas_size)
+    window = Window(box=expanded(tight_box(found), found.shape, margin, canvas_size), canvas_size=canvas_size)
     return None if window.box[2] * window.box[3] > 0.9 * found.size else window
 
 
@@ -120,11 +116,3 @@ def expanded(box: Box, image_size: tuple[int, ...], margin: float, canvas_size: 
     left = min(max(round(x + (width - wide) / 2), 0), image_size[1] - wide)
     top = min(max(round(y + (height - high) / 2), 0), image_size[0] - high)
     return left, top, wide, high
-
-
-def box_iou(a: Box, b: Box) -> float:
-    """Return the intersection over union of two boxes (x, y, width, height)."""
-    wide = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    high = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    shared = max(wide, 0) * max(high, 0)
-    return shared / max(a[2] * a[3] + b[2] * b[3] - shared, 1)

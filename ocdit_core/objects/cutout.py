@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ocdit_core.errors import ImageError
 from ocdit_core.images import as_rgb8
+from ocdit_core.masks import mask_iou
 
 Mask = NDArray[np.bool_]
 FloatImage = NDArray[np.float32]
@@ -171,7 +172,7 @@ def _clicked_cut(scene: _Scene, column: int, row: int) -> Mask:
     if not cuts:
         return nowhere
     # The guess that the others agree with most: a leak or a missing part seldom happens twice in the same place.
-    agreement = [sum(_overlap(one, other) for other in cuts) for one in cuts]
+    agreement = [sum(float(mask_iou(one, other)) for other in cuts) for one in cuts]
     best = cuts[int(np.argmax(agreement))]
     return _without_false_holes(best, nowhere)
 
@@ -277,7 +278,3 @@ def _without_false_holes(mask: Mask, strange: Mask) -> Mask:
         if stats[index, cv2.CC_STAT_AREA] < _HOLE * mask.sum() or strange[hole].mean() > 0.5:
             filled |= hole
     return filled
-
-
-def _overlap(a: Mask, b: Mask) -> float:
-    return float((a & b).sum() / max(1.0, float((a | b).sum())))

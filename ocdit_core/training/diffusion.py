@@ -13,6 +13,7 @@ from ocdit_core.diffusion.loss import denoising_loss
 from ocdit_core.diffusion.noise import draw_sigma
 from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, posterior_mean, sample
 from ocdit_core.errors import ConfigError
+from ocdit_core.masks import mask_iou
 from ocdit_core.models.colour_statistics import SUBCELL
 from ocdit_core.models.denoiser import Conditioning, Denoised
 from ocdit_core.models.mask_vae import DOWNSAMPLING
@@ -21,7 +22,7 @@ from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures, occu
 from ocdit_core.models.positions import training_positions
 from ocdit_core.training.feature_cache import FeatureCache
 from ocdit_core.training.initialise import load_vae, start_from
-from ocdit_core.training.metrics import MaskResult, iou, mask_results
+from ocdit_core.training.metrics import MaskResult, mask_results
 from ocdit_core.training.pictures import denoising_strip, mask_sheet
 from ocdit_core.training.randomness import SampleRandom, step_generator
 from ocdit_core.training.settings import DiffusionLossSettings, TrainSettings
@@ -192,7 +193,7 @@ class DiffusionStage:
         prior_iou = None
         if conditioning.prior is not None:
             squares = occupancy(masks.float(), SUBCELL) > 0.5
-            prior_iou = iou(conditioning.prior.logits > 0, squares).flatten()
+            prior_iou = mask_iou(conditioning.prior.logits > 0, squares).flatten()
         present = batch["present"].flatten()
         return mask_results(probabilities.flatten(0, 1), masks.flatten(0, 1), present, prior_iou)
 

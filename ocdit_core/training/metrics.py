@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ocdit_core.rle import encode_mask
+from ocdit_core.masks import encode_mask, mask_iou
 
 RunLengths = dict[str, Any]
 
@@ -33,11 +33,6 @@ class MaskResult(NamedTuple):
     prior_iou: float | None = None
 
 
-def iou(first: Tensor, second: Tensor) -> Tensor:
-    """Return the intersection over union of boolean masks: twice (..., H, W) -> (...)."""
-    return (first & second).sum((-2, -1)) / (first | second).sum((-2, -1)).clamp(min=1)
-
-
 def mask_results(
     probabilities: Tensor, truth: Tensor, present: Tensor, prior_iou: Tensor | None = None, *, speck: int = 64
 ) -> list[MaskResult]:
@@ -53,7 +48,7 @@ def mask_results(
     masks = probabilities > 0.5
     areas = masks.sum((1, 2))
     scores = (probabilities * masks).sum((1, 2)) / areas.clamp(min=1)
-    overlaps = iou(masks, truth)
+    overlaps = mask_iou(masks, truth)
     pixels, true_pixels = masks.cpu().numpy(), truth.cpu().numpy()
     results = []
     for i, (area, there) in enumerate(zip(areas.tolist(), present.tolist(), strict=True)):

@@ -10,8 +10,8 @@ from ocdit_core import ObjectLibrary, __version__
 from ocdit_core.cli import main
 from ocdit_core.commands.segment import table_rows, write_result
 from ocdit_core.images import read_image, write_image
-from ocdit_core.inference.results import Instance, Segmentation, tight_box
-from ocdit_core.rle import decode_mask
+from ocdit_core.inference.results import Instance, Segmentation
+from ocdit_core.masks import decode_mask, tight_box
 
 
 @pytest.fixture

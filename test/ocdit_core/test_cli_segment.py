@@ -9,11 +9,11 @@ import trimesh
 
 from ocdit_core.cli import main
 from ocdit_core.images import read_image, write_image
+from ocdit_core.masks import decode_mask
 from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
-from ocdit_core.rle import decode_mask
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ocdit_core.errors import ImageError
-from ocdit_core.images import as_rgb8, read_image, write_image
+from ocdit_core.images import as_rgb8, decode_image, decode_pixels, image_size, read_image, write_image
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [200, 100, 50], [255, 255, 255]]], np.uint8)
 
@@ -59,12 +59,79 @@ def test_sixteen_bits_are_divided_by_257(tmp_path, suffix):
     np.testing.assert_array_equal(read_image(tmp_path / f"grey{suffix}")[0, :, 0], [255, 2, 1])
 
 
-def test_camera_rotation_is_applied(tmp_path):
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_camera_rotation_is_applied(tmp_path, orientation, suffix):
+    path = tmp_path / f"turned.{suffix}"
     image = Image.fromarray(noise())
     exif = image.getexif()
-    exif[0x0112] = 6  # the camera was held upright: turn clockwise to show
-    image.save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(read_image(tmp_path / "turned.png"), np.rot90(noise(), k=-1))
+    exif[0x0112] = orientation
+    image.save(path, exif=exif)
+    with Image.open(path) as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored))
+    np.testing.assert_array_equal(read_image(path), expected)
+    assert expected.shape[:2] == ((60, 40) if orientation > 4 else (40, 60))
+
+
+def test_sixteen_bit_colour_with_a_rotation(tmp_path):
+    deep = noise().astype(np.uint16) * 257
+    _, data = cv2.imencode(".png", deep[..., ::-1])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = exif.tobytes()[6:]
+    chunk = len(body).to_bytes(4, "big") + b"eXIf" + body + zlib.crc32(b"eXIf" + body).to_bytes(4, "big")
+    turned = data.tobytes()[:33] + chunk + data.tobytes()[33:]
+    np.testing.assert_array_equal(decode_image(turned, "deep"), np.rot90(noise(), k=-1))
+    np.testing.assert_array_equal(decode_image(turned, "deep", upright=False), noise())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_floating_point_tiffs_in_0_to_1_are_scaled(tmp_path, channels):
+    values = np.linspace(0, 1, 48, dtype=np.float32).reshape(4, 12 // channels, channels).squeeze()
+    cv2.imwrite(str(tmp_path / "float.tif"), values if channels == 1 else np.ascontiguousarray(values[..., ::-1]))
+    expected = np.rint(values * 255).astype(np.uint8)
+    found = read_image(tmp_path / "float.tif")
+    np.testing.assert_array_equal(found[..., 0] if channels == 1 else found, expected)
+
+
+@pytest.mark.parametrize(("value", "reason"), [(200.0, "divide 0-255 by 255"), (np.nan, "not finite")])
+def test_other_floating_point_tiffs_are_refused(tmp_path, value, reason):
+    cv2.imwrite(str(tmp_path / "float.tif"), np.full((4, 5), value, np.float32))
+    with pytest.raises(ImageError, match=rf"float\.tif.*{reason}"):
+        read_image(tmp_path / "float.tif")
+
+
+def test_fully_transparent_images_and_several_pages_are_refused(tmp_path):
+    Image.fromarray(np.dstack([COLOURS, np.zeros((2, 3), np.uint8)])).save(tmp_path / "clear.png")
+    with pytest.raises(ImageError, match=r"clear\.png.*fully transparent"):
+        read_image(tmp_path / "clear.png")
+    pages = [Image.fromarray(noise(8, 8)), Image.fromarray(noise(8, 8))]
+    pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(ImageError, match=r"scan\.tif.*2 pages"):
+        read_image(tmp_path / "scan.tif")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_reduced_decoding_keeps_what_is_seen(suffix):
+    smooth = cv2.GaussianBlur(noise(121, 160), (0, 0), 6)
+    _, data = cv2.imencode(suffix, smooth[..., ::-1])
+    for reduction in (1, 2, 4, 8):
+        found = decode_image(data.tobytes(), "smooth", reduction=reduction)
+        assert found.shape == (-(-121 // reduction), 160 // reduction, 3)
+        expected = cv2.resize(smooth, found.shape[1::-1], interpolation=cv2.INTER_AREA)
+        assert np.abs(found.astype(int) - expected).mean() < 3
+    assert image_size(data.tobytes(), "smooth") == (121, 160)
+
+
+def test_pixels_keep_their_depth_and_channels():
+    deep = np.array([[0, 1, 65535], [256, 7, 9]], np.uint16)
+    shallow = deep.astype(np.uint8)
+    for stored in (deep, shallow, np.dstack([deep] * 3), COLOURS, np.dstack([COLOURS, shallow])):
+        order = {2: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[stored.shape[-1] if stored.ndim == 3 else 2]
+        _, data = cv2.imencode(".png", stored if order is None else cv2.cvtColor(stored, order))
+        found = decode_pixels(data.tobytes(), "stored")
+        assert found.dtype == stored.dtype
+        np.testing.assert_array_equal(found, stored)
 
 
 def test_bad_files_are_refused_with_their_name(tmp_path):
@@ -80,8 +147,8 @@ def test_bad_files_are_refused_with_their_name(tmp_path):
     frames = [Image.fromarray(noise(8, 8)), Image.fromarray(noise(8, 8)[::-1])]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     expected = {
-        "missing.png": "no such", "empty.png": "empty", "text.png": "not a picture", "folder.png": "folder",
-        "half.png": "truncated", "half.jpg": "truncated", "stub.png": "", "stub.jpg": "", "moving.gif": "2 frames",
+        "missing.png": "no such", "empty.png": "empty", "text.png": "not an image", "folder.png": "folder",
+        "half.png": "truncated", "half.jpg": "truncated", "stub.png": "", "stub.jpg": "", "moving.gif": "2 pages",
     }  # fmt: skip
     for name, reason in expected.items():
         with pytest.raises(ImageError) as caught:

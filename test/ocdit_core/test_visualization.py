@@ -6,7 +6,8 @@ import pytest
 from ocdit_core.colours import PALETTE, object_colours
 from ocdit_core.errors import ImageError
 from ocdit_core.images import read_image
-from ocdit_core.inference.results import Instance, Segmentation, tight_box
+from ocdit_core.inference.results import Instance, Segmentation
+from ocdit_core.masks import tight_box
 from ocdit_core.objects.archive import ObjectTemplates
 from ocdit_core.visualization import ContactSheets, contact_sheet, overlay
 

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 
 from ocdit_core.errors import ConfigError
-from ocdit_core.inference.results import Instance, Segmentation, tight_box
+from ocdit_core.inference.results import Instance, Segmentation
 from ocdit_core.inference.settings import InferenceSettings
+from ocdit_core.masks import tight_box
 
 NAMES = ("box", "can", "drill", "mug")
 

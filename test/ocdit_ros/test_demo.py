@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ocdit_core.errors import DataError
-from ocdit_core.rle import encode_mask
+from ocdit_core.masks import encode_mask
 from ocdit_ros import demo
 from ocdit_ros.demo_report import Seen, Truth, format_tables, judge, read_truth
 

@@ -247,17 +247,17 @@ DAMAGE = {
     "an empty picture": (
         lambda s: (s / "rgb/000000.png").write_bytes(b""),
         lambda f: f.image(),
-        "rgb/000000.png: is empty",
+        "rgb/000000.png: the file is empty",
     ),
     "a truncated picture": (
         lambda s: (s / "rgb/000000.png").write_bytes(encoded(picture())[:-20]),
         lambda f: f.image(),
-        "rgb/000000.png: truncated picture",
+        "rgb/000000.png: truncated or damaged image",
     ),
     "a truncated JPEG": (
         lambda s: (s / "rgb/000000.png").write_bytes(encoded(picture(), "JPEG")[:-20]),
         lambda f: f.image(),
-        "rgb/000000.png: truncated picture",
+        "rgb/000000.png: truncated or damaged image",
     ),
     "no mask": (
         lambda s: (s / "mask_visib/000000_000001.png").unlink(),

@@ -9,7 +9,7 @@ from layouts import CAMERA, DEPTH, SILHOUETTES, VISIBLE, encoded, picture, shard
 
 from ocdit_core.data.shards import ShardDataset, expand_braces, iterate_shard
 from ocdit_core.errors import DataError
-from ocdit_core.rle import encode_mask
+from ocdit_core.masks import encode_mask
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ DAMAGE = {
         lambda f: f.mask(1),
         "mask_visib.json: 1: run lengths of a mask are damaged",
     ),
-    "a truncated picture": ("rgb.png", encoded(picture())[:-20], lambda f: f.image(), "truncated picture"),
+    "a truncated picture": ("rgb.png", encoded(picture())[:-20], lambda f: f.image(), "truncated or damaged image"),
     "a depth scale of 0": (
         "camera.json",
         json.dumps({**CAMERA, "depth_scale": 0}).encode(),

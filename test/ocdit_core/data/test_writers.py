@@ -23,7 +23,6 @@ from ocdit_core.data.writers import (
     info_entry,
     model_path,
     remove_unfinished,
-    run_lengths,
     scene_folder,
     shard_path,
     write_camera,
@@ -168,12 +167,6 @@ def test_a_shard_is_read_back_and_the_same_frames_are_the_same_bytes(tmp_path):
     before = path.read_bytes()
     write_shard(path, frames, quality=98)
     assert path.read_bytes() == before
-
-
-def test_run_lengths_begin_with_the_background():
-    assert run_lengths(np.ones((2, 2), bool)) == {"counts": [0, 4], "size": [2, 2]}
-    assert run_lengths(np.zeros((2, 3), bool)) == {"counts": [6], "size": [2, 3]}
-    assert run_lengths(np.array([[True, False], [False, True]]))["counts"] == [0, 1, 2, 1]
 
 
 def test_pictures_that_are_files_already_stay_as_they_are(tmp_path):

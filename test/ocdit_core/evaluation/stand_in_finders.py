@@ -10,7 +10,8 @@ import numpy as np
 from small_sets import COLOURS
 
 from ocdit_core.evaluation.finders import FinderSpec
-from ocdit_core.inference.results import Instance, Segmentation, tight_box
+from ocdit_core.inference.results import Instance, Segmentation
+from ocdit_core.masks import tight_box
 
 
 class ByColour:

@@ -14,7 +14,7 @@ from ocdit_core.evaluation.average_precision import Matches, by_area, by_visibil
 from ocdit_core.evaluation.bop_results import ResultRow
 from ocdit_core.evaluation.records import ImageRecord, TargetRecord, read_records, record_image, write_records
 from ocdit_core.evaluation.summary import AREAS, summarise
-from ocdit_core.rle import encode_mask
+from ocdit_core.masks import encode_mask
 
 
 def target(number, scores, overlaps, *, visibility=None, asked=True, truth_areas=None, areas=None):

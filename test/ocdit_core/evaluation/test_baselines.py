@@ -4,7 +4,8 @@ import trimesh
 
 from ocdit_core.errors import ConfigError, ImageError, UnknownObjectError
 from ocdit_core.evaluation.baselines import ColourBackProjection
-from ocdit_core.evaluation.metrics import LabelledScene, evaluate_scenes, iou
+from ocdit_core.evaluation.metrics import LabelledScene, evaluate_scenes
+from ocdit_core.masks import mask_iou
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import add_objects
 
@@ -69,7 +70,7 @@ def test_the_result_is_whole_and_repeatable(library):
         x, y, width, height = one.box
         assert one.mask[y : y + height, x : x + width].sum() == one.mask.sum()
     again = finder.segment(picture.image)
-    assert all(iou(a.mask, b.mask) == 1 for a, b in zip(result.instances, again.instances, strict=True))
+    assert all(mask_iou(a.mask, b.mask) == 1 for a, b in zip(result.instances, again.instances, strict=True))
 
 
 def test_pictures_of_any_size_are_taken(library):

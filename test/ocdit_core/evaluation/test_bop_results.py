@@ -8,8 +8,8 @@ from small_sets import SIZE, block
 
 from ocdit_core.errors import DataError
 from ocdit_core.evaluation.bop_results import read_results, rows_of, write_results
-from ocdit_core.inference.results import Instance, Segmentation, tight_box
-from ocdit_core.rle import decode_mask, encode_mask
+from ocdit_core.inference.results import Instance, Segmentation
+from ocdit_core.masks import decode_mask, encode_mask, tight_box
 
 
 def found(*pairs):

@@ -6,8 +6,8 @@ import trimesh
 
 from ocdit_core.errors import ConfigError, ImageError, UnknownObjectError
 from ocdit_core.evaluation.cnos_like import CnosLike, CnosSettings, _cut_out
-from ocdit_core.evaluation.metrics import iou
 from ocdit_core.evaluation.region_proposals import ProposalSettings
+from ocdit_core.masks import mask_iou
 from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
@@ -61,7 +61,7 @@ def test_every_instance_of_every_object_is_found(library, finder):
     found = finder.segment(image).instances
     assert sorted(one.object_id for one in found[:5]) == sorted(present)
     for name, mask in zip(present, masks, strict=True):
-        assert max(iou(one.mask, mask) for one in found[:5] if one.object_id == name) > 0.8, name
+        assert max(mask_iou(one.mask, mask) for one in found[:5] if one.object_id == name) > 0.8, name
 
 
 def test_absent_objects_score_less_than_present_ones(library, finder):
@@ -92,7 +92,7 @@ def test_the_result_is_whole_and_repeatable(library, finder):
         assert one.mask[y : y + height, x : x + width].sum() == one.mask.sum() > 0
     again = finder.segment(image)
     assert [(a.object_id, a.score) for a in again.instances] == [(b.object_id, b.score) for b in result.instances]
-    assert all(iou(a.mask, b.mask) == 1 for a, b in zip(result.instances, again.instances, strict=True))
+    assert all(mask_iou(a.mask, b.mask) == 1 for a, b in zip(result.instances, again.instances, strict=True))
 
 
 def test_results_hardly_overlap_and_are_no_more_than_asked_for(library):
@@ -147,7 +147,7 @@ def test_regions_are_cut_out_as_templates_show_objects(library):
     inner[20:148, 70:198] = templates.rgb[0]
     image = np.where(masks[0][..., None], inner, 99).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     crops, covers = _cut_out(image, masks, (128, 128))
-    assert iou(covers[0], templates.mask[0]) > 0.93
+    assert mask_iou(covers[0], templates.mask[0]) > 0.93
     both = covers[0] & templates.mask[0]
     assert np.abs(crops[0][both].astype(float) - templates.rgb[0][both]).mean() < 4
     assert not crops[0][~covers[0]].any()

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from ocdit_core.evaluation.metrics import LabelledScene, evaluate_scenes, iou
-from ocdit_core.inference.results import Instance, Segmentation, tight_box
+from ocdit_core.evaluation.metrics import LabelledScene, evaluate_scenes
+from ocdit_core.inference.results import Instance, Segmentation
+from ocdit_core.masks import tight_box
 from ocdit_core.objects.archive import ObjectTemplates, save_templates
 from ocdit_core.objects.library import ObjectLibrary
 
@@ -45,16 +46,6 @@ def library(tmp_path):
             ),
         )  # fmt: skip
     return ObjectLibrary(tmp_path)
-
-
-def test_intersection_over_union():
-    assert iou(block(0), block(0)) == 1
-    assert iou(block(0), block(5)) == pytest.approx(1 / 3)
-    assert iou(block(0), block(20)) == 0
-    assert iou(block(0) & False, block(0)) == 0
-    assert iou(block(0) & False, block(0) & False) == 1
-    with pytest.raises(ValueError, match="compared"):
-        iou(block(0), block(0, shape=(20, 41)))
 
 
 def test_only_the_best_instance_counts_and_absent_targets_are_counted_apart(library):

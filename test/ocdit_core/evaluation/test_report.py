@@ -20,7 +20,7 @@ from ocdit_core.evaluation.charts import Point, Series, line_chart
 from ocdit_core.evaluation.findings import find_failures
 from ocdit_core.evaluation.report import PUBLISHED, make_report
 from ocdit_core.evaluation.runs import read_run
-from ocdit_core.rle import encode_mask
+from ocdit_core.masks import encode_mask
 
 VOID = {"meta", "img", "br", "path", "circle", "rect", "polyline"}
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ocdit_core.data.writers import FrameTruth, ObjectTruth, write_scene
 from ocdit_core.evaluation.bop_results import ResultRow
-from ocdit_core.rle import encode_mask
+from ocdit_core.masks import encode_mask
 
 SCENE, IMAGES, SIZE = 2, 12, (480, 640)
 OBJECTS = (1, 5, 6, 8)

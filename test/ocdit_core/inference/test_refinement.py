@@ -10,16 +10,13 @@ import pytest
 
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.errors import ConfigError, ImageError, OcditError
-from ocdit_core.evaluation.metrics import iou
 from ocdit_core.images import read_image
 from ocdit_core.inference.presets import Preset, with_preset
 from ocdit_core.inference.proposals import Candidate
-from ocdit_core.inference.results import tight_box
 from ocdit_core.inference.settings import InferenceSettings, RefineSettings, TileSettings
 from ocdit_core.inference.weights import recommended_settings
-from ocdit_core.inference.windows import box_iou
+from ocdit_core.masks import decode_mask, mask_iou, tight_box
 from ocdit_core.objects.onboarding import add_objects
-from ocdit_core.rle import decode_mask
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 PICTURE = sorted((EXAMPLES / "pictures").glob("*.json"))[0]
@@ -67,7 +64,7 @@ def test_a_second_look_keeps_what_is_there(segmenter, image, masks):
     result = segmenter.segment(image)
     assert {"refine_backbone", "refine_sampling", "refine_decoding"} <= set(result.timings)
     found = {one.object_id: one.mask for one in result.instances}
-    assert np.mean([iou(found[name], mask) if name in found else 0 for name, mask in masks.items()]) > 0.5
+    assert np.mean([mask_iou(found[name], mask) if name in found else 0 for name, mask in masks.items()]) > 0.5
     covered = sum(one.mask.astype(int) for one in result.instances)
     assert covered.max() <= 1
 
@@ -93,7 +90,7 @@ def test_tiles_find_what_is_too_small_in_the_whole_picture(library, image, masks
         true = 0
         for one in result.instances:
             whole = cv2.resize(one.mask[part].astype(np.uint8), image.shape[1::-1]) > 0
-            true += iou(whole, masks[one.object_id]) > 0.5 if one.object_id in masks else 0
+            true += mask_iou(whole, masks[one.object_id]) > 0.5 if one.object_id in masks else 0
         return true
 
     nine = TileSettings(grid=3, share=0.4, image_size=(192, 256))
@@ -136,7 +133,7 @@ def test_several_windows_cover_a_proposal_together(library, image, masks):
     name = max(masks, key=lambda key: masks[key].sum())
     for segmenter in (one, several):
         found = {instance.object_id: instance.mask for instance in segmenter.segment(image).instances}
-        assert iou(found[name], masks[name]) > 0.5
+        assert mask_iou(found[name], masks[name]) > 0.5
     crops = several._refine._windows(tight_box(masks[name]), image.shape[:2])
     assert len(set(crops)) == 4
     for crop in crops:
@@ -174,7 +171,7 @@ def test_later_rounds_look_around_what_was_found(library, image, masks):
         left, top, wide, high = found.region
         full[top : top + high, left : left + wide] = found.mask
         regions.append(found.region)
-        overlaps.append(iou(full, masks[name]))
+        overlaps.append(mask_iou(full, masks[name]))
     assert regions[0] != regions[1]
     assert overlaps[1] > max(0.8, overlaps[0] + 0.1)
 
@@ -224,12 +221,6 @@ def test_regions_outside_the_picture_are_refused(segmenter, image, region, reaso
 def test_targets_have_to_be_set_before_labelling():
     with pytest.raises(OcditError, match="set_objects"):
         Segmenter.from_pretrained("ocdit-tiny", device="cpu").label(np.zeros((64, 64, 3), np.uint8), [(0, 0, 9, 9)])
-
-
-def test_overlap_of_boxes():
-    assert box_iou((0, 0, 10, 10), (0, 0, 10, 10)) == 1
-    assert box_iou((0, 0, 10, 10), (5, 0, 10, 10)) == pytest.approx(50 / 150)
-    assert box_iou((0, 0, 10, 10), (20, 20, 5, 5)) == 0
 
 
 def test_uncertainty_comes_when_asked_for(library, image):

@@ -15,16 +15,15 @@ import torch
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import ConfigError, ImageError, OcditError, UnknownObjectError, WeightsError
-from ocdit_core.evaluation.metrics import iou
 from ocdit_core.images import read_image
 from ocdit_core.inference.geometry import Letterbox
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.inference.weights import find_weights, recommended_settings
+from ocdit_core.masks import decode_mask, mask_iou
 from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.models.representation import RepresentationConfig
 from ocdit_core.objects.archive import save_templates
 from ocdit_core.objects.onboarding import add_objects
-from ocdit_core.rle import decode_mask
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -53,7 +52,7 @@ def mean_iou(segmenter, library, count: int | None = None) -> float:
     for image, targets, masks in itertools.islice(scenes(), count):
         segmenter.set_objects(library, targets)
         found = {instance.object_id: instance.mask for instance in segmenter.segment(image).instances}
-        overlaps += [iou(found[name], mask) if name in found else 0.0 for name, mask in masks.items()]
+        overlaps += [mask_iou(found[name], mask) if name in found else 0.0 for name, mask in masks.items()]
     return float(np.mean(overlaps))
 
 
@@ -109,7 +108,7 @@ def test_a_mask_lies_where_the_object_is_at_any_aspect(segmenter, library):
     truth = np.zeros((900, 700), bool)
     truth[400:880, 50:690] = masks[name]
     assert name in found
-    assert iou(found[name], truth) > 0.4
+    assert mask_iou(found[name], truth) > 0.4
 
 
 def test_more_targets_than_positions_take_turns(segmenter, library):
@@ -184,7 +183,7 @@ def test_objects_with_few_views_stand_beside_those_with_many(tmp_path, library):
     mixed = Segmenter.from_pretrained("ocdit-tiny", device="cpu")
     mixed.set_objects(ObjectLibrary(folder), targets)
     found = {instance.object_id: instance.mask for instance in mixed.segment(image).instances}
-    assert float(np.mean([iou(found[name], mask) if name in found else 0.0 for name, mask in masks.items()])) > 0.5
+    assert float(np.mean([mask_iou(found[name], mask) if name in found else 0.0 for name, mask in masks.items()])) > 0.5
 
 
 def test_a_refused_target_set_changes_nothing(segmenter, library):

@@ -12,11 +12,11 @@ from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.data.synthetic.sprites import render_sprites
 from ocdit_core.data.synthetic.videos import VideoSettings, compose_video
 from ocdit_core.errors import ConfigError, ImageError, OcditError
-from ocdit_core.evaluation.metrics import iou
-from ocdit_core.inference.results import Instance, tight_box
+from ocdit_core.inference.results import Instance
 from ocdit_core.inference.settings import TileSettings, TrackSettings
 from ocdit_core.inference.tracking import Identities, match
 from ocdit_core.inference.weights import recommended_settings
+from ocdit_core.masks import mask_iou, tight_box
 from ocdit_core.models.denoiser import NoiseLevel
 from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.objects.opengl_renderer import Renderer
@@ -84,7 +84,7 @@ def test_a_video_takes_one_evaluation_a_frame_and_keeps_its_numbers(library, spr
     assert all(row == numbers[0] for row in numbers)
     assert sorted(numbers[0].values()) == [1, 2]
     overlaps = [
-        iou(one.mask, frame.masks[NAMES.index(one.object_id)])
+        mask_iou(one.mask, frame.masks[NAMES.index(one.object_id)])
         for frame, result in zip(frames, results, strict=True)
         for one in result.instances
     ]

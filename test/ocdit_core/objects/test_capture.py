@@ -11,8 +11,8 @@ from PIL import Image
 
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.errors import ConfigError, ImageError
-from ocdit_core.evaluation.metrics import iou
 from ocdit_core.images import write_image
+from ocdit_core.masks import mask_iou
 from ocdit_core.objects.archive import save_templates
 from ocdit_core.objects.capture import CROP_MARGIN, capture_object, pair_masks
 from ocdit_core.objects.templates import check_views
@@ -78,7 +78,7 @@ def test_a_plain_background_and_a_click_need_no_masks(album):
     middle = capture_object("toy", files(album)[:2], clicks=[(160, 120)]).templates
     for templates in (plain, clicked, middle):
         for view, mask in enumerate(templates.mask):
-            assert iou(mask, exact.mask[view]) > 0.9
+            assert mask_iou(mask, exact.mask[view]) > 0.9
 
 
 def test_a_stored_object_goes_through_a_library(album, tmp_path):
@@ -97,7 +97,7 @@ def test_the_model_finds_a_captured_object(album, tmp_path):
     for seed in (20, 21, 22):
         image, truth = photo(seed, textured=True, size=(288, 384))
         found = segmenter.segment(image).instances
-        overlaps.append(iou(found[0].mask, truth) if found else 0.0)
+        overlaps.append(mask_iou(found[0].mask, truth) if found else 0.0)
     assert np.median(overlaps) > 0.6
 
 

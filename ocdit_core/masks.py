@@ -1,0 +1,106 @@
+"""Binary masks and boxes: COCO run lengths, intersection over union, tight boxes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco
+
+from ocdit_core.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Box = tuple[int, int, int, int]
+"""(x, y, width, height) in pixels: x and y are the left column and the top row that belong to the box, and its last
+column is x + width - 1. COCO uses the same convention; BOP stores width - 1 and height - 1."""
+
+
+def encode_mask(mask: np.ndarray, *, compressed: bool = True) -> dict[str, Any]:
+    """Return the run lengths of a mask, ready for JSON.
+
+    Args:
+        mask: (H, W) bool.
+        compressed: write the counts as COCO's compressed string; False writes the list of numbers that the BOP toolkit
+            uses.
+
+    Returns:
+        {"size": [H, W], "counts": str or list of int}, column by column, starting with the background.
+    """
+    size = [int(side) for side in mask.shape]
+    if compressed:
+        encoded = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+        return {"size": size, "counts": encoded["counts"].decode("ascii")}
+    values = np.asarray(mask, dtype=bool).T.reshape(-1)
+    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
+    counts = np.diff(np.concatenate([[0], changes, [values.size]])).tolist()
+    # The first run is always background, even if it is empty.
+    return {"size": size, "counts": [0, *counts] if values.size and values[0] else counts}
+
+
+def decode_mask(rle: dict[str, Any]) -> np.ndarray:
+    """Return the (H, W) bool mask of COCO run lengths, compressed (a string) or plain (a list of numbers).
+
+    Raises:
+        DataError: the run lengths are damaged or do not add up to the size.
+    """
+    try:
+        height, width = (int(side) for side in rle["size"])
+        counts = rle["counts"]
+        if isinstance(counts, list):
+            if sum(counts) != height * width or min(counts, default=0) < 0:
+                raise ValueError(f"the counts add up to {sum(counts)} pixels, the size is {height} x {width}")
+            values = np.arange(len(counts)) % 2 == 1
+            return np.repeat(values, counts).reshape(width, height).T.copy()
+        data = counts.encode("ascii") if isinstance(counts, str) else counts
+        decoded = coco.decode({"size": [height, width], "counts": data})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"run lengths of a mask are damaged: {' '.join(str(error).split())}") from error
+    return np.asarray(decoded, dtype=bool)
+
+
+@overload
+def mask_iou(first: np.ndarray, second: np.ndarray) -> npt.NDArray[np.float64]: ...
+@overload
+def mask_iou(first: Tensor, second: Tensor) -> Tensor: ...
+def mask_iou(first: Any, second: Any) -> Any:
+    """Return the intersection over union of each pair of masks; 1 where both are empty.
+
+    Args:
+        first: (..., H, W) bool array or tensor.
+        second: (..., H, W) bool array or tensor; leading dimensions broadcast.
+
+    Returns:
+        (...) floats in [0, 1], of the kind (array or tensor) that was given.
+
+    Raises:
+        ValueError: the masks have different sizes.
+    """
+    if first.shape[-2:] != second.shape[-2:]:
+        raise ValueError(f"masks of {tuple(first.shape[-2:])} and {tuple(second.shape[-2:])} pixels do not compare")
+    intersection, union = (first & second).sum((-2, -1)), (first | second).sum((-2, -1))
+    return (intersection + (union == 0)) / union.clip(min=1)
+
+
+def box_iou(first: Box, second: Box) -> float:
+    """Return the intersection over union of two boxes; 0 where both are empty."""
+    wide = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
+    high = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
+    intersection = max(wide, 0) * max(high, 0)
+    return intersection / max(first[2] * first[3] + second[2] * second[3] - intersection, 1)
+
+
+def tight_box(mask: np.ndarray) -> Box:
+    """Return the tight bounding box of a (H, W) bool mask.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    rows = np.flatnonzero(mask.any(axis=1))
+    if rows.size == 0:
+        raise ValueError("an empty mask has no box")
+    top, bottom = int(rows[0]), int(rows[-1])
+    columns = np.flatnonzero(mask[top : bottom + 1].any(axis=0))
+    return int(columns[0]), top, int(columns[-1] - columns[0] + 1), bottom - top + 1
