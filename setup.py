@@ -39,8 +39,8 @@ extras = {
     # recorded bags, without ROS
     "bag": ["rosbags>=0.11"],
     "train": ["tensorboard>=2.16", "lightning-fabric>=2.5"],
-    # charts of benchmarks
-    "plot": ["matplotlib>=3.8"],
+    # `ocdit report`, `ocdit inspect`, the gallery of objects, charts of benchmarks
+    "report": ["jinja2>=3.1", "matplotlib>=3.8"],
     "dev": [
         "pytest>=8",
         "ruff",
@@ -62,7 +62,7 @@ setup(
     maintainer_email="ocdit@example.org",
     packages=find_packages(include=["ocdit_core", "ocdit_core.*", "ocdit_ros", "ocdit_ros.*"]),
     package_data={
-        "ocdit_core": ["weights/*", "weights/*/*", "weights/*/refine/*", "py.typed"],
+        "ocdit_core": ["templates/*.html", "weights/*", "weights/*/*", "weights/*/refine/*", "py.typed"],
         "ocdit_ros": ["py.typed"],
     },
     data_files=data_files,

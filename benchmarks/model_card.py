@@ -22,8 +22,7 @@ import numpy as np
 
 from ocdit_core.data.dataset import open_dataset
 from ocdit_core.errors import OcditError
-from ocdit_core.evaluation.findings import KINDS, find_failures
-from ocdit_core.evaluation.report_pictures import close_up, ranked_images, side_by_side
+from ocdit_core.evaluation.failures import KINDS, draw_comparison, draw_failure, find_failures, rank_images
 from ocdit_core.evaluation.runs import Run, read_run
 from ocdit_core.evaluation.targets import frames_of, image_key, names_of_objects
 from ocdit_core.files import replacing
@@ -73,10 +72,10 @@ def draw_run(run: Run, path: Path, split: str, out: Path, name: str) -> None:
 
     rows, asked = run.rows(), run.asked
     threshold = float(run.metrics["score_threshold"])
-    findings = find_failures(frames_of(dataset, asked), asked, rows, threshold)
-    counts = Counter(failure.kind for failure in findings.failures)
-    shown = [failure for kind in KINDS for failure in spread(findings.of(kind), FAILURE_COLUMNS)]
-    ranked = ranked_images(run.records, threshold)
+    analysis = find_failures(frames_of(dataset, asked), asked, rows, threshold)
+    counts = Counter(failure.kind for failure in analysis.failures)
+    shown = [failure for kind in KINDS for failure in spread(analysis.of_kind(kind), FAILURE_COLUMNS)]
+    ranked = rank_images(run.records, threshold)
     middle = len(ranked) // 2
     chosen = [*ranked[:3], *ranked[middle - 1 : middle + 2], *ranked[-3:]]
     wanted = {image for image, _ in chosen} | {failure.image for failure in shown}
@@ -87,11 +86,11 @@ def draw_run(run: Run, path: Path, split: str, out: Path, name: str) -> None:
         some = [failure for failure in shown if failure.kind == kind]
         for failure in some:
             title = f"{kind} ({counts[kind]})\n{names[failure.object_id]}"
-            tiles.append(Tile(title, close_up(frames[failure.image].image(), failure)))
+            tiles.append(Tile(title, draw_failure(frames[failure.image].image(), failure)))
         tiles += [Tile("", np.full((1, 1, 3), 255, np.uint8))] * (FAILURE_COLUMNS - len(some) if some else 0)
     save(tiles, FAILURE_COLUMNS, out / f"{name}_failures.jpg", size=1.6)
     drawn = [
-        Tile(f"mean IoU {100 * iou:.0f}", side_by_side(frames[key], asked[key], rows[key], names, threshold))
+        Tile(f"mean IoU {100 * iou:.0f}", draw_comparison(frames[key], asked[key], rows[key], names, threshold))
         for key, iou in chosen
     ]
     save(drawn, 3, out / f"{name}_pictures.jpg", size=(5.4, 1.9))

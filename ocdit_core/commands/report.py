@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from ocdit_core.commands.common import add_command, positive
-from ocdit_core.errors import DataError
 
 EXAMPLES = """\
   ocdit report runs/fast runs/accurate --out report.html
@@ -44,10 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the page; returns 0."""
     from ocdit_core.data.dataset import open_dataset
     from ocdit_core.evaluation.ablate import is_ablation, read_ablation
-    from ocdit_core.evaluation.report import make_report
+    from ocdit_core.evaluation.report import write_report
     from ocdit_core.evaluation.runs import read_run
     from ocdit_core.evaluation.targets import names_of_objects
-    from ocdit_core.files import write_text
     from ocdit_core.objects.library import ObjectLibrary
 
     runs = [read_run(path) for path in arguments.runs if not is_ablation(path)]
@@ -58,18 +56,15 @@ def run(arguments: argparse.Namespace) -> int:
         folder = Path(getattr(dataset, "path", arguments.dataset or "."))
         names = names_of_objects(ObjectLibrary(arguments.objects), folder)
     known = [run.plan["dataset"] for run in runs] or [ablation.title for ablation in ablations]
-    page = make_report(
+    size = write_report(
+        arguments.out,
         runs,
         ablations,
         title=arguments.title or f"Evaluation: {known[0]}",
         dataset=dataset,
         names=names,
-        pictures=arguments.pictures,
+        images=arguments.pictures,
         resamples=arguments.resamples,
     )
-    try:
-        write_text(arguments.out, page)
-    except OSError as error:
-        raise DataError(f"{arguments.out}: cannot be written ({error.strerror})") from error
-    print(f"{arguments.out}: {len(page) / 1e6:.1f} MB")
+    print(f"{arguments.out}: {size / 1e6:.1f} MB")
     return 0

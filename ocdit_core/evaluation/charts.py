@@ -1,99 +1,62 @@
-"""Line charts as SVG, for pages that are one file."""
+"""Charts as SVG data URIs, drawn by matplotlib."""
 
 from __future__ import annotations
 
-import html
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-_WIDTH, _HEIGHT = 480, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 42
-_COLOURS = ("--a", "--b", "--c", "--d", "--e", "--f")
+from ocdit_core.errors import DataError
+from ocdit_core.evaluation.bootstrap import Estimate
+from ocdit_core.web_page import encode_uri
 
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """A value with the interval that it lies in, which may be as short as nothing."""
-
-    value: float
-    low: float
-    high: float
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """A line: a point, or None, for each place on the axis."""
-
-    name: str
-    points: tuple[Point | None, ...]
-
-
-def line_chart(places: Sequence[str], series: Sequence[Series], *, x_title: str, y_title: str) -> str:
-    """Return an SVG picture: one line a series, with whiskers for the intervals.
+def line_chart(
+    labels: Sequence[str], lines: Mapping[str, Sequence[Estimate | None]], *, x_label: str, y_label: str
+) -> str:
+    """Return a chart with one line per entry and error bars for the confidence intervals.
 
     Args:
-        places: labels along the axis, equally far apart whatever their values: settings need not be numbers.
-        series: the lines; each has a point for each place.
-        x_title: of the axis.
-        y_title: likewise.
+        labels: tick labels; ticks are equally spaced, since settings need not be numbers.
+        lines: an estimate, or None, for each tick, by name of the line.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
     """
-    known = [point for one in series for point in one.points if point is not None]
-    low = min((point.low for point in known), default=0.0)
-    high = max((point.high for point in known), default=1.0)
-    ticks = _ticks(low, high)
-    low, high = ticks[0], ticks[-1]
-    legend = 16 * len(series) if len(series) > 1 else 0
-    bottom = _HEIGHT - _BOTTOM
-
-    def x(at: float) -> float:
-        return _LEFT + (at + 0.5) * (_WIDTH - _LEFT - _RIGHT) / len(places)
-
-    def y(value: float) -> float:
-        return bottom - (value - low) / (high - low) * (bottom - _TOP)
-
-    parts = []
-    for tick in ticks:
-        parts.append(
-            f'<path d="M{_LEFT} {y(tick):.1f}H{_WIDTH - _RIGHT}" stroke="var(--line)"/>'
-            f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
+    figure, axes = _figure()
+    for number, (name, estimates) in enumerate(lines.items()):
+        # Shifted, so that the error bars of several lines do not cover each other.
+        shift = 0.06 * (number - (len(lines) - 1) / 2)
+        known = [(at + shift, one) for at, one in enumerate(estimates) if one is not None]
+        errors = [[one.value - one.low for _, one in known], [one.high - one.value for _, one in known]]
+        axes.errorbar(
+            [at for at, _ in known], [one.value for _, one in known], yerr=errors, marker="o", markersize=4, label=name
         )
-    for at, label in enumerate(places):
-        parts.append(f'<text x="{x(at):.1f}" y="{bottom + 16}" text-anchor="middle">{html.escape(label)}</text>')
-    parts.append(
-        f'<text x="{(_LEFT + _WIDTH) / 2}" y="{bottom + 34}" text-anchor="middle">{html.escape(x_title)}</text>'
-        f'<text transform="translate(12 {(bottom + _TOP) / 2}) rotate(-90)" text-anchor="middle">'
-        f"{html.escape(y_title)}</text>"
-    )
-    for number, one in enumerate(series):
-        # Whiskers of several lines beside each other, not on top.
-        shift = 0.06 * (number - (len(series) - 1) / 2)
-        shown = [(x(at + shift), point) for at, point in enumerate(one.points) if point is not None]
-        colour = f"var({_COLOURS[number % len(_COLOURS)]})"
-        line = " ".join(f"{left:.1f},{y(point.value):.1f}" for left, point in shown)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        for left, point in shown:
-            parts.append(
-                f'<path d="M{left:.1f} {y(point.low):.1f}V{y(point.high):.1f}" stroke="{colour}"/>'
-                f'<circle cx="{left:.1f}" cy="{y(point.value):.1f}" r="3.5" fill="{colour}">'
-                f"<title>{point.value:.3g} [{point.low:.3g}, {point.high:.3g}]</title></circle>"
-            )
-        if legend:
-            top = _HEIGHT + 16 * number
-            parts.append(
-                f'<rect x="{_LEFT}" y="{top}" width="14" height="4" fill="{colour}"/>'
-                f'<text x="{_LEFT + 20}" y="{top + 6}">{html.escape(one.name)}</text>'
-            )
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + legend}" role="img" font-size="12" fill="currentColor" '
-        f'aria-label="{html.escape(y_title)} against {html.escape(x_title)}">{"".join(parts)}</svg>'
-    )
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(axis="y", alpha=0.3)
+    if len(lines) > 1:
+        figure.legend(loc="outside lower center", fontsize="small")
+    return _svg(figure)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round values, the first not above `low` and the last not below `high`."""
-    span = max(high - low, 1e-9, 0.02 * abs(high))
-    step = 10.0 ** math.floor(math.log10(span / 4))
-    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 5)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
+def _figure() -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise DataError("charts need the package matplotlib: pip install matplotlib") from None
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _svg(figure: Figure) -> str:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    # Text stays text; without a date and with a fixed salt, equal data give equal files.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ocdit"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return encode_uri(buffer.getvalue(), "image/svg+xml")

@@ -1,200 +1,399 @@
-"""A report of evaluations as one web page."""
+"""Evaluation report: runs and grids of settings as one HTML page (template `report.html`)."""
 
 from __future__ import annotations
 
-import html
+import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ocdit_core.data.bop import BopFolder
+from ocdit_core.data.frame import Frame
 from ocdit_core.data.shards import ShardDataset
-from ocdit_core.evaluation.ablate import Ablation
-from ocdit_core.evaluation.compare import Comparison, compare, comparison_table
-from ocdit_core.evaluation.report_ablation import ablation_section
-from ocdit_core.evaluation.report_failures import failures_section
+from ocdit_core.errors import DataError
+from ocdit_core.evaluation.ablate import Ablation, Cell
+from ocdit_core.evaluation.bootstrap import Estimate
+from ocdit_core.evaluation.bop_results import ImageKey
+from ocdit_core.evaluation.charts import line_chart
+from ocdit_core.evaluation.compare import Compared, Comparison, compare, comparison_table
+from ocdit_core.evaluation.failures import (
+    KINDS,
+    Failure,
+    FailureAnalysis,
+    draw_comparison,
+    draw_failure,
+    find_failures,
+    rank_images,
+)
 from ocdit_core.evaluation.runs import Run, named_apart, require_same_task
-from ocdit_core.web_page import page, table
+from ocdit_core.evaluation.targets import frames_of, image_key
+from ocdit_core.web_page import Table, data_uri, write_page
 
+# AP in percent on BOP's test targets (test_targets_bop19.json), model-based 2D segmentation of unseen objects. Source:
+# OC-DiT, arXiv:2508.04122, table 1, which took the values of the other methods from the BOP leaderboard on 2025-02-27.
 PUBLISHED: dict[str, dict[str, float]] = {
     "ycbv": {
-        "CNOS": 59.9, "SAM-6D": 60.5, "NIDS-Net": 65.0, "MUSE": 67.2, "LDSeg": 64.7, "NOCTIS": 68.4,
+        "CNOS": 59.9, "SAM-6D": 60.5, "NIDS-Net": 65.0, "MUSE": 67.2, "LDSeg": 64.7,
         "OC-DiT coarse": 68.6, "OC-DiT coarse + refine": 71.7,
     },
     "tudl": {
-        "CNOS": 48.0, "SAM-6D": 56.9, "NIDS-Net": 55.6, "MUSE": 56.5, "LDSeg": 58.7, "NOCTIS": 58.3,
+        "CNOS": 48.0, "SAM-6D": 56.9, "NIDS-Net": 55.6, "MUSE": 56.5, "LDSeg": 58.7,
         "OC-DiT coarse": 32.5, "OC-DiT coarse + refine": 59.4,
     },
     "lmo": {
-        "CNOS": 39.7, "SAM-6D": 46.0, "NIDS-Net": 43.9, "MUSE": 47.8, "LDSeg": 47.8, "NOCTIS": 48.9,
+        "CNOS": 39.7, "SAM-6D": 46.0, "NIDS-Net": 43.9, "MUSE": 47.8, "LDSeg": 47.8,
         "OC-DiT coarse": 29.6, "OC-DiT coarse + refine": 40.1,
     },
     "hb": {
-        "CNOS": 51.1, "SAM-6D": 59.3, "NIDS-Net": 62.0, "MUSE": 59.7, "LDSeg": 62.2, "NOCTIS": 60.7,
+        "CNOS": 51.1, "SAM-6D": 59.3, "NIDS-Net": 62.0, "MUSE": 59.7, "LDSeg": 62.2,
         "OC-DiT coarse": 52.4, "OC-DiT coarse + refine": 61.5,
     },
 }  # fmt: skip
-"""AP in percent on objects that the methods have not seen, on BOP's test targets, as the OC-DiT paper has them."""
+MAX_CONFUSED_PAIRS = 20
+MAX_LINES = 6
+"""Lines in one chart; more cannot be told apart."""
 
-_PARTS = (
+_BREAKDOWNS = (
     ("by_area", "AP by area in pixels"),
-    ("by_share_of_picture", "AP by share of the picture"),
-    ("by_visibility", "AP by visible share"),
+    ("by_share_of_picture", "AP by fraction of the image area"),
+    ("by_visibility", "AP by visible fraction"),
 )
 
 
-def make_report(
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Part of a section: heading, images, notes and tables, in this order.
+
+    Attributes:
+        heading: shown above the part; may be empty.
+        notes: paragraphs.
+        tables: shown side by side if there are several.
+        images: data URI and caption of each.
+        image_width: minimum width of an image, in CSS units.
+    """
+
+    heading: str = ""
+    notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    images: Sequence[tuple[str, str]] = ()
+    image_width: str = "30rem"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A titled section of the page."""
+
+    title: str
+    parts: Sequence[Part]
+
+
+def write_report(
+    path: str | Path,
     runs: Sequence[Run],
     ablations: Sequence[Ablation] = (),
     *,
     title: str = "Evaluation",
     dataset: BopFolder | ShardDataset | None = None,
     names: Mapping[int, str] | None = None,
-    pictures: int = 6,
+    images: int = 6,
     resamples: int = 1000,
-) -> str:
-    """Return the page.
+) -> int:
+    """Write the page, atomically.
 
     Args:
-        runs: of the same objects in the same images.
-        ablations: grids; each may be of other images.
-        title: of the page.
-        dataset: of the runs: with it there are pictures, failures and confusions.
-        names: of the objects, by obj_id; default: the numbers.
-        pictures: of the best images, of the worst, and of each kind of failure.
-        resamples: of the bootstrap.
+        path: HTML file to write.
+        runs: runs with the same targets in the same images.
+        ablations: grids; each may be on other images.
+        title: title of the page.
+        dataset: dataset of the runs; with it the page shows images, failures and confusions.
+        names: object names by obj_id; default: the numbers.
+        images: number of the best images, of the worst, and of each kind of failure.
+        resamples: number of bootstrap resamples.
+
+    Returns:
+        The size of the page in characters.
 
     Raises:
-        DataError: the runs are of different images or objects, the dataset is another one, or its images cannot be
-            read.
+        DataError: the runs differ in images or targets, `dataset` is another one, its images cannot be read, or the
+            page cannot be written.
     """
-    # BOP's own names say no more than the numbers.
+    # BOP's default names add nothing to the numbers.
     names = {number: name for number, name in (names or {}).items() if name != f"obj_{number:06d}"}
-    sections: list[tuple[str, str]] = []
+    sections: list[Section] = []
     if runs:
         require_same_task(runs)
         sections += [
-            ("Result", _headline(compare(runs, resamples=resamples), runs)),
-            ("By size and visibility", _parts(runs)),
-            ("By object", _objects(runs, names)),
+            Section(title="Results", parts=_headline(compare(runs, resamples=resamples), runs)),
+            Section(title="By size and visibility", parts=[_breakdowns(runs)]),
+            Section(title="By object", parts=[_objects(runs, names)]),
         ]
         if dataset is not None:
             for run, name in zip(runs, named_apart(runs), strict=True):
-                sections.append((f"Pictures: {name}", failures_section(run, dataset, names, pictures)))
+                sections.append(Section(title=f"Images: {name}", parts=_failures(run, dataset, names, images)))
     for ablation in ablations:
-        sections.append((ablation.title or ablation.path.name, ablation_section(ablation, resamples)))
+        parts = _ablation(ablation, resamples)
+        sections.append(Section(title=ablation.title or ablation.path.name, parts=parts))
     if runs:
-        sections += [("Time", _times(runs)), ("Settings and versions", _settings(runs))]
-    links = "".join(f'<a href="#s{at}">{html.escape(name)}</a>' for at, (name, _) in enumerate(sections))
-    body = f"<h1>{html.escape(title)}</h1>\n<nav>{links}</nav>\n" + "".join(
-        f'<h2 id="s{at}">{html.escape(name)}</h2>\n{content}' for at, (name, content) in enumerate(sections)
-    )
-    return page(title, body)
-
-
-def _headline(comparison: Comparison, runs: Sequence[Run]) -> str:
-    header, rows = comparison_table(comparison)
-    names = [run.name for run in comparison.runs]
-    known = PUBLISHED.get(comparison.dataset, {})
-    classes = ["" for _ in rows] + ["dim"] * len(known)
-    empty = [""] * (len(header) - 2)
-    rows += [[f"{name} (published)", f"{value:.1f}", *empty] for name, value in known.items()]
-    note = (
-        f"{comparison.dataset}: {comparison.images:,} images. In percent, with 95% confidence intervals by "
-        f"{comparison.resamples} resamples of {comparison.unit}s. A star marks a difference that is more than chance."
-    )
-    if known:
-        note += " Published values are AP on BOP's test targets (test_targets_bop19.json): compare runs on these only."
-    more = _columns(
-        runs,
-        names,
-        {
-            "AP": lambda m: _percent(m["ap"]),
-            "AP50": lambda m: _percent(m["ap50"]),
-            "AP75": lambda m: _percent(m["ap75"]),
-            "AR": lambda m: _percent(m["ar"]),
-            "score threshold": lambda m: f"{m['score_threshold']:g}",
-            "mean IoU": lambda m: _percent(m["at_threshold"]["mean_iou"]),
-            "precision": lambda m: _percent(m["at_threshold"]["precision"]),
-            "recall": lambda m: _percent(m["at_threshold"]["recall"]),
-            "F1": lambda m: _percent(m["at_threshold"]["f1"]),
-            "false masks": lambda m: (
-                f"{_percent(m['at_threshold']['false_mask_rate'])} "
-                f"({m['at_threshold']['false_masks']} of {m['at_threshold']['absent']})"
-            ),
-            "instances": lambda m: f"{m['at_threshold']['instances']:,}",
-        },
-    )
-    return table(header, rows, classes=classes) + f"<p>{html.escape(note)}</p>\n" + more
-
-
-def _columns(runs: Sequence[Run], names: Sequence[str], figures: dict[str, Callable[[dict[str, Any]], str]]) -> str:
-    """A table with a row for each figure and a column for each run."""
-    rows = [[name, *(figure(run.metrics) for run in runs)] for name, figure in figures.items()]
-    return table(["", *names], rows)
-
-
-def _parts(runs: Sequence[Run]) -> str:
-    names = named_apart(runs)
-    tables = []
-    for key, caption in _PARTS:
-        rows = [
-            [part.replace("_", " "), str(value["instances"]), *(_percent(run.metrics[key][part]["ap"]) for run in runs)]
-            for part, value in runs[0].metrics[key].items()
+        sections += [
+            Section(title="Time", parts=[_times(runs)]),
+            Section(title="Settings and versions", parts=[_settings(runs)]),
         ]
-        tables.append(table(["", "instances", *names], rows, caption=caption))
-    return f'<div class="columns">\n{"".join(tables)}</div>\n'
+    return write_page(path, "report.html", title=title, sections=sections)
 
 
-def _objects(runs: Sequence[Run], names: Mapping[int, str]) -> str:
-    """A row for each object, by falling AP of the first run."""
+def _headline(comparison: Comparison, runs: Sequence[Run]) -> list[Part]:
+    header, rows = comparison_table(comparison)
+    published = PUBLISHED.get(comparison.dataset, {})
+    row_classes = [""] * len(rows) + ["dim"] * len(published)
+    rows += [[f"{name} (published)", f"{ap:.1f}", *[""] * (len(header) - 2)] for name, ap in published.items()]
+    notes = [_comparison_note(comparison) + " An asterisk marks a difference whose interval excludes 0."]
+    if published:
+        notes.append(
+            "Published: AP on BOP's test targets (test_targets_bop19.json), from table 1 of the OC-DiT paper "
+            "(arXiv:2508.04122; other methods: BOP leaderboard, 2025-02-27). Compare only runs on these targets."
+        )
+    metrics = {
+        "AP": lambda m: _percent(m["ap"]),
+        "AP50": lambda m: _percent(m["ap50"]),
+        "AP75": lambda m: _percent(m["ap75"]),
+        "AR": lambda m: _percent(m["ar"]),
+        "score threshold": lambda m: f"{m['score_threshold']:g}",
+        "mean IoU": lambda m: _percent(m["at_threshold"]["mean_iou"]),
+        "precision": lambda m: _percent(m["at_threshold"]["precision"]),
+        "recall": lambda m: _percent(m["at_threshold"]["recall"]),
+        "F1": lambda m: _percent(m["at_threshold"]["f1"]),
+        "false masks": lambda m: (
+            f"{_percent(m['at_threshold']['false_mask_rate'])} "
+            f"({m['at_threshold']['false_masks']} of {m['at_threshold']['absent']})"
+        ),
+        "instances": lambda m: f"{m['at_threshold']['instances']:,}",
+    }
+    return [
+        Part(tables=[Table(header=header, rows=rows, row_classes=row_classes)]),
+        Part(notes=notes, tables=[_by_run(runs, metrics)]),
+    ]
+
+
+def _comparison_note(comparison: Comparison) -> str:
+    return (
+        f"{comparison.dataset}: {comparison.images:,} images. In percent, with 95% bootstrap confidence intervals "
+        f"({comparison.resamples} resamples of {comparison.unit}s)."
+    )
+
+
+def _by_run(runs: Sequence[Run], metrics: dict[str, Callable[[dict[str, Any]], str]]) -> Table:
+    """Return a table with one row per metric and one column per run."""
+    rows = [[name, *(metric(run.metrics) for run in runs)] for name, metric in metrics.items()]
+    return Table(header=["", *named_apart(runs)], rows=rows)
+
+
+def _breakdowns(runs: Sequence[Run]) -> Part:
+    tables = []
+    for key, caption in _BREAKDOWNS:
+        rows = [
+            [name.replace("_", " "), str(value["instances"]), *(_percent(run.metrics[key][name]["ap"]) for run in runs)]
+            for name, value in runs[0].metrics[key].items()
+        ]
+        tables.append(Table(header=["", "instances", *named_apart(runs)], rows=rows, caption=caption))
+    return Part(tables=tables)
+
+
+def _objects(runs: Sequence[Run], names: Mapping[int, str]) -> Part:
+    """Return one row per object, by descending AP of the first run."""
     numbers = sorted({number for run in runs for number in run.metrics["by_object"]}, key=int)
     each = {number: [run.metrics["by_object"].get(number, {}) for run in runs] for number in numbers}
     numbers.sort(key=lambda number: -(each[number][0].get("ap") or 0.0))
-    titles = named_apart(runs)
     header = ["object", "instances"]
-    for title in titles:
-        header += [f"{title}: AP", "mean IoU", "false masks"]
+    for name in named_apart(runs):
+        header += [f"{name}: AP", "mean IoU", "false masks"]
     rows = []
     for number in numbers:
-        row = [_label(names, number), str(each[number][0].get("instances", ""))]
+        label = f"{number} {names[int(number)]}" if int(number) in names else number
+        row = [label, str(each[number][0].get("instances", ""))]
         for one in each[number]:
             row += [_percent(one.get("ap")), _percent(one.get("mean_iou")), str(one.get("false_masks", "-"))]
         rows.append(row)
-    return table(header, rows)
+    return Part(tables=[Table(header=header, rows=rows)])
 
 
-def _times(runs: Sequence[Run]) -> str:
+def _failures(run: Run, dataset: BopFolder | ShardDataset, names: Mapping[int, str], images: int) -> list[Part]:
+    """Return the best and worst images, the failures by kind, and the confusions of a run."""
+    if dataset.name != run.plan["dataset"]:
+        raise DataError(f"{run.path}: is an evaluation of {run.plan['dataset']}, not of {dataset.name}")
+    threshold = float(run.metrics["score_threshold"])
+    rows, asked = run.rows(), run.asked
+    analysis = find_failures(frames_of(dataset, asked), asked, rows, threshold)
+    ranked = rank_images(run.records, threshold)
+    count = min(images, len(ranked) // 2)
+    chosen = {"Best images": ranked[:count], "Worst images": ranked[::-1][:count]}
+    shown = {kind: analysis.of_kind(kind)[:images] for kind in KINDS}
+    wanted = {image for some in chosen.values() for image, _ in some}
+    wanted |= {failure.image for some in shown.values() for failure in some}
+    frames: dict[ImageKey, Frame] = {image_key(frame): frame for frame in frames_of(dataset, wanted)}
+    parts = [
+        Part(
+            notes=[
+                f"Masks with a score of at least {threshold:g}. Left: ground truth, labelled with the visible "
+                "fraction; right: results."
+            ]
+        )
+    ]
+    for heading, some in chosen.items():
+        drawn = [
+            (
+                data_uri(draw_comparison(frames[image], asked[image], rows[image], names, threshold)),
+                f"scene {image[0]}, image {image[1]}: mean IoU {100 * iou:.1f}",
+            )
+            for image, iou in some
+        ]
+        parts.append(Part(heading=heading, images=drawn, image_width="38rem"))
+    counts = Counter(failure.kind for failure in analysis.failures)
+    table = Table(
+        header=["failure", "count", "definition"],
+        rows=[[kind, str(counts[kind]), text] for kind, text in KINDS.items()],
+        text_columns=[2],
+    )
+    parts.append(Part(heading="Failures", notes=["Green: ground truth; red: predicted mask."], tables=[table]))
+    for kind, failures in shown.items():
+        if failures:
+            order = "largest" if kind == "missed" else "highest-scoring"
+            heading = f"{kind.capitalize()} ({order} {len(failures)} of {counts[kind]})"
+            drawn = [(data_uri(draw_failure(frames[one.image].image(), one)), _caption(one, names)) for one in failures]
+            parts.append(Part(heading=heading, images=drawn, image_width="11rem"))
+    parts.append(_confusions(analysis, names))
+    return parts
+
+
+def _caption(failure: Failure, names: Mapping[int, str]) -> str:
+    words = [_name(names, failure.object_id)]
+    if failure.score is not None:
+        words.append(f"score {failure.score:.2f}")
+    if failure.lies_on is not None:
+        words.append(f"on {_name(names, failure.lies_on)}")
+    if failure.iou:
+        words.append(f"IoU {failure.iou:.2f}")
+    return ", ".join([*words, f"image {failure.image[0]}/{failure.image[1]}"])
+
+
+def _confusions(analysis: FailureAnalysis, names: Mapping[int, str]) -> Part:
+    confusion = analysis.confusion
+    correct = sum(count for (true, predicted), count in confusion.items() if true == predicted)
+    background = sum(count for (true, _), count in confusion.items() if true is None)
+    wrong = Counter({pair: count for pair, count in confusion.items() if pair[0] is not None and pair[0] != pair[1]})
+    rows = [
+        ["on the correct object", str(correct)],
+        ["on another object", str(wrong.total())],
+        ["on no object", str(background)],
+    ]
+    tables = [Table(header=["masks", "count"], rows=rows)]
+    if wrong:
+        rows = [
+            [_name(names, true) if true is not None else "", _name(names, predicted), str(count)]
+            for (true, predicted), count in wrong.most_common(MAX_CONFUSED_PAIRS)
+        ]
+        tables.append(Table(header=["true object", "predicted as", "count"], rows=rows, text_columns=[1]))
+    return Part(heading="Confusions", notes=["A mask lies on an object if their IoU is 0.5 or more."], tables=tables)
+
+
+def _ablation(ablation: Ablation, resamples: int) -> list[Part]:
+    """Return charts along each setting of a grid, and the table of its cells."""
+    missing = [f"{ablation.unfinished} cells are not finished."] if ablation.unfinished else []
+    if not ablation.cells:
+        return [Part(notes=missing)]
+    comparison = compare([run for _, run in ablation.cells], resamples=resamples)
+    results = list(zip([cell for cell, _ in ablation.cells], comparison.runs, strict=True))
+    keys = dict.fromkeys(key for cell, _ in results for key in cell)
+    varied = [key for key in keys if len({_text(cell[key]) for cell, _ in results if key in cell}) > 1]
+    header, rows = comparison_table(comparison)
+    return [
+        Part(
+            images=[chart for key in varied for chart in _charts(key, results)],
+            notes=[*missing, _comparison_note(comparison) + " Differences are to the first cell."],
+            tables=[Table(header=header, rows=rows)],
+        )
+    ]
+
+
+def _charts(key: str, results: Sequence[tuple[Cell, Compared]]) -> list[tuple[str, str]]:
+    """Return charts of AP and time along one setting, with one line for each combination of the others."""
+    used = [(cell, run) for cell, run in results if key in cell]
+    ticks = [text for text, _ in sorted({_text(cell[key]): cell[key] for cell, _ in used}.items(), key=_tick_order)]
+    lines: dict[str, dict[str, Compared]] = {}
+    for cell, run in used:
+        others = ", ".join(f"{name} {_text(value)}" for name, value in cell.items() if name != key)
+        lines.setdefault(others, {})[_text(cell[key])] = run
+    # Of several grids, some may have a single value on this axis: no line.
+    lines = {name: line for name, line in lines.items() if len(line) > 1}
+    charts = []
+    for title, estimate in (("AP in percent", _ap), ("seconds per image", _time)):
+        shown = {
+            name: [estimate(line[tick]) if tick in line else None for tick in ticks]
+            for name, line in list(lines.items())[:MAX_LINES]
+        }
+        if any(one is not None for line in shown.values() for one in line):
+            more = f" (the first {MAX_LINES} of {len(lines)} lines)" if len(lines) > MAX_LINES else ""
+            charts.append((line_chart(ticks, shown, x_label=key, y_label=title), f"{title} against {key}{more}"))
+    return charts
+
+
+def _ap(run: Compared) -> Estimate:
+    ap = run.figures["ap"]
+    return Estimate(value=100 * ap.value, low=100 * ap.low, high=100 * ap.high)
+
+
+def _time(run: Compared) -> Estimate | None:
+    seconds = run.median_time
+    return None if seconds is None else Estimate(value=seconds, low=seconds, high=seconds)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " x ".join(_text(one) for one in value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _tick_order(tick: tuple[str, Any]) -> tuple[bool, float, str]:
+    """Sort numbers, and lists by their first number, by size; anything else after them by its text."""
+    text, value = tick
+    first = value[0] if isinstance(value, list) and value else value
+    number = isinstance(first, (int, float))
+    return not number, float(first) if number else 0.0, text
+
+
+def _times(runs: Sequence[Run]) -> Part:
     times = [run.metrics["time"] for run in runs]
     stages = list(dict.fromkeys(stage for time in times for stage in time["stages"]))
     rows = [[name, *(_seconds(time[name]) for time in times)] for name in ("median", "mean", "p95")]
     rows.append(["images per second", *(_seconds(time["images_per_second"]) for time in times)])
     rows += [[f"stage {stage} (median)", *(_seconds(time["stages"].get(stage)) for time in times)] for stage in stages]
-    return table(["seconds for an image", *named_apart(runs)], rows)
+    return Part(tables=[Table(header=["seconds per image", *named_apart(runs)], rows=rows)])
 
 
-def _settings(runs: Sequence[Run]) -> str:
-    """All settings; those that differ come first, marked."""
-    flat = [_flattened(run.plan) for run in runs]
+def _settings(runs: Sequence[Run]) -> Part:
+    """Return all settings; those that differ between runs come first, marked."""
+    flat = [_flatten(run.plan) for run in runs]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     rows = [[key, *(one.get(key, "-") for one in flat)] for key in keys]
     rows.sort(key=lambda row: len(set(row[1:])) == 1)
-    return table(["", *named_apart(runs)], rows, classes=["mark" if len(set(row[1:])) > 1 else "" for row in rows])
+    row_classes = ["mark" if len(set(row[1:])) > 1 else "" for row in rows]
+    return Part(tables=[Table(header=["", *named_apart(runs)], rows=rows, row_classes=row_classes)])
 
 
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flattened(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = "-" if value is None else str(value)
     return flat
 
 
-def _label(names: Mapping[int, str], number: str) -> str:
-    name = names.get(int(number))
-    return f"{number} {name}" if name else number
+def _name(names: Mapping[int, str], number: int) -> str:
+    return names.get(number, f"object {number}")
 
 
 def _percent(value: float | None) -> str:

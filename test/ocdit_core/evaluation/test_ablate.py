@@ -66,7 +66,7 @@ def test_a_grid_from_settings_to_curves(place, tmp_path, capsys):
     assert main(["report", str(out), "--resamples", "20", "--out", str(page)]) == 0
     parsed = Strict(page.read_text())
     words = [word.strip() for word in parsed.words]
-    for title in ("AP in percent", "seconds for an image"):
+    for title in ("AP in percent", "seconds per image"):
         for key in ("blur", "candidates", "thresholds"):
             assert f"{title} against {key}" in words
     values = {round(100 * run.metrics["ap"], 1) for _, run in cells}
