@@ -18,7 +18,7 @@ from einops import rearrange
 
 from ocdit_core.config import apply_overrides, build, read_yaml
 from ocdit_core.data.synthetic.bank import BankSettings, build_bank
-from ocdit_core.diffusion.samplers import SamplerConfig, posterior_mean, sample
+from ocdit_core.diffusion.samplers import SamplerConfig, sample
 from ocdit_core.masks import mask_iou
 from ocdit_core.training.average import WeightAverage
 from ocdit_core.training.data import TrainingData
@@ -99,11 +99,11 @@ def sampled_iou(stage: DiffusionStage, batch: Batch) -> dict[str, float]:
     shape = (truth.shape[0], 1, truth.shape[1], model.config.vae.latent_channels, *conditioning.grid)
     noise = torch.randn(shape, generator=generator)
 
-    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return model.denoiser(x, sigma.expand(x.shape[:2]), conditioning)
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return model.denoiser(x, sigma, conditioning)
 
     latents = {
-        "posterior mean": posterior_mean(denoise, noise, 80.0),
+        "posterior mean": sample(denoise, noise, SamplerConfig(steps=0)),
         "Heun, 9 steps": sample(denoise, noise, SamplerConfig()),
     }
     return {

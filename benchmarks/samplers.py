@@ -2,7 +2,7 @@
 """What speed costs: average precision against evaluations of the network, for every way to sample.
 
     python benchmarks/samplers.py --dataset data/validation_procedural data/validation_meshes   # held_out_sets.py's
-    python benchmarks/samplers.py --dataset ... --images 20 --only mean,heun,drop --json curve.json --plot curve.png
+    python benchmarks/samplers.py --dataset ... --images 20 --only mean,heun --json curve.json --plot curve.png
 
 Each image goes through all ways before the next one: an interrupted run shows what it has. What the ways share is
 computed once, so that seconds are of no use here: `ocdit benchmark` measures those.
@@ -51,20 +51,9 @@ def ways(settings: InferenceSettings) -> dict[str, dict[str, Any]]:
         found[f"heun {steps}"] = {"sampler": SamplerConfig(steps=steps)}
     for steps in (2, 3, 4, 5, 6, 8):
         found[f"dpm {steps}"] = {"sampler": SamplerConfig(steps=steps, method="dpm++2m")}
-    for sigma in (0.5, 2.0, 5.0, 20.0):
-        for steps in (1, 2, 3):
-            sampler = SamplerConfig(steps=steps, method="dpm++2m", start="mean", start_sigma=sigma)
-            found[f"from-mean {sigma:g} dpm {steps}"] = {"sampler": sampler}
-    for stop in (0.05, 0.5, 2.0):
-        found[f"stop {stop:g} heun 9"] = {"sampler": SamplerConfig(stop_sigma=stop)}
-        found[f"stop {stop:g} dpm 6"] = {"sampler": SamplerConfig(steps=6, method="dpm++2m", stop_sigma=stop)}
-    dpm = SamplerConfig(steps=4, method="dpm++2m", stop_sigma=0.05)
+    dpm = SamplerConfig(steps=4, method="dpm++2m")
     for members in (4, 16):
         found[f"ensemble dpm 4 x{members}"] = {"sampler": dpm, "ensemble": members}
-    for error in (0.01, 0.003):
-        found[f"ensemble dpm 4 x16 exit {error:g}"] = {"sampler": dpm, "ensemble": 16, "early_exit": error}
-    for threshold in (0.02, 0.1, 0.3):
-        found[f"drop {threshold:g} heun 5"] = {"sampler": SamplerConfig(steps=5), "drop_absent": threshold}
     found["bfloat16 mean"] = {"sampler": mean, "precision": "bfloat16"}
     found["bfloat16 heun 5"] = {"sampler": SamplerConfig(steps=5), "precision": "bfloat16"}
     return found
@@ -196,7 +185,7 @@ def draw(path: Path, figures: dict[str, dict[str, float]], title: str) -> None:
     groups: dict[str, list[dict[str, float]]] = {}
     for name, row in figures.items():
         words = name.split()
-        group = " ".join(words[:2]) if words[0] in ("from-mean", "stop") else words[0]
+        group = words[0]
         groups.setdefault(group, []).append(row)
     for axis, key, label in zip(axes, ("ap", "false_mask_rate"), ("AP", "false masks for absent targets"), strict=True):
         for number, (group, rows) in enumerate(groups.items()):

@@ -22,12 +22,12 @@ SPREAD = 0.1
 MODE = math.sqrt(SIGMA_DATA**2 - SPREAD**2)
 
 
-def normal(x: Tensor, sigma: Tensor) -> Tensor:
+def normal(x: Tensor, sigma: float) -> Tensor:
     """D for latents distributed as N(1, 0.5^2)."""
     return 1 + SIGMA_DATA**2 / (SIGMA_DATA**2 + sigma**2) * (x - 1)
 
 
-def two_points(x: Tensor, sigma: Tensor) -> Tensor:
+def two_points(x: Tensor, sigma: float) -> Tensor:
     """D for latents distributed as N(0.49, 0.1^2) or N(-0.49, 0.1^2), one as probable as the other."""
     variance = SPREAD**2 + sigma**2
     nearer = MODE * torch.tanh(x * MODE / variance)
@@ -40,14 +40,7 @@ def ways() -> dict[str, list[SamplerConfig]]:
     dpm = [SamplerConfig(steps=steps, method="dpm++2m") for steps in (2, 3, 4, 5, 6, 8, 10, 12, 16)]
     return {
         "heun": heun,
-        "heun, stop_sigma 0.05": [SamplerConfig(steps=one.steps, stop_sigma=0.05) for one in heun],
         "dpm++2m": dpm,
-        "dpm++2m, stop_sigma 0.05": [
-            SamplerConfig(steps=one.steps, method="dpm++2m", stop_sigma=0.05) for one in dpm[1:]
-        ],
-        "dpm++2m, from the mean at 5": [
-            SamplerConfig(steps=one.steps, method="dpm++2m", start="mean", start_sigma=5.0) for one in dpm[:-1]
-        ],
     }
 
 

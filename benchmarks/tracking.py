@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
-"""Videos followed from frame to frame against the same frames one by one: accuracy, numbers kept, evaluations.
+"""Videos with tracking against the same frames one by one: accuracy, ids kept, evaluations.
 
     python benchmarks/tracking.py                                   # 2 videos of 60 frames, the embedded model
-    python benchmarks/tracking.py --sigma 0.5 1 2 5 --every 10 --videos 4 --json out.json
+    python benchmarks/tracking.py --videos 4 --json out.json
 
 Procedural objects that no training has seen glide over a background, cover each other, are gone for a while; one
 target is never there. Fixed seeds: the same command gives the same videos on any machine with the same OpenGL.
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from ocdit_core.evaluation.average_precision import Matches
 from ocdit_core.evaluation.records import ImageRecord, TargetRecord
 from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.segmenter import Segmenter
-from ocdit_core.inference.settings import InferenceSettings, TrackSettings
+from ocdit_core.inference.tracker import Tracker
 from ocdit_core.inference.weights import recommended_settings
 from ocdit_core.masks import mask_iou
 from ocdit_core.objects.library import ObjectLibrary
@@ -67,7 +66,7 @@ def names_of(video: int) -> list[str]:
     return [f"object_{number:03d}" for number in range(first, first + SHOWN + ABSENT)]
 
 
-def measure(segmenter: Segmenter, library: ObjectLibrary, videos: list[list[VideoFrame]], follow: bool) -> dict:
+def measure(segmenter: Segmenter, library: ObjectLibrary, videos: list[list[VideoFrame]], track: bool) -> dict:
     """Run all videos; return the figures."""
     evaluations = 0
 
@@ -83,7 +82,7 @@ def measure(segmenter: Segmenter, library: ObjectLibrary, videos: list[list[Vide
     for number, video in enumerate(videos):
         names = names_of(number)
         segmenter.set_objects(library, names)
-        find: Callable[[np.ndarray], Segmentation] = segmenter.tracker().segment if follow else segmenter.segment
+        find: Callable[[np.ndarray], Segmentation] = Tracker(segmenter).segment if track else segmenter.segment
         known: dict[str, int] = {}
         for step, frame in enumerate(video):
             result = find(frame.image)
@@ -136,20 +135,14 @@ def main() -> int:
     parser.add_argument("--videos", type=int, default=2, help="number of videos (default 2)")
     parser.add_argument("--frames", type=int, default=60, help="length of a video (default 60)")
     parser.add_argument("--speed", type=float, default=0.015, help="way a frame over the shorter side (default 0.015)")
-    parser.add_argument("--sigma", type=float, nargs="*", help="noise levels of followed frames (default: the setting)")
-    parser.add_argument("--every", type=int, nargs="*", help="frames between new starts (default: the setting)")
     parser.add_argument("--no-refine", action="store_true", help="the coarse stage alone")
     parser.add_argument("--seed", type=int, default=0, help="of the videos (default 0)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    usual, settings = TrackSettings(), recommended_settings(options.weights)
-    ways: dict[str, tuple[InferenceSettings, bool]] = {"frame by frame": (settings, False)}
-    for sigma in options.sigma or [usual.sigma]:
-        for every in options.every or [usual.redetect_every]:
-            track = TrackSettings(sigma=sigma, redetect_every=every)
-            ways[f"sigma {sigma:g}, anew every {every}"] = dataclasses.replace(settings, track=track), True
+    settings = recommended_settings(options.weights)
+    ways = {"frame by frame": False, "tracked": True}
     rows = {}
     print(
         f"{'way':<26} {'AP':>6} {'AP50':>6} {'IoU':>6} {'false':>6} {'numbers':>8} {'evaluations':>12} {'s/frame':>8}\n"
@@ -157,10 +150,10 @@ def main() -> int:
     )
     with tempfile.TemporaryDirectory() as folder:
         library, videos = make_videos(Path(folder), options)
-        for name, (chosen, follow) in ways.items():
+        for name, track in ways.items():
             refine = None if options.no_refine else "auto"
-            segmenter = Segmenter.from_pretrained(options.weights, settings=chosen, refine=refine)
-            row = rows[name] = measure(segmenter, library, videos, follow)
+            segmenter = Segmenter.from_pretrained(options.weights, settings=settings, refine=refine)
+            row = rows[name] = measure(segmenter, library, videos, track)
             print(
                 f"{name:<26} {row['ap']:6.3f} {row['ap50']:6.3f} {row['iou']:6.3f} {row['false_masks']:6.0%} "
                 f"{row['number_changes']:8d} {row['evaluations']:12.2f} {row['seconds']:8.3f}",

@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Segment a bag; returns 2 when an image could not be used (the others are done), else 0."""
     from tqdm import tqdm
 
+    from ocdit_core.inference.tracker import Tracker
     from ocdit_ros.bag_files import RecordedBag, add_copies, new_bag
     from ocdit_ros.bag_types import load_typestore, read_image
 
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
                 report(BagError(f"not copied: {problem}"))
             # Only now: loading torch and the model takes seconds.
             segmenter = load_segmenter(arguments, library, targets)
-            segment = segmenter.track if arguments.tracking else segmenter.segment
+            segment = Tracker(segmenter).segment if arguments.tracking else segmenter.segment
             labels = {name: entry.id for name, entry in library.manifest.items()}
             count = sum(connection.msgcount for connection in images)
             failed = 0

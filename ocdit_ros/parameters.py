@@ -90,7 +90,7 @@ SPECS: dict[str, Spec] = {
     "library": Spec(default="", description="Folder of rendered objects, made by `ocdit render`", when="unconfigured"),
     "preset": Spec(
         default="",
-        description="Speed or care: fast, balanced, accurate or paper; empty: as the model recommends",
+        description="Settings: fast (as the model recommends) or paper (as published); empty: fast",
         when="unconfigured",
     ),
     # [""], because an empty list has no type in ROS 2.
@@ -119,7 +119,7 @@ SPECS: dict[str, Spec] = {
     ),
     "tracking": Spec(
         default=False,
-        description="Frames start from the masks of those before, and an instance keeps its number",
+        description="An instance keeps its number from frame to frame",
         when="unconfigured",
     ),
     "cameras": Spec(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from ocdit_core.errors import OcditError, UnknownObjectError
 from ocdit_core.inference.results import Segmentation
+from ocdit_core.inference.tracker import Tracker
 from ocdit_ros import heap, messages, pip_home
 from ocdit_ros.parameters import Settings
 from ocdit_ros.worker import Worker
@@ -100,7 +102,7 @@ class Pipeline:
             OcditError: the weights cannot be loaded, or the targets could not be encoded.
         """
         try:
-            batch = 1 if self._settings.tracking else max(1, len(self._settings.cameras))
+            batch = max(1, len(self._settings.cameras))
             self.worker.start(self._make_network, batch=batch)
             if not self.worker.wait_until_encoded(ENCODING_TIMEOUT):
                 raise OcditError(self._last_error or f"the targets were not encoded within {ENCODING_TIMEOUT:.0f} s")
@@ -158,7 +160,7 @@ class _Network:
 
     Args:
         segmenter: an `ocdit_core.Segmenter`.
-        tracking: whether a camera's images are frames of a video; they are done one by one then.
+        tracking: whether a camera's images are frames of a video, whose instances keep their track id.
         wants_uncertainty: whether the map of the uncertainty is to be worked out.
     """
 
@@ -166,7 +168,8 @@ class _Network:
         self._segmenter = segmenter
         self._tracking = tracking
         self._wants_uncertainty = wants_uncertainty
-        self._trackers: dict[str, Any] = {}
+        self._trackers: dict[str, Tracker] = {}
+        self._numbers = itertools.count(1)
 
     def encode_objects(self, library: Any, object_ids: Sequence[str]) -> Any:
         return self._segmenter.encode_objects(library, object_ids)
@@ -177,13 +180,12 @@ class _Network:
         wanted = self._wants_uncertainty()
         if self._segmenter.settings.uncertainty != wanted:
             self._segmenter.settings = dataclasses.replace(self._segmenter.settings, uncertainty=wanted)
-        found: list[Segmentation] = []
-        if not self._tracking or None in sources:
-            found = self._segmenter.segment_batch(images, objects)
+        found: list[Segmentation] = self._segmenter.segment_batch(images, objects)
+        if not self._tracking:
             return found
-        for image, source in zip(images, sources, strict=True):
-            assert source is not None
-            if source not in self._trackers:
-                self._trackers[source] = self._segmenter.tracker()
-            found.append(self._trackers[source].segment(image, objects))
+        for number, source in enumerate(sources):
+            if source is not None:
+                if source not in self._trackers:
+                    self._trackers[source] = Tracker(self._segmenter, self._numbers)
+                found[number] = self._trackers[source].update(found[number])
         return found

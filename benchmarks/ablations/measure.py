@@ -99,10 +99,9 @@ def _latents(
     cells = latent[0] * grid[0] * grid[1]
     tokens = 0 if denoiser.presence is None else len(denoiser.presence.mean)
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(x: Tensor, sigma: float) -> Tensor:
         presence = x[..., cells:] if tokens else None
-        levels = sigma.expand(x.shape[:2])
-        found = denoiser.denoise(x[..., :cells].unflatten(-1, latent), levels, conditioning, presence)
+        found = denoiser.denoise(x[..., :cells].unflatten(-1, latent), sigma, conditioning, presence)
         parts = [found.latents.flatten(3)] + ([found.presence] if found.presence is not None else [])
         return torch.cat(parts, dim=-1)
 

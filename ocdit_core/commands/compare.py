@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ocdit_core.evaluation.runs import Run
 
 EXAMPLES = """\
-  ocdit compare runs/cnos runs/fast runs/accurate
+  ocdit compare runs/cnos runs/fast runs/paper
   ocdit compare runs/fast cnos_ycbv-test.json --dataset data/bop/ycbv --split test --targets test_targets_bop19.json
 
 The values in brackets are 95% confidence intervals, by the bootstrap over images or scenes. The differences are those

@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--method", default="ocdit", metavar="NAME", help="ocdit, or a baseline: colour, cnos (default: ocdit)"
     )
     method.add_argument("--weights", default="ocdit-tiny", help="an embedded model's name or a folder (ocdit-tiny)")
-    method.add_argument("--preset", metavar="NAME", help="fast, balanced, accurate or paper (default: as recommended)")
+    method.add_argument("--preset", metavar="NAME", help="fast (as the model recommends; default) or paper")
     method.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     method.add_argument(
         "--threshold",

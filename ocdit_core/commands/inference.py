@@ -23,7 +23,7 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", type=fraction, help="leave out instances that score less (0 to 1; default: the model's)"
     )
-    parser.add_argument("--preset", metavar="NAME", help="fast, balanced, accurate or paper (default: the model's own)")
+    parser.add_argument("--preset", metavar="NAME", help="fast (as the model recommends; default) or paper")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the inference: ensemble=4 crops=5 ..."
     )

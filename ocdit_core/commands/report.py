@@ -8,7 +8,7 @@ from pathlib import Path
 from ocdit_core.commands.common import add_command, positive
 
 EXAMPLES = """\
-  ocdit report runs/fast runs/accurate --out report.html
+  ocdit report runs/fast runs/paper --out report.html
   ocdit report runs/fast runs/cnos --dataset data/rooms --split test --objects data/rooms/templates --out report.html
   ocdit report runs/steps --out steps.html
 

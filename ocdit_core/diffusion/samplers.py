@@ -1,55 +1,46 @@
-"""From noise to clean latents: which noise levels the network is asked at, how often, and by which solver."""
+"""Samplers: from noise to clean latents along eq. (4).
+
+A sampler is one subclass of `Sampler`, listed in `SAMPLERS` under the name that `SamplerConfig.method` selects.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ocdit_core.diffusion.schedule import karras_schedule
-from ocdit_core.diffusion.solvers import dpm_solver_2m, heun
+from ocdit_core.diffusion.edm import SIGMA_MAX, SIGMA_MIN, karras_schedule
 from ocdit_core.errors import ConfigError
 
-Denoise = Callable[[Tensor, Any], Tensor]
-"""(x float32, noise level) -> denoised x, the D_theta of eq. (5)."""
-
-LevelOf = Callable[[float], Any]
-"""sigma -> the noise level as a Denoise takes it; by default a float32 scalar on the device of x."""
+Denoise = Callable[[Tensor, float], Tensor]
+"""D_theta of eq. (5): float32 noisy latents and their noise level -> denoised latents of the same shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How latents are generated.
+    """Sampler and noise schedule.
 
     Attributes:
-        steps: 0 for the posterior mean, one evaluation of the network at sigma_max, whatever the rest says; otherwise
-            steps of the solver.
-        method: "heun" (the paper's) takes two evaluations a step, but one for the last; "dpm++2m" one a step.
-        start: "noise" starts from noise at sigma_max (the paper's). "mean" starts lower: an evaluation at sigma_max
-            gives the posterior mean, and sampling goes on from it with noise of start_sigma.
-        start_sigma: noise level that the solver starts from with "mean".
-        stop_sigma: levels of the schedule below this one are left out: what the network makes of the last one that is
-            left is the result. 0 goes all the way.
-        sigma_min: smallest noise level before 0.
+        steps: steps of the solver; 0 is the posterior mean, one evaluation of the network at sigma_max.
+        method: heun (the paper's; two evaluations a step, one for the last) or dpm++2m (one evaluation a step).
+        sigma_min: lowest noise level above 0.
         sigma_max: noise level that sampling starts from.
-        rho: bend of the schedule of eq. (7).
-        churn: S_churn, the total noise put back on the way; 0 gives the deterministic ODE. With "heun" only.
-        churn_min: S_min, no noise is put back below this level.
-        churn_max: S_max, nor above this one.
-        churn_noise: S_noise, inflation of the noise that is put back.
+        rho: exponent of the schedule, eq. (7).
+        churn: S_churn, the noise added back along the way; 0 is the deterministic ODE. heun only.
+        churn_min: S_min, the lowest noise level at which noise is added.
+        churn_max: S_max, the highest noise level at which noise is added.
+        churn_noise: S_noise, scale of the added noise.
     """
 
     steps: int = 9
-    method: Literal["heun", "dpm++2m"] = "heun"
-    start: Literal["noise", "mean"] = "noise"
-    start_sigma: float = 2.0
-    stop_sigma: float = 0.0
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    method: str = "heun"
+    sigma_min: float = SIGMA_MIN
+    sigma_max: float = SIGMA_MAX
     rho: float = 9.0
     churn: float = 0.0
     churn_min: float = 0.0
@@ -57,106 +48,159 @@ class SamplerConfig:
     churn_noise: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.method not in SAMPLERS:
+            raise ConfigError(f"method: {self.method!r} is not one of {', '.join(SAMPLERS)}")
         if self.steps < 0:
             raise ConfigError(f"steps: {self.steps} is negative; 0 is the posterior mean, 9 the paper's choice")
         if not 0 < self.sigma_min < self.sigma_max:
             raise ConfigError(
                 f"sigma_min, sigma_max: {self.sigma_min}, {self.sigma_max} must satisfy 0 < sigma_min < sigma_max"
             )
-        if not self.sigma_min < self.start_sigma <= self.sigma_max:
-            raise ConfigError(
-                f"start_sigma: {self.start_sigma} is not above sigma_min {self.sigma_min} and up to {self.sigma_max}"
-            )
-        top = self.start_sigma if self.start == "mean" else self.sigma_max
-        if not 0 <= self.stop_sigma < top:
-            raise ConfigError(f"stop_sigma: {self.stop_sigma} is not from 0 to below {top}, where sampling starts")
         if self.rho <= 0:
             raise ConfigError(f"rho: {self.rho} is not positive")
-        if self.churn > 0 and self.method != "heun":
-            raise ConfigError(f"churn: {self.churn} is for method heun; {self.method} cannot take noise on the way")
+        if self.churn < 0 or (self.churn > 0 and self.method != "heun"):
+            raise ConfigError(f"churn: {self.churn} must be 0, or positive with method heun")
 
     @property
     def evaluations(self) -> int:
-        """How often the network is evaluated."""
-        if self.steps == 0:
-            return 1
-        levels = len(self.sigmas) - 1
-        return (2 * levels - 1 if self.method == "heun" else levels) + (self.start == "mean")
+        """Number of network evaluations that a sample takes."""
+        return build_sampler(self).evaluations
+
+
+class Sampler(ABC):
+    """Generates latents from noise.
+
+    Args:
+        config: noise schedule and the sampler's own parameters.
+    """
+
+    def __init__(self, config: SamplerConfig) -> None:
+        self.config = config
 
     @property
     def sigmas(self) -> list[float]:
-        """The noise levels that the solver steps through, the last of them 0; empty for the posterior mean alone."""
-        if self.steps == 0:
-            return []
-        top = self.start_sigma if self.start == "mean" else self.sigma_max
-        first, *others = karras_schedule(self.steps, self.sigma_min, top, self.rho).tolist()[:-1]
-        return [first, *(sigma for sigma in others if sigma >= self.stop_sigma), 0.0]
+        """Noise levels of the steps, falling; the last one is 0."""
+        return karras_schedule(self.config.steps, self.config.sigma_min, self.config.sigma_max, self.config.rho)
 
-    def raised(self, sigma: float) -> float:
-        """Return the level that churn raises a level to."""
-        if self.churn > 0 and self.churn_min <= sigma <= self.churn_max:
-            return sigma * (1 + min(self.churn / self.steps, math.sqrt(2) - 1))
-        return sigma
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Number of network evaluations that `sample` takes."""
+
+    @abstractmethod
+    def solve(self, denoise: Denoise, x: Tensor, sigmas: Sequence[float], generator: torch.Generator | None) -> Tensor:
+        """Integrate eq. (4) from the first to the last noise level.
+
+        Args:
+            denoise: D_theta, taking and returning float64.
+            x: float64 latents at the first noise level.
+            sigmas: falling noise levels; the last one may be 0.
+            generator: random generator of added noise, on the CPU.
+        """
+
+    def sample(self, denoise: Denoise, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return clean latents, float32 of the shape of `noise`.
+
+        Args:
+            denoise: D_theta.
+            noise: samples of N(0, I).
+            generator: random generator of noise that is added along the way, on the CPU: results do not depend on the
+                device.
+        """
+
+        def in_double(x: Tensor, sigma: float) -> Tensor:
+            return denoise(x.float(), sigma).double()
+
+        sigmas = self.sigmas
+        return self.solve(in_double, noise.double() * sigmas[0], sigmas, generator).float()
 
 
-def sample(
-    denoise: Denoise,
-    noise: Tensor,
-    config: SamplerConfig,
-    generator: torch.Generator | None = None,
-    level_of: LevelOf | None = None,
-    estimate: Tensor | None = None,
-) -> Tensor:
-    """Return clean latents of the shape of `noise`; the state is float64, the network sees float32.
+class PosteriorMean(Sampler):
+    """The posterior mean E[x0 | image, templates], by one evaluation at sigma_max.
 
-    Args:
-        denoise: D_theta.
-        noise: drawn from N(0, I).
-        config: how latents are generated.
-        generator: of the noise that churn puts back, on the CPU.
-        level_of: how `denoise` takes noise levels.
-        estimate: the posterior mean at sigma_max where it is known already, which saves its evaluation; with
-            start "mean" any latents that sampling is to start from.
+    At sigma_max the input carries nearly no information on x0, so D_theta returns the mean over all samples.
     """
-    level_of = level_of or _scalars_for(noise)
-    if estimate is None and (config.steps == 0 or config.start == "mean"):
-        estimate = posterior_mean(denoise, noise, config.sigma_max, level_of)
-    if estimate is not None and config.steps == 0:
-        return estimate
-    sigmas = config.sigmas
-    x = noise.double() * sigmas[0]
-    first = None if estimate is None else estimate.double()
-    if first is not None and config.start == "mean":
-        x, first = first + x, None
 
-    def evaluate(x: Tensor, sigma: float) -> Tensor:
-        return denoise(x.float(), level_of(sigma)).double()
+    @property
+    def sigmas(self) -> list[float]:
+        """The highest noise level alone."""
+        return [self.config.sigma_max]
 
-    if config.method == "dpm++2m":
-        return dpm_solver_2m(evaluate, x, sigmas, first=first).float()
-    raised = [config.raised(sigma) for sigma in sigmas]
-    return heun(
-        evaluate, x, sigmas, raised=raised, churn_noise=config.churn_noise, generator=generator, first=first
-    ).float()
+    @property
+    def evaluations(self) -> int:
+        """Number of network evaluations that `sample` takes."""
+        return 1
+
+    def solve(self, denoise: Denoise, x: Tensor, sigmas: Sequence[float], generator: torch.Generator | None) -> Tensor:
+        """Evaluate once; see `Sampler.solve`."""
+        return denoise(x, sigmas[0])
 
 
-def noise_levels(config: SamplerConfig) -> list[float]:
-    """Return every sigma that `sample` evaluates the network at, each once."""
-    sigmas = config.sigmas[:-1]
-    levels = [*(config.raised(sigma) for sigma in sigmas), *sigmas[1:]]
-    if config.steps == 0 or config.start == "mean":
-        levels = [config.sigma_max, *levels]
-    return list(dict.fromkeys(levels))
+class Heun(Sampler):
+    """Heun's second-order method with optional stochasticity (Karras et al. 2022, algorithm 2)."""
+
+    @property
+    def evaluations(self) -> int:
+        """Number of network evaluations that `sample` takes."""
+        return 2 * self.config.steps - 1
+
+    def solve(self, denoise: Denoise, x: Tensor, sigmas: Sequence[float], generator: torch.Generator | None) -> Tensor:
+        """Take two evaluations a step, one for a step to 0; see `Sampler.solve`."""
+        config = self.config
+        for sigma, sigma_next in itertools.pairwise(sigmas):
+            if config.churn > 0 and config.churn_min <= sigma <= config.churn_max:
+                raised = sigma * (1 + min(config.churn / config.steps, math.sqrt(2) - 1))
+                fresh = torch.randn(x.shape, dtype=x.dtype, generator=generator).to(x.device)
+                x = x + math.sqrt(raised**2 - sigma**2) * config.churn_noise * fresh
+                sigma = raised
+            # eq. (4)
+            slope = (x - denoise(x, sigma)) / sigma
+            x_next = x + (sigma_next - sigma) * slope
+            if sigma_next > 0:
+                slope_next = (x_next - denoise(x_next, sigma_next)) / sigma_next
+                x_next = x + (sigma_next - sigma) * 0.5 * (slope + slope_next)
+            x = x_next
+        return x
 
 
-def posterior_mean(denoise: Denoise, noise: Tensor, sigma_max: float, level_of: LevelOf | None = None) -> Tensor:
-    """Return D(sigma_max noise; sigma_max): the mean over all latents that the model believes in.
+class DPMSolver2M(Sampler):
+    """DPM-Solver++(2M), a second-order multistep method (Lu et al. 2022, arXiv 2211.01095, algorithm 2, alpha = 1).
 
-    At sigma_max the input says next to nothing, so one evaluation gives what an ensemble of samples would average to.
+    It solves the linear part of eq. (4) exactly, with lambda = -ln sigma as its time. The first and the last step are
+    of first order.
     """
-    level = (level_of or _scalars_for(noise))(sigma_max)
-    return denoise((noise * sigma_max).float(), level)
+
+    @property
+    def evaluations(self) -> int:
+        """Number of network evaluations that `sample` takes."""
+        return self.config.steps
+
+    def solve(self, denoise: Denoise, x: Tensor, sigmas: Sequence[float], generator: torch.Generator | None) -> Tensor:
+        """Take one evaluation a step and reuse the one before; see `Sampler.solve`."""
+        previous: Tensor | None = None
+        previous_step = 0.0
+        for sigma, sigma_next in itertools.pairwise(sigmas):
+            denoised = denoise(x, sigma)
+            if sigma_next == 0:
+                return denoised
+            step = math.log(sigma / sigma_next)
+            extrapolated = denoised
+            if previous is not None:
+                extrapolated = denoised + step / (2 * previous_step) * (denoised - previous)
+            ratio = sigma_next / sigma
+            x = ratio * x + (1 - ratio) * extrapolated
+            previous, previous_step = denoised, step
+        return x
 
 
-def _scalars_for(x: Tensor) -> LevelOf:
-    return lambda sigma: torch.tensor(sigma, dtype=torch.float32, device=x.device)
+SAMPLERS: dict[str, type[Sampler]] = {"heun": Heun, "dpm++2m": DPMSolver2M}
+
+
+def build_sampler(config: SamplerConfig) -> Sampler:
+    """Return the sampler of a configuration."""
+    return PosteriorMean(config) if config.steps == 0 else SAMPLERS[config.method](config)
+
+
+def sample(denoise: Denoise, noise: Tensor, config: SamplerConfig, generator: torch.Generator | None = None) -> Tensor:
+    """Return clean latents by the sampler of a configuration; see `Sampler.sample`."""
+    return build_sampler(config).sample(denoise, noise, generator)

@@ -157,7 +157,7 @@ def measure(
         library = ObjectLibrary(folder)
         for case in cases:
             own = dataclasses.replace(settings, ensemble=case.ensemble, image_size=case.image_size)
-            paths = [own] + [dataclasses.replace(own, plain=True, compile=False, drop_absent=0.0)] * plain
+            paths = [own] + [dataclasses.replace(own, plain=True, compile=False)] * plain
             segmenters = [
                 Segmenter(model, name="benchmark", device=device, settings=one, feature_cache=None, refine=refine)
                 for one in paths

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ocdit_core.inference.clock import StageClock
 from ocdit_core.inference.mask_generator import MaskGenerator
@@ -15,19 +14,6 @@ from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.inference.tiles import tile_windows
 from ocdit_core.inference.windows import Window, WindowMean, crop_windows, full_window, guided_window
 from ocdit_core.models.ocdit import TargetSet
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What the coarse stage finds in one image.
-
-    Attributes:
-        probabilities: (O, H, W) float32, of each pixel to show each object of all runs.
-        latents: (1, 1, O, z, h, w) for each run: what the window that shows the whole image was generated as.
-    """
-
-    probabilities: np.ndarray
-    latents: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -59,8 +45,8 @@ class CoarseStage:
         runs: Sequence[TargetSet],
         randoms: Sequence[torch.Generator],
         clock: StageClock,
-    ) -> list[Found]:
-        """Return what is found in each image.
+    ) -> list[np.ndarray]:
+        """Return for each image the probability of each pixel to show each object of all runs, (O, H, W) float32.
 
         Args:
             images: (H, W, 3) uint8 RGB, each of its own size: they go through the network together.
@@ -74,7 +60,7 @@ class CoarseStage:
             windows = [full_window(size, self._canvas_size)]
             windows += crop_windows(size, self._canvas_size, self._settings.crops)
             looks.append(_Look(image, random, WindowMean(_objects(runs), size), windows))
-        latents = self._look(looks, runs, clock)
+        self._look(looks, runs, clock)
         if self._settings.guided_crop:
             guided = []
             for look in looks:
@@ -83,33 +69,7 @@ class CoarseStage:
                     guided.append(replace(look, windows=[window]))
             if guided:
                 self._look(guided, runs, clock)
-        firsts = [len(looks[0].windows) * number for number in range(len(looks))]
-        return [
-            Found(probabilities=look.mean.result(), latents=tuple(of_run[:, first : first + 1] for of_run in latents))
-            for look, first in zip(looks, firsts, strict=True)
-        ]
-
-    def follow(
-        self,
-        image: np.ndarray,
-        runs: Sequence[TargetSet],
-        latents: Sequence[Tensor],
-        random: torch.Generator,
-        clock: StageClock,
-    ) -> Found:
-        """Return what is found in a frame of video by a single look, which starts from the frame before.
-
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            runs: the sets of target objects of the frame before.
-            latents: what was found in it, see `Found`; it was of the same size.
-            random: of the noise.
-            clock: takes the time.
-        """
-        size = (image.shape[0], image.shape[1])
-        look = _Look(image, random, WindowMean(_objects(runs), size), [full_window(size, self._canvas_size)])
-        found = self._look([look], runs, clock, latents)
-        return Found(probabilities=look.mean.result(), latents=tuple(found))
+        return [look.mean.result() for look in looks]
 
     def find_in_tiles(
         self, image: np.ndarray, runs: Sequence[TargetSet], random: torch.Generator, clock: StageClock
@@ -134,8 +94,6 @@ class CoarseStage:
                 ensemble=self._settings.ensemble,
                 random=random,
                 clock=clock,
-                drop_absent=self._settings.drop_absent,
-                early_exit=self._settings.early_exit,
             ).probabilities[0]
             for run in runs
         ]
@@ -153,37 +111,26 @@ class CoarseStage:
         scores: np.ndarray = torch.cat(found).float().cpu().numpy()
         return scores
 
-    def _look(
-        self,
-        looks: Sequence[_Look],
-        runs: Sequence[TargetSet],
-        clock: StageClock,
-        estimates: Sequence[Tensor] | None = None,
-    ) -> list[Tensor]:
-        """Add to each mean what its windows show; return what was generated in each run, (1, W, O, z, h, w)."""
+    def _look(self, looks: Sequence[_Look], runs: Sequence[TargetSet], clock: StageClock) -> None:
+        """Add to each mean what its windows show."""
         settings = self._settings
         canvases = [window.forward(look.image) for look in looks for window in look.windows]
         features = self._generator.encode(np.stack(canvases), clock)
         places = [(look.mean, window) for look in looks for window in look.windows]
-        begin, latents = 0, []
-        for number, run in enumerate(runs):
+        begin = 0
+        for run in runs:
             end = begin + run.templates.features.shape[1]
             found = self._generator.generate(
                 features,
                 run,
-                sampler=settings.sampler if estimates is None else settings.track.sampler,
-                ensemble=settings.ensemble if estimates is None else 1,
+                sampler=settings.sampler,
+                ensemble=settings.ensemble,
                 random=[(look.random, len(look.windows)) for look in looks],
                 clock=clock,
-                drop_absent=settings.drop_absent,
-                early_exit=settings.early_exit,
-                estimate=None if estimates is None else estimates[number],
             )
             for (mean, window), canvas in zip(places, found.probabilities[0], strict=True):
                 mean.add(window, canvas, slice(begin, end))
-            latents.append(found.latents)
             begin = end
-        return latents
 
 
 def _objects(runs: Sequence[TargetSet]) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, noise_levels
+from ocdit_core.diffusion.samplers import Denoise
 from ocdit_core.inference.memory import Footprint, MemoryBudget
 from ocdit_core.models.denoiser import Conditioning, NoiseLevel
 from ocdit_core.models.ocdit import OCDiT
@@ -27,20 +26,15 @@ class BatchedModel:
         self._budget = budget
         self._levels: dict[float, NoiseLevel] = {}
 
-    def prepare(self, sampler: SamplerConfig) -> None:
-        """Compute ahead what depends on the sampler's noise levels alone, once for all images."""
-        missing = [sigma for sigma in noise_levels(sampler) if sigma not in self._levels]
-        if missing:
-            found = self._model.denoiser.levels(missing)
-            self._levels = self._levels | dict(zip(missing, found, strict=True))
-
     def level(self, sigma: float) -> NoiseLevel:
-        """Return what depends on a noise level alone; it has been prepared."""
+        """Return what depends on a noise level alone, computed once for all images."""
+        if sigma not in self._levels:
+            (self._levels[sigma],) = self._model.denoiser.levels([sigma])
         return self._levels[sigma]
 
     def denoise_for(self, conditioning: Conditioning, footprint: Footprint) -> Denoise:
-        """Return D_theta, given a conditioning; its noise levels are those of `level`."""
-        return lambda x, level: self._denoise(x, level, conditioning, footprint.evaluation)
+        """Return D_theta, given a conditioning."""
+        return lambda x, sigma: self._denoise(x, self.level(sigma), conditioning, footprint.evaluation)
 
     def _denoise(self, x: Tensor, level: NoiseLevel, conditioning: Conditioning, piece: int) -> Tensor:
         """(B, W E, O, z, h, w) -> the same shape."""
@@ -72,10 +66,6 @@ class BatchedModel:
     def decode(self, latents: Tensor, footprint: Footprint) -> Tensor:
         """Standardised latents (..., z, h, w) -> probabilities (..., 16 h, 16 w)."""
         return self._decode(latents.flatten(0, -4), footprint.mask).unflatten(0, latents.shape[:-3])
-
-    def decoder(self, footprint: Footprint) -> Callable[[Tensor], Tensor]:
-        """Return `decode` for one footprint."""
-        return lambda latents: self.decode(latents, footprint)
 
     def _decode(self, latents: Tensor, piece: int) -> Tensor:
         most = self._budget.most(piece)

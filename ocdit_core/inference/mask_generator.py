@@ -11,7 +11,6 @@ from einops import rearrange
 from torch import Tensor
 
 from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, sample
-from ocdit_core.inference.adaptive import MemberMean, member_groups, sample_present
 from ocdit_core.inference.clock import StageClock
 from ocdit_core.inference.evaluation import BatchedModel
 from ocdit_core.inference.memory import MemoryBudget, footprint
@@ -74,9 +73,6 @@ class MaskGenerator:
         ensemble: int,
         random: torch.Generator | Sequence[tuple[torch.Generator, int]],
         clock: StageClock,
-        drop_absent: float = 0.0,
-        early_exit: float = 0.0,
-        estimate: Tensor | None = None,
     ) -> Generated:
         """Generate masks.
 
@@ -88,9 +84,6 @@ class MaskGenerator:
             random: of the initial noise, on the CPU: results do not depend on the device. Several with their numbers of
                 windows, which come one after the other in W, give each the noise that it would get alone.
             clock: takes the time.
-            drop_absent: see `InferenceSettings`; above 0 with one set of targets only.
-            early_exit: see `InferenceSettings`.
-            estimate: (B, W, O, z, h/16, w/16) latents, see `sample`.
         """
         sets, objects = targets.tokens.object_indices.shape
         windows, grid = image.features.shape[0] // sets, image.features.shape[2:]
@@ -101,43 +94,21 @@ class MaskGenerator:
         size = (DOWNSAMPLING * grid[0], DOWNSAMPLING * grid[1])
         needs = footprint(self.model.config, objects=objects, image_size=size, half=self._half)
         self._budget.refresh(kept=sets * windows * needs.window)
-        decode = self._batched.decoder(needs)
-        mean = MemberMean(early_exit)
         addition, maps = self.model.prior_part(image, targets)
         with half_context(self._device, self._half):
             denoise: Denoise
             if self._plain is not None:
-                denoise, level_of = self._plain.denoise_for(image, targets, addition), None
+                denoise = self._plain.denoise_for(image, targets, addition)
             else:
-                self._batched.prepare(sampler)
-                level_of = self._batched.level
                 conditioning = self.model.denoiser.condition(image.features, targets.tokens, addition, maps)
                 denoise = self._batched.denoise_for(conditioning, needs)
-            for members in member_groups(ensemble, early_exit):
-                group = noise[:, :, members]
-                if drop_absent > 0 and sampler.evaluations > 1 and estimate is None:
-                    latents = sample_present(
-                        lambda part: self._batched.denoise_for(part, needs),
-                        conditioning,
-                        group.flatten(1, 2),
-                        sampler,
-                        decode,
-                        drop_absent,
-                        level_of,
-                        shares[0][0],
-                    )
-                else:
-                    start = None if estimate is None else estimate.repeat_interleave(group.shape[2], dim=1)
-                    latents = sample(denoise, group.flatten(1, 2), sampler, shares[0][0], level_of, start)
-                clock.lap(f"{self._stage}sampling")
-                decoded = decode(latents)
-                mean.add(*(rearrange(x, "b (w e) ... -> b w e ...", w=windows) for x in (decoded.float(), latents)))
-                clock.lap(f"{self._stage}decoding")
-                if mean.done:
-                    break
-        probabilities: np.ndarray = mean.probabilities.float().cpu().numpy()
+            latents = sample(denoise, noise.flatten(1, 2), sampler, shares[0][0])
+            clock.lap(f"{self._stage}sampling")
+            decoded = self._batched.decode(latents, needs)
+            mean, latents = (rearrange(x, "b (w e) ... -> b w e ...", w=windows).mean(2) for x in (decoded, latents))
+        probabilities: np.ndarray = mean.float().cpu().numpy()
         clock.lap(f"{self._stage}decoding")
-        return Generated(probabilities=probabilities, latents=mean.latents)
+        return Generated(probabilities=probabilities, latents=latents)
 
     def _to_tensor(self, rgb: np.ndarray) -> Tensor:
         """(..., h, w, 3) uint8 -> (..., 3, h, w) in [0, 1]."""

@@ -38,7 +38,7 @@ class PlainPath:
             addition: (B W, O, h w, D) to the query tokens, from the matching prior, which is not published.
         """
 
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        def denoise(x: Tensor, sigma: float) -> Tensor:
             sets, units = x.shape[:2]
             members = units // (len(image.features) // sets)
             found = []
@@ -49,7 +49,9 @@ class PlainPath:
                 indices = targets.tokens.object_indices[at : at + 1]
                 one = None if addition is None else addition[picture]
                 found.append(
-                    self._denoise(x[at, unit], sigma, image.features[picture : picture + 1], features, indices, one)
+                    self._denoise(
+                        x[at, unit], x.new_tensor(sigma), image.features[picture : picture + 1], features, indices, one
+                    )
                 )
             return torch.stack(found).unflatten(0, (sets, units))
 

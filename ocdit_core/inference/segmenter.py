@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ocdit_core.errors import ConfigError, OcditError
 from ocdit_core.images import as_rgb8
@@ -24,7 +22,6 @@ from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.settings import InferenceSettings, load_settings
 from ocdit_core.inference.targets import EncodedObjects, TargetEncoder
 from ocdit_core.inference.tiles import new_proposals
-from ocdit_core.inference.tracking import Tracker
 from ocdit_core.inference.weights import find_weights, refine_weights
 from ocdit_core.masks import Box
 from ocdit_core.models.device import pick_device
@@ -62,8 +59,6 @@ class Segmenter:
             self._refine = RefineStage(closer, self.settings)
         second = self._refine.model if self._refine is not None else None
         self._targets = TargetEncoder(self._model, second, self._device, self.settings, feature_cache)
-        self._numbers = itertools.count(1)
-        self._tracker: Tracker | None = None
 
     @classmethod
     def from_pretrained(
@@ -166,48 +161,11 @@ class Segmenter:
         clock, randoms = StageClock(self._device), [self._random() for _ in images]
         found = self._coarse.find(images, objects.runs, randoms, clock)
         results = [
-            self._finish(image, one.probabilities, objects, random, clock)
-            for image, one, random in zip(images, found, randoms, strict=True)
+            self._finish(image, probabilities, objects, random, clock)
+            for image, probabilities, random in zip(images, found, randoms, strict=True)
         ]
         timings = clock.stop()
         return [dataclasses.replace(result, timings=dict(timings)) for result in results]
-
-    def track(self, image: np.ndarray, objects: EncodedObjects | None = None) -> Segmentation:
-        """Find the target objects in the next frame of a video, of one camera; see `Tracker.segment`."""
-        self._tracker = self._tracker or self.tracker()
-        return self._tracker.segment(image, objects)
-
-    def reset_track(self) -> None:
-        """Let the next frame of `track` be the first one of another video."""
-        self._tracker = None
-
-    def tracker(self) -> Tracker:
-        """Return what follows one video: one for each camera, which may work in different threads at the same time."""
-        return Tracker(self, self._numbers)
-
-    @torch.inference_mode()
-    def follow(
-        self,
-        image: np.ndarray,
-        random: torch.Generator,
-        latents: Sequence[Tensor] | None = None,
-        objects: EncodedObjects | None = None,
-    ) -> tuple[Segmentation, tuple[Tensor, ...]]:
-        """Find the target objects in one frame of a video, starting from the one before: what a `Tracker` does.
-
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            random: of the noise, on the CPU.
-            latents: what this returned for the frame before, of the same size and targets; None starts anew.
-            objects: the targets, by default those of `set_objects`.
-        """
-        objects, image, clock = self._current(objects), as_rgb8(image), StageClock(self._device)
-        if latents is None:
-            (found,) = self._coarse.find([image], objects.runs, [random], clock)
-        else:
-            found = self._coarse.follow(image, objects.runs, latents, random, clock)
-        result = self._finish(image, found.probabilities, objects, random, clock)
-        return dataclasses.replace(result, timings=clock.stop()), found.latents
 
     def _finish(
         self,

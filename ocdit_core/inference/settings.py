@@ -102,31 +102,17 @@ class TileSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackSettings:
-    """How a video is followed, frame by frame (see `Tracker`).
+    """Settings of a `Tracker`.
 
     Attributes:
-        sigma: noise level that a frame starts from, with the masks of the frame before: a low one trusts those, a high
-            one the picture.
-        redetect_every: after so many frames, at the latest, one starts from noise alone, as `segment` does.
-        keep: an instance that is not seen for more frames than this is forgotten: the next one gets a new number.
+        keep: frames for which the number of an instance that is not found is kept.
     """
 
-    sigma: float = 5.0
-    redetect_every: int = 10
     keep: int = 30
 
     def __post_init__(self) -> None:
-        if not 0.002 < self.sigma <= 80:
-            raise ConfigError(f"sigma: {self.sigma} is not above 0.002 and up to 80")
-        if self.redetect_every < 1:
-            raise ConfigError(f"redetect_every: {self.redetect_every} must be at least 1, which is every frame")
         if self.keep < 0:
             raise ConfigError(f"keep: {self.keep} is negative; 0 forgets at once")
-
-    @property
-    def sampler(self) -> SamplerConfig:
-        """One evaluation at `sigma`, from what is known already."""
-        return SamplerConfig(steps=1, start="mean", start_sigma=self.sigma)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +125,6 @@ class InferenceSettings:
             positions are interpolated.
         sampler: how latents are generated; by default the posterior mean, one evaluation of the network.
         ensemble: initial noises whose results are averaged.
-        early_exit: members of the ensemble run in groups, 2, then as many again as there were, until the standard error
-            of the mean probability, averaged over a picture's pixels, is below this for every object; 0 runs them all.
-        drop_absent: objects whose probability, after the first evaluation, exceeds this nowhere in the picture are left
-            out of the further ones; 0 keeps all.
         crops: parts of the image that are looked at as well, larger: 5 or 10 in the paper.
         guided_crop: whether to look once more, at the part of the image where something was found.
         tiles: parts of the image that are looked at as well, for what is small.
@@ -164,7 +146,7 @@ class InferenceSettings:
         min_area: masks below this share of the image are specks, not objects.
         uncertainty: whether results carry a map of how uncertain each pixel is.
         refine: of the refine stage.
-        track: of `Segmenter.track`.
+        track: settings of a `Tracker`.
         seed: of the initial noise: the same image and targets give the same result.
         precision: bfloat16 is faster on GPUs, and rounds: results differ a little.
         compile: compile the denoiser first, which takes a minute or more for each number of objects and size of image.
@@ -176,8 +158,6 @@ class InferenceSettings:
     image_size: tuple[int, int] | None = None
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=0))
     ensemble: int = 1
-    early_exit: float = 0.0
-    drop_absent: float = 0.0
     crops: int = 0
     guided_crop: bool = False
     tiles: TileSettings = field(default_factory=TileSettings)
@@ -214,11 +194,9 @@ class InferenceSettings:
                 raise ConfigError(f"{name}: {getattr(self, name)} is negative; 0 is none")
         if self.max_memory < 0:
             raise ConfigError(f"max_memory: {self.max_memory} is negative; 0 takes what the device has free")
-        if self.plain and (self.compile or self.drop_absent > 0):
-            raise ConfigError("plain: computes as published, without compile and drop_absent")
+        if self.plain and self.compile:
+            raise ConfigError("plain: computes as published, without compile")
         shares = (
-            "early_exit",
-            "drop_absent",
             "mask_threshold",
             "score_threshold",
             "label_threshold",

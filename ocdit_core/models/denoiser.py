@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ocdit_core.diffusion.preconditioning import Preconditioning
+from ocdit_core.diffusion.edm import Preconditioning
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.attention import KeysValues
 from ocdit_core.models.blocks import Block, BlockLevel, Folded, Head
@@ -219,12 +219,16 @@ class Denoiser(nn.Module):
             )
         ]
 
-    def forward(self, latents: Tensor, sigma: Tensor | NoiseLevel, conditioning: Conditioning) -> Tensor:
+    def forward(self, latents: Tensor, sigma: float | Tensor | NoiseLevel, conditioning: Conditioning) -> Tensor:
         """Return the latents of `denoise`."""
         return self.denoise(latents, sigma, conditioning).latents
 
     def denoise(
-        self, latents: Tensor, sigma: Tensor | NoiseLevel, conditioning: Conditioning, presence: Tensor | None = None
+        self,
+        latents: Tensor,
+        sigma: float | Tensor | NoiseLevel,
+        conditioning: Conditioning,
+        presence: Tensor | None = None,
     ) -> Denoised:
         """Evaluate D_theta.
 
@@ -232,7 +236,7 @@ class Denoiser(nn.Module):
             latents: (B, E, O, z, h, w), noisy; E ensemble members or noise draws share one conditioning. With W
                 windows, E is a multiple of W: the members of the first window come first.
             sigma: (B, E), one noise level for all objects of a member; or (B, 1) for all members; or one for all
-                samples, as `levels` gives it.
+                samples, as a number or as `levels` gives it.
             conditioning: of the same images.
             presence: (B, E, O, C), noisy presence tokens; by default at their mean, which is what the highest noise
                 level leaves of them. Only for a network that has them.
@@ -246,6 +250,8 @@ class Denoiser(nn.Module):
             c_skip, c_out, c_in = sigma.c_skip, sigma.c_out, sigma.c_in
             of_blocks, of_head, noise_embedding, sigma = sigma.blocks, sigma.head, sigma.embedding, sigma.sigma
         else:
+            if isinstance(sigma, float):
+                sigma = latents.new_full((1, 1), sigma)
             p, level = self.preconditioning, sigma[:, :, None, None, None, None]
             c_skip, c_out, c_in = p.c_skip(level), p.c_out(level), p.c_in(level)
             noise_embedding = self.noise_embedding(p.c_noise(sigma))

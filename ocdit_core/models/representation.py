@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ocdit_core.diffusion.preconditioning import Preconditioning
+from ocdit_core.diffusion.edm import Preconditioning
 from ocdit_core.models.blocks import Modulation
 
 

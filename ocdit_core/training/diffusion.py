@@ -9,9 +9,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ocdit_core.diffusion.loss import denoising_loss
-from ocdit_core.diffusion.noise import draw_sigma
-from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, posterior_mean, sample
+from ocdit_core.diffusion.edm import denoising_loss, draw_sigma
+from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, sample
 from ocdit_core.errors import ConfigError
 from ocdit_core.masks import mask_iou
 from ocdit_core.models.colour_statistics import SUBCELL
@@ -28,8 +27,8 @@ from ocdit_core.training.randomness import SampleRandom, step_generator
 from ocdit_core.training.settings import DiffusionLossSettings, TrainSettings
 from ocdit_core.training.stage import Batch, Picture
 
-# Validation and pictures see one evaluation at this level, and the paper's sampler from it.
-_SIGMA_MAX = 80.0
+# Validation takes one evaluation.
+_POSTERIOR_MEAN = SamplerConfig(steps=0)
 
 
 class DiffusionStage:
@@ -179,11 +178,11 @@ class DiffusionStage:
         groups, scenes, objects = batch["masks"].shape[:3]
         shape = (groups * scenes, 1, objects, self.model.config.vae.latent_channels, *conditioning.grid)
         noise = torch.randn(shape, generator=generator).to(image.features.device)
-        found = self.model.decode_masks(posterior_mean(self._denoise(conditioning), noise, _SIGMA_MAX))
+        found = self.model.decode_masks(sample(self._denoise(conditioning), noise, _POSTERIOR_MEAN))
         return found[:, 0].float(), conditioning, noise
 
     def _denoise(self, conditioning: Conditioning) -> Denoise:
-        return lambda x, sigma: self.model.denoiser(x, sigma.expand(x.shape[:2]), conditioning)
+        return lambda x, sigma: self.model.denoiser(x, sigma, conditioning)
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> list[MaskResult]:
@@ -207,7 +206,7 @@ class DiffusionStage:
         steps: list[Tensor] = []
         denoise = self._denoise(conditioning)
 
-        def recorded(x: Tensor, sigma: Tensor) -> Tensor:
+        def recorded(x: Tensor, sigma: float) -> Tensor:
             steps.append(denoise(x, sigma))
             return steps[-1]
 

@@ -87,7 +87,7 @@ def test_settings_reach_the_model_and_its_doubts_are_drawn(place, tmp_path):
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (["--preset", "quick"], "preset: 'quick' is not one of fast, balanced, accurate, paper"),
+        (["--preset", "quick"], "preset: 'quick' is not one of fast, paper"),
         (["--set", "ensembel=3"], "ensembel: unknown setting; did you mean 'ensemble'?"),
         (["--targets", "cube", "sphere"], "unknown object 'sphere': the library holds cube, slab"),
         (["--weights", "no-such-model"], "no-such-model"),

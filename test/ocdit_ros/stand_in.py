@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -63,9 +62,6 @@ class StandInSegmenter:
             raise RuntimeError(f"out of memory for {self.fails_for}")
         return tuple(object_ids)
 
-    def tracker(self):
-        return StandInTracker(self)
-
     def segment_batch(self, images, objects=None, sources=None):
         self.begun.set()
         self.batches.append(len(images))
@@ -90,15 +86,3 @@ class StandInSegmenter:
             timings={"backbone": self.seconds / 2, "sampling": self.seconds / 2, "total": self.seconds},
             uncertainty=np.full(image.shape[:2], 0.25, np.float32) if self.settings.uncertainty else None,
         )
-
-
-class StandInTracker:
-    """Each object is one track, by its name."""
-
-    def __init__(self, segmenter):
-        self.segmenter = segmenter
-
-    def segment(self, image, objects):
-        (found,) = self.segmenter.segment_batch([image], objects)
-        instances = [replace(one, track_id=1 + NAMES.index(one.object_id)) for one in found.instances]
-        return replace(found, instances=tuple(instances))

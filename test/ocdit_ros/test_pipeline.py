@@ -78,7 +78,7 @@ def test_unloading_frees_every_tensor_and_loading_again_goes_on(make, device):
 
 
 def test_settings_of_the_inference_are_parameters(make):
-    pipeline, _, errors = make(preset="balanced", inference_settings=("score_threshold=0.625", "image_size=[96, 128]"))
+    pipeline, _, errors = make(preset="paper", inference_settings=("score_threshold=0.625", "image_size=[96, 128]"))
     found = []
     load = pipeline._load_segmenter
     pipeline._load_segmenter = lambda settings: found.append(load(settings)) or found[-1]
@@ -88,7 +88,7 @@ def test_settings_of_the_inference_are_parameters(make):
     assert found[0].settings.guided_crop
     assert found[0].settings.image_size == (96, 128)
     for changes, needle in (
-        ({"preset": "quick"}, "preset: 'quick' is not one of fast, balanced, accurate, paper"),
+        ({"preset": "quick"}, "preset: 'quick' is not one of fast, paper"),
         ({"inference_settings": ("ensembel=4",)}, "did you mean 'ensemble'"),
     ):
         other, _, _ = make(**changes)

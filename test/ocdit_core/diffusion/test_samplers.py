@@ -6,9 +6,8 @@ import math
 import pytest
 import torch
 
-from ocdit_core.diffusion.samplers import SamplerConfig, noise_levels, sample
-from ocdit_core.diffusion.schedule import karras_schedule
-from ocdit_core.diffusion.solvers import dpm_solver_2m, heun
+from ocdit_core.diffusion.edm import karras_schedule
+from ocdit_core.diffusion.samplers import DPMSolver2M, Heun, SamplerConfig, build_sampler, sample
 from ocdit_core.errors import ConfigError
 
 SIGMA_DATA = 0.5
@@ -36,13 +35,14 @@ def error(found: torch.Tensor, truth: torch.Tensor) -> float:
     return (found - truth).square().mean().sqrt().item()
 
 
-@pytest.mark.parametrize("solver", [heun, dpm_solver_2m])
-def test_solvers_are_of_second_order(solver):
+@pytest.mark.parametrize("sampler", [Heun, DPMSolver2M])
+def test_solvers_are_of_second_order(sampler):
     x = 80 * NOISE.double()
     errors = []
     for steps in (20, 40, 80, 160):
-        sigmas = karras_schedule(steps + 1, 0.02, 80.0, 7.0).tolist()[:-1]
-        errors.append(error(solver(Counting(), x, sigmas), exact(x, 80.0, 0.02)))
+        sigmas = karras_schedule(steps + 1, 0.02, 80.0, 7.0)[:-1]
+        found = sampler(SamplerConfig()).solve(Counting(), x, sigmas, None)
+        errors.append(error(found, exact(x, 80.0, 0.02)))
     orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
     assert all(1.8 < order < 2.4 for order in orders[1:]), orders
 
@@ -56,83 +56,68 @@ def test_six_evaluations_of_dpm_solver_come_closer_than_seven_of_heun(rho):
     }.items():
         denoise = Counting()
         found = sample(denoise, NOISE, config)
-        assert len(denoise.sigmas) == config.evaluations == int(name[-1])
+        assert len(denoise.sigmas) == build_sampler(config).evaluations == int(name[-1])
         errors[name] = error(found, exact(80 * NOISE, 80.0, 0.0))
     assert errors["dpm 6"] < 0.7 * errors["heun 7"]
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "evaluations"),
     [
-        SamplerConfig(steps=0),
-        SamplerConfig(steps=1),
-        SamplerConfig(steps=9),
-        SamplerConfig(steps=9, churn=5),
-        SamplerConfig(steps=9, stop_sigma=0.1),
-        SamplerConfig(steps=1, method="dpm++2m"),
-        SamplerConfig(steps=6, method="dpm++2m", stop_sigma=0.05),
-        SamplerConfig(steps=3, start="mean", start_sigma=2.0),
-        SamplerConfig(steps=3, start="mean", start_sigma=2.0, method="dpm++2m", stop_sigma=0.01),
+        (SamplerConfig(steps=0), 1),
+        (SamplerConfig(steps=1), 1),
+        (SamplerConfig(steps=9), 17),
+        (SamplerConfig(steps=9, churn=5), 17),
+        (SamplerConfig(steps=1, method="dpm++2m"), 1),
+        (SamplerConfig(steps=6, method="dpm++2m"), 6),
     ],
 )
-def test_evaluations_and_levels_are_those_that_the_network_sees(config):
+def test_a_sampler_knows_its_number_of_evaluations(config, evaluations):
     denoise = Counting()
-    sample(denoise, NOISE, config, torch.Generator().manual_seed(1), level_of=lambda sigma: sigma)
-    assert len(denoise.sigmas) == config.evaluations
-    assert set(denoise.sigmas) == set(noise_levels(config))
+    sample(denoise, NOISE, config, torch.Generator().manual_seed(1))
+    assert len(denoise.sigmas) == build_sampler(config).evaluations == evaluations
+    assert max(denoise.sigmas) > 79.9
 
 
-def test_stopping_early_returns_the_estimate_of_the_last_level():
-    config = SamplerConfig(steps=9, stop_sigma=0.1)
-    assert config.evaluations == 13
-    denoise = Counting()
-    found = sample(denoise, NOISE, config)
-    whole = karras_schedule(9).tolist()
-    assert denoise.sigmas[-1] == pytest.approx(whole[6])
-    assert whole[6] >= 0.1 > whole[7]
-    x = heun(Counting(), 80 * NOISE.double(), whole[:7])
-    assert torch.allclose(found, Counting()(x, whole[6]).float(), atol=1e-6)
-
-
-def test_starting_from_the_mean_gives_samples_of_the_data():
-    denoise = Counting()
+def test_heun_reproduces_the_data_distribution():
     noise = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
-    config = SamplerConfig(steps=32, start="mean", start_sigma=5.0, method="dpm++2m")
-    found = sample(denoise, noise, config)
-    assert denoise.sigmas[:2] == [80.0, 5.0]
-    assert found.mean().item() == pytest.approx(1, abs=0.02)
-    # It begins as if the data were all at their mean: at noise of 5 that is nearly so.
-    assert found.std().item() == pytest.approx(SIGMA_DATA, rel=0.02)
+    x = sample(Counting(), noise, SamplerConfig(steps=32, rho=7))
+    assert x.mean().item() == pytest.approx(1, abs=0.02)
+    assert x.std().item() == pytest.approx(SIGMA_DATA, abs=0.02)
 
 
-@pytest.mark.parametrize("method", ["heun", "dpm++2m"])
-def test_a_known_estimate_saves_its_evaluation_and_changes_nothing(method):
-    for start in ("noise", "mean"):
-        config = SamplerConfig(steps=4, method=method, start=start)
-        mean = sample(Counting(), NOISE, SamplerConfig(steps=0))
-        denoise = Counting()
-        found = sample(denoise, NOISE, config, estimate=mean)
-        assert len(denoise.sigmas) == config.evaluations - 1
-        assert 80.0 not in denoise.sigmas
-        assert torch.allclose(found, sample(Counting(), NOISE, config), atol=1e-5)
+def test_churn_puts_noise_back_and_keeps_the_distribution():
+    noise = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    plain = sample(Counting(), noise, SamplerConfig(steps=32, rho=7))
+    config = SamplerConfig(steps=32, rho=7, churn=20, churn_min=0.05, churn_max=50)
+    churned = sample(Counting(), noise, config, torch.Generator().manual_seed(1))
+    assert not torch.allclose(plain, churned, atol=0.1)
+    assert churned.std().item() == pytest.approx(SIGMA_DATA, abs=0.03)
 
 
-def test_latents_of_another_picture_are_a_start():
-    latents = torch.full_like(NOISE, 1.4)
-    denoise = Counting()
-    config = SamplerConfig(steps=1, start="mean", start_sigma=0.5)
-    found = sample(denoise, NOISE, config, estimate=latents)
-    assert denoise.sigmas == [0.5]
-    assert torch.allclose(found, Counting()(latents + 0.5 * NOISE, 0.5), atol=1e-6)
+def test_posterior_mean_is_one_evaluation_at_sigma_max():
+    seen = []
+
+    def denoise(x, sigma):
+        seen.append((x.std().item(), sigma))
+        return Counting()(x, sigma)
+
+    x = sample(denoise, torch.randn(1000, generator=torch.Generator().manual_seed(0)), SamplerConfig(steps=0))
+    assert len(seen) == 1
+    assert seen[0][1] == 80
+    assert seen[0][0] == pytest.approx(80, rel=0.1)
+    # The mean of the data, to within the little that the noise says.
+    assert x.mean().item() == pytest.approx(1, abs=0.01)
+    assert x.std().item() < 0.01
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"start_sigma": 0.001}, "start_sigma: 0.001"),
-        ({"start_sigma": 100.0}, "start_sigma: 100.0"),
-        ({"stop_sigma": 80.0}, "stop_sigma: 80.0"),
-        ({"start": "mean", "start_sigma": 1.0, "stop_sigma": 2.0}, r"stop_sigma: 2\.0 .* below 1\.0"),
+        ({"steps": -1}, "steps: -1"),
+        ({"rho": 0}, "rho: 0"),
+        ({"method": "euler"}, "method: 'euler' is not one of heun, dpm"),
+        ({"sigma_min": 90.0}, "sigma_min, sigma_max: 90.0"),
         ({"method": "dpm++2m", "churn": 1.0}, "churn: 1.0"),
     ],
 )

@@ -11,9 +11,9 @@ import pytest
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.errors import ConfigError, ImageError, OcditError
 from ocdit_core.images import read_image
-from ocdit_core.inference.presets import Preset, with_preset
+from ocdit_core.inference.presets import with_preset
 from ocdit_core.inference.proposals import Candidate
-from ocdit_core.inference.settings import InferenceSettings, RefineSettings, TileSettings
+from ocdit_core.inference.settings import InferenceSettings, TileSettings
 from ocdit_core.inference.weights import recommended_settings
 from ocdit_core.masks import decode_mask, mask_iou, tight_box
 from ocdit_core.objects.onboarding import add_objects
@@ -231,15 +231,12 @@ def test_uncertainty_comes_when_asked_for(library, image):
     assert 0 <= doubts.min() < doubts.max() <= 1
 
 
-def test_presets_change_how_much_is_looked_not_what_the_model_recommends():
-    own = InferenceSettings(image_size=(272, 352), mask_threshold=0.2, refine=RefineSettings(mask_threshold=0.3))
-    for name in ("fast", "balanced", "accurate", "paper"):
-        chosen = with_preset(own, name)
-        assert (chosen.image_size, chosen.mask_threshold, chosen.refine.mask_threshold) == ((272, 352), 0.2, 0.3)
-    assert name in str(Preset)
-    fast, paper = with_preset(own, "fast"), with_preset(own, "paper")
-    assert (fast.sampler.steps, fast.refine.sampler.steps, fast.crops) == (0, 0, 0)
+def test_presets_are_the_models_own_settings_or_the_papers():
+    own = InferenceSettings(image_size=(272, 352), tiles=TileSettings(grid=3), score="expected_iou")
+    assert with_preset(own, "fast") == own
+    paper = with_preset(own, "paper")
+    assert (paper.image_size, paper.refine.image_size) == ((480, 640), (224, 224))
+    assert (paper.tiles.grid, paper.refine.rounds, paper.score) == (0, 1, "mean")
     assert (paper.sampler.steps, paper.refine.sampler.steps, paper.crops, paper.guided_crop) == (9, 9, 5, True)
-    assert with_preset(paper, "fast") == fast
-    with pytest.raises(ConfigError, match="preset: 'quick' is not one of fast, balanced, accurate, paper"):
+    with pytest.raises(ConfigError, match="preset: 'quick' is not one of fast, paper"):
         with_preset(own, "quick")

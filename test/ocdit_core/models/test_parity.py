@@ -86,7 +86,7 @@ def test_sampler_and_decoder(model, conditioning):
     config = SamplerConfig(
         steps=META["num_steps"], rho=META["rho"], sigma_min=META["sigma_min"], sigma_max=META["sigma_max"]
     )
-    latents = sample(lambda x, sigma: model.denoiser(x, sigma.expand(1, x.shape[1]), conditioning), noise, config)
+    latents = sample(lambda x, sigma: model.denoiser(x, sigma, conditioning), noise, config)
     assert relative_error(latents[0], "sample") < BAR
     probability = model.decode_masks(latents).mean(1)
     assert relative_error(probability, "probability") < BAR

@@ -1,0 +1,90 @@
+"""Identity over a video, on hand-made results."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ocdit_core.errors import ConfigError
+from ocdit_core.inference.results import Instance, Segmentation
+from ocdit_core.inference.settings import InferenceSettings, TrackSettings
+from ocdit_core.inference.tracker import Tracker, match
+from ocdit_core.masks import tight_box
+
+SIZE = (100, 100)
+
+
+def instance(name, x, y, width=10, height=10):
+    mask = np.zeros(SIZE, bool)
+    mask[y : y + height, x : x + width] = True
+    return Instance(object_id=name, score=0.9, box=tight_box(mask), mask=mask)
+
+
+def frame(*instances, size=SIZE):
+    return Segmentation(instances=instances, image_size=size, target_ids=("a", "b"))
+
+
+def make_tracker(numbers=None, **track):
+    settings = InferenceSettings(track=TrackSettings(**track))
+    return Tracker(SimpleNamespace(settings=settings), numbers)
+
+
+def ids(result):
+    return [one.track_id for one in result.instances]
+
+
+def test_overlap_comes_before_nearness_and_objects_are_not_mixed():
+    before = [instance("a", 0, 10, 60, 10), instance("a", 70, 10), instance("b", 30, 50)]
+    now = [instance("b", 70, 10), instance("a", 50, 10, 16, 10), instance("a", 30, 50)]
+    # The second of these lies on the first of those, though the centre of the second is nearer.
+    assert sorted(match(before, now)) == [(0, 1), (1, 2), (2, 0)]
+    # Nothing overlaps: the nearest two first, the others are left for each other.
+    pairs = match([instance("a", 0, 0), instance("a", 60, 60)], [instance("a", 40, 40), instance("a", 80, 80)])
+    assert sorted(pairs) == [(0, 1), (1, 0)]
+    assert match(before, []) == []
+
+
+def test_ids_are_kept_for_a_while_and_never_used_again():
+    tracker = make_tracker(keep=1)
+    assert ids(tracker.update(frame(instance("a", 0, 0), instance("a", 60, 60)))) == [1, 2]
+    assert ids(tracker.update(frame(instance("a", 62, 62)))) == [2]
+    assert ids(tracker.update(frame())) == []
+    # 1 has not been seen for two frames, 2 for one.
+    assert ids(tracker.update(frame(instance("a", 50, 50), instance("b", 0, 0)))) == [2, 3]
+    more = frame(instance("a", 50, 50), instance("b", 0, 0), instance("a", 0, 0))
+    assert ids(tracker.update(more)) == [2, 3, 4]
+
+
+def test_a_reset_and_another_size_start_another_video():
+    tracker = make_tracker()
+    assert ids(tracker.update(frame(instance("a", 0, 0)))) == [1]
+    tracker.reset()
+    assert ids(tracker.update(frame(instance("a", 0, 0)))) == [2]
+    assert ids(tracker.update(frame(instance("a", 0, 0), size=(100, 120)))) == [3]
+
+
+def test_trackers_that_share_numbers_never_use_one_twice():
+    numbers = itertools.count(1)
+    left, right = make_tracker(numbers), make_tracker(numbers)
+    assert ids(left.update(frame(instance("a", 0, 0)))) == [1]
+    assert ids(right.update(frame(instance("a", 0, 0)))) == [2]
+    assert ids(left.update(frame(instance("a", 1, 0)))) == [1]
+
+
+def test_segment_numbers_what_the_segmenter_finds():
+    asked = []
+
+    def segment(image, objects):
+        asked.append((image, objects))
+        return frame(instance("a", 5, 5))
+
+    tracker = Tracker(SimpleNamespace(settings=InferenceSettings(), segment=segment))
+    image = np.zeros((*SIZE, 3), np.uint8)
+    assert ids(tracker.segment(image, "targets")) == ids(tracker.segment(image)) == [1]
+    assert [objects for _, objects in asked] == ["targets", None]
+
+
+def test_a_negative_memory_is_refused():
+    with pytest.raises(ConfigError, match="keep: -1"):
+        TrackSettings(keep=-1)
