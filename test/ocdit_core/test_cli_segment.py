@@ -4,16 +4,12 @@ import json
 
 import numpy as np
 import pytest
-import torch
 import trimesh
+from builders import make_untrained_model
 
 from ocdit_core.cli import main
 from ocdit_core.images import read_image, write_image
 from ocdit_core.masks import decode_mask
-from ocdit_core.models.backbones import BackboneConfig
-from ocdit_core.models.denoiser import DenoiserConfig
-from ocdit_core.models.mask_vae import MaskVAEConfig
-from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +19,7 @@ def place(tmp_path_factory):
     for name, side in (("cube", 0.1), ("slab", 0.02)):
         trimesh.creation.box((0.1, 0.1, side)).export(folder / f"{name}.ply")
     assert main(["render", f"{folder}/cube.ply", f"{folder}/slab.ply", "--out", f"{folder}/lib"]) == 0
-    torch.manual_seed(0)
-    config = OCDiTConfig(
-        image_size=(64, 80),
-        template_size=(32, 32),
-        backbone=BackboneConfig(kind="conv", frozen=False, channels=(8, 16, 24), blocks=1),
-        vae=MaskVAEConfig(
-            patch=4, encoder_channels=(8, 8, 16), decoder_channels=(16, 8, 8), latent_channels=4, encoder_blocks=1,
-            decoder_blocks=1, groups=4, attention_levels=1, stem_kernel=3, head_kernel=3,
-        ),
-        denoiser=DenoiserConfig(width=24, depth=1, heads=1, max_objects=4, max_views=12),
-    )  # fmt: skip
-    OCDiT(config).save_pretrained(folder / "model")
+    make_untrained_model(folder / "model", image_size=(64, 80), template_size=(32, 32))
     rng = np.random.default_rng(0)
     for name, shape in (("a", (90, 120, 3)), ("b", (60, 200, 3))):
         write_image(folder / f"{name}.png", rng.integers(0, 255, shape, np.uint8))

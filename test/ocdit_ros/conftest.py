@@ -46,7 +46,7 @@ def pytest_report_header() -> str:
 def place(tmp_path_factory):
     """A library of three objects, and an untrained model."""
     import torch
-    from assets import make_library, make_untrained_model
+    from builders import make_library, make_untrained_model
 
     folder = tmp_path_factory.mktemp("bag")
     make_library(folder / "library")

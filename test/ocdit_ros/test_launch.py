@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from assets import make_library, make_untrained_model
+from builders import make_library, make_untrained_model
 from harness import NODE, STARTED_WITHIN, Client
 from ros2_tools import PROFILES, ROS2, share_folder
 from sensor_msgs.msg import CompressedImage

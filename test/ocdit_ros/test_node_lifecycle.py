@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from assets import make_library, make_untrained_model
+from builders import make_library, make_untrained_model
 from diagnostic_msgs.msg import DiagnosticStatus
 from harness import NODE, STARTED_WITHIN, STATES, Client, NodeProcess
 from lifecycle_msgs.srv import ChangeState

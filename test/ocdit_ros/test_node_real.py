@@ -7,7 +7,7 @@ import time
 import cv2
 import numpy as np
 import pytest
-from assets import make_library, make_untrained_model
+from builders import make_library, make_untrained_model
 from harness import Client, NodeProcess
 from sensor_msgs.msg import CompressedImage
 

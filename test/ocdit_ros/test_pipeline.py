@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from assets import make_library, make_untrained_model
+from builders import make_library, make_untrained_model
 from std_msgs.msg import Header
 
 from ocdit_core.errors import ConfigError, WeightsError

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from assets import make_library, make_untrained_model
+from builders import make_library, make_untrained_model
 from harness import NODE, STARTED_WITHIN
 from ros2_tools import ROS2, share_folder
 

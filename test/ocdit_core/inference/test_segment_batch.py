@@ -3,45 +3,23 @@
 import numpy as np
 import pytest
 import torch
-import trimesh
+from builders import TINY_MODEL
 
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import ImageError
 from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.models.backbones import BackboneConfig
-from ocdit_core.models.denoiser import DenoiserConfig
-from ocdit_core.models.mask_vae import MaskVAEConfig
-from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
-from ocdit_core.objects.onboarding import add_objects
-
-CONFIG = OCDiTConfig(
-    image_size=(96, 128),
-    template_size=(64, 64),
-    backbone=BackboneConfig(kind="conv", frozen=False, channels=(8, 8, 16), blocks=1),
-    vae=MaskVAEConfig(encoder_channels=(8, 8, 8, 16, 16), decoder_channels=(16, 16, 8, 8, 8), groups=4),
-    denoiser=DenoiserConfig(width=32, depth=1, heads=2, max_objects=4, max_views=4),
-)
+from ocdit_core.models.ocdit import OCDiT
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("library")
-    files = []
-    for name, mesh in {
-        "box": trimesh.creation.box((0.1, 0.06, 0.04)),
-        "can": trimesh.creation.cylinder(0.03, 0.1),
-    }.items():
-        mesh.visual.vertex_colors = {"box": (200, 40, 40, 255), "can": (40, 200, 40, 255)}[name]
-        files.append(folder.parent / f"{name}.ply")
-        mesh.export(files[-1])
-    add_objects(folder, files)
-    return ObjectLibrary(folder)
+def library(rendered_library):
+    return ObjectLibrary(rendered_library)
 
 
 def make_segmenter(settings):
     torch.manual_seed(0)
-    model = OCDiT(CONFIG)
+    model = OCDiT(TINY_MODEL)
     with torch.no_grad():
         # Random weights of a fresh model say the same of every picture: its last layers begin at zero.
         for parameter in model.parameters():
