@@ -14,9 +14,10 @@ ALLOWED = {
     "objects": {"base"},
     "inference": {"base", "diffusion", "models", "objects"},
     "data": {"base", "objects"},
-    "training": {"base", "diffusion", "models", "objects", "data"},
-    "evaluation": {"base", "models", "objects", "inference", "data"},
-    "commands": {"base", "objects", "models", "training", "inference", "evaluation", "data"},
+    "synthesis": {"base", "objects", "data"},
+    "training": {"base", "diffusion", "models", "objects", "data", "synthesis"},
+    "evaluation": {"base", "models", "objects", "inference", "data", "synthesis"},
+    "commands": {"base", "objects", "models", "training", "inference", "evaluation", "data", "synthesis"},
 }
 # The facade's lazy names, the commands under the command line, and pictures of results.
 EXCEPTIONS = {

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ocdit_core.data.painting import PLAIN_SHARE, Photographs, random_colour, random_paint, random_palette
-from ocdit_core.data.synthetic.assemblies import random_assembly
-from ocdit_core.data.synthetic.solids import Patch, Solid, slots_of
+from ocdit_core.synthesis.shapes import Patch, Solid, random_assembly, slots_of
 
 HELD_OUT_SEED = 1_000_000_000
 """Seeds from here on are kept for evaluation: nothing is ever trained on their objects."""
