@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ocdit_core.data.painting import Photographs
-from ocdit_core.data.synthetic.procedural import LARGEST, SMALLEST, procedural_object
-from ocdit_core.data.synthetic.scanned import scanned_object
 from ocdit_core.errors import ConfigError, DataError, MeshError
 from ocdit_core.files import write_text
-from ocdit_core.objects.parsing import FORMATS
+from ocdit_core.objects.meshes import FORMATS
+from ocdit_core.synthesis.procedural import LARGEST, SMALLEST, procedural_object, scanned_object
 
 if TYPE_CHECKING:
     import trimesh

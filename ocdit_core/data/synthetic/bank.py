@@ -22,12 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ocdit_core.data.synthetic.procedural import HELD_OUT_SEED, procedural_object
-from ocdit_core.data.synthetic.scanned import find_meshes, scanned_object
 from ocdit_core.data.synthetic.sprites import render_sprites
 from ocdit_core.errors import DataError, OcditError
 from ocdit_core.objects.opengl_renderer import Renderer
 from ocdit_core.objects.templates import ViewSettings, render_templates
+from ocdit_core.synthesis.procedural import HELD_OUT_SEED, find_meshes, procedural_object, scanned_object
 
 SCHEMA_VERSION = 1
 _CHUNK = 8

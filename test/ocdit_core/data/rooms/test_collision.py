@@ -4,8 +4,8 @@ import trimesh
 from scipy.spatial import ConvexHull
 
 from ocdit_core.data.rooms.collision import MAX_POINTS, THINNEST, collision_hulls
-from ocdit_core.data.synthetic.procedural import procedural_object
 from ocdit_core.errors import MeshError
+from ocdit_core.synthesis.procedural import procedural_object
 
 
 def volume(hulls):

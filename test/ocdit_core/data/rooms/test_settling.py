@@ -4,8 +4,8 @@ import trimesh
 
 from ocdit_core.data.rooms.collision import collision_hulls
 from ocdit_core.data.rooms.settling import SettleSettings, settle
-from ocdit_core.data.synthetic.procedural import procedural_object
 from ocdit_core.errors import ConfigError, DataError
+from ocdit_core.synthesis.procedural import procedural_object
 
 pytest.importorskip("mujoco", reason="needs mujoco")
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from ocdit_core.data.painting import random_paint, random_palette
-from ocdit_core.data.synthetic.procedural import HELD_OUT_SEED, LARGEST, SMALLEST, procedural_object
 from ocdit_core.data.synthetic.recolouring import random_recolouring, recolour
+from ocdit_core.synthesis.procedural import HELD_OUT_SEED, LARGEST, SMALLEST, procedural_object
 
 
 def test_the_same_seed_gives_the_same_object():
