@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ocdit_core.data.synthetic.sprites import render_sprites
 from ocdit_core.data.synthetic.videos import VideoFrame, VideoSettings, compose_video
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.average_precision import Matches
@@ -31,6 +30,7 @@ from ocdit_core.masks import mask_iou
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.objects.rendering import Renderer
+from ocdit_core.synthesis.bank import render_sprites
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, procedural_object
 
 # Away from the objects of validation (0), of held_out.py (10,000) and of held_out_sets.py (20,000 and 30,000).

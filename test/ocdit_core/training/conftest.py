@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ocdit_core.config import apply_overrides, build, read_yaml
-from ocdit_core.data.synthetic.bank import BankSettings, build_bank
+from ocdit_core.synthesis.bank import BankSettings, build_bank
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED
 from ocdit_core.training.main import main
 from ocdit_core.training.settings import TrainSettings

@@ -1,6 +1,6 @@
-"""A bank of drawn procedural objects on disk: templates and sprites, memory-mapped, for several readers at once.
+"""A bank of drawn objects on disk: templates and sprites, memory-mapped, for several readers at once.
 
-Build one with `python -m ocdit_core.data.synthetic.bank --objects 2000 --out data/bank --jobs 2`.
+Build one with `python -m ocdit_core.synthesis.bank --objects 2000 --out data/bank --jobs 2`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,57 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ocdit_core.data.synthetic.sprites import render_sprites
 from ocdit_core.errors import DataError, OcditError
-from ocdit_core.objects.opengl_renderer import Renderer
-from ocdit_core.objects.templates import ViewSettings, render_templates
+from ocdit_core.objects.rendering import Light, Lighting, MeshHandle, Renderer
+from ocdit_core.objects.templates import ViewSettings, render_templates, zoom_cameras
+from ocdit_core.objects.viewpoints import TUDL_K, fitting_distance, look_at_poses, sample_directions
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, find_meshes, procedural_object, scanned_object
+
+SPRITE_MARGIN = 0.02
+
+
+def render_sprites(
+    renderer: Renderer, handle: MeshHandle, rng: np.random.Generator, count: int, size: int
+) -> NDArray[np.uint8]:
+    """Draws an object for cut-and-paste scenes: any direction, any roll, random light and perspective.
+
+    Returns:
+        (count, size, size, 4) RGBA, colours multiplied by coverage, the object filling the picture.
+    """
+    surface = handle.surface
+    directions = sample_directions(rng, count)
+    upright = rng.random(count) < 0.5
+    roll = np.where(upright, rng.normal(0, 0.25, count), rng.uniform(-np.pi, np.pi, count))
+    distance = fitting_distance(surface.radius) * rng.uniform(1.2, 3.5, count)
+    poses = look_at_poses(directions, distance, roll, centre=surface.centre)
+    _, K = zoom_cameras(surface.vertices, poses, TUDL_K, size=size, margin=SPRITE_MARGIN)
+    drawn = [
+        renderer.render(handle, poses[i], K[i], (size, size), random_lighting(rng)).rgba[0] for i in range(count)
+    ]  # each under its own light
+    return np.stack(drawn)
+
+
+def random_lighting(rng: np.random.Generator) -> Lighting:
+    """One to three lights, most from above, with ambient light so that nothing is lost in the dark."""
+    warmth = rng.uniform(-0.12, 0.12)
+    tint = np.array([1 + warmth, 1.0, 1 - warmth])
+    lights = []
+    strength = rng.uniform(0.4, 1.0)
+    for _ in range(int(rng.integers(1, 4))):
+        direction = rng.normal(size=3) * (1.0, 0.8, 0.6) + (0.0, -0.6, -0.7)  # camera axes: up is -y, towards us is -z
+        x, y, z = (float(v) for v in direction)
+        r, g, b = (float(v) for v in strength * tint * rng.uniform(0.9, 1.1, 3))
+        lights.append(Light(direction=(x, y, z), colour=(r, g, b)))
+        strength *= rng.uniform(0.3, 0.8)
+    r, g, b = (float(v) for v in rng.uniform(0.22, 0.55) * rng.uniform(0.9, 1.1, 3))
+    shiny = rng.random() < 0.5
+    return Lighting(
+        ambient=(r, g, b),
+        lights=tuple(lights),
+        specular=float(rng.uniform(0.05, 0.5)) if shiny else 0.0,
+        roughness=float(rng.uniform(0.25, 0.7)),
+    )
+
 
 SCHEMA_VERSION = 1
 _CHUNK = 8
@@ -104,7 +150,7 @@ class ObjectBank:
         except FileNotFoundError as error:
             raise DataError(
                 f"{folder}: no object bank (bank.json is missing); build one with "
-                f"python -m ocdit_core.data.synthetic.bank --objects 2000 --out {folder}"
+                f"python -m ocdit_core.synthesis.bank --objects 2000 --out {folder}"
             ) from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{folder / 'bank.json'}: damaged ({error}); build the bank again") from error
@@ -244,7 +290,7 @@ def _draw_chunk(renderer: Renderer, partial: Path, settings: BankSettings, chunk
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: builds a bank."""
-    parser = argparse.ArgumentParser(prog="python -m ocdit_core.data.synthetic.bank", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ocdit_core.synthesis.bank", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the bank, e.g. data/bank")
     parser.add_argument("--objects", type=int, default=2000, help="procedural objects (default 2000, 0.8 MB each)")
     parser.add_argument(
