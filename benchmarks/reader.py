@@ -27,7 +27,6 @@ from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.sampling import SampleSettings
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.data.streaming import Source, TrainingLoader, TrainingStream
-from ocdit_core.data.synthetic.scenes import SceneSettings, compose_scene
 from ocdit_core.data.templates import TemplateCache
 from ocdit_core.data.writers import FrameTruth, ObjectTruth, shard_path, write_scene, write_shard
 from ocdit_core.errors import OcditError
@@ -37,6 +36,7 @@ from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.objects.opengl_renderer import Renderer
 from ocdit_core.objects.viewpoints import TUDL_K
 from ocdit_core.synthesis.bank import render_sprites
+from ocdit_core.synthesis.composed import SceneSettings, compose_scene
 from ocdit_core.synthesis.procedural import procedural_object
 
 IN_A_PICTURE = 8

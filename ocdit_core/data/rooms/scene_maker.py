@@ -19,9 +19,9 @@ from ocdit_core.data.rooms.object_sources import ObjectSource
 from ocdit_core.data.rooms.path_tracer import PathTracer, developed
 from ocdit_core.data.rooms.scene_renderer import Placed, SceneRenderer
 from ocdit_core.data.rooms.textures import TexturePool
-from ocdit_core.data.synthetic.camera_effects import photograph
 from ocdit_core.errors import DataError
 from ocdit_core.objects.viewpoints import project
+from ocdit_core.synthesis.composed import photograph
 
 if TYPE_CHECKING:
     import trimesh

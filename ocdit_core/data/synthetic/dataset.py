@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ocdit_core.data.augment import CropSettings, Window, tight_window
-from ocdit_core.data.synthetic.recolouring import random_recolouring, recolour
-from ocdit_core.data.synthetic.scenes import SceneSettings, compose_scene
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.objects.viewpoints import icosphere_directions, spread_indices
 from ocdit_core.synthesis.bank import ObjectBank
+from ocdit_core.synthesis.composed import SceneSettings, compose_scene, random_recolouring, recolour
 
 _ATTEMPTS = 100
 

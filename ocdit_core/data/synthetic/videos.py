@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.data.painting import random_background
-from ocdit_core.data.synthetic.camera_effects import photograph
-from ocdit_core.data.synthetic.scenes import Sprite
 from ocdit_core.errors import ConfigError
+from ocdit_core.synthesis.composed import Sprite, photograph
 
 
 @dataclass(frozen=True, kw_only=True)

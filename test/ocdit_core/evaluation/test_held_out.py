@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from ocdit_core.data.synthetic.scenes import SceneSettings
 from ocdit_core.evaluation.baselines import ColourBackProjection
 from ocdit_core.evaluation.held_out import HeldOutSettings, make_held_out
 from ocdit_core.evaluation.metrics import evaluate_scenes
+from ocdit_core.synthesis.composed import SceneSettings
 
 SETTINGS = HeldOutSettings(
     scenes=4,

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from ocdit_core.data.painting import random_background
-from ocdit_core.data.synthetic.camera_effects import photograph
+from ocdit_core.synthesis.composed import photograph
 
 
 def toy(seed, size=(240, 320), scale=0.5):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ocdit_core.data.painting import random_paint, random_palette
-from ocdit_core.data.synthetic.recolouring import random_recolouring, recolour
+from ocdit_core.synthesis.composed import random_recolouring, recolour
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, LARGEST, SMALLEST, procedural_object
 
 

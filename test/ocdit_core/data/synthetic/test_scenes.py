@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from ocdit_core.data.painting import random_background
-from ocdit_core.data.synthetic.scenes import Scene, SceneSettings, compose_scene
 from ocdit_core.errors import ConfigError
+from ocdit_core.synthesis.composed import Scene, SceneSettings, compose_scene
 
 
 def square(colour, side=40):
