@@ -25,10 +25,10 @@ from cells import CELLS, FEW, RAW, TASKS
 from measure import LEVELS, measure
 
 from ocdit_core.config import apply_overrides, as_dict, build, read_yaml
-from ocdit_core.data.synthetic.dataset import SyntheticDataSettings
 from ocdit_core.errors import ConfigError, OcditError
 from ocdit_core.files import write_text
 from ocdit_core.synthesis.bank import BankSettings, build_bank
+from ocdit_core.synthesis.composed_dataset import SyntheticDataSettings
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED
 from ocdit_core.training import checkpoints
 from ocdit_core.training.data import TrainingData

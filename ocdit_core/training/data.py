@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.data.streaming import Source, TrainingLoader, TrainingStream
-from ocdit_core.data.synthetic.dataset import ConsecutiveBatches, SyntheticScenes
 from ocdit_core.data.templates import TemplateCache
 from ocdit_core.objects.library import ObjectLibrary
+from ocdit_core.synthesis.composed_dataset import ConsecutiveBatches, SyntheticScenes
 from ocdit_core.training.settings import BopDataset, BopDataSettings, TrainSettings
 from ocdit_core.training.stage import Batch
 from ocdit_core.training.stopping import leave_signals_to_the_loop

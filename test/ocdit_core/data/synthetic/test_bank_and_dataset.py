@@ -8,10 +8,10 @@ import torch
 import trimesh
 from torch.utils.data import DataLoader
 
-from ocdit_core.data.synthetic.dataset import ConsecutiveBatches, SyntheticDataSettings, SyntheticScenes
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.synthesis.bank import BankSettings, ObjectBank, build_bank, main
 from ocdit_core.synthesis.composed import SceneSettings
+from ocdit_core.synthesis.composed_dataset import ConsecutiveBatches, SyntheticDataSettings, SyntheticScenes
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, find_meshes, scanned_object
 
 SETTINGS = BankSettings(objects=10, template_size=32, sprites=4, sprite_size=48)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from ocdit_core.data.synthetic.videos import VideoSettings, compose_video
 from ocdit_core.errors import ConfigError
+from ocdit_core.synthesis.videos import VideoSettings, compose_video
 
 
 def discs(count: int) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""The training data: groups of composed scenes that share one set of objects, endless and repeatable."""
+"""Training data of composed scenes: samples of scenes that share one set of objects, endless and repeatable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Videos put together from sprites, which glide over a background: every frame with the exact mask of each."""
+"""Videos composed of sprites that move over a background, with the exact mask of each in every frame."""
 
 from __future__ import annotations
 
