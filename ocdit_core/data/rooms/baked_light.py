@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.rooms import light_shaders as shaders
-from ocdit_core.data.rooms.light_shaders import LIGHT_SAMPLES
+from ocdit_core.synthesis import shaders
 from ocdit_core.data.rooms.shadow_maps import SKY_TILE, LightViews, ShadowMaps
-from ocdit_core.data.rooms.smoothing_shaders import FULL
+from ocdit_core.synthesis.shaders import FULL, LIGHT_SAMPLES
 
 Array = NDArray[np.float64]
 SIDE = 512  # of the pictures of the table

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.data.painting import random_colour
-from ocdit_core.data.rooms.light_shaders import MAX_LIGHTS
 from ocdit_core.errors import ConfigError
+from ocdit_core.synthesis.shaders import MAX_LIGHTS
 
 Vector = NDArray[np.float64]
 Place = Literal["on_table", "under_table", "around"]

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.rooms import scene_shaders as shaders
+from ocdit_core.synthesis import shaders
 from ocdit_core.data.rooms.baked_light import BakedLight
 from ocdit_core.data.rooms.room import Material, Place, Room
 from ocdit_core.data.rooms.scene_frames import make_frame, open_context

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.rooms.light_shaders import LIGHT_SAMPLES
 from ocdit_core.data.rooms.room import Room
 from ocdit_core.data.rooms.shadow_maps import LIGHT_TILE, LightViews
+from ocdit_core.synthesis.shaders import LIGHT_SAMPLES
 
 Array = NDArray[np.float64]
 NEAR, FAR = 0.03, 30.0  # metres

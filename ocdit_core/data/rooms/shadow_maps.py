@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.rooms.light_shaders import (
+from ocdit_core.data.rooms.room import Room, RoomLight
+from ocdit_core.objects.viewpoints import look_at_poses
+from ocdit_core.synthesis.shaders import (
     LIGHT_GRID,
     LIGHT_SAMPLES,
     MAX_LIGHTS,
@@ -18,8 +20,6 @@ from ocdit_core.data.rooms.light_shaders import (
     SKY_DIRECTIONS,
     SKY_GRID,
 )
-from ocdit_core.data.rooms.room import Room, RoomLight
-from ocdit_core.objects.viewpoints import look_at_poses
 
 Array = NDArray[np.float64]
 LIGHT_TILE, SKY_TILE = 768, 256
