@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.data.rooms.room import Material, Place, Room
-from ocdit_core.data.rooms.shadow_maps import LightViews
-from ocdit_core.objects.surfaces import Surface
+from ocdit_core.objects.shading import Surface
+from ocdit_core.synthesis.lighting import LightViews
 
 Array = NDArray[np.float64]
 _WORDS = {"position": "3f", "normal": "3f", "uv": "2f", "colour": "4f"}

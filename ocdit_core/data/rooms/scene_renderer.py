@@ -14,15 +14,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.synthesis import shaders
-from ocdit_core.data.rooms.baked_light import BakedLight
 from ocdit_core.data.rooms.room import Material, Place, Room
 from ocdit_core.data.rooms.scene_frames import make_frame, open_context
 from ocdit_core.data.rooms.scene_meshes import Placed, SceneMesh, SceneView, StagedScene, layout_for, make_texture
 from ocdit_core.data.rooms.scene_uniforms import camera_uniforms, clip_matrix, write_uniforms
-from ocdit_core.data.rooms.shadow_maps import ShadowMaps, light_views
 from ocdit_core.errors import DataError, RenderingError
-from ocdit_core.objects.surfaces import Surface, surface_of
+from ocdit_core.objects.shading import Surface, surface_of
+from ocdit_core.synthesis import shaders
+from ocdit_core.synthesis.lighting import BakedLight, ShadowMaps, light_views
 
 if TYPE_CHECKING:
     import trimesh

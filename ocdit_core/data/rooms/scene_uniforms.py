@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.data.rooms.room import Room
-from ocdit_core.data.rooms.shadow_maps import LIGHT_TILE, LightViews
+from ocdit_core.synthesis.lighting import LIGHT_TILE, LightViews
 from ocdit_core.synthesis.shaders import LIGHT_SAMPLES
 
 Array = NDArray[np.float64]
