@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ocdit_core.data.rooms.mitsuba_scene import load_mitsuba, pinhole, traced_mesh
 from ocdit_core.data.rooms.room import Material, Room
-from ocdit_core.data.rooms.scene_meshes import Placed
 from ocdit_core.errors import RenderingError
+from ocdit_core.synthesis.renderer import Placed
 
 Array = NDArray[np.float64]
 SAMPLES = 36  # light paths a pixel: a square, as the sampler wants it

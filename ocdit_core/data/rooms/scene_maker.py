@@ -17,11 +17,11 @@ from ocdit_core.data.rooms.collision import collision_hulls
 from ocdit_core.data.rooms.layouts import SceneLayout, SceneSettings, make_layout
 from ocdit_core.data.rooms.object_sources import ObjectSource
 from ocdit_core.data.rooms.path_tracer import PathTracer, developed
-from ocdit_core.data.rooms.scene_renderer import Placed, SceneRenderer
 from ocdit_core.data.rooms.textures import TexturePool
 from ocdit_core.errors import DataError
 from ocdit_core.objects.viewpoints import project
 from ocdit_core.synthesis.composed import photograph
+from ocdit_core.synthesis.renderer import Placed, SceneRenderer
 
 if TYPE_CHECKING:
     import trimesh

@@ -1,6 +1,6 @@
 import pytest
 
-from ocdit_core.data.rooms.scene_renderer import SceneRenderer
+from ocdit_core.synthesis.renderer import SceneRenderer
 
 
 @pytest.fixture(scope="package")

@@ -1,4 +1,4 @@
-"""Draws rooms with objects: colours with soft shadows, labels and depth, silhouettes (moderngl on EGL, no display).
+"""Render rooms with objects: colours with soft shadows, labels, depth and silhouettes (moderngl on EGL, no display).
 
 Cameras are camera-from-world poses in OpenCV axes, metres; image coordinates are continuous, with (0, 0) at the outer
 corner of the first pixel, and a pixel's label is what its middle shows.
@@ -7,6 +7,7 @@ corner of the first pixel, and a pixel's label is what its middle shows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,210 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.data.rooms.room import Material, Place, Room
-from ocdit_core.data.rooms.scene_frames import make_frame, open_context
-from ocdit_core.data.rooms.scene_meshes import Placed, SceneMesh, SceneView, StagedScene, layout_for, make_texture
-from ocdit_core.data.rooms.scene_uniforms import camera_uniforms, clip_matrix, write_uniforms
 from ocdit_core.errors import DataError, RenderingError
 from ocdit_core.objects.shading import Surface, surface_of
 from ocdit_core.synthesis import shaders
-from ocdit_core.synthesis.lighting import BakedLight, ShadowMaps, light_views
+from ocdit_core.synthesis.lighting import LIGHT_TILE, BakedLight, LightViews, ShadowMaps, light_views
+from ocdit_core.synthesis.shaders import LIGHT_SAMPLES
 
 if TYPE_CHECKING:
     import trimesh
 
-__all__ = ["MAX_LABEL", "Placed", "SceneMesh", "SceneRenderer", "SceneView"]
+
+def open_context() -> Any:
+    """Returns a new off-screen context of moderngl.
+
+    Raises:
+        RenderingError: there is no EGL driver on this machine, or moderngl is missing.
+    """
+    try:
+        import moderngl
+
+        options: dict[str, Any] = {"standalone": True, "backend": "egl"}
+        return moderngl.create_context(**options)
+    except ImportError as error:
+        raise RenderingError("rendering needs the package moderngl: pip install moderngl") from error
+    except Exception as error:  # moderngl and its loader raise plain Exception for a missing driver
+        reason = " ".join(str(error).split())
+        raise RenderingError(
+            f"no off-screen OpenGL ({reason}); on Ubuntu and Debian: apt-get install libegl1 libgl1-mesa-dri"
+        ) from error
+
+
+def make_frame(gl: Any, kind: str, size: tuple[int, int]) -> dict[str, Any]:
+    """Returns framebuffers and the textures that they draw into, by name.
+
+    Args:
+        gl: moderngl's context.
+        kind: "silhouettes" (sheet), "preview" (linear, seen), or "view" (picture, seen, and what these are made from).
+        size: rows and columns in pixels.
+    """
+    pixels = size[::-1]
+    made: dict[str, Any] = {}
+    if kind == "silhouettes":
+        made["sheet"] = gl.texture(pixels, 1)
+        made["sheet only"] = gl.framebuffer([made["sheet"]])
+        return made
+    made["depth"] = gl.depth_renderbuffer(pixels)
+    made["seen"] = gl.texture(pixels, 2, dtype="f4")
+    if kind == "preview":
+        made["linear"] = gl.texture(pixels, 4, dtype="f2")
+        made["all"] = gl.framebuffer([made["linear"], made["seen"]], made["depth"])
+        return made
+    for name, channels, dtype in (
+        ("normal", 4, "f2"),
+        ("colour", 4, "f1"),
+        ("sky", 4, "f2"),
+        ("shaded", 4, "f1"),
+        ("picture", 4, "f1"),
+    ):
+        made[name] = gl.texture(pixels, channels, dtype=dtype)
+    made["shaded"].repeat_x = made["shaded"].repeat_y = False
+    made["surfaces"] = gl.framebuffer([made[k] for k in ("seen", "normal", "colour", "sky")], made["depth"])
+    made["light"] = gl.framebuffer([made["shaded"]], made["depth"])
+    made["light"].depth_mask = False  # it only asks where objects are
+    made["room"] = gl.framebuffer([made["shaded"], made["seen"]], made["depth"])
+    made["smooth"] = gl.framebuffer([made["picture"]])
+    return made
+
+
+Array = NDArray[np.float64]
+_WORDS = {"position": "3f", "normal": "3f", "uv": "2f", "colour": "4f"}
+
+
+@dataclass(eq=False)
+class SceneMesh:
+    """A mesh, or a part of a room, on the graphics card; give it back with `SceneRenderer.release`."""
+
+    surface: Surface | None
+    """None for parts of a room, whose textures belong to their pool."""
+    arrays: dict[str, Any]
+    buffer: Any
+    texture: Any | None
+
+    def release(self) -> None:
+        """Frees the card's memory; its context has to be the current one."""
+        for item in (*self.arrays.values(), self.buffer, self.texture if self.surface is not None else None):
+            if item is not None:
+                item.release()
+
+    @property
+    def cutoff(self) -> float:
+        """Texels with less alpha than this are holes; 0: there are none."""
+        return 0.0 if self.surface is None else self.surface.alpha_cutoff
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Placed:
+    """One object where it lies."""
+
+    mesh: SceneMesh
+    pose: NDArray[np.float64]
+    """(4, 4) world-from-object, metres."""
+    material: Material
+    label: int
+    """Its value in the picture of labels, 1..254; 0 hides it among the background, as distractors are."""
+
+    @property
+    def points(self) -> NDArray[np.float64]:
+        """Its vertices in the world (n, 3), metres."""
+        assert self.mesh.surface is not None
+        return np.asarray(self.mesh.surface.vertices @ self.pose[:3, :3].T + self.pose[:3, 3])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SceneView:
+    """What one camera sees."""
+
+    rgb: NDArray[np.uint8]
+    """(h, w, 3) sRGB, with smooth edges."""
+    labels: NDArray[np.uint8]
+    """(h, w) of what the pixel's middle shows; 0 for the room and unlabelled objects."""
+    depth: NDArray[np.float32]
+    """(h, w) metres along the optical axis."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StagedScene:
+    """What `SceneRenderer.stage` prepares."""
+
+    room: Room
+    parts: list[tuple[SceneMesh, Material, Place]]
+    objects: Sequence[Placed]
+    skies: list[Any]
+    """For each object a buffer of the sky's light on its corners."""
+    views: LightViews
+
+
+def make_texture(gl: Any, rgba: NDArray[np.uint8]) -> Any:
+    """Puts a picture (H, W, 4) on the card, with its smaller copies; the first row is the top."""
+    import moderngl
+
+    limit = int(gl.info["GL_MAX_TEXTURE_SIZE"])
+    if max(rgba.shape[:2]) > limit:
+        factor = limit / max(rgba.shape[:2])
+        rgba = np.asarray(cv2.resize(rgba, None, fx=factor, fy=factor), dtype=np.uint8)
+    # OpenGL counts rows from the bottom.
+    texture = gl.texture(rgba.shape[1::-1], 4, np.ascontiguousarray(rgba[::-1]).tobytes())
+    texture.build_mipmaps()
+    texture.filter = (moderngl.LINEAR_MIPMAP_LINEAR, moderngl.LINEAR)
+    return texture
+
+
+def layout_for(program: Any) -> tuple[str, ...]:
+    """Returns the layout of a buffer of `Surface.corners`, as far as the program reads it."""
+    words = [word if name in program else f"{4 * int(word[0])}x" for name, word in _WORDS.items()]
+    return (" ".join(words), *(name for name in _WORDS if name in program))
+
+
+Array = NDArray[np.float64]
+NEAR, FAR = 0.03, 30.0  # metres
+
+
+def clip_matrix(K: Array, size: tuple[int, int]) -> Array:
+    """Returns OpenGL's clip matrix (4, 4) for K (3, 3) and a picture of height and width in pixels.
+
+    The picture's first row is the buffer's first row, so nothing needs flipping.
+    """
+    height, width = size
+    matrix = np.zeros((4, 4))
+    matrix[0, :3] = 2 * K[0] / width
+    matrix[1, :3] = 2 * K[1] / height
+    matrix[0, 2] -= 1
+    matrix[1, 2] -= 1
+    matrix[2, 2:] = (FAR + NEAR) / (FAR - NEAR), -2 * FAR * NEAR / (FAR - NEAR)
+    matrix[3, 2] = 1
+    return matrix
+
+
+def camera_uniforms(room: Room, views: LightViews, pose: Array, K: Array, size: tuple[int, int]) -> dict[str, Any]:
+    """Returns the uniforms that all programs share for one camera, matrices in OpenGL's order (column by column)."""
+    to_pixels = np.diag([size[1], size[0], 1.0])
+    return {
+        "clip_from_world": (clip_matrix(K, size) @ pose).T,
+        "ray_from_picture": (pose[:3, :3].T @ np.linalg.inv(K) @ to_pixels).T,
+        "eye": -pose[:3, :3].T @ pose[:3, 3],
+        "forward": pose[2, :3],
+        "light_at": views.light_at[::LIGHT_SAMPLES],
+        "light_colour": np.array([light.colour for light in room.lights]),
+        "light_clip": views.light_clip.transpose(0, 2, 1),
+        "light_texel": 2 * views.radius / LIGHT_TILE,
+        "ground_colour": room.ground,
+        "horizon_colour": room.horizon,
+        "zenith_colour": room.zenith,
+        "table": [*room.half_size, room.table_height],
+    }
+
+
+def write_uniforms(program: Any, values: dict[str, Any]) -> None:
+    """Writes those values that the program has a use for, matrices in OpenGL's order (column by column)."""
+    for name, value in values.items():
+        if name in program:
+            # The driver cuts arrays off after the last entry that is used.
+            length = program[name].array_length * program[name].dimension
+            flat = np.ascontiguousarray(value, dtype=np.float32).reshape(-1)[:length]
+            program[name].write(flat.tobytes())
+
 
 Array = NDArray[np.float64]
 MAX_LABEL = 254
