@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.rooms.room import Room, RoomLight
 from ocdit_core.objects.viewpoints import look_at_poses
 from ocdit_core.synthesis import shaders
+from ocdit_core.synthesis.room import Room, RoomLight
 from ocdit_core.synthesis.shaders import (
     FULL,
     LIGHT_GRID,

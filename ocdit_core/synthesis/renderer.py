@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.rooms.room import Material, Place, Room
 from ocdit_core.errors import DataError, RenderingError
 from ocdit_core.objects.shading import Surface, surface_of
 from ocdit_core.synthesis import shaders
 from ocdit_core.synthesis.lighting import LIGHT_TILE, BakedLight, LightViews, ShadowMaps, light_views
+from ocdit_core.synthesis.room import Material, Place, Room
 from ocdit_core.synthesis.shaders import LIGHT_SAMPLES
 
 if TYPE_CHECKING:

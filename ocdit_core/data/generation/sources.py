@@ -15,7 +15,6 @@ from tqdm import tqdm
 from ocdit_core.data.frame import parse_json
 from ocdit_core.data.generation.engines import TRIES, Engine, LocalEngine, run_all
 from ocdit_core.data.generation.plan import SynthesisSettings
-from ocdit_core.data.rooms.collision import collision_hulls
 from ocdit_core.data.rooms.object_sources import (
     MeshFolder,
     MixedObjects,
@@ -31,6 +30,7 @@ from ocdit_core.files import write_text
 from ocdit_core.objects import meshes
 from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.objects.templates import ViewSettings
+from ocdit_core.synthesis.settling import collision_hulls
 from ocdit_core.workers import Died, Work
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.rooms.room import Room
 from ocdit_core.errors import ConfigError
 from ocdit_core.objects.viewpoints import TUDL_K, TUDL_SIZE, look_at_poses
 from ocdit_core.synthesis.renderer import SceneRenderer
+from ocdit_core.synthesis.room import Room
 
 Array = NDArray[np.float64]
 _PREVIEW = 4  # the preview has a quarter of the picture's width and height

@@ -3,9 +3,9 @@ import pytest
 import trimesh
 from scipy.spatial import ConvexHull
 
-from ocdit_core.data.rooms.collision import MAX_POINTS, THINNEST, collision_hulls
 from ocdit_core.errors import MeshError
 from ocdit_core.synthesis.procedural import procedural_object
+from ocdit_core.synthesis.settling import MAX_POINTS, THINNEST, collision_hulls
 
 
 def volume(hulls):

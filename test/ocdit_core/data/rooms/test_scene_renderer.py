@@ -5,11 +5,11 @@ import pytest
 import trimesh
 from PIL import Image
 
-from ocdit_core.data.rooms.room import Material, RoomLight, random_room
 from ocdit_core.errors import DataError, RenderingError
 from ocdit_core.objects.opengl_renderer import Renderer
 from ocdit_core.objects.viewpoints import look_at_poses, project
 from ocdit_core.synthesis.renderer import Placed, SceneRenderer
+from ocdit_core.synthesis.room import Material, RoomLight, random_room
 
 SIZE = (240, 320)
 K = np.array([[260.0, 0, 163.4], [0, 255.0, 117.3], [0, 0, 1]])

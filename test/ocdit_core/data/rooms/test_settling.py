@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 import trimesh
 
-from ocdit_core.data.rooms.collision import collision_hulls
-from ocdit_core.data.rooms.settling import SettleSettings, settle
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.synthesis.procedural import procedural_object
+from ocdit_core.synthesis.settling import SettleSettings, collision_hulls, settle
 
 pytest.importorskip("mujoco", reason="needs mujoco")
 

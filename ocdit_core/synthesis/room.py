@@ -1,4 +1,4 @@
-"""Rooms: a floor, walls, a table with things around it, and the light; the origin is the middle of what objects lie on.
+"""Rooms: a floor, walls, a table with furniture around it, and the light; the origin is the middle of what objects lie on.
 
 World axes: x and y along the table, z up, metres.
 """

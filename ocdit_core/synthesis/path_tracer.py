@@ -1,7 +1,7 @@
-"""Draws the colours of rooms with objects by path tracing (Mitsuba 3), for a share of handsome pictures.
+"""Draw rooms with objects by path tracing (Mitsuba 3), for a fraction of the images.
 
-Cameras, objects and lamps are those of `SceneRenderer`, whose labels and depth belong to these pictures as well. Light
-from everywhere is the ceiling's here, and what walls and things throw back is worked out.
+Cameras, objects and lamps are those of `SceneRenderer`, whose labels and depth belong to these images as well. The
+ambient light is the ceiling's here, and what walls and things throw back is worked out.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.data.rooms.mitsuba_scene import load_mitsuba, pinhole, traced_mesh
-from ocdit_core.data.rooms.room import Material, Room
 from ocdit_core.errors import RenderingError
 from ocdit_core.synthesis.renderer import Placed
+from ocdit_core.synthesis.room import Material, Room
 
 Array = NDArray[np.float64]
 SAMPLES = 36  # light paths a pixel: a square, as the sampler wants it
