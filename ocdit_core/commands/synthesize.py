@@ -206,7 +206,7 @@ def _write_split(settings: SynthesisSettings, path: Path, share: float) -> None:
     from dataclasses import replace
 
     from ocdit_core.data.generation.sources import open_source
-    from ocdit_core.data.rooms.object_sources import split_names, write_split
+    from ocdit_core.synthesis.sources import split_names, write_split
 
     parts = split_names(open_source(replace(settings, split=None, part="train")).names, test_share=share)
     try:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ocdit_core.data.rooms.object_sources import PARTS
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.files import write_text
+from ocdit_core.synthesis.sources import PARTS
 
 PLAN = "plan.json"
 SCHEMA_VERSION = 1

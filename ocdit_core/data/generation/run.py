@@ -20,11 +20,11 @@ from ocdit_core.data.generation.engines import TRIES, Engine, LocalEngine, run_a
 from ocdit_core.data.generation.plan import SynthesisSettings, Task, keep_plan, tasks_of
 from ocdit_core.data.generation.scene_work import RECORDS, SceneWork, is_done, read_record, scene_settings
 from ocdit_core.data.generation.sources import MODELS, TEMPLATES, PreparedObjects, open_source, prepare_objects
-from ocdit_core.data.rooms.textures import TexturePool
 from ocdit_core.data.writers import remove_unfinished, write_camera, write_key_to_shard
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.objects.viewpoints import TUDL_K, TUDL_SIZE
 from ocdit_core.synthesis.path_tracer import PathTracer
+from ocdit_core.synthesis.sources import TexturePool
 from ocdit_core.workers import Died
 
 logger = logging.getLogger(__name__)

@@ -15,15 +15,6 @@ from tqdm import tqdm
 from ocdit_core.data.frame import parse_json
 from ocdit_core.data.generation.engines import TRIES, Engine, LocalEngine, run_all
 from ocdit_core.data.generation.plan import SynthesisSettings
-from ocdit_core.data.rooms.object_sources import (
-    MeshFolder,
-    MixedObjects,
-    ObjectSource,
-    OnlyObjects,
-    ProceduralObjects,
-    read_split,
-)
-from ocdit_core.data.rooms.textures import TexturePool
 from ocdit_core.data.writers import INFO, Model, model_path, write_model, write_models_info
 from ocdit_core.errors import ConfigError, DataError, MeshError, OcditError
 from ocdit_core.files import write_text
@@ -31,6 +22,15 @@ from ocdit_core.objects import meshes
 from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.objects.templates import ViewSettings
 from ocdit_core.synthesis.settling import collision_hulls
+from ocdit_core.synthesis.sources import (
+    MeshFolder,
+    MixedObjects,
+    ObjectSource,
+    OnlyObjects,
+    ProceduralObjects,
+    TexturePool,
+    read_split,
+)
 from ocdit_core.workers import Died, Work
 
 logger = logging.getLogger(__name__)

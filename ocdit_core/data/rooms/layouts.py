@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.data.rooms.cameras import CameraSettings
-from ocdit_core.data.rooms.object_sources import ObjectSource
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.synthesis.room import Material, Room, random_room
 from ocdit_core.synthesis.settling import SettleSettings, settle
+from ocdit_core.synthesis.sources import ObjectSource
 
 if TYPE_CHECKING:
     import trimesh

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from ocdit_core.data.rooms.cameras import automatic_exposure, choose_cameras
 from ocdit_core.data.rooms.layouts import SceneLayout, SceneSettings, make_layout
-from ocdit_core.data.rooms.object_sources import ObjectSource
-from ocdit_core.data.rooms.textures import TexturePool
 from ocdit_core.errors import DataError
 from ocdit_core.objects.viewpoints import project
 from ocdit_core.synthesis.composed import photograph
 from ocdit_core.synthesis.path_tracer import PathTracer, developed
 from ocdit_core.synthesis.renderer import Placed, SceneRenderer
 from ocdit_core.synthesis.settling import collision_hulls
+from ocdit_core.synthesis.sources import ObjectSource, TexturePool
 
 if TYPE_CHECKING:
     import trimesh

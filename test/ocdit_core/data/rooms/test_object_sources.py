@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from ocdit_core.data.rooms.object_sources import (
+from ocdit_core.errors import ConfigError, DataError, MeshError
+from ocdit_core.synthesis.sources import (
     MeshFolder,
     MixedObjects,
     OnlyObjects,
@@ -14,7 +15,6 @@ from ocdit_core.data.rooms.object_sources import (
     split_names,
     write_split,
 )
-from ocdit_core.errors import ConfigError, DataError, MeshError
 
 
 @pytest.fixture

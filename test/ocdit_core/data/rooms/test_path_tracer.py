@@ -6,8 +6,8 @@ import pytest
 
 from ocdit_core.data.rooms.cameras import CameraSettings
 from ocdit_core.data.rooms.layouts import SceneSettings
-from ocdit_core.data.rooms.object_sources import ProceduralObjects
 from ocdit_core.data.rooms.scene_maker import SceneMaker
+from ocdit_core.synthesis.sources import ProceduralObjects
 
 pytest.importorskip("mitsuba", reason="needs mitsuba")
 

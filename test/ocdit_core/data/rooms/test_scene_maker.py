@@ -6,12 +6,11 @@ import pytest
 
 from ocdit_core.data.rooms.cameras import CameraSettings, random_camera
 from ocdit_core.data.rooms.layouts import SceneSettings
-from ocdit_core.data.rooms.object_sources import ProceduralObjects
 from ocdit_core.data.rooms.scene_maker import SceneMaker
-from ocdit_core.data.rooms.textures import TexturePool
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.images import write_image
 from ocdit_core.synthesis.room import random_room
+from ocdit_core.synthesis.sources import ProceduralObjects, TexturePool
 
 pytest.importorskip("mujoco", reason="needs mujoco")
 
