@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.rooms.mitsuba_scene import load_mitsuba, pinhole, traced_mesh
+from ocdit_core.synthesis.mitsuba_scene import load_mitsuba, pinhole, traced_mesh
 from ocdit_core.errors import RenderingError
 from ocdit_core.synthesis.renderer import Placed
 from ocdit_core.synthesis.room import Material, Room

@@ -1,4 +1,6 @@
-"""Rooms: a floor, walls, a table with furniture around it, and the light; the origin is the middle of what objects lie on.
+"""Rooms: a floor, walls, a table with furniture around it, and the light.
+
+The origin is the middle of the surface that objects lie on.
 
 World axes: x and y along the table, z up, metres.
 """

@@ -1,4 +1,4 @@
-"""Objects and textures of scenes: made from seeds, from folders of meshes and images; and which objects are for testing."""
+"""Objects and textures of scenes: made from seeds, or read from folders; splits into training and test objects."""
 
 from __future__ import annotations
 

@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 
 from ocdit_core.data.generation.plan import SynthesisSettings, Task
 from ocdit_core.data.generation.sources import PreparedObjects, prepared_source
-from ocdit_core.data.rooms.cameras import CameraSettings
-from ocdit_core.data.rooms.layouts import SceneSettings
-from ocdit_core.data.rooms.scene_maker import SceneImage, SceneMaker
 from ocdit_core.data.writers import (
     FrameTruth,
     ObjectTruth,
@@ -32,6 +29,7 @@ from ocdit_core.data.writers import (
 )
 from ocdit_core.errors import DataError, ImageError
 from ocdit_core.files import write_text
+from ocdit_core.synthesis.scenes import CameraSettings, SceneImage, SceneMaker, SceneSettings
 from ocdit_core.synthesis.sources import TexturePool
 
 logger = logging.getLogger(__name__)

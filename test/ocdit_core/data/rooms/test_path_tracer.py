@@ -4,9 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ocdit_core.data.rooms.cameras import CameraSettings
-from ocdit_core.data.rooms.layouts import SceneSettings
-from ocdit_core.data.rooms.scene_maker import SceneMaker
+from ocdit_core.synthesis.scenes import CameraSettings, SceneMaker, SceneSettings
 from ocdit_core.synthesis.sources import ProceduralObjects
 
 pytest.importorskip("mitsuba", reason="needs mitsuba")

@@ -4,12 +4,10 @@ import itertools
 import numpy as np
 import pytest
 
-from ocdit_core.data.rooms.cameras import CameraSettings, random_camera
-from ocdit_core.data.rooms.layouts import SceneSettings
-from ocdit_core.data.rooms.scene_maker import SceneMaker
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.images import write_image
 from ocdit_core.synthesis.room import random_room
+from ocdit_core.synthesis.scenes import CameraSettings, SceneMaker, SceneSettings, random_camera
 from ocdit_core.synthesis.sources import ProceduralObjects, TexturePool
 
 pytest.importorskip("mujoco", reason="needs mujoco")
