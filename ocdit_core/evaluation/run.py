@@ -20,7 +20,6 @@ from ocdit_core import __version__
 from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.dataset import open_dataset
 from ocdit_core.data.frame import Frame
-from ocdit_core.data.generation.engines import TRIES, LocalEngine, run_all
 from ocdit_core.data.shards import ShardDataset, iterate_shard
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.evaluation.bop_results import ImageKey, ResultRow, rows_of, write_results
@@ -32,7 +31,7 @@ from ocdit_core.evaluation.targets import Targets, digest_of, frames_of, image_k
 from ocdit_core.files import write_text
 from ocdit_core.objects.archive import SUFFIX, ObjectTemplates
 from ocdit_core.objects.library import ObjectLibrary
-from ocdit_core.workers import Died, Work
+from ocdit_core.workers import TRIES, Died, LocalEngine, Work, run_all
 
 PLAN, RESULTS, RECORDS, METRICS = "evaluation.json", "results.json", "records.jsonl", "metrics.json"
 SCHEMA_VERSION = 1

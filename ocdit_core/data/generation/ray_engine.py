@@ -11,9 +11,8 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
-from ocdit_core.data.generation.engines import Opener
 from ocdit_core.errors import ConfigError, OcditError
-from ocdit_core.workers import Died
+from ocdit_core.workers import Died, Opener
 
 T = TypeVar("T")
 LOCAL = "local"

@@ -16,7 +16,6 @@ import numpy as np
 from tqdm import tqdm
 
 from ocdit_core.data.generation.card import write_card
-from ocdit_core.data.generation.engines import TRIES, Engine, LocalEngine, run_all
 from ocdit_core.data.generation.plan import SynthesisSettings, Task, keep_plan, tasks_of
 from ocdit_core.data.generation.scene_work import RECORDS, SceneWork, is_done, read_record, scene_settings
 from ocdit_core.data.generation.sources import MODELS, TEMPLATES, PreparedObjects, open_source, prepare_objects
@@ -25,7 +24,7 @@ from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.objects.viewpoints import TUDL_K, TUDL_SIZE
 from ocdit_core.synthesis.path_tracer import PathTracer
 from ocdit_core.synthesis.sources import TexturePool
-from ocdit_core.workers import Died
+from ocdit_core.workers import TRIES, Died, Engine, LocalEngine, run_all
 
 logger = logging.getLogger(__name__)
 

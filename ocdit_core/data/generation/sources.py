@@ -13,7 +13,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ocdit_core.data.frame import parse_json
-from ocdit_core.data.generation.engines import TRIES, Engine, LocalEngine, run_all
 from ocdit_core.data.generation.plan import SynthesisSettings
 from ocdit_core.data.writers import INFO, Model, model_path, write_model, write_models_info
 from ocdit_core.errors import ConfigError, DataError, MeshError, OcditError
@@ -31,7 +30,7 @@ from ocdit_core.synthesis.sources import (
     TexturePool,
     read_split,
 )
-from ocdit_core.workers import Died, Work
+from ocdit_core.workers import TRIES, Died, Engine, LocalEngine, Work, run_all
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,11 @@ from functools import partial
 
 import pytest
 
-from ocdit_core.data.generation.engines import run_all
 from ocdit_core.data.generation.plan import SynthesisSettings
 from ocdit_core.data.generation.ray_engine import RayEngine
 from ocdit_core.data.generation.run import synthesize
 from ocdit_core.errors import ConfigError, MeshError
-from ocdit_core.workers import Died
+from ocdit_core.workers import Died, run_all
 
 ray = pytest.importorskip("ray", reason="needs ray")
 
