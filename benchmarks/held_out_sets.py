@@ -16,11 +16,11 @@ from collections import Counter
 from pathlib import Path
 
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.generation.plan import SynthesisSettings
-from ocdit_core.data.generation.run import synthesize
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.held_out_sets import TargetSettings, draw_targets, split_meshes
 from ocdit_core.files import write_text
+from ocdit_core.synthesis.generation import synthesize
+from ocdit_core.synthesis.plan import SynthesisSettings
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED
 from ocdit_core.synthesis.sources import write_split
 

@@ -18,9 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from ocdit_core.data.generation.plan import SynthesisSettings
-from ocdit_core.data.generation.run import synthesize
 from ocdit_core.errors import OcditError
+from ocdit_core.synthesis.generation import synthesize
+from ocdit_core.synthesis.plan import SynthesisSettings
 
 # What is measured, by the file and the function that does it; what lies in another row is not counted twice.
 STAGES = {

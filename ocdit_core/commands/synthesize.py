@@ -12,9 +12,9 @@ from ocdit_core.commands.common import add_command, fraction, positive
 from ocdit_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from ocdit_core.data.generation.plan import SynthesisSettings
-    from ocdit_core.data.generation.ray_engine import RayEngine
-    from ocdit_core.data.generation.run import Synthesised
+    from ocdit_core.synthesis.generation import Synthesised
+    from ocdit_core.synthesis.plan import SynthesisSettings
+    from ocdit_core.synthesis.ray_engine import RayEngine
 
 EXAMPLES = """\
   ocdit synthesize --out data/train --images 2000 --objects 200
@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Make the dataset; returns 0."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from ocdit_core.data.generation.run import synthesize
+    from ocdit_core.synthesis.generation import synthesize
 
     with logging_redirect_tqdm([logging.getLogger("ocdit_core")]):
         settings = _settings(arguments)
@@ -147,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _engine(arguments: argparse.Namespace) -> AbstractContextManager[RayEngine | None]:
     if arguments.ray is None:
         return nullcontext()
-    from ocdit_core.data.generation.ray_engine import RayEngine
+    from ocdit_core.synthesis.ray_engine import RayEngine
 
     return RayEngine(arguments.ray, arguments.jobs or 0)
 
@@ -166,7 +166,7 @@ def _pair(
 
 
 def _settings(arguments: argparse.Namespace) -> SynthesisSettings:
-    from ocdit_core.data.generation.plan import SynthesisSettings
+    from ocdit_core.synthesis.plan import SynthesisSettings
 
     if arguments.test_share is not None and arguments.split is None:
         raise ConfigError("--test-share needs --split FILE, the file to be written")
@@ -205,7 +205,7 @@ def _absolute(path: Path | None) -> str | None:
 def _write_split(settings: SynthesisSettings, path: Path, share: float) -> None:
     from dataclasses import replace
 
-    from ocdit_core.data.generation.sources import open_source
+    from ocdit_core.synthesis.generation import open_source
     from ocdit_core.synthesis.sources import split_names, write_split
 
     parts = split_names(open_source(replace(settings, split=None, part="train")).names, test_share=share)

@@ -9,8 +9,8 @@ import trimesh
 
 from ocdit_core.cli import main
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.generation.card import command_of
-from ocdit_core.data.generation.plan import SynthesisSettings
+from ocdit_core.synthesis.generation import command_of
+from ocdit_core.synthesis.plan import SynthesisSettings
 
 TINY = ["--images", "3", "--size", "96", "128", "--targets", "2", "3", "--distractors", "0", "1"]
 TINY += ["--views-per-scene", "2", "3", "--jobs", "1"]

@@ -19,12 +19,12 @@ import pytest
 import trimesh
 
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.generation.plan import SynthesisSettings, keep_plan, tasks_of, views_of_scenes
-from ocdit_core.data.generation.run import synthesize
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.meshes import read_cad
+from ocdit_core.synthesis.generation import synthesize
+from ocdit_core.synthesis.plan import SynthesisSettings, keep_plan, tasks_of, views_of_scenes
 from ocdit_core.synthesis.sources import write_split
 from ocdit_core.workers import LocalEngine
 

@@ -8,10 +8,10 @@ from functools import partial
 
 import pytest
 
-from ocdit_core.data.generation.plan import SynthesisSettings
-from ocdit_core.data.generation.ray_engine import RayEngine
-from ocdit_core.data.generation.run import synthesize
 from ocdit_core.errors import ConfigError, MeshError
+from ocdit_core.synthesis.generation import synthesize
+from ocdit_core.synthesis.plan import SynthesisSettings
+from ocdit_core.synthesis.ray_engine import RayEngine
 from ocdit_core.workers import Died, run_all
 
 ray = pytest.importorskip("ray", reason="needs ray")
@@ -81,7 +81,7 @@ def test_actors_that_cannot_start_end_the_run(ray_engine, monkeypatch):
         def work(self, task):
             return task
 
-    monkeypatch.setattr("ocdit_core.data.generation.ray_engine._Actor", Missing)
+    monkeypatch.setattr("ocdit_core.synthesis.ray_engine._Actor", Missing)
     with pytest.raises(ConfigError, match="installed on all machines"):
         list(ray_engine(partial(opener, None), [1]))
 

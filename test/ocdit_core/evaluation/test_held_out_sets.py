@@ -11,11 +11,11 @@ import pytest
 import trimesh
 
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.generation.plan import SynthesisSettings
-from ocdit_core.data.generation.run import synthesize
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.evaluation.held_out_sets import TargetSettings, draw_targets, part_of, split_meshes
 from ocdit_core.objects.library import ObjectLibrary
+from ocdit_core.synthesis.generation import synthesize
+from ocdit_core.synthesis.plan import SynthesisSettings
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "held_out_sets.py"
 

@@ -1,4 +1,4 @@
-"""What a synthesised dataset is to hold: settings and a seed say which scenes there are, whoever makes them."""
+"""The plan of a synthesised dataset: settings and seed say which scenes there are, whoever makes them; and its card."""
 
 from __future__ import annotations
 
