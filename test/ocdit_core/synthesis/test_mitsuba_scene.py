@@ -2,8 +2,8 @@ import logging
 
 import pytest
 
-from ocdit_core.data.rooms import mitsuba_scene
 from ocdit_core.errors import RenderingError
+from ocdit_core.synthesis import path_tracer as mitsuba_scene
 
 pytest.importorskip("mitsuba", reason="needs mitsuba")
 
