@@ -162,7 +162,6 @@ def tight_window(rng: Rng, box: Box, frame: Size, output: Size, settings: CropSe
     return Window(top=round(float(top)), left=round(float(left)), height=max(round(high), 1), width=max(round(wide), 1))
 
 
-Rng = np.random.Generator
 Mask = NDArray[np.bool_]
 # Objects at this share of the frame's diagonal from the foreground point are half as probable as those at it.
 _REACH = 0.05

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ocdit_core.errors import DataError, OcditError
-from ocdit_core.objects.rendering import Light, Lighting, MeshHandle, Renderer
+from ocdit_core.objects.opengl_renderer import MeshHandle, Renderer
+from ocdit_core.objects.renderers import Light, Lighting
 from ocdit_core.objects.templates import ViewSettings, render_templates, zoom_cameras
 from ocdit_core.objects.viewpoints import TUDL_K, fitting_distance, look_at_poses, sample_directions
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, find_meshes, procedural_object, scanned_object

@@ -158,7 +158,6 @@ class ShadowMaps:
                 array.render()
 
 
-Array = NDArray[np.float64]
 SIDE = 512  # of the pictures of the table
 _REACH = 2.6  # the table is worked out so far around the objects, against their ball's radius
 

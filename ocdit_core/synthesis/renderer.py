@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.errors import DataError, RenderingError
-from ocdit_core.objects.shading import Surface, surface_of
+from ocdit_core.objects.surfaces import Surface, surface_of
 from ocdit_core.synthesis import shaders
 from ocdit_core.synthesis.lighting import LIGHT_TILE, BakedLight, LightViews, ShadowMaps, light_views
 from ocdit_core.synthesis.room import Material, Place, Room
@@ -172,7 +172,6 @@ def layout_for(program: Any) -> tuple[str, ...]:
     return (" ".join(words), *(name for name in _WORDS if name in program))
 
 
-Array = NDArray[np.float64]
 NEAR, FAR = 0.03, 30.0  # metres
 
 
@@ -221,7 +220,6 @@ def write_uniforms(program: Any, values: dict[str, Any]) -> None:
             program[name].write(flat.tobytes())
 
 
-Array = NDArray[np.float64]
 MAX_LABEL = 254
 KEPT_FRAMES = 8
 _SHEET_ROWS = 15360  # of the sheet that silhouettes are drawn on, one below the other
