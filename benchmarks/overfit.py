@@ -17,7 +17,8 @@ import torch
 from einops import rearrange
 
 from ocdit_core.config import apply_overrides, build, read_yaml
-from ocdit_core.diffusion.samplers import SamplerConfig, posterior_mean, sample
+from ocdit_core.diffusion.samplers import SamplerConfig, sample
+from ocdit_core.masks import mask_iou
 from ocdit_core.synthesis.bank import BankSettings, build_bank
 from ocdit_core.training.average import WeightAverage
 from ocdit_core.training.data import TrainingData

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ocdit_core.objects.rendering import Renderer
 
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.average_precision import Matches
@@ -29,6 +28,7 @@ from ocdit_core.inference.weights import recommended_settings
 from ocdit_core.masks import mask_iou
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import add_objects
+from ocdit_core.objects.opengl_renderer import Renderer
 from ocdit_core.synthesis.bank import render_sprites
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, procedural_object
 from ocdit_core.synthesis.videos import VideoFrame, VideoSettings, compose_video

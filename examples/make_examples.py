@@ -14,7 +14,6 @@ from ocdit_core.files import write_text
 from ocdit_core.images import write_image
 from ocdit_core.masks import encode_mask
 from ocdit_core.objects.opengl_renderer import Renderer
-from ocdit_core.rle import encode_mask
 from ocdit_core.synthesis.bank import render_sprites
 from ocdit_core.synthesis.composed import SceneSettings, compose_scene
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, procedural_object

@@ -14,7 +14,7 @@ import numpy as np
 from ocdit_core.evaluation.metrics import LabelledScene
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import add_objects
-from ocdit_core.objects.rendering import Renderer
+from ocdit_core.objects.opengl_renderer import Renderer
 from ocdit_core.synthesis.bank import render_sprites
 from ocdit_core.synthesis.composed import SceneSettings, compose_scene
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, procedural_object

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ocdit_core.data.sampling import SampleSettings
-from ocdit_core.diffusion.noise import NoiseConfig
+from ocdit_core.diffusion.edm import NoiseConfig
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.ocdit import OCDiTConfig
 from ocdit_core.models.positions import TrainingPositions
