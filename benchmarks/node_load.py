@@ -38,7 +38,7 @@ def run_camera(width: int, height: int, rate: float) -> None:
     from std_msgs.msg import Header
 
     from ocdit_core.images import read_image
-    from ocdit_ros import messages
+    from ocdit_ros import topics
 
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -46,7 +46,7 @@ def run_camera(width: int, height: int, rate: float) -> None:
     node = rclpy.create_node("camera")
     publisher = node.create_publisher(Image, "/image", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
     paths = sorted((EXAMPLES / "pictures").glob("*.jpg"))
-    pictures = [messages.from_rgb(cv2.resize(read_image(path), (width, height)), Header()) for path in paths]
+    pictures = [topics.maker.from_rgb(cv2.resize(read_image(path), (width, height)), Header()) for path in paths]
     while not (publisher.get_subscription_count() or stop.is_set()):
         time.sleep(0.05)
     sent, start = 0, time.monotonic()

@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace, client: Client, library: Path) -> tuple
 
     from ocdit_core import ObjectLibrary, Segmenter
     from ocdit_core.images import read_image
-    from ocdit_ros import messages
+    from ocdit_ros import topics
 
     segmenter = Segmenter.from_pretrained(options.model, device=options.device)
     segmenter.set_objects(ObjectLibrary(library), options.targets)
@@ -83,7 +83,7 @@ def measure(options: argparse.Namespace, client: Client, library: Path) -> tuple
     while len(frames) < options.frames:
         picture = pictures[len(frames) % len(pictures)]
         stamp = client.node.get_clock().now().to_msg()
-        publisher.publish(messages.from_rgb(picture, Header(stamp=stamp)))
+        publisher.publish(topics.maker.from_rgb(picture, Header(stamp=stamp)))
         key, deadline = f"{stamp.sec}.{stamp.nanosec:09d}", time.monotonic() + 30
         while key not in client.frames and time.monotonic() < deadline:
             time.sleep(0.002)

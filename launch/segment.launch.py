@@ -50,6 +50,13 @@ ARGUMENTS = {
     "use_sim_time": ("", "true: time comes from /clock, as from a simulator or a bag; overrides params_file"),
     "log_level": ("info", "of the node"),
 }
+# glibc's allocator keeps the memory of an image for the next one. Returning it to the kernel and back took three
+# quarters of the time of a 1080p image from process to process; two heaps instead of one per thread leave fewer holes.
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
+}
 CHOICES = {"log_level": ["debug", "info", "warn", "error", "fatal"]}
 
 
@@ -176,6 +183,6 @@ def generate_launch_description() -> LaunchDescription:
     # knows the older name only; the newer ones warn about it.
     vendor = "FASTRTPS" if os.environ.get("ROS_DISTRO") == "humble" else "FASTDDS"
     variable = f"{vendor}_DEFAULT_PROFILES_FILE"
-    if variable not in os.environ:
-        actions.append(SetEnvironmentVariable(variable, os.path.join(SHARE, "config", "fastdds.xml")))
+    environment = {variable: os.path.join(SHARE, "config", "fastdds.xml"), **ALLOCATOR}
+    actions += [SetEnvironmentVariable(name, value) for name, value in environment.items() if name not in os.environ]
     return LaunchDescription([*actions, OpaqueFunction(function=set_up)])

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ocdit_core.commands.common import add_command, print_table, report
 from ocdit_core.commands.inference import add_inference, load_segmenter, open_library
 from ocdit_core.errors import BagError, ImageError
-from ocdit_ros.numbering import InstanceNumbers, Numbering
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,8 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ocdit_core.inference.tracker import Tracker
-    from ocdit_ros.bag_files import RecordedBag, add_copies, new_bag
-    from ocdit_ros.bag_types import load_typestore, read_image
+    from ocdit_ros.bag_files import RecordedBag, add_copies, load_typestore, new_bag, read_image
 
     store = load_typestore()
     library, targets = open_library(arguments)
@@ -123,8 +121,8 @@ class Results:
     """
 
     def __init__(self, writer: Any, store: Any, prefix: str, *, overlay: bool, tracking: bool):
-        from ocdit_ros.bag_files import quality_of_service
-        from ocdit_ros.bag_types import message_maker
+        from ocdit_ros.bag_files import message_maker, quality_of_service
+        from ocdit_ros.messages import InstanceNumbers, Numbering
 
         self.images = 0
         """How many have been written."""

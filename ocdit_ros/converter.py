@@ -1,12 +1,17 @@
-"""sensor_msgs/Image and CompressedImage -> (H, W, 3) uint8 RGB without cv_bridge.
+"""sensor_msgs/Image and CompressedImage -> (H, W, 3) uint8 RGB: by cv_bridge where it works, else by OpenCV.
 
-Padded rows, both byte orders, Bayer and YUV 4:2:2 are read.
-
-No ROS is imported here: anything with a message's fields is read.
+No ROS is imported here: any object with the fields of the message is accepted.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import cv2
@@ -14,6 +19,18 @@ import numpy as np
 
 from ocdit_core.errors import ImageError
 from ocdit_core.images import MAX_PIXELS, as_rgb8, decode_pixels
+
+PROBE = """
+import numpy as np
+from cv_bridge import CvBridge
+from sensor_msgs.msg import Image
+
+pixels = np.arange(12, dtype=np.uint8)
+message = Image(height=2, width=2, step=6, encoding="rgb8", data=pixels.tobytes())
+converted = CvBridge().imgmsg_to_cv2(message, "bgr8")
+assert np.array_equal(converted[..., ::-1], pixels.reshape(2, 2, 3))
+"""
+PROBE_TIMEOUT = 60.0
 
 # encoding -> (channels, bytes of a sample, OpenCV conversion to RGB; None: is RGB already)
 ENCODINGS: dict[str, tuple[int, int, int | None]] = {
@@ -68,17 +85,48 @@ def check(message: Any) -> None:
         raise ImageError(f"the {encoding} image has {width} x {height} pixels; a Bayer pattern needs at least 2 x 2")
 
 
-def to_rgb(message: Any) -> np.ndarray:
-    """Decode a message that `check` accepts.
+def to_rgb(message: Any, *, cv_bridge: bool = False) -> np.ndarray:
+    """Return the image of a sensor_msgs/Image or CompressedImage.
 
-    16 bits are scaled by 1/257 (0..65535 -> 0..255), transparency is dropped: a camera's alpha means nothing.
+    16-bit values are scaled by 1/257 (0..65535 -> 0..255); alpha is dropped, as a camera's alpha has no meaning.
 
     Args:
-        message: a sensor_msgs/Image.
+        message: a message of rclpy or of rosbags.
+        cv_bridge: whether to use cv_bridge where it is installed and works (for messages of rclpy).
 
     Returns:
-        (H, W, 3) uint8 RGB, contiguous. For unpadded rgb8 it is a view of the message's bytes, not a copy.
+        (H, W, 3) uint8 RGB, contiguous.
+
+    Raises:
+        ImageError: an encoding that is not supported, inconsistent fields, or damaged bytes.
     """
+    if hasattr(message, "format"):
+        return decompress(message)
+    check(message)
+    convert = (_cv_bridge() if cv_bridge else None) or _convert
+    try:
+        return convert(message)
+    except Exception as error:
+        raise ImageError(f"the {message.encoding} image cannot be converted: {error}") from error
+
+
+def decompress(message: Any) -> np.ndarray:
+    """Decode a sensor_msgs/CompressedImage.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: a format that is not supported, too many pixels, or damaged bytes.
+    """
+    kind = f"compressed image (format {message.format!r})"
+    pixels = decode_pixels(bytes(message.data), kind, upright=True)
+    # A camera's alpha channel has no meaning.
+    return as_rgb8(pixels[..., :3] if pixels.ndim == 3 else pixels)
+
+
+def _convert(message: Any) -> np.ndarray:
+    """Decode a message that `check` accepts; for unpadded rgb8 the result is a view of the message's bytes."""
     channels, size, conversion = ENCODINGS[message.encoding]
     height, width, step = message.height, message.width, message.step
     data = np.frombuffer(message.data, np.uint8, count=step * height).reshape(height, step)
@@ -94,16 +142,50 @@ def to_rgb(message: Any) -> np.ndarray:
     return cv2.cvtColor(pixels, conversion)
 
 
-def decompress(message: Any) -> np.ndarray:
-    """Decode a sensor_msgs/CompressedImage.
+def converter_name() -> str:
+    """Return what converts images on this machine, for the log."""
+    if _cv_bridge():
+        return "cv_bridge"
+    broken = importlib.util.find_spec("cv_bridge") is not None
+    return "ocdit_ros, as cv_bridge does not work here" if broken else "ocdit_ros"
 
-    Returns:
-        (H, W, 3) uint8 RGB.
 
-    Raises:
-        ImageError: a format that is not supported, too many pixels, or damaged bytes.
+@cache
+def _cv_bridge() -> Callable[[Any], np.ndarray] | None:
+    """Return a converter that does the same as `_convert`, or None.
+
+    A cv_bridge that was built for another NumPy or OpenCV may be imported and then crash on its first image, so it is
+    tried in a process of its own.
     """
-    kind = f"compressed image (format {message.format!r})"
-    pixels = decode_pixels(bytes(message.data), kind, upright=True)
-    # A camera's alpha channel means nothing.
-    return as_rgb8(pixels[..., :3] if pixels.ndim == 3 else pixels)
+    if importlib.util.find_spec("cv_bridge") is None or not _cv_bridge_works():
+        return None
+    from cv_bridge import CvBridge, CvBridgeError
+
+    bridge = CvBridge()
+    known = set()
+    # 16 bits are converted here: to cv_bridge, 16UC1 is no colour format.
+    for encoding in (name for name, (_, size, _) in ENCODINGS.items() if size == 1):
+        # Some versions lack uyvy and yuyv.
+        with suppress(CvBridgeError):
+            bridge.encoding_to_cvtype2(encoding)
+            known.add(encoding)
+
+    def convert(message: Any) -> np.ndarray:
+        # cv_bridge takes padding for pixels, and returns a scrambled image without an error.
+        padded = message.step != message.width * ENCODINGS[message.encoding][0]
+        if padded or message.encoding not in known:
+            return _convert(message)
+        return np.ascontiguousarray(bridge.imgmsg_to_cv2(message, "rgb8"))
+
+    return convert
+
+
+def _cv_bridge_works() -> bool:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-c", PROBE], env=environment, capture_output=True, timeout=PROBE_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return probe.returncode == 0

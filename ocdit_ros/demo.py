@@ -1,4 +1,4 @@
-"""The whole way at once, on any machine: pictures -> camera node -> DDS -> segmentation node -> overlays and a table.
+"""The whole pipeline on any machine: images -> camera node -> DDS -> segmentation node -> overlays and a table.
 
 python -m ocdit_ros.demo --pictures examples/pictures --library demo_output/objects --out demo_output
 
@@ -23,8 +23,7 @@ import yaml
 from ocdit_core.errors import OcditError
 from ocdit_core.files import write_text
 from ocdit_core.images import write_image
-from ocdit_ros import pip_home
-from ocdit_ros.demo_report import Seen, format_tables, read_truth, to_json
+from ocdit_ros import share_folder
 
 NODE_COMMAND = ("-m", "ocdit_ros.segmentation_node")
 
@@ -46,19 +45,17 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """The process id."""
         return self._process.pid
 
     def check(self) -> None:
-        """Raise DemoError with its last words when the process has ended."""
-        from ocdit_ros.demo_client import DemoError
-
+        """Raise OcditError with its last line of output when the process has ended."""
         if self._process.poll() is not None:
-            lines = self.log.read_text().strip().splitlines() or ["it said nothing"]
-            raise DemoError(f"the {self.name} ended with code {self._process.returncode}: {lines[-1]}")
+            lines = self.log.read_text().strip().splitlines() or ["no output"]
+            raise OcditError(f"the {self.name} ended with code {self._process.returncode}: {lines[-1]}")
 
     def stop(self) -> int:
-        """End the process as Ctrl-C does; returns its exit code."""
+        """End the process as Ctrl-C does; return its exit code."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
         try:
@@ -69,39 +66,35 @@ class Child:
 
 
 def prepare_environment() -> None:
-    """Set a domain of the demo's own, this machine only, and (unless there is one already) the Fast DDS profile."""
-    pip_home.prepare()
+    """Set a ROS domain of the demo's own, limited to this machine, and (unless one is set) the Fast DDS profile."""
     # Not the user's domain: a robot's own topics may be called /image too.
     os.environ["ROS_DOMAIN_ID"] = str(60 + os.getpid() % 40)
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     # Humble's Fast DDS knows the older name only; the newer ones warn about it.
     variable = "FASTRTPS" if os.environ.get("ROS_DISTRO") == "humble" else "FASTDDS"
-    profile = pip_home.share_folder() / "config" / "fastdds.xml"
+    profile = share_folder() / "config" / "fastdds.xml"
     os.environ.setdefault(f"{variable}_DEFAULT_PROFILES_FILE", str(profile))
 
 
-def run(options: argparse.Namespace, node_command: Sequence[str] = NODE_COMMAND) -> str:
-    """Show every picture to the node.
+def run(options: argparse.Namespace, node_command: Sequence[str] = NODE_COMMAND) -> None:
+    """Show every image to the node, and print the tables.
 
     Args:
-        options: of the command line.
+        options: options of the command line.
         node_command: what Python runs as the segmentation node.
 
-    Returns:
-        The tables.
-
     Raises:
-        OcditError: bad input, or something did not come in time.
+        OcditError: invalid input, or something did not arrive in time.
     """
     prepare_environment()
-    from ocdit_ros.demo_client import DemoClient
-    from ocdit_ros.picture_camera import find_pictures
+    from ocdit_ros.demo_client import DemoClient, Seen, print_report, read_ground_truth, to_json
+    from ocdit_ros.picture_camera import find_images
 
-    pictures = find_pictures(options.pictures)
-    truths = {name: read_truth(path) for name, path in pictures.items()}
-    groups: dict[tuple[str, ...], list[str]] = {}
+    images = find_images(options.pictures)
+    truths = {name: read_ground_truth(path) for name, path in images.items()}
+    by_targets: dict[tuple[str, ...], list[str]] = {}
     for name, truth in truths.items():
-        groups.setdefault(truth.targets, []).append(name)
+        by_targets.setdefault(truth.targets, []).append(name)
     options.out.mkdir(parents=True, exist_ok=True)
     seen: dict[str, Seen] = {}
     with tempfile.TemporaryDirectory(prefix="ocdit_demo_") as scratch:
@@ -114,7 +107,7 @@ def run(options: argparse.Namespace, node_command: Sequence[str] = NODE_COMMAND)
         client = DemoClient(check=check, timeout=options.timeout)
         try:
             client.wait_until_active()
-            show_all(client, groups, seen, options.out)
+            show_all(client, by_targets, seen, options.out)
         finally:
             client.close()
             codes = {child.name: child.stop() for child in children}
@@ -122,8 +115,7 @@ def run(options: argparse.Namespace, node_command: Sequence[str] = NODE_COMMAND)
             if code != 0:
                 raise OcditError(f"the {name} ended with code {code}")
     write_text(options.out / "results.json", json.dumps(to_json(truths, seen), indent=2))
-    ordered = {name: seen[name] for name in pictures}
-    return format_tables(truths, ordered)
+    print_report(truths, {name: seen[name] for name in images})
 
 
 def start(options: argparse.Namespace, scratch: Path, node_command: Sequence[str]) -> list[Child]:
@@ -142,15 +134,12 @@ def start(options: argparse.Namespace, scratch: Path, node_command: Sequence[str
     ]
 
 
-def show_all(client: Any, groups: dict[tuple[str, ...], list[str]], seen: dict[str, Seen], out: Path) -> None:
+def show_all(client: Any, by_targets: dict[tuple[str, ...], list[str]], seen: dict[str, Any], out: Path) -> None:
     """Go through the target sets; within one, the camera shows what has not been seen yet."""
-    everything: tuple[str, ...] | None = None
-    for targets, names in groups.items():
-        if not targets and everything is None:
-            everything = client.library_objects()
+    for targets, names in by_targets.items():
         pending = list(names)
         client.show(pending)
-        since = client.set_targets(targets or everything)
+        since = client.set_targets(targets)
         while pending:
             name, result, overlay = client.collect(pending, since)
             seen[name] = result
@@ -163,25 +152,25 @@ def show_all(client: Any, groups: dict[tuple[str, ...], list[str]], seen: dict[s
 
 
 def main(argv: list[str] | None = None, node_command: Sequence[str] = NODE_COMMAND) -> int:
-    """Run the demo; returns 0, or 2 after one line on stderr."""
+    """Run the demo; return 0, or 2 after one line on stderr."""
     parser = argparse.ArgumentParser(
         prog="python -m ocdit_ros.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of pictures, with <stem>.json as truth")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of images; <stem>.json: ground truth")
     parser.add_argument("--library", type=Path, required=True, help="folder made by `ocdit render`")
-    parser.add_argument("--out", type=Path, required=True, help="where overlays and results.json go")
+    parser.add_argument("--out", type=Path, required=True, help="folder for overlays and results.json")
     parser.add_argument("--model", default="ocdit-tiny", help="an embedded model, or a folder (default: ocdit-tiny)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--rate", type=float, default=5.0, help="pictures a second (default: 5)")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds to wait for any one thing (default: 120)")
+    parser.add_argument("--rate", type=float, default=5.0, help="images per second (default: 5)")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds to wait for any one event (default: 120)")
     options = parser.parse_args(argv)
     try:
-        print(run(options, node_command))
+        run(options, node_command)
     except (OcditError, OSError) as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
-        print(f"demo: error: ROS 2 is not complete here ({error}); pip_home/README.md tells how", file=sys.stderr)
+        print(f"demo: error: ROS 2 is incomplete here ({error}); see pip_home/README.md", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

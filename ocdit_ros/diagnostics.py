@@ -1,41 +1,40 @@
-"""What /diagnostics says about the node: statuses made from a snapshot."""
+"""What /diagnostics says about the node."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ocdit_ros import pip_home
-from ocdit_ros.worker_types import Counters
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+from ocdit_ros.frame_queue import Counters
 
 if TYPE_CHECKING:
     from builtin_interfaces.msg import Time
 
-    from ocdit_ros.worker_types import Result, TargetSet
-
-pip_home.prepare()
-
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue  # noqa: E402  (needs the prefix)
+    from ocdit_ros.camera import Camera
+    from ocdit_ros.parameters import Settings
+    from ocdit_ros.worker import Result, TargetSet
 
 EVENT_LASTS = 10.0
-"""Seconds for which an error of one frame, or a warning, colours the status."""
+"""Seconds for which an error of one frame, or a warning, sets the level of the status."""
 
 
 @dataclass
 class CameraMonitor:
-    """What is remembered of one camera between two reports; times are time.monotonic() seconds.
+    """State of one camera between reports; times are time.monotonic() seconds.
 
     Attributes:
-        received_at: when the last image came in; the time of activation before the first one.
-        processed_at: when the last frames were done, for the rate.
-        last_result: the last frame's result, for its stages.
+        received_at: arrival of the last image; the time of activation before the first one.
+        processed_at: completion of the last frames, for the rate.
+        last_result: the last frame's result, for its latencies.
         publishing: seconds that its publication took.
         age: seconds from its stamp to its publication; None where it had no stamp.
-        stale: age in seconds of the last frame that was discarded for it, and when.
+        stale: age in seconds of the last frame discarded for its age, and when.
     """
 
     received_at: float = 0.0
@@ -46,7 +45,7 @@ class CameraMonitor:
     stale: tuple[float, float] | None = None
 
     def note(self, result: Result, *, now: float, publishing: float, age: float | None) -> None:
-        """Take note of a published frame."""
+        """Record a published frame."""
         self.last_result, self.publishing, self.age = result, publishing, age
         self.processed_at.append(now)
 
@@ -63,12 +62,12 @@ class CameraMonitor:
 
 @dataclass
 class Monitor:
-    """What is remembered of the node; events come with their time.monotonic().
+    """State of the node; events come with their time.monotonic().
 
     Attributes:
-        failure: why the last transition failed; it stands until one succeeds.
-        last_error: of a frame or a target change.
-        last_warning: of the network, such as less memory than it wanted.
+        failure: why the last transition failed; stays until one succeeds.
+        last_error: error of a frame.
+        last_warning: warning of the network, such as memory running out.
     """
 
     failure: str = ""
@@ -77,57 +76,104 @@ class Monitor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CameraReport:
-    """One camera at one moment.
-
-    Attributes:
-        name: "" for the only one.
-        topic: resolved name of its images.
-        unheard: tells why none can come in, or "".
-        monitor: what has happened.
-        counters: of its frames.
-    """
-
-    name: str
-    topic: str
-    unheard: Callable[[], str]
-    monitor: CameraMonitor
-    counters: Counters
-
-
-@dataclass(frozen=True, kw_only=True)
-class NodeReport:
+class Report:
     """The node at one moment.
 
     Attributes:
-        name: fully qualified.
+        name: fully qualified name of the node.
         now: time.monotonic().
         state: label of the lifecycle state.
-        monitor: what has happened.
-        cameras: none before configure.
-        targets: the objects looked for; None before configure.
-        device: where the network runs.
-        model: its name.
-        batch: images that are segmented at once at most.
-        stale_after: seconds without an image that call for a warning.
-        max_age: seconds after which images are discarded.
+        settings: parameters.
+        monitor: state of the node.
+        cameras: cameras; none before configure.
+        counters: frame counts by camera name.
+        targets: target set in force; None before configure.
+        device: device of the network.
+        batch: maximum number of images segmented at once.
+        values: further values of the node.
     """
 
     name: str
     now: float
     state: str
+    settings: Settings
     monitor: Monitor
-    cameras: Sequence[CameraReport]
+    cameras: Sequence[Camera]
+    counters: Mapping[str, Counters]
     targets: TargetSet | None
     device: str
-    model: str
     batch: int
-    stale_after: float
-    max_age: float
+    values: Mapping[str, str]
+
+    def to_message(self, stamp: Time) -> DiagnosticArray:
+        """Return the node's status, whose level is the worst of all, and one for each camera that has a name."""
+        conditions = {camera.name: self._condition(camera) for camera in self.cameras}
+        level, text = DiagnosticStatus.OK, self.state
+        if self.monitor.failure:
+            level, text = DiagnosticStatus.ERROR, self.monitor.failure
+        elif error := self._recent(self.monitor.last_error):
+            level, text = DiagnosticStatus.ERROR, error
+        elif warnings := [condition for condition in conditions.values() if condition]:
+            level, text = DiagnosticStatus.WARN, "; ".join(warnings)
+        elif warning := self._recent(self.monitor.last_warning):
+            level, text = DiagnosticStatus.WARN, warning
+        values = self._node_values()
+        if [camera.name for camera in self.cameras] == [""]:
+            values |= _last_frame_values(self.cameras[0].monitor)
+        statuses = [_status(level, f"{self.name}: segmentation", text, self.device, values)]
+        for camera in self.cameras:
+            if camera.name:
+                condition, topic = conditions[camera.name], camera.topic(self.settings)
+                values = {
+                    "topic": topic,
+                    "rate Hz": f"{camera.monitor.rate(self.now):.2f}",
+                    **_counter_values(self.counters.get(camera.name, Counters())),
+                    **_last_frame_values(camera.monitor),
+                }
+                level = DiagnosticStatus.WARN if condition else DiagnosticStatus.OK
+                name = f"{self.name}: camera {camera.name}"
+                statuses.append(_status(level, name, condition or self.state, topic, values))
+        message = DiagnosticArray(status=statuses)
+        message.header.stamp = stamp
+        return message
+
+    def _recent(self, event: tuple[str, float] | None) -> str:
+        return event[0] if event is not None and self.now - event[1] < EVENT_LASTS else ""
+
+    def _condition(self, camera: Camera) -> str:
+        """Return what is wrong with a camera, or ""."""
+        if self.state != "active":
+            return ""
+        topic, monitor = camera.topic(self.settings), camera.monitor
+        silence = self.now - monitor.received_at
+        if silence > self.settings.stale_after:
+            reason = camera.why_silent(self.settings)
+            return f"no image on {topic} for {silence:.1f} s" + (f": {reason}" if reason else "")
+        if monitor.stale and self.now - monitor.stale[1] < 2.0:
+            return f"discarding images on {topic}: {monitor.stale[0]:.1f} s old, max_age {self.settings.max_age:g} s"
+        return ""
+
+    def _node_values(self) -> dict[str, str]:
+        monitor, targets = self.monitor, self.targets
+        return {
+            "state": self.state,
+            "model": self.settings.model,
+            "device": self.device,
+            "targets": ", ".join(targets.object_ids) if targets else "",
+            "targets version": str(targets.version) if targets else "",
+            "rate Hz": f"{sum(camera.monitor.rate(self.now) for camera in self.cameras):.2f}",
+            "images at once": str(self.batch),
+            "memory MiB": f"{memory_mib():.0f}",
+            "GPU memory MiB": f"{gpu_memory_mib():.0f}",
+            "last error": monitor.last_error[0] if monitor.last_error else "",
+            "last warning": monitor.last_warning[0] if monitor.last_warning else "",
+            **self.values,
+            **_counter_values(sum(self.counters.values(), Counters())),
+        }
 
 
 def memory_mib() -> float:
-    """Return the process's resident memory in MiB; 0 where /proc does not tell."""
+    """Return the resident memory of the process in MiB; 0 where there is no /proc."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -136,59 +182,13 @@ def memory_mib() -> float:
 
 
 def gpu_memory_mib() -> float:
-    """Return the MiB that this process's tensors take on all GPUs, cached ones too; 0 without a GPU in use."""
-    # While another thread imports torch, the module is there and has no parts yet.
+    """Return the memory in MiB that PyTorch has reserved on all GPUs; 0 without a GPU in use."""
+    # While another thread imports torch, the module exists without its attributes.
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if not getattr(cuda, "is_initialized", bool)():
         return 0.0
     assert cuda is not None
     return float(sum(cuda.memory_reserved(index) for index in range(cuda.device_count()))) / 2**20
-
-
-def to_message(report: NodeReport, stamp: Time) -> DiagnosticArray:
-    """Return the node's status, whose level is the worst of all, and one for each camera that has a name."""
-    conditions = {camera.name: _condition(report, camera) for camera in report.cameras}
-    level, text = DiagnosticStatus.OK, report.state
-    if report.monitor.failure:
-        level, text = DiagnosticStatus.ERROR, report.monitor.failure
-    elif _recent(report.monitor.last_error, report.now):
-        level, text = DiagnosticStatus.ERROR, report.monitor.last_error[0]  # type: ignore[index]
-    elif warnings := [condition for condition in conditions.values() if condition]:
-        level, text = DiagnosticStatus.WARN, "; ".join(warnings)
-    elif _recent(report.monitor.last_warning, report.now):
-        level, text = DiagnosticStatus.WARN, report.monitor.last_warning[0]  # type: ignore[index]
-    values = _of_node(report)
-    if [camera.name for camera in report.cameras] == [""]:
-        values |= _of_last_frame(report.cameras[0].monitor)
-    statuses = [_status(level, f"{report.name}: segmentation", text, report.device, values)]
-    for camera in report.cameras:
-        if camera.name:
-            level = DiagnosticStatus.WARN if conditions[camera.name] else DiagnosticStatus.OK
-            text = conditions[camera.name] or report.state
-            values = {**_of_camera(camera, report.now), **_of_last_frame(camera.monitor)}
-            statuses.append(_status(level, f"{report.name}: camera {camera.name}", text, camera.topic, values))
-    message = DiagnosticArray(status=statuses)
-    message.header.stamp = stamp
-    return message
-
-
-def _recent(event: tuple[str, float] | None, now: float) -> bool:
-    return event is not None and now - event[1] < EVENT_LASTS
-
-
-def _condition(report: NodeReport, camera: CameraReport) -> str:
-    """What is wrong with a camera, or ""."""
-    if report.state != "active":
-        return ""
-    silence = report.now - camera.monitor.received_at
-    if silence > report.stale_after:
-        reason = camera.unheard()
-        return f"no image on {camera.topic} for {silence:.1f} s" + (f": {reason}" if reason else "")
-    if camera.monitor.stale and report.now - camera.monitor.stale[1] < 2.0:
-        return (
-            f"images on {camera.topic} are discarded: {camera.monitor.stale[0]:.1f} s old, max_age {report.max_age:g} s"
-        )
-    return ""
 
 
 def _status(level: bytes, name: str, text: str, hardware_id: str, values: dict[str, str]) -> DiagnosticStatus:
@@ -197,37 +197,15 @@ def _status(level: bytes, name: str, text: str, hardware_id: str, values: dict[s
     return status
 
 
-def _of_node(report: NodeReport) -> dict[str, str]:
-    monitor, targets = report.monitor, report.targets
-    values = {
-        "state": report.state,
-        "model": report.model,
-        "device": report.device,
-        "targets": ", ".join(targets.object_ids) if targets else "",
-        "targets version": str(targets.version) if targets else "",
-        "rate Hz": f"{sum(camera.monitor.rate(report.now) for camera in report.cameras):.2f}",
-        "images at once": str(report.batch),
-        "memory MiB": f"{memory_mib():.0f}",
-        "GPU memory MiB": f"{gpu_memory_mib():.0f}",
-        "last error": monitor.last_error[0] if monitor.last_error else "",
-        "last warning": monitor.last_warning[0] if monitor.last_warning else "",
-    }
-    return values | _counts(sum((camera.counters for camera in report.cameras), Counters()))
-
-
-def _of_camera(camera: CameraReport, now: float) -> dict[str, str]:
-    return {"topic": camera.topic, "rate Hz": f"{camera.monitor.rate(now):.2f}", **_counts(camera.counters)}
-
-
-def _counts(counters: Counters) -> dict[str, str]:
+def _counter_values(counters: Counters) -> dict[str, str]:
     return {f"frames {name}": str(count) for name, count in vars(counters).items()}
 
 
-def _of_last_frame(monitor: CameraMonitor) -> dict[str, str]:
+def _last_frame_values(monitor: CameraMonitor) -> dict[str, str]:
     result = monitor.last_result
     if result is None:
         return {}
-    header = result.frame.header
+    header = result.frame.message.header
     timings = {**result.timings, "publishing": monitor.publishing}
     if monitor.age is not None:
         timings["age"] = monitor.age

@@ -1,86 +1,184 @@
-"""numpy <-> messages: the one door for images, and a Segmentation as vision_msgs and label images.
-
-Behind the door for images stand two rooms: cv_bridge where it is installed and works, else `ocdit_ros.converter`.
-"""
+"""Results as vision_msgs and label images. No ROS in here: the caller brings the message classes."""
 
 from __future__ import annotations
 
-import array
-from functools import lru_cache
-from types import SimpleNamespace
-from typing import TYPE_CHECKING
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ocdit_core.errors import ImageError
-from ocdit_ros import converter, cv_bridge_converter, pip_home
-from ocdit_ros.message_maker import MessageMaker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from ocdit_core.inference.results import Instance, Segmentation
 
-pip_home.prepare()
-
-from sensor_msgs.msg import CompressedImage, Image  # noqa: E402  (needs the prefix)
-from vision_msgs.msg import (  # noqa: E402
-    Detection2D,
-    Detection2DArray,
-    LabelInfo,
-    ObjectHypothesisWithPose,
-    VisionClass,
-)
+MAX_MONO16 = 65535
+KEPT_TRACKS = 4096
 
 
-def _as_data(pixels: np.ndarray) -> array.array[int]:
-    """Return the bytes of an image as the one type that rclpy takes over without converting each of them."""
-    data = array.array("B")
-    data.frombytes(pixels.data.cast("B"))
-    return data
+class InstanceNumbers:
+    """Numbers that continue from frame to frame, for all cameras and services of a node. Thread-safe.
 
-
-_maker = MessageMaker(
-    SimpleNamespace(
-        Image=Image,
-        Detection2DArray=Detection2DArray,
-        Detection2D=Detection2D,
-        ObjectHypothesisWithPose=ObjectHypothesisWithPose,
-        LabelInfo=LabelInfo,
-        VisionClass=VisionClass,
-    ),
-    _as_data,
-)
-from_rgb = _maker.from_rgb
-to_detections = _maker.to_detections
-to_instances = _maker.to_instances
-to_mask = _maker.to_mask
-to_uncertainty = _maker.to_uncertainty
-to_label_info = _maker.to_label_info
-
-
-@lru_cache(maxsize=1)
-def image_converter() -> tuple[str, Callable[[Image], np.ndarray]]:
-    """Return what converts images on this machine, "cv_bridge" or "ocdit_ros" with the reason, and its function."""
-    convert = cv_bridge_converter.make()
-    if convert:
-        return "cv_bridge", convert
-    broken = cv_bridge_converter.is_installed()
-    return "ocdit_ros, as cv_bridge does not work here" if broken else "ocdit_ros", converter.to_rgb
-
-
-def to_rgb(message: Image | CompressedImage) -> np.ndarray:
-    """Return the picture of a sensor_msgs/Image or CompressedImage.
-
-    Returns:
-        (H, W, 3) uint8 RGB; see `ocdit_ros.converter` for what is done to 16 bits and transparency.
-
-    Raises:
-        ImageError: an encoding that is not supported, fields that contradict one another, or damaged bytes.
+    Args:
+        reuse: whether 1 follows 65535. Without tracking a number is valid on one frame only, and 30 frames a second use
+            up 65535 within minutes; with tracking a number is never used again.
+        first: first number.
     """
-    if isinstance(message, CompressedImage):
-        return converter.decompress(message)
-    converter.check(message)
-    convert = image_converter()[1]
-    try:
-        return convert(message)
-    except Exception as error:
-        raise ImageError(f"the {message.encoding} image cannot be converted: {error}") from error
+
+    def __init__(self, *, reuse: bool, first: int = 1):
+        self.reuse = reuse
+        self._next = first
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> list[int]:
+        """Return the next `count` numbers, all different.
+
+        Raises:
+            ValueError: more than 65535 at once, where numbers are reused.
+        """
+        if self.reuse and count > MAX_MONO16:
+            raise ValueError(f"{count} instances on one frame: at most {MAX_MONO16} can be numbered")
+        with self._lock:
+            first = self._next
+            self._next += count
+        if not self.reuse:
+            return list(range(first, first + count))
+        return [(number - 1) % MAX_MONO16 + 1 for number in range(first, first + count)]
+
+
+class Numbering:
+    """Numbers of one camera's instances: that of its track for a tracked instance, else a new one.
+
+    The tracker's own numbers start again at 1 when the network is reloaded, so they are mapped.
+
+    Args:
+        numbers: numbers of the node.
+    """
+
+    def __init__(self, numbers: InstanceNumbers):
+        self._numbers = numbers
+        self._of_track: OrderedDict[int, int] = OrderedDict()
+
+    def __call__(self, instances: Sequence[Instance]) -> list[int]:
+        """Return the number of each instance of the next frame."""
+        return [self._number(instance.track_id) for instance in instances]
+
+    def _number(self, track: int | None) -> int:
+        if track is None:
+            return self._numbers.take(1)[0]
+        if track not in self._of_track:
+            self._of_track[track] = self._numbers.take(1)[0]
+            if len(self._of_track) > KEPT_TRACKS:
+                self._of_track.popitem(last=False)
+        self._of_track.move_to_end(track)
+        return self._of_track[track]
+
+
+class MessageMaker:
+    """Makes messages of rclpy in the node, and of rosbags for a recorded bag.
+
+    Args:
+        types: namespace with the classes Image, Detection2DArray, Detection2D, ObjectHypothesisWithPose, LabelInfo and
+            VisionClass; they take fields by name and fill in ROS's defaults.
+        as_data: converts contiguous pixels to the field `data` of an Image.
+    """
+
+    def __init__(self, types: Any, as_data: Callable[[np.ndarray], Any]):
+        self._types = types
+        self._as_data = as_data
+
+    def from_rgb(self, image: np.ndarray, header: Any) -> Any:
+        """Return an rgb8 message of an (H, W, 3) uint8 RGB image.
+
+        Raises:
+            ImageError: another shape or type.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ImageError(f"an rgb8 message needs (H, W, 3) uint8, not {image.shape} {image.dtype}")
+        return self._image(image, "rgb8", header)
+
+    def to_detections(self, segmentation: Segmentation, numbers: Sequence[int], header: Any) -> Any:
+        """Return the instances as detections.
+
+        Args:
+            segmentation: result for one image.
+            numbers: one for each instance; `id` holds it in decimal.
+            header: the image's header, copied to every detection.
+
+        Returns:
+            Boxes are tight around the masks: pixel columns x .. x + width - 1 give size_x = width and the centre
+            x + (width - 1) / 2, in pixels, where the centre of the top left pixel is (0, 0) as in CameraInfo.
+            results[0] holds the object's name and the score.
+        """
+        message = self._types.Detection2DArray(header=header)
+        for number, instance in zip(numbers, segmentation.instances, strict=True):
+            x, y, width, height = instance.box
+            detection = self._types.Detection2D(header=header, id=str(number))
+            detection.bbox.center.position.x = x + (width - 1) / 2
+            detection.bbox.center.position.y = y + (height - 1) / 2
+            detection.bbox.size_x = float(width)
+            detection.bbox.size_y = float(height)
+            result = self._types.ObjectHypothesisWithPose()
+            result.hypothesis.class_id = instance.object_id
+            result.hypothesis.score = float(instance.score)
+            detection.results = [result]
+            message.detections.append(detection)
+        return message
+
+    def to_instances(self, segmentation: Segmentation, numbers: Sequence[int], header: Any) -> Any:
+        """Return a label image: 0 is background, else int(detection.id); the highest score wins where masks overlap.
+
+        It is mono16, or 32SC1 where a number does not fit into 16 bits.
+        """
+        wide = max(numbers, default=0) > MAX_MONO16
+        labels = segmentation.label_map(numbers, np.int32 if wide else np.uint16)
+        return self._image(labels, "32SC1" if wide else "mono16", header)
+
+    def to_classes(self, segmentation: Segmentation, labels: Mapping[str, int], header: Any) -> Any:
+        """Return a mono16 image: 0 is background, else the object's `class_id` in LabelInfo; the highest score wins.
+
+        Args:
+            segmentation: result for one image.
+            labels: object name -> number in 1 .. 65535, as given to `to_label_info`.
+            header: the image's header.
+        """
+        numbers = [labels[instance.object_id] for instance in segmentation.instances]
+        return self._image(segmentation.label_map(numbers, np.uint16), "mono16", header)
+
+    def to_mask(self, segmentation: Segmentation, object_id: str, header: Any) -> Any:
+        """Return a mono8 image: 255 on an object's best-scoring instance, 0 elsewhere and where it was not found."""
+        mask = np.zeros(segmentation.image_size, np.uint8)
+        best = next((instance for instance in segmentation.instances if instance.object_id == object_id), None)
+        if best is not None:
+            mask[best.mask] = 255
+        return self._image(mask, "mono8", header)
+
+    def to_uncertainty(self, uncertainty: np.ndarray, header: Any) -> Any:
+        """Return a 32FC1 image of an (H, W) float32 map in [0, 1]: 1 is undecided, 0 is certain."""
+        return self._image(np.asarray(uncertainty, np.float32), "32FC1", header)
+
+    def to_label_info(self, labels: Mapping[str, int], threshold: float, header: Any) -> Any:
+        """Return names and numbers of a library's objects, by number; they do not depend on the targets.
+
+        Args:
+            labels: object name -> number, 1 or above.
+            threshold: instances with a lower score are not published.
+            header: header of the message.
+        """
+        message = self._types.LabelInfo(header=header, threshold=float(threshold))
+        message.class_map = [
+            self._types.VisionClass(class_id=number, class_name=name)
+            for name, number in sorted(labels.items(), key=lambda item: item[1])
+        ]
+        return message
+
+    def _image(self, pixels: np.ndarray, encoding: str, header: Any) -> Any:
+        height, width = pixels.shape[:2]
+        message = self._types.Image(header=header, height=height, width=width, encoding=encoding)
+        message.step = width * pixels.itemsize * (pixels.shape[2] if pixels.ndim == 3 else 1)
+        message.is_bigendian = int(sys.byteorder == "big")
+        message.data = self._as_data(np.ascontiguousarray(pixels))
+        return message

@@ -1,20 +1,17 @@
-"""The node's parameters: each with its description, its type, its range, and when it can change."""
+"""The node's parameters: each with its description, type, range, and when it can change."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from ocdit_ros import pip_home
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
 if TYPE_CHECKING:
     from rclpy.node import Node
-
-pip_home.prepare()
-
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor  # noqa: E402  (needs the prefix)
 
 When = Literal["always", "not active", "unconfigured", "start"]
 
@@ -24,11 +21,11 @@ class Spec:
     """One parameter.
 
     Attributes:
-        default: its value when nobody sets it; gives the type as well.
-        description: what it does, in one line.
-        when: in which states of the node it can change.
+        default: default value, which also gives the type.
+        description: one line.
+        when: states of the node in which it can change.
         bounds: smallest and largest value of a number.
-        check: returns why a value is refused, or nothing.
+        check: returns why a value is refused, or "".
     """
 
     default: Any
@@ -51,12 +48,16 @@ class Spec:
         return descriptor
 
 
+def _parameter(default: Any, when: When, description: str, **more: Any) -> Any:
+    return field(metadata={"spec": Spec(default=default, when=when, description=description, **more)})
+
+
 def _one_of(*values: str) -> Callable[[str], str]:
     return lambda value: "" if value in values else f"{value!r} is not one of {', '.join(values)}"
 
 
 def _not_empty(value: str) -> str:
-    return "" if value.strip() else "it must not be empty"
+    return "" if value.strip() else "must not be empty"
 
 
 def _device(value: str) -> str:
@@ -67,153 +68,96 @@ def _camera_names(value: list[str]) -> str:
     found = names(value)
     bad = [name for name in found if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII)]
     if bad:
-        return f"{bad[0]!r} is no part of a topic's name: a letter, then letters, digits and _"
+        return f"{bad[0]!r} cannot be part of a topic name: use a letter, then letters, digits and _"
     twice = [name for name in found if found.count(name) > 1]
     return f"{twice[0]!r} is named twice" if twice else ""
 
 
 _reliability = _one_of("best_effort", "reliable")
 
-SPECS: dict[str, Spec] = {
-    "model": Spec(
-        default="ocdit-tiny",
-        description="An embedded model's name, or a folder with config and weights",
-        when="unconfigured",
-        check=_not_empty,
-    ),
-    "device": Spec(
-        default="auto",
-        description="Where the network runs: auto, cpu, cuda or cuda:N",
-        when="unconfigured",
-        check=_device,
-    ),
-    "library": Spec(default="", description="Folder of rendered objects, made by `ocdit render`", when="unconfigured"),
-    "preset": Spec(
-        default="",
-        description="Settings: fast (as the model recommends) or paper (as published); empty: fast",
-        when="unconfigured",
-    ),
-    # [""], because an empty list has no type in ROS 2.
-    "inference_settings": Spec(
-        default=[""],
-        description="Further settings of docs/inference.md, each as 'refine.rounds=1'",
-        when="unconfigured",
-    ),
-    "compute_threads": Spec(
-        default=0,
-        description="CPU threads of the network; 0: PyTorch's choice, as a rule all cores",
-        when="unconfigured",
-        bounds=(0, 256),
-    ),
-    "target_objects": Spec(
-        default=[""], description="Names of the objects to look for; empty: all of the library", when="always"
-    ),
-    "score_threshold": Spec(
-        default=-1.0,
-        description="Instances with a lower score are not published; below 0: what the model recommends",
-        when="always",
-        bounds=(-1.0, 1.0),
-    ),
-    "mask_object": Spec(
-        default="", description="The object whose mask is published on ~/mask; empty: none", when="always"
-    ),
-    "tracking": Spec(
-        default=False,
-        description="An instance keeps its number from frame to frame",
-        when="unconfigured",
-    ),
-    "cameras": Spec(
-        default=[""],
-        description="Names of several cameras, with topics NAME/image and ~/NAME/...; empty: one, on image",
-        when="unconfigured",
-        check=_camera_names,
-    ),
-    "image_transport": Spec(
-        default="raw",
-        description="raw (sensor_msgs/Image on image) or compressed (sensor_msgs/CompressedImage on image/compressed)",
-        when="not active",
-        check=_one_of("raw", "compressed"),
-    ),
-    "image_reliability": Spec(
-        default="best_effort",
-        description="Reliability of the image subscription: best_effort (fits every camera) or reliable",
-        when="not active",
-        check=_reliability,
-    ),
-    "image_depth": Spec(
-        default=1,
-        description="Images that the middleware keeps for the node; more than 1 helps reliable images of many parts",
-        when="not active",
-        bounds=(1, 100),
-    ),
-    "output_reliability": Spec(
-        default="reliable",
-        description="Reliability of the results: reliable (fits every listener) or best_effort",
-        when="unconfigured",
-        check=_reliability,
-    ),
-    "output_depth": Spec(
-        default=5,
-        description="Results that the middleware keeps for slow listeners",
-        when="unconfigured",
-        bounds=(1, 1000),
-    ),
-    "max_age": Spec(
-        default=0.0,
-        description="Images are discarded whose stamp is older than this many seconds when their turn comes; 0: none",
-        when="always",
-        bounds=(0.0, 3600.0),
-    ),
-    "fresh_within": Spec(
-        default=0.003,
-        description="An image that has waited for more seconds gives way to the next if that is due soon; 0: never",
-        when="always",
-        bounds=(0.0, 1.0),
-    ),
-    "stale_after": Spec(
-        default=5.0,
-        description="Seconds without an image after which /diagnostics warns",
-        when="always",
-        bounds=(0.1, 3600.0),
-    ),
-    "diagnostics_every_frame": Spec(
-        default=False,
-        description="Publish /diagnostics after every processed frame too, not only once a second",
-        when="always",
-    ),
-    "autostart": Spec(
-        default=False,
-        description="Configure and activate without being asked; launch files do it by events",
-        when="start",
-    ),
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The values of the parameters above, by the same names."""
+    """The values of all parameters."""
 
-    model: str
-    device: str
-    library: str
-    preset: str
-    inference_settings: tuple[str, ...]
-    compute_threads: int
-    target_objects: tuple[str, ...]
-    score_threshold: float
-    mask_object: str
-    tracking: bool
-    cameras: tuple[str, ...]
-    image_transport: str
-    image_reliability: str
-    image_depth: int
-    output_reliability: str
-    output_depth: int
-    max_age: float
-    fresh_within: float
-    stale_after: float
-    diagnostics_every_frame: bool
-    autostart: bool
+    model: str = _parameter(
+        "ocdit-tiny", "unconfigured", "Name of an embedded model, or a folder with config and weights", check=_not_empty
+    )
+    device: str = _parameter("auto", "unconfigured", "Device of the network: auto, cpu, cuda or cuda:N", check=_device)
+    library: str = _parameter("", "unconfigured", "Object library: folder made by `ocdit render`")
+    preset: str = _parameter(
+        "", "unconfigured", "Inference preset: fast (the model's recommendation) or paper (as published); empty: fast"
+    )
+    # [""], because an empty list has no type in ROS 2.
+    inference_settings: tuple[str, ...] = _parameter(
+        [""], "unconfigured", "Further settings of docs/inference.md, each as 'refine.rounds=1'"
+    )
+    compute_threads: int = _parameter(
+        0, "unconfigured", "CPU threads of the network; 0: PyTorch's default, usually all cores", bounds=(0, 256)
+    )
+    target_objects: tuple[str, ...] = _parameter(
+        [""], "always", "Names of the objects to look for; empty: all objects of the library"
+    )
+    score_threshold: float = _parameter(
+        -1.0,
+        "always",
+        "Minimum score of a published instance; below 0: the model's recommendation",
+        bounds=(-1.0, 1.0),
+    )
+    mask_object: str = _parameter("", "always", "Object whose mask is published on ~/mask; empty: none")
+    tracking: bool = _parameter(False, "unconfigured", "Track instances: an instance keeps its id from frame to frame")
+    cameras: tuple[str, ...] = _parameter(
+        [""],
+        "unconfigured",
+        "Names of several cameras, with topics NAME/image and ~/NAME/...; empty: one camera, on image",
+        check=_camera_names,
+    )
+    image_transport: str = _parameter(
+        "raw",
+        "not active",
+        "raw (sensor_msgs/Image on image) or compressed (sensor_msgs/CompressedImage on image/compressed)",
+        check=_one_of("raw", "compressed"),
+    )
+    image_reliability: str = _parameter(
+        "best_effort",
+        "not active",
+        "Reliability of the image subscription: best_effort (fits every camera) or reliable",
+        check=_reliability,
+    )
+    image_depth: int = _parameter(
+        1,
+        "not active",
+        "Queue depth of the image subscription; more than 1 helps large reliable images",
+        bounds=(1, 100),
+    )
+    output_reliability: str = _parameter(
+        "reliable",
+        "unconfigured",
+        "Reliability of the results: reliable (fits every subscriber) or best_effort",
+        check=_reliability,
+    )
+    output_depth: int = _parameter(
+        5, "unconfigured", "Queue depth of the result publishers, for slow subscribers", bounds=(1, 1000)
+    )
+    max_age: float = _parameter(
+        0.0,
+        "always",
+        "Discard images whose stamp is older than this (s) when their turn comes; 0: never",
+        bounds=(0, 3600),
+    )
+    stale_after: float = _parameter(
+        5.0, "always", "Seconds without an image after which /diagnostics warns", bounds=(0.1, 3600)
+    )
+    diagnostics_every_frame: bool = _parameter(
+        False, "always", "Publish /diagnostics after every processed frame too, not only once a second"
+    )
+    autostart: bool = _parameter(
+        False, "start", "Configure and activate without being asked; the launch files do it by events"
+    )
+
+
+SPECS: dict[str, Spec] = {entry.name: entry.metadata["spec"] for entry in fields(Settings)}
+PATHS = ("model", "library")
 
 
 def declare(node: Node) -> None:
@@ -232,8 +176,14 @@ def read(node: Node) -> Settings:
 
 
 def typed(values: dict[str, Any]) -> dict[str, Any]:
-    """Return parameters' values as `Settings` holds them."""
-    return {name: names(value) if isinstance(SPECS[name].default, list) else value for name, value in values.items()}
+    """Return parameter values as `Settings` holds them: tuples of names, and paths with ~ expanded."""
+    converted = dict(values)
+    for name, value in values.items():
+        if isinstance(SPECS[name].default, list):
+            converted[name] = names(value)
+        elif name in PATHS:
+            converted[name] = os.path.expanduser(value)
+    return converted
 
 
 def names(value: Any) -> tuple[str, ...]:
@@ -242,9 +192,9 @@ def names(value: Any) -> tuple[str, ...]:
 
 
 def refusal(name: str, value: Any, state: str) -> str:
-    """Return why a value cannot be set in a state of the node (its lifecycle label), or "".
+    """Return why a value cannot be set in a lifecycle state of the node, or "".
 
-    Types and ranges are none of it: rclpy checks them by the descriptor.
+    rclpy checks types and ranges by the descriptor.
     """
     spec = SPECS.get(name)
     if spec is None:

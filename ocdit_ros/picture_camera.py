@@ -1,58 +1,58 @@
-"""A camera made of pictures: publishes a folder's pictures in a loop. For the demo, for tests, for a first try."""
+"""A camera made of image files, which it publishes in a loop: for the demo, for tests, for a first try."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-from ocdit_core.errors import ImageError, OcditError
-from ocdit_core.images import SUFFIXES, read_image
-from ocdit_ros import messages, pip_home
-from ocdit_ros.parameters import names
-from ocdit_ros.spinning import run
-from ocdit_ros.worker_types import describe
+from ocdit_ros import interruptible_imports
 
-pip_home.prepare()
+with interruptible_imports():
+    from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor, SetParametersResult
+    from rclpy.node import Node
+    from rclpy.parameter import Parameter
+    from rclpy.qos import QoSProfile, ReliabilityPolicy
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
 
-from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor, SetParametersResult  # noqa: E402  (the prefix)
-from rclpy.node import Node  # noqa: E402
-from rclpy.parameter import Parameter  # noqa: E402
-from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
-from sensor_msgs.msg import Image  # noqa: E402
-from std_msgs.msg import Header  # noqa: E402
+    from ocdit_core.errors import ImageError, OcditError
+    from ocdit_core.images import SUFFIXES, read_image
+    from ocdit_ros import topics
+    from ocdit_ros.parameters import names
+    from ocdit_ros.spinning import run
+    from ocdit_ros.worker import describe
 
 
 class PictureCamera(Node):
-    """Publishes `image` (rgb8). The header's frame_id is the picture's name without its suffix, the stamp is now.
+    """Publishes `image` (rgb8); frame_id is the file's name without suffix, the stamp is the current time.
 
-    Parameters: `folder`; `rate` in Hz; `pictures`, which of the folder's names to show (empty: all; can change at run
-    time); `reliable`, for receivers that must get every one.
+    Parameters: `folder`; `rate` in Hz; `pictures`, the names to show (empty: all; can change at run time); `reliable`,
+    for subscribers that must receive every image.
 
     Raises:
-        OcditError: no such folder, no picture in it, or `pictures` names one that is not there.
+        OcditError: no such folder, no image in it, or `pictures` names one that does not exist.
     """
 
     def __init__(self) -> None:
         super().__init__("picture_camera")
-        self.declare_parameter("folder", "", ParameterDescriptor(description="Folder of pictures", read_only=True))
-        self.declare_parameter(
-            "rate",
-            2.0,
-            ParameterDescriptor(
-                description="Pictures a second",
-                read_only=True,
-                floating_point_range=[FloatingPointRange(from_value=0.01, to_value=120.0, step=0.0)],
+        rates = [FloatingPointRange(from_value=0.01, to_value=120.0, step=0.0)]
+        for name, default, descriptor in (
+            ("folder", "", ParameterDescriptor(description="Folder of images", read_only=True)),
+            (
+                "rate",
+                2.0,
+                ParameterDescriptor(description="Images per second", read_only=True, floating_point_range=rates),
             ),
-        )
-        self.declare_parameter(
-            "reliable",
-            False,
-            ParameterDescriptor(description="Reliable instead of best effort, as cameras are", read_only=True),
-        )
-        self.declare_parameter(
-            "pictures", [""], ParameterDescriptor(description="Names to show, without suffix; empty: all")
-        )
-        self._paths = find_pictures(self.get_parameter("folder").value)
+            (
+                "reliable",
+                False,
+                ParameterDescriptor(description="Reliable instead of best effort, which cameras use", read_only=True),
+            ),
+            ("pictures", [""], ParameterDescriptor(description="Names to show, without suffix; empty: all")),
+        ):
+            self.declare_parameter(name, default, descriptor)
+        self._paths = find_images(self.get_parameter("folder").value)
         self._loaded: dict[str, Image] = {}
         self._shown = self._chosen(self.get_parameter("pictures").value)
         self._next = 0
@@ -61,7 +61,7 @@ class PictureCamera(Node):
         reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
         self._publisher = self.create_publisher(Image, "image", QoSProfile(depth=2, reliability=reliability))
         self.create_timer(1.0 / self.get_parameter("rate").value, self._publish_next)
-        self.get_logger().info(f"showing {len(self._shown)} pictures on {self._publisher.topic_name}")
+        self.get_logger().info(f"showing {len(self._shown)} images on {self._publisher.topic_name}")
 
     def _chosen(self, wanted: list[str]) -> list[str]:
         missing = [name for name in names(wanted) if name not in self._paths]
@@ -91,36 +91,36 @@ class PictureCamera(Node):
             try:
                 image = read_image(self._paths[name])
             except ImageError as error:
-                # Shown as nothing at all it would be a riddle: say it once, and go on with the others.
+                # Report it once, and go on with the others.
                 self.get_logger().error(describe(error))
                 self._paths.pop(name)
                 self._shown = [other for other in self._shown if other != name] or list(self._paths)
                 if not self._shown:
-                    raise OcditError("none of the pictures can be read") from error
+                    raise OcditError("none of the images can be read") from error
                 return self._load(self._shown[0])
-            message = messages.from_rgb(image, Header(frame_id=name))
-            self._loaded[name] = message
+            self._loaded[name] = topics.maker.from_rgb(image, Header(frame_id=name))
         return self._loaded[name]
 
 
-def find_pictures(folder: str | Path) -> dict[str, Path]:
-    """Return a folder's pictures: name without suffix -> path, sorted.
+def find_images(folder: str | Path) -> dict[str, Path]:
+    """Return the images of a folder: name without suffix -> path, sorted.
 
     Raises:
-        OcditError: no folder was named, it is missing, or it holds no picture.
+        OcditError: no folder was given, it does not exist, or it holds no image.
     """
     if not str(folder):
-        raise OcditError("folder is not set: name a folder of pictures")
-    if not Path(folder).is_dir():
-        raise OcditError(f"{folder}: no such folder of pictures")
-    found = {path.stem: path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in SUFFIXES}
+        raise OcditError("folder is not set: name a folder of images")
+    folder = Path(os.path.expanduser(folder))
+    if not folder.is_dir():
+        raise OcditError(f"{folder}: no such folder of images")
+    found = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
     if not found:
-        raise OcditError(f"{folder}: no pictures in it (looked for {', '.join(SUFFIXES)})")
+        raise OcditError(f"{folder}: no images in it (looked for {', '.join(SUFFIXES)})")
     return found
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the camera until it is told to stop; returns the exit code."""
+    """Run the camera until it is told to stop; return the exit code."""
     return run(PictureCamera, args)
 
 

@@ -1,44 +1,124 @@
-"""The lifecycle node `ocdit_segmentation`: ROS in and out. Inference is the worker's, conversion is messages.py's."""
+"""The lifecycle node `ocdit_segmentation` with its services; docs/ros.md describes its interface."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from ocdit_core.errors import OcditError
-from ocdit_ros import diagnostics, messages, parameters, pip_home
-from ocdit_ros.cameras import Camera
-from ocdit_ros.log_forwarding import LogForwarding
-from ocdit_ros.numbering import InstanceNumbers
-from ocdit_ros.outputs import InfoTopics
-from ocdit_ros.pipeline import Pipeline, load_library, load_segmenter
-from ocdit_ros.services import Services
-from ocdit_ros.spinning import run
-from ocdit_ros.worker_types import Counters, Result, TargetSet, describe
+from ocdit_ros import interruptible_imports
 
-pip_home.prepare()
+with interruptible_imports():
+    from diagnostic_msgs.msg import DiagnosticArray
+    from rcl_interfaces.msg import SetParametersResult
+    from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+    from rclpy.clock import Clock, ClockType
+    from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+    from rclpy.parameter import Parameter
+    from rclpy.qos import QoSProfile
 
-from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402  (needs the prefix)
-from rcl_interfaces.msg import SetParametersResult  # noqa: E402
-from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup  # noqa: E402
-from rclpy.clock import Clock, ClockType  # noqa: E402
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn  # noqa: E402
-from rclpy.parameter import Parameter  # noqa: E402
+    from ocdit_core.errors import OcditError, UnknownObjectError
+    from ocdit_ros import converter, diagnostics, parameters, topics
+    from ocdit_ros.camera import Camera, Frame
+    from ocdit_ros.messages import InstanceNumbers
+    from ocdit_ros.spinning import run
+    from ocdit_ros.worker import Result, StaleFrameError, Worker, describe
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ocdit_core.inference.results import Segmentation
+    from ocdit_core.inference.tracker import Tracker
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+SERVICE_QOS = QoSProfile(depth=100)
+
+
+def load_library(settings: parameters.Settings) -> Any:
+    """Open the object library; raises LibraryError."""
+    from ocdit_core import ObjectLibrary
+
+    return ObjectLibrary(settings.library)
+
+
+def load_segmenter(settings: parameters.Settings) -> Any:
+    """Load the network with the model's recommended settings and those of the parameters.
+
+    Raises:
+        WeightsError: the model is missing or damaged.
+        ConfigError: an inference setting is invalid.
+    """
+    import torch
+
+    from ocdit_core.inference.segmenter import Segmenter
+    from ocdit_core.inference.weights import recommended_settings
+
+    default = _default_threads()
+    torch.set_num_threads(settings.compute_threads or default)
+    inference = recommended_settings(
+        settings.model, preset=settings.preset or None, overrides=settings.inference_settings
+    )
+    return Segmenter.from_pretrained(settings.model, device=settings.device, settings=inference)
+
+
+@cache
+def _default_threads() -> int:
+    """Return PyTorch's number of threads before it was set."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+class Network:
+    """The segmenter as the worker uses it, with a tracker for each camera.
+
+    Args:
+        segmenter: an `ocdit_core.Segmenter`.
+        tracking: whether instances keep their track id from frame to frame.
+    """
+
+    def __init__(self, segmenter: Any, *, tracking: bool):
+        self._segmenter = segmenter
+        self._tracking = tracking
+        self._trackers: dict[str, Tracker] = {}
+
+    def encode_objects(self, library: Any, object_ids: Sequence[str]) -> Any:
+        """Return the template features of the objects."""
+        return self._segmenter.encode_objects(library, object_ids)
+
+    def segment_batch(
+        self, images: Sequence[np.ndarray], objects: Any, sources: Sequence[str | None], *, uncertainty: bool
+    ) -> list[Segmentation]:
+        """Segment images of several cameras; see `worker.Network`."""
+        if self._segmenter.settings.uncertainty != uncertainty:
+            self._segmenter.settings = dataclasses.replace(self._segmenter.settings, uncertainty=uncertainty)
+        found: list[Segmentation] = self._segmenter.segment_batch(images, objects)
+        if not self._tracking:
+            return found
+        return [
+            result if source is None else self._tracker(source).update(result)
+            for result, source in zip(found, sources, strict=True)
+        ]
+
+    def _tracker(self, source: str) -> Tracker:
+        from ocdit_core.inference.tracker import Tracker
+
+        if source not in self._trackers:
+            self._trackers[source] = Tracker(self._segmenter)
+        return self._trackers[source]
 
 
 class SegmentationNode(LifecycleNode):
-    """The segmenter as a lifecycle node: topics, services and parameters are listed in docs/ros.md.
+    """The segmenter as a lifecycle node.
 
     Args:
-        library_loader: opens the library that the settings name.
-        segmenter_loader: loads the network that the settings name.
+        library_loader: opens the object library named by the parameters.
+        segmenter_loader: loads the network named by the parameters.
     """
 
     def __init__(
@@ -47,28 +127,38 @@ class SegmentationNode(LifecycleNode):
         library_loader: Callable[[parameters.Settings], Any] = load_library,
         segmenter_loader: Callable[[parameters.Settings], Any] = load_segmenter,
     ):
-        # Callbacks never wait for inference, only for locks that are held for microseconds.
-        self._free = ReentrantCallbackGroup()
+        self._group = ReentrantCallbackGroup()
         super().__init__("ocdit_segmentation")
         self._load_library = library_loader
         self._load_segmenter = segmenter_loader
-        self.lock = threading.RLock()
-        """Held while settings or targets change: a change by service and its echo in the parameter are one step."""
-        self.pipeline: Pipeline | None = None
-        self.numbers = InstanceNumbers(reuse=True)
+        # Held while settings change.
+        self._lock = threading.RLock()
+        self._library: Any = None
+        self._worker: Worker | None = None
+        self._loaded = False
+        self._labels: dict[str, int] = {}
+        self._model_name = self._device = ""
+        self._recommended_threshold = 0.0
+        self._numbers = InstanceNumbers(reuse=True)
         self._cameras: dict[str, Camera] = {}
-        self._info: InfoTopics | None = None
+        self._info: topics.InfoTopics | None = None
         self._monitor = diagnostics.Monitor()
         parameters.declare(self)
-        self.settings = parameters.read(self)
-        Services(self, self._free)
-        self._log_forwarding = LogForwarding(self._on_warning)
+        self._settings = parameters.read(self)
+        for name, callback in {
+            "set_target_objects": self._on_set_target_objects,
+            "list_objects": self._on_list_objects,
+            "segment": self._on_segment,
+        }.items():
+            kind = topics.SERVICES[name].kind
+            self.create_service(kind, f"~/{name}", callback, qos_profile=SERVICE_QOS, callback_group=self._group)
+        self._log_handler = _LogHandler(self._on_warning)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        # ROS time may stand still or jump.
+        # Steady: ROS time may stand still or jump.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(1.0, self._report, callback_group=self._free, clock=steady)
-        if self.settings.autostart:
+        self.create_timer(1.0, self._report, callback_group=self._group, clock=steady)
+        if self._settings.autostart:
             self._autostart_timer = self.create_timer(
                 0.01, self._autostart, callback_group=MutuallyExclusiveCallbackGroup(), clock=steady
             )
@@ -76,7 +166,7 @@ class SegmentationNode(LifecycleNode):
     @property
     def default_callback_group(self) -> CallbackGroup:
         """The group of the services that every node has: they too answer while weights are loaded."""
-        return self._free
+        return self._group
 
     @property
     def state(self) -> str:
@@ -85,19 +175,25 @@ class SegmentationNode(LifecycleNode):
 
     @property
     def score_threshold(self) -> float:
-        """The threshold in force: the parameter's, or the model's recommendation."""
-        asked = self.settings.score_threshold
-        return asked if asked >= 0 or self.pipeline is None else self.pipeline.recommended_threshold
+        """The threshold in force: the parameter, or the model's recommendation."""
+        threshold = self._settings.score_threshold
+        return threshold if threshold >= 0 else self._recommended_threshold
+
+    def close(self) -> None:
+        """Stop the worker, if its frame ends soon; the node can be destroyed afterwards."""
+        self._log_handler.close()
+        if self._worker is not None:
+            self._worker.stop(timeout=0.5)
 
     def _autostart(self) -> None:
         self._autostart_timer.cancel()
         if self.trigger_configure() == SUCCESS:
             self.trigger_activate()
 
-    # Transitions: what one does, its opposite undoes.
+    # Lifecycle transitions.
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load library and weights, encode the targets, and run once; on a failure, stay unconfigured and say why."""
+        """Load library and weights, encode the targets, and run once; after a failure the node stays unconfigured."""
         try:
             self._configure()
         except Exception as error:
@@ -107,68 +203,74 @@ class SegmentationNode(LifecycleNode):
         return super().on_configure(state)
 
     def _configure(self) -> None:
-        with self.lock:
-            self.settings = settings = parameters.read(self)
+        with self._lock:
+            self._settings = settings = parameters.read(self)
         for name in parameters.SPECS:
-            # The values that came with the start have not passed the callback.
+            # Values given at the start have not passed the callback.
             reason = parameters.refusal(name, self.get_parameter(name).value, "unconfigured")
             if reason:
                 raise OcditError(reason)
         if not settings.library:
             raise OcditError("library is not set: it must name a folder made by `ocdit render`")
-        pipeline = Pipeline(
-            settings=settings,
-            library=self._load_library(settings),
-            load_segmenter=self._load_segmenter,
-            wants_uncertainty=lambda: any(camera.outputs.wanted("uncertainty") for camera in self._cameras.values()),
-            on_result=self._publish,
-            on_error=self._on_worker_error,
-            on_targets_failed=self._on_targets_failed,
-            is_stale=lambda image, source: self._cameras[source].is_stale(image, self.settings),
-        )
-        pipeline.check_names([settings.mask_object] if settings.mask_object else [])
-        pipeline.load()
-        self.pipeline = pipeline
-        self._info = InfoTopics(self)
-        self.numbers.reuse = not settings.tracking
+        self._library = self._load_library(settings)
+        self._labels = {name: entry.id for name, entry in self._library.manifest.items()}
+        self._check_name(settings.mask_object)
+        worker = Worker(library=self._library, read=self._read, on_result=self._publish, on_error=self._on_worker_error)
+        worker.set_targets(settings.target_objects)
+        self._load(worker)
+        self._worker = worker
+        self._info = topics.InfoTopics(self)
+        self._numbers.reuse = not settings.tracking
         for name in settings.cameras or ("",):
-            self._cameras[name] = Camera(self, name, self._free, settings, pipeline.worker.submit, self.numbers)
+            self._cameras[name] = Camera(self, name, self._group, settings, worker.submit, self._numbers, self._labels)
         self.get_logger().info(
-            f"{pipeline.model_name} on {pipeline.device}, {len(pipeline.library.object_ids)} objects in "
-            f"{settings.library}, targets: {', '.join(pipeline.targets())}; scores from {self.score_threshold:g} on; "
-            f"images are converted by {messages.image_converter()[0]}"
+            f"{self._model_name} on {self._device}, {len(self._library.object_ids)} objects in {settings.library}, "
+            f"targets: {', '.join(self._targets())}; minimum score {self.score_threshold:g}; "
+            f"image converter: {converter.converter_name()}"
         )
 
+    def _load(self, worker: Worker) -> None:
+        worker.start(self._load_network, batch=max(1, len(self._settings.cameras)))
+        self._loaded = True
+
+    def _load_network(self) -> Network:
+        segmenter = self._load_segmenter(self._settings)
+        self._model_name, self._device = segmenter.model_name, segmenter.device
+        # The node applies its own threshold, which can change while it runs.
+        self._recommended_threshold = segmenter.settings.score_threshold
+        segmenter.settings = dataclasses.replace(segmenter.settings, score_threshold=0.0)
+        return Network(segmenter, tracking=self._settings.tracking)
+
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the network where `deactivate` has freed it, and subscribe to the images."""
+        """Load the network if `deactivate` has freed it, and subscribe to the images."""
         try:
-            if self.pipeline is not None and not self.pipeline.loaded:
-                self.pipeline.load()
+            if self._worker is not None and not self._loaded:
+                self._load(self._worker)
         except Exception as error:
             return self._failed("activate", error)
         self._monitor.failure = ""
         result = super().on_activate(state)
         for camera in self._cameras.values():
-            camera.subscribe(self.settings)
-        self.publish_info()
-        topics = (camera.topic(self.settings) for camera in self._cameras.values())
-        self.get_logger().info(f"waiting for images on {', '.join(topics)}")
+            camera.subscribe(self._settings)
+        self._publish_info()
+        waiting_for = ", ".join(camera.topic(self._settings) for camera in self._cameras.values())
+        self.get_logger().info(f"waiting for images on {waiting_for}")
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """End the subscriptions and free the network; the frame under way is not published."""
+        """End the subscriptions and free the network; the frame in progress is not published."""
         for camera in self._cameras.values():
             camera.unsubscribe()
         self._unload()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free all."""
+        """Free everything."""
         self._release()
         return SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free all, from whichever state."""
+        """Free everything, from any state."""
         self._release()
         return SUCCESS
 
@@ -178,135 +280,174 @@ class SegmentationNode(LifecycleNode):
         self.get_logger().error(f"an error while {state.label}: the node is unconfigured now")
         return SUCCESS
 
-    def close(self) -> None:
-        """End the worker, if it ends soon; the node can be destroyed afterwards."""
-        self._log_forwarding.close()
-        if self.pipeline is not None:
-            self.pipeline.worker.stop(timeout=0.5)
-
     def _failed(self, transition: str, error: Exception) -> TransitionCallbackReturn:
         self._monitor.failure = f"{transition} failed: {describe(error)}"
         self.get_logger().error(self._monitor.failure)
         return FAILURE
 
     def _unload(self) -> None:
-        if self.pipeline is not None and not self.pipeline.unload():
-            self.get_logger().warning("the frame under way did not end within 30 s: memory is free after it")
+        self._loaded = False
+        if self._worker is not None and not self._worker.stop():
+            self.get_logger().warning("the frame in progress did not end within 30 s: memory is freed after it")
 
     def _release(self) -> None:
         for camera in self._cameras.values():
             camera.unsubscribe()
         self._unload()
         cameras, self._cameras = self._cameras, {}
-        self.pipeline = None
+        self._worker = self._library = None
         for camera in cameras.values():
             camera.destroy()
         info, self._info = self._info, None
         if info is not None:
             info.destroy()
 
-    # What the worker reports, from its thread.
+    # Callbacks of the worker, in its thread.
+
+    def _read(self, frame: Frame) -> np.ndarray:
+        if frame.camera is not None and frame.camera.is_stale(frame.message, self._settings.max_age):
+            raise StaleFrameError("older than max_age")
+        return converter.to_rgb(frame.message, cv_bridge=True)
 
     def _publish(self, result: Result) -> None:
-        camera = self._cameras.get(result.source)
-        if camera is not None:
-            camera.publish(result, self.settings, self.score_threshold)
-            if self.settings.diagnostics_every_frame:
-                self._report()
+        result.frame.camera.publish(result, self._settings, self.score_threshold)
+        if self._settings.diagnostics_every_frame:
+            self._report()
 
     def _on_worker_error(self, text: str) -> None:
         self._monitor.last_error = (text, time.monotonic())
-        # A broken camera sends thirty bad images a second: one line of them in five seconds is enough.
+        # A broken camera sends thirty bad images a second: one line in five seconds is enough.
         self.get_logger().error(text, throttle_duration_sec=5.0)
 
     def _on_warning(self, text: str) -> None:
         self._monitor.last_warning = (text, time.monotonic())
         self.get_logger().warning(text, throttle_duration_sec=5.0)
 
-    def _on_targets_failed(self, stay: TargetSet) -> None:
-        with self.lock:
-            if self.pipeline is None or self.pipeline.worker.targets != stay:
-                return
-            # The parameter named the new set since the reply.
-            self.set_parameters([Parameter("target_objects", value=list(stay.object_ids))])
-            self.publish_info()
+    # Services.
 
-    def publish_info(self) -> None:
-        """Publish label_info and vision_info, after a change of what they say."""
-        pipeline, info = self.pipeline, self._info
-        if pipeline is None or info is None:
-            return
-        targets = pipeline.worker.targets
-        info.publish(
-            pipeline.labels,
-            self.score_threshold,
-            pipeline.model_name,
-            self.settings.library,
-            targets.version if targets else 0,
-        )
+    def _on_set_target_objects(self, request: Any, response: Any) -> Any:
+        try:
+            worker = self._configured()
+            targets = worker.set_targets(request.object_ids).result()
+            with self._lock:
+                if worker.targets == targets:  # else a later request is in force already
+                    self.set_parameters([Parameter("target_objects", value=list(targets.object_ids))])
+            when = "from the next frame on" if self._loaded else "once the node is active"
+            response.success = True
+            response.message = f"looking for {', '.join(targets.object_ids)} {when}"
+        except Exception as error:
+            response.message = describe(error)
+            response.unknown = error.unknown if isinstance(error, UnknownObjectError) else []
+        response.object_ids = self._targets()
+        return response
 
-    def _report(self) -> None:
-        pipeline, settings = self.pipeline, self.settings
-        counters = pipeline.worker.counters if pipeline else {}
-        report = diagnostics.NodeReport(
-            name=self.get_fully_qualified_name(),
-            now=time.monotonic(),
-            state=self.state,
-            monitor=self._monitor,
-            cameras=[
-                diagnostics.CameraReport(
-                    name=name,
-                    topic=camera.topic(settings),
-                    unheard=functools.partial(camera.unheard, settings),
-                    monitor=camera.monitor,
-                    counters=counters.get(name, Counters()),
-                )
-                for name, camera in list(self._cameras.items())
-            ],
-            targets=pipeline.worker.targets if pipeline else None,
-            device=pipeline.device if pipeline else settings.device,
-            model=settings.model,
-            batch=pipeline.worker.batch if pipeline else 0,
-            stale_after=settings.stale_after,
-            max_age=settings.max_age,
-        )
-        self._diagnostics.publish(diagnostics.to_message(report, self.get_clock().now().to_msg()))
+    def _on_list_objects(self, _request: Any, response: Any) -> Any:
+        library = self._library
+        response.object_ids = list(library.object_ids) if library is not None else []
+        response.targets = self._targets()
+        response.library = self._settings.library
+        return response
+
+    def _on_segment(self, request: Any, response: Any) -> Any:
+        header = request.image.header
+        try:
+            worker = self._configured()
+            if self.state != "active":
+                raise OcditError(f"the node is {self.state}: activate it first")
+            # A thread of the executor waits here; the worker limits how many requests wait.
+            result = worker.request(Frame(request.image)).result()
+            segmentation = topics.above(result.segmentation, self.score_threshold)
+            numbers = self._numbers.take(len(segmentation.instances))
+            response.detections = topics.maker.to_detections(segmentation, numbers, header)
+            response.instances = topics.maker.to_instances(segmentation, numbers, header)
+            response.success = True
+        except Exception as error:
+            response.message = describe(error)
+        return response
+
+    def _configured(self) -> Worker:
+        if self._worker is None:
+            raise OcditError(f"the node is {self.state}: configure it first")
+        return self._worker
+
+    def _targets(self) -> list[str]:
+        targets = self._worker.targets if self._worker is not None else None
+        return list(targets.object_ids) if targets is not None else []
+
+    def _check_name(self, name: str) -> None:
+        if name and name not in self._library.object_ids:
+            raise UnknownObjectError([name], list(self._library.object_ids))
+
+    # Parameters, information and diagnostics.
 
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         reasons = [parameters.refusal(change.name, change.value, self.state) for change in changes]
         if any(reasons):
             return SetParametersResult(successful=False, reason="; ".join(filter(None, reasons)))
-        new = {change.name: change.value for change in changes if change.name in parameters.SPECS}
-        new = parameters.typed(new)
-        with self.lock:
-            pipeline = self.pipeline
-            if pipeline is not None:
-                reason = self._apply(pipeline, new)
-                if reason:
-                    return SetParametersResult(successful=False, reason=reason)
-            self.settings = dataclasses.replace(self.settings, **new)
-            if new.keys() & {"score_threshold", "target_objects"}:
-                self.publish_info()
+        new = parameters.typed({change.name: change.value for change in changes if change.name in parameters.SPECS})
+        name = "mask_object"
+        try:
+            if self._worker is not None:
+                self._check_name(new.get(name, ""))
+                name = "target_objects"
+                if name in new and list(new[name]) != self._targets():
+                    self._worker.set_targets(new[name]).result()
+        except Exception as error:
+            return SetParametersResult(successful=False, reason=f"{name}: {describe(error)}")
+        with self._lock:
+            self._settings = dataclasses.replace(self._settings, **new)
+        if new.keys() & {"score_threshold", "target_objects"}:
+            self._publish_info()
         return SetParametersResult(successful=True)
 
-    @staticmethod
-    def _apply(pipeline: Pipeline, new: dict[str, Any]) -> str:
-        """Make the worker follow new values; returns why not, where nothing has changed then."""
-        try:
-            name = "mask_object"
-            pipeline.check_names([new[name]] if new.get(name) else [])
-            name = "target_objects"
-            if name in new:
-                pipeline.set_targets(new[name])
-        except OcditError as error:
-            return f"{name}: {describe(error)}"
-        if "fresh_within" in new:
-            pipeline.worker.set_fresh_within(new["fresh_within"])
-        return ""
+    def _publish_info(self) -> None:
+        worker, info = self._worker, self._info
+        if worker is not None and info is not None:
+            version = worker.targets.version if worker.targets else 0
+            info.publish(self._labels, self.score_threshold, self._model_name, self._settings.library, version)
+
+    def _report(self) -> None:
+        worker = self._worker
+        report = diagnostics.Report(
+            name=self.get_fully_qualified_name(),
+            now=time.monotonic(),
+            state=self.state,
+            settings=self._settings,
+            monitor=self._monitor,
+            cameras=list(self._cameras.values()),
+            counters=worker.counters if worker else {},
+            targets=worker.targets if worker else None,
+            device=self._device or self._settings.device,
+            batch=worker.batch if worker else 0,
+            values={},
+        )
+        self._diagnostics.publish(report.to_message(self.get_clock().now().to_msg()))
+
+
+class _LogHandler(logging.Handler):
+    """Passes warnings of `ocdit_core` and `ocdit_ros` on to the node, from any thread, each as one line."""
+
+    LOGGERS = ("ocdit_core", "ocdit_ros")
+
+    def __init__(self, forward: Callable[[str], None]):
+        super().__init__(logging.WARNING)
+        self._forward = forward
+        for name in self.LOGGERS:
+            logging.getLogger(name).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass one record on."""
+        self._forward(" ".join(record.getMessage().split()))
+
+    def close(self) -> None:
+        """Stop."""
+        for name in self.LOGGERS:
+            logging.getLogger(name).removeHandler(self)
+        super().close()
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until it is told to stop; returns the exit code."""
+    """Run the node until it is told to stop; return the exit code."""
     return run(SegmentationNode, args, SegmentationNode.close)
 
 

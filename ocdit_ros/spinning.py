@@ -1,4 +1,4 @@
-"""From the command line to a spinning node, and out again without a traceback."""
+"""Run a node as a process: a thread pool for its callbacks, and an end without traceback on SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -9,24 +9,76 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import rclpy
+from rclpy.exceptions import InvalidHandle, ParameterException
+from rclpy.executors import Executor, ExternalShutdownException, ShutdownException, TimeoutException
+
 from ocdit_core.errors import OcditError
-from ocdit_ros import heap, pip_home
-from ocdit_ros.executor import PoolExecutor
-from ocdit_ros.worker_types import describe
+from ocdit_ros.worker import describe
 
 if TYPE_CHECKING:
+    from rclpy.context import Context
     from rclpy.node import Node
+    from rclpy.task import Task
 
-pip_home.prepare()
-
-import rclpy  # noqa: E402  (needs the prefix)
-from rclpy.exceptions import InvalidHandle, ParameterException  # noqa: E402
-from rclpy.executors import Executor, ExternalShutdownException  # noqa: E402
+THREADS = 128
+"""Upper limit; a thread is started when no other is free. A service that waits for the network holds one."""
 
 END_WITHIN = 1.0
-"""Seconds from the end of the spinning to that of the process, whatever is under way then."""
+"""Seconds from the end of spinning to the end of the process, whatever is running then."""
+
+
+class PoolExecutor(Executor):
+    """Executor that hands each callback to a thread pool exactly once. Callbacks must not be coroutines.
+
+    rclpy's MultiThreadedExecutor submits a ready callback again and again until a thread has begun it
+    (https://github.com/ros2/rclpy/issues/1452, mended in Rolling only). Under camera load this was measured to reach
+    thousands of submissions in half a second, during which images were lost, services waited, and memory grew.
+
+    An exception in a callback ends `spin`, as in rclpy's executors.
+
+    Args:
+        context: ROS context; None: the default one.
+    """
+
+    def __init__(self, *, context: Context | None = None) -> None:
+        super().__init__(context=context)
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ocdit-callback")
+        self._error: Exception | None = None
+
+    def spin_once(self, timeout_sec: float | None = None) -> None:
+        """Hand the next ready callback to a thread and wait until it has begun.
+
+        Args:
+            timeout_sec: seconds to wait for a callback; None: no limit.
+        """
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        try:
+            task, _, _ = self.wait_for_ready_callbacks(timeout_sec=timeout_sec)
+        except (ShutdownException, TimeoutException):
+            return
+        begun = threading.Event()
+        self._pool.submit(self._run, task, begun)
+        while not begun.wait(0.5) and self.context.ok():
+            pass
+
+    def shutdown(self, timeout_sec: float | None = None) -> bool:
+        """Stop, and wait for the callbacks that have begun; return True."""
+        ended: bool = super().shutdown(timeout_sec)
+        self._pool.shutdown()
+        return ended
+
+    def _run(self, task: Task, begun: threading.Event) -> None:
+        begun.set()
+        task()
+        if task.done() and task.exception() is not None:
+            self._error = task.exception()
+            self.wake()
 
 
 def run(
@@ -34,25 +86,25 @@ def run(
 ) -> int:
     """Make a node, spin it until SIGINT, SIGTERM or a shutdown of the context, and end the process.
 
-    The process ends within two seconds of the signal, with code 0, whatever is under way; 1 after an error.
+    The process ends within two seconds after the signal with code 0, whatever is running; with 1 after an unexpected
+    error, and with 2 after an OcditError (one line on stderr).
 
     Args:
-        make_node: called after ROS is initialised.
-        args: command line, by default the process's.
-        close: called with the node when it has stopped spinning.
+        make_node: factory, called after ROS is initialised.
+        args: command line; None: the process's own.
+        close: called with the node after it has stopped spinning.
 
     Returns:
-        Only where there was nothing to spin: 2, when the command line or a parameter is bad (one line on stderr).
+        2 where there was nothing to spin because the command line or a parameter is invalid (one line on stderr).
     """
-    heap.tune()
-    # rclpy's handler, which calls this one, ends the spinning. Python's own would raise KeyboardInterrupt wherever the
-    # main thread is just then, within the node's end too: Ctrl-C may come twice, by the terminal and by `ros2 launch`.
+    # rclpy's handler calls this one and ends the spinning. Python's own would raise KeyboardInterrupt anywhere in the
+    # main thread, also during the shutdown: Ctrl-C may come twice, from the terminal and from `ros2 launch`.
     signal.signal(signal.SIGINT, lambda *_: None)
     try:
         rclpy.init(args=args)
         node = make_node()
     except (ParameterException, OcditError, RuntimeError) as error:
-        # rclpy's error for a command line that it cannot read is a RuntimeError of a private type.
+        # rclpy raises a RuntimeError of a private type for a command line that it cannot parse.
         print(f"error: {describe(error)}", file=sys.stderr)
         rclpy.try_shutdown()
         return 2
@@ -63,10 +115,13 @@ def run(
         _spin(executor)
     except ExternalShutdownException:
         pass
+    except OcditError as error:
+        code = 2
+        print(f"error: {describe(error)}", file=sys.stderr)
     except BaseException:
         code = 1
         traceback.print_exc()
-    # A transition that loads weights, or a frame under way, cannot be interrupted: no longer wait for its end.
+    # A transition that loads weights, or the frame in progress, cannot be interrupted: do not wait longer for it.
     timer = threading.Timer(END_WITHIN, _end, (code,))
     timer.daemon = True
     timer.start()
@@ -76,14 +131,13 @@ def run(
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
-        # What is left of DDS says goodbye as it is collected.
+        # The garbage collector destroys the remaining DDS entities, which then say goodbye to their peers.
         del node, executor
         gc.collect()
     except BaseException:
-        code = 1
+        code = code or 1
         traceback.print_exc()
-    # Python's own end is left out: it takes seconds on a busy machine, and aborts the process where a thread is still
-    # within the network.
+    # Not Python's own exit: it takes seconds on a busy machine, and aborts while a thread is inside the network.
     _end(code)
 
 
@@ -93,11 +147,11 @@ def _spin(executor: Executor) -> None:
             executor.spin()
             return
         except InvalidHandle:
-            # A subscription was destroyed while the executor gathered what to wait for, which rclpy does not foresee
-            # (its issues 1142 and 1206): it gathers anew, and nothing that has arrived is lost.
+            # A subscription was destroyed while the executor built its wait set, which rclpy does not handle
+            # (https://github.com/ros2/rclpy/issues/1142, /1206). The next wait set is complete; nothing is lost.
             continue
         except RuntimeError:
-            # The signal came just then: rclpy's error for a context that has ended has a private type.
+            # A signal at that moment: rclpy's error for an invalid context is a RuntimeError of a private type.
             if rclpy.ok():
                 raise
             return

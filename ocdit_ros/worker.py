@@ -1,175 +1,254 @@
-"""The newest-frame worker: all that the network does, in one thread. No ROS in here.
+"""The newest-frame worker: loading, encoding and inference in one thread. No ROS in here.
 
-Whoever submits a frame or asks for new targets gets control back within milliseconds. Between `stop` and the next
-`start` nothing of the network is held.
-One thread, because on a CPU PyTorch is a quarter slower once a second one has computed anything: docs/performance.md.
+Callers get control back within milliseconds. Between `stop` and the next `start` no reference to the network is kept.
+One thread, because PyTorch on a CPU becomes a quarter slower once a second thread has computed: docs/performance.md.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Generic
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
-from ocdit_core.errors import ConfigError, OcditError, UnknownObjectError
-from ocdit_ros import heap
-from ocdit_ros.batching import Batcher
-from ocdit_ros.frame_queue import FrameQueue, Job
-from ocdit_ros.worker_types import Counters, Frame, LibraryLike, Result, SegmenterLike, TargetSet, describe
+from ocdit_core.errors import OcditError, UnknownObjectError
+from ocdit_core.inference.results import Segmentation
+from ocdit_ros.frame_queue import Counters, FrameQueue, Job
 
 TRIM_EVERY = 10.0  # seconds
+WARM_UP_SIZE = (480, 640, 3)
 
 
-class Worker(Generic[Frame]):
-    """Runs a segmenter on the newest frames.
+class StaleFrameError(OcditError):
+    """A frame was too old when its turn came."""
+
+
+class Network(Protocol):
+    """What the worker needs of the network; the methods are called in the worker's thread only."""
+
+    def encode_objects(self, library: Any, object_ids: Sequence[str]) -> Any:
+        """Return the template features of the objects."""
+
+    def segment_batch(
+        self, images: Sequence[np.ndarray], objects: Any, sources: Sequence[str | None], *, uncertainty: bool
+    ) -> list[Segmentation]:
+        """Segment several (H, W, 3) uint8 RGB images.
+
+        Args:
+            images: one of each camera.
+            objects: features from `encode_objects`.
+            sources: camera whose video an image continues; None for a single image.
+            uncertainty: whether to compute the uncertainty maps.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSet:
+    """A set of target objects.
+
+    Attributes:
+        version: grows with every change of the set in force, from 1.
+        object_ids: names as requested, without repetition.
+    """
+
+    version: int
+    object_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One processed frame.
+
+    Attributes:
+        frame: the submitted frame.
+        source: camera name.
+        image: (H, W, 3) uint8 RGB, the segmented image.
+        segmentation: instances and timings.
+        targets: the target set in force when processing began.
+        timings: seconds: "waiting" (arrival -> begin), "reading" (frame -> RGB), and the segmenter's own stages, which
+            frames of one batch share.
+    """
+
+    frame: Any
+    source: str
+    image: np.ndarray
+    segmentation: Segmentation
+    targets: TargetSet
+    timings: dict[str, float]
+
+
+class Worker:
+    """Runs a network on the newest frames.
 
     Args:
-        library: of rendered objects.
-        read: makes (H, W, 3) uint8 RGB of a frame, or raises OcditError.
-        on_result: called with each frame's result, one at a time.
-        on_error: called with one line for what failed.
-        on_targets_failed: called when targets that were accepted could not be encoded, with those that stay.
-        is_stale: whether a frame of a camera, whose turn has come, is too old to be worth it.
+        library: object library; its `object_ids` are the names that can be targets.
+        read: converts a frame to (H, W, 3) uint8 RGB; raises StaleFrameError for a frame that is too old, another
+            OcditError for one that cannot be read.
+        on_result: called with the Result of each frame of a stream.
+        on_error: called with one line about each failure.
 
-    All of them are called from the worker's thread; what they raise is reported by `on_error` and ends nothing.
+    The callbacks run in the worker's thread; an exception in `on_result` is reported by `on_error`.
     """
 
     def __init__(
         self,
         *,
-        library: LibraryLike,
-        read: Callable[[Frame], np.ndarray],
-        on_result: Callable[[Result[Frame]], None],
+        library: Any,
+        read: Callable[[Any], np.ndarray],
+        on_result: Callable[[Result], None],
         on_error: Callable[[str], None],
-        on_targets_failed: Callable[[TargetSet], None] = lambda targets: None,
-        is_stale: Callable[[Frame, str], bool] = lambda frame, source: False,
     ):
         self._library = library
         self._read = read
         self._on_result = on_result
         self._on_error = on_error
-        self._on_targets_failed = on_targets_failed
-        self._is_stale = is_stale
         self._thread: threading.Thread | None = None
-        # One condition guards all that follows.
+        # This condition guards everything below.
         self._changed = threading.Condition()
-        self._queue: FrameQueue[Frame] = FrameQueue()
+        self._queue = FrameQueue()
         self._targets: TargetSet | None = None
-        self._wanted: TargetSet | None = None  # accepted, its features not ready yet
-        self._current: tuple[TargetSet, Any] | None = None
-        self._versions = 0
+        self._wanted: tuple[tuple[str, ...], Future[TargetSet]] | None = None  # not yet encoded
         self._epoch = 0
-        self._work = 0.0
         self._batch = 1
         self._stopping = True
 
-    def start(self, load: Callable[[], SegmenterLike], *, batch: int = 1) -> None:
-        """Start the thread, and return when it has loaded the network; targets that were set are encoded next.
+    def start(self, load: Callable[[], Network], *, batch: int = 1) -> None:
+        """Start the thread; return after it has loaded the network, encoded the targets and run once.
 
         Args:
-            load: makes the network; what it raises, `start` raises.
-            batch: the frames of at most so many cameras are segmented at once.
+            load: loads the network.
+            batch: maximum number of cameras whose frames are segmented at once.
 
         Raises:
-            OcditError: a frame of before the last `stop` is still under way.
+            OcditError: no targets were set, or a frame from before the last `stop` is still in progress.
+            Exception: whatever loading, encoding or the first run raises; the thread has ended then.
         """
         if self._thread is not None and self._thread.is_alive():
-            raise OcditError("the last frame has not ended yet; try again after it")
+            raise OcditError("the last frame has not finished yet; try again later")
+        if self._targets is None:
+            raise OcditError("no target objects are set")
         with self._changed:
             self._stopping = False
             self._batch = batch
-            self._wanted = self._targets
-        loaded: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(load, batch, loaded), name="ocdit-network", daemon=True)
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(load, ready), name="ocdit-network", daemon=True)
         self._thread.start()
         try:
-            loaded.result()
+            ready.result()
+        except BaseException:
+            self.stop()
+            raise
         finally:
-            del loaded  # it, the error and its traceback would hold each other, and what had been loaded until then
+            del ready  # a cycle of future, error and traceback would keep the partially loaded network alive
 
     def stop(self, timeout: float = 30.0) -> bool:
-        """End the thread after the frame under way; waiting requests fail, the targets stay for the next start.
+        """End the thread after the frame in progress and free its memory; waiting requests fail, the targets stay.
 
         Returns:
-            Whether it ended in time (seconds).
+            Whether the thread ended within `timeout` seconds.
         """
         self.flush()
         with self._changed:
             self._stopping = True
-            requests = self._queue.take_requests()
+            replies: list[Future[Any]] = [job.reply for job in self._queue.take_requests() if job.reply is not None]
+            if self._wanted is not None:
+                replies.append(self._wanted[1])
+                self._wanted = None
             self._changed.notify_all()
-        for job in requests:
-            assert job.reply is not None
-            job.reply.set_exception(OcditError("the node is stopping"))
+        for reply in replies:
+            reply.set_exception(OcditError("the node is stopping"))
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
-        with self._changed:
-            self._current = None
+        free_memory()
         return thread is None or not thread.is_alive()
 
-    def submit(self, frame: Frame, source: str = "", waited: float = 0.0) -> None:
-        """Hand in a camera's newest frame, which arrived `waited` seconds ago; the one that still waits is dropped."""
+    def submit(self, frame: Any, source: str = "", *, waited: float = 0.0, uncertainty: bool = False) -> None:
+        """Hand in a camera's newest frame; the one that still waits is dropped.
+
+        Args:
+            frame: passed to `read`.
+            source: camera name.
+            waited: seconds since the frame arrived.
+            uncertainty: whether its uncertainty map is wanted.
+        """
+        job = Job(frame=frame, source=source, submitted=time.monotonic() - waited, uncertainty=uncertainty)
         with self._changed:
-            self._queue.put(frame, source, time.monotonic() - waited)
+            self._queue.put(job)
             if self._stopping:
                 self._queue.drop(source)
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Drop what waits, and see to it that the frames under way report nothing (a pause of the streams)."""
+        """Drop waiting frames, and suppress the results of those in progress."""
         with self._changed:
             self._queue.drop()
             self._epoch += 1
 
-    def request(self, frame: Frame) -> Future[Result[Frame]]:
-        """Ask for one given frame, before the streams go on.
+    def request(self, frame: Any) -> Future[Result]:
+        """Ask for a single frame, which is processed before the streams.
 
         Returns:
-            A future of the result; it raises the OcditError of a frame that cannot be done.
+            A future of the result; it raises the error of a frame that cannot be processed.
 
         Raises:
-            OcditError: too many requests wait already, there are no targets, or the worker does not run.
+            OcditError: too many requests wait already, or the worker does not run.
         """
+        reply: Future[Result] = Future()
         with self._changed:
             if self._stopping:
                 raise OcditError("the node is stopping")
-            if self._targets is None:
-                raise ConfigError("no target objects are set: call ~/set_target_objects first")
-            reply = self._queue.put_request(frame, time.monotonic())
+            self._queue.put_request(Job(frame=frame, submitted=time.monotonic(), reply=reply))
             self._changed.notify_all()
             return reply
 
-    def set_targets(self, object_ids: Sequence[str]) -> TargetSet:
-        """Change what is looked for, all or nothing; returns at once.
+    def set_targets(self, object_ids: Sequence[str]) -> Future[TargetSet]:
+        """Change the target set; returns at once.
 
-        A frame that begins after it uses the new set. If its features fail, the old set stays, under a new version.
+        The set is in force when its template features are encoded; until then, and if that fails, the old one is. A
+        stopped worker accepts the set and encodes it at the next `start`. Where two calls come before the first was
+        encoded, the later one counts.
+
+        Args:
+            object_ids: names; empty: all objects of the library.
+
+        Returns:
+            A future of the set in force; it raises OcditError when the set cannot be encoded, or was superseded.
 
         Raises:
-            ConfigError: no name was given.
-            UnknownObjectError: the library lacks one of them.
+            UnknownObjectError: the library does not hold one of them.
         """
-        names = tuple(dict.fromkeys(object_ids))
         known = self._library.object_ids
-        if not names:
-            raise ConfigError(f"no target objects were given; the library holds {', '.join(known)}")
+        names = tuple(dict.fromkeys(object_ids)) or tuple(known)
         unknown = [name for name in names if name not in known]
         if unknown:
             raise UnknownObjectError(unknown, list(known))
+        reply: Future[TargetSet] = Future()
         with self._changed:
-            self._targets = self._new_version(names)
-            if not self._stopping:
-                self._wanted = self._targets
-            self._changed.notify_all()
-            return self._targets
+            if self._wanted is not None and self._wanted[0] == names:
+                return self._wanted[1]
+            superseded, self._wanted = self._wanted, None
+            if self._stopping:
+                reply.set_result(self._put_in_force(names))
+            else:
+                self._wanted = (names, reply)
+                self._changed.notify_all()
+        if superseded is not None:
+            superseded[1].set_exception(OcditError(f"superseded by a later request for {', '.join(names)}"))
+        return reply
 
     @property
     def targets(self) -> TargetSet | None:
-        """The set that the next frame will use; None before the first."""
+        """The set in force, which the next frame will use; None before the first."""
         with self._changed:
             return self._targets
 
@@ -181,93 +260,91 @@ class Worker(Generic[Frame]):
 
     @property
     def batch(self) -> int:
-        """How many frames are segmented at once at most; it falls where memory runs out."""
+        """Maximum number of frames segmented at once; it is halved when memory runs out."""
         with self._changed:
             return self._batch
 
-    def set_fresh_within(self, seconds: float) -> None:
-        """A frame that has waited longer gives way to the next one when that is due soon; 0: never."""
-        with self._changed:
-            self._queue.fresh_within = seconds
+    def _put_in_force(self, names: tuple[str, ...]) -> TargetSet:
+        if self._targets is None or self._targets.object_ids != names:
+            self._targets = TargetSet(version=self._targets.version + 1 if self._targets else 1, object_ids=names)
+        return self._targets
 
-    def wait_until_encoded(self, timeout: float) -> bool:
-        """Wait for the features of the newest target set; False when they are not there in time (seconds) or failed."""
-        with self._changed:
-            wanted = self._targets
-            self._changed.wait_for(lambda: self._wanted is None or self._stopping, timeout)
-            return self._wanted is None and self._current is not None and self._current[0] == wanted
-
-    def _new_version(self, names: tuple[str, ...]) -> TargetSet:
-        self._versions += 1
-        return TargetSet(version=self._versions, object_ids=names)
-
-    def _run(self, load: Callable[[], SegmenterLike], batch: int, loaded: Future[None]) -> None:
-        # The thread alone holds the network, so that its memory is free when it has ended.
+    def _run(self, load: Callable[[], Network], ready: Future[None]) -> None:
+        # Only this thread references the network, so its memory is free when the thread has ended.
         try:
-            segmenter = load()
+            network = load()
+            targets = self.targets
+            assert targets is not None
+            objects = network.encode_objects(self._library, list(targets.object_ids))
+            # The first run is many times slower (memory, kernels): do it before the first frame.
+            network.segment_batch([np.zeros(WARM_UP_SIZE, np.uint8)], objects, [None], uncertainty=False)
         except BaseException as error:
-            loaded.set_exception(error)
-            del loaded
+            ready.set_exception(error)
+            del ready
             return
-        loaded.set_result(None)
-        batcher = Batcher(segmenter, limit=batch, on_error=self._on_error)
+        ready.set_result(None)
         trimmed = time.monotonic()
         while True:
             with self._changed:
-                wanted, jobs = self._next_work()
-                current, epoch = self._current, self._epoch
+                self._changed.wait_for(lambda: self._stopping or self._wanted is not None or self._queue)
+                if self._stopping:
+                    return
+                wanted, self._wanted = self._wanted, None
+                jobs = [] if wanted is not None else self._queue.take(self._batch)
+                targets, epoch = self._targets, self._epoch
+            assert targets is not None
             if wanted is not None:
-                self._encode(wanted, segmenter)
-            elif jobs:
-                begun = time.monotonic()
-                self._process(jobs, batcher, current, epoch)
-                with self._changed:
-                    self._work = time.monotonic() - begun
-                    self._batch = batcher.limit
-                if begun - trimmed > TRIM_EVERY:
-                    heap.trim()
-                    trimmed = begun
-            else:
-                return
-            del current, jobs
+                objects = self._encode(network, wanted, targets, objects)
+                continue
+            self._process(network, jobs, targets, objects, epoch)
+            if time.monotonic() - trimmed > TRIM_EVERY:
+                trim_heap()
+                trimmed = time.monotonic()
+            del jobs
 
-    def _next_work(self) -> tuple[TargetSet | None, list[Job[Frame]]]:
-        """Wait for targets to encode, or else for frames; there is neither when the worker stops."""
-        while not self._stopping:
-            if self._wanted is not None:
-                return self._wanted, []
-            delay = self._queue.delay(time.monotonic(), self._work) if self._queue else None
-            if delay == 0.0:
-                return None, self._queue.take(self._batch)
-            self._changed.wait(delay)
-        return None, []
+    def _encode(
+        self, network: Network, wanted: tuple[tuple[str, ...], Future[TargetSet]], targets: TargetSet, objects: Any
+    ) -> Any:
+        """Put the wanted set in force; return its features, or the old ones on failure."""
+        names, reply = wanted
+        failure = ""
+        try:
+            if names != targets.object_ids:
+                objects = network.encode_objects(self._library, list(names))
+        except Exception as error:
+            failure = describe(error)
+        # Not in the except clause: the traceback references what has been allocated.
+        if failure:
+            text = f"{', '.join(names)} could not be encoded: {failure}; still looking for "
+            reply.set_exception(OcditError(text + ", ".join(targets.object_ids)))
+            return objects
+        with self._changed:
+            in_force = self._put_in_force(names)
+        reply.set_result(in_force)
+        return objects
 
-    def _process(
-        self, jobs: list[Job[Frame]], batcher: Batcher, current: tuple[TargetSet, Any] | None, epoch: int
-    ) -> None:
+    def _process(self, network: Network, jobs: list[Job], targets: TargetSet, objects: Any, epoch: int) -> None:
         begun = time.monotonic()
-        ready: list[tuple[Job[Frame], np.ndarray, dict[str, float]]] = []
+        ready: list[tuple[Job, np.ndarray, dict[str, float]]] = []
         for job in jobs:
             try:
-                if job.reply is None and self._is_stale(job.frame, job.source):
-                    with self._changed:
-                        self._queue.count(job.source).stale += 1
-                    continue
                 started = time.monotonic()
                 image = self._read(job.frame)
                 timings = {"waiting": begun - job.submitted, "reading": time.monotonic() - started}
                 ready.append((job, image, timings))
+            except StaleFrameError:
+                with self._changed:
+                    self._queue.count(job.source).stale += 1
             except Exception as error:
                 self._fail(job, error)
         if not ready:
             return
         try:
-            if current is None:
-                raise ConfigError("no target objects are encoded")
             sources = [job.source if job.reply is None else None for job, _, _ in ready]
-            found = batcher.segment([image for _, image, _ in ready], current[1], sources)
+            uncertainty = any(job.uncertainty for job, _, _ in ready)
+            found = self._segment(network, [image for _, image, _ in ready], objects, sources, uncertainty)
         except Exception as error:
-            # Out of memory ...: the next frame may be well, so the thread lives on.
+            # The next frame may succeed, so the thread goes on.
             for job, _, _ in ready:
                 self._fail(job, error)
             return
@@ -277,12 +354,42 @@ class Worker(Generic[Frame]):
                 source=job.source,
                 image=image,
                 segmentation=segmentation,
-                targets=current[0],
+                targets=targets,
                 timings={**timings, **segmentation.timings},
             )
             self._finish(job, result, epoch)
 
-    def _finish(self, job: Job[Frame], result: Result[Frame], epoch: int) -> None:
+    def _segment(
+        self,
+        network: Network,
+        images: Sequence[np.ndarray],
+        objects: Any,
+        sources: Sequence[str | None],
+        uncertainty: bool,
+    ) -> list[Segmentation]:
+        """Segment images at once; when memory runs out, in smaller batches from then on, and a single image again."""
+        found: list[Segmentation] = []
+        while len(found) < len(images):
+            part = images[len(found) :][: self._batch]
+            of = sources[len(found) :][: self._batch]
+            try:
+                found += network.segment_batch(part, objects, of, uncertainty=uncertainty)
+                continue
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Not in the except clause: the traceback references what is to be freed.
+            free_memory()
+            if len(part) == 1:
+                found += network.segment_batch(part, objects, of, uncertainty=uncertainty)
+                self._on_error("out of memory on a frame; it was repeated after freeing unused memory")
+            else:
+                with self._changed:
+                    self._batch = len(part) // 2
+                self._on_error(f"out of memory with {len(part)} images at once: from now on {self._batch} at a time")
+        return found
+
+    def _finish(self, job: Job, result: Result, epoch: int) -> None:
         if job.reply is not None:
             job.reply.set_result(result)
             return
@@ -295,7 +402,7 @@ class Worker(Generic[Frame]):
         except Exception as error:
             self._on_error(f"the result could not be published: {describe(error)}")
 
-    def _fail(self, job: Job[Frame], error: Exception) -> None:
+    def _fail(self, job: Job, error: Exception) -> None:
         if job.reply is not None:
             job.reply.set_exception(error)
             return
@@ -303,28 +410,27 @@ class Worker(Generic[Frame]):
             self._queue.count(job.source).failed += 1
         self._on_error(f"a frame could not be segmented: {describe(error)}")
 
-    def _encode(self, wanted: TargetSet, segmenter: SegmenterLike) -> None:
-        objects, failure = None, ""
-        try:
-            objects = segmenter.encode_objects(self._library, list(wanted.object_ids))
-        except Exception as error:
-            failure = describe(error)
-        stay = None
-        with self._changed:
-            if not failure and not self._stopping:
-                self._current = (wanted, objects)
-            elif failure and self._current is not None and self._wanted is wanted:
-                # The set in force changes once more, so its version does too.
-                stay = self._targets = self._new_version(self._current[0].object_ids)
-                self._current = (stay, self._current[1])
-            if self._wanted is wanted:
-                self._wanted = None
-            self._changed.notify_all()
-        if failure:
-            kept = ", the old ones stay" if stay else ""
-            self._on_error(f"the targets {', '.join(wanted.object_ids)} could not be encoded{kept}: {failure}")
-        if stay:
-            try:
-                self._on_targets_failed(stay)
-            except Exception as error:
-                self._on_error(f"the targets' return could not be announced: {describe(error)}")
+
+def describe(error: BaseException) -> str:
+    """Return an error as one line without object addresses; foreign errors are preceded by their type."""
+    text = re.sub(r"<([\w.]+) object at 0x[0-9a-fA-F]+>", r"\1", " ".join(str(error).split()))
+    return text if isinstance(error, OcditError) and text else f"{type(error).__name__}: {text}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out on the GPU or the host; by type name, because torch is not imported here."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def free_memory() -> None:
+    """Return unused memory to the system, on the GPU too."""
+    gc.collect()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Return the heap's unused pages to the system (glibc); takes about 6 ms."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,6 +1,6 @@
 """Write the tables of docs/ros.md: the node's topics, services and parameters, as the code declares them.
 
-python tools/ros_interface.py
+python tools/ros_topics.py
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "ros.md"
 sys.path.insert(0, str(ROOT))
 
-from ocdit_ros import interface, parameters  # noqa: E402  (needs the path)
+from ocdit_ros import parameters, topics  # noqa: E402  (needs the path)
 
 WHEN = {"always": "at any time", "start": "at the start only"}
 
@@ -26,7 +26,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def entries(what: str, found: Mapping[str, interface.Entry], prefix: str = "") -> str:
+def entries(what: str, found: Mapping[str, topics.Entry], prefix: str = "") -> str:
     """Return the table of some topics or services."""
     rows = [
         [f"`{prefix}{name}`", f"{entry.kind.__module__.split('.')[0]}/{entry.kind.__name__}", entry.description]
@@ -46,12 +46,12 @@ def parameter_table() -> str:
 
 
 TABLES = {
-    "subscribed": entries("topic", interface.SUBSCRIBED),
-    "of a frame": entries("topic", interface.OF_A_FRAME, "~/"),
+    "subscribed": entries("topic", topics.SUBSCRIBED),
+    "of a frame": entries("topic", topics.PER_FRAME, "~/"),
     "latched": entries(
-        "topic", {**{f"~/{name}": entry for name, entry in interface.LATCHED.items()}, **interface.DIAGNOSTICS}
+        "topic", {**{f"~/{name}": entry for name, entry in topics.LATCHED.items()}, **topics.DIAGNOSTICS}
     ),
-    "services": entries("service", interface.SERVICES, "~/"),
+    "services": entries("service", topics.SERVICES, "~/"),
     "parameters": parameter_table(),
 }
 

@@ -7,8 +7,7 @@ from PIL import Image as Picture
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 
 from ocdit_core.cli import main
-from ocdit_ros.bag_files import quality_of_service
-from ocdit_ros.bag_types import load_typestore, make
+from ocdit_ros.bag_files import load_typestore, make, quality_of_service
 
 STORE = load_typestore()
 IMAGE, COMPRESSED, STRING = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "std_msgs/msg/String"

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from ros2_tools import PROFILES
 
-from ocdit_ros import pip_home
+import ocdit_ros  # noqa: F401  (makes ROS from wheels importable)
 
-pip_home.prepare()
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 # It is the sender's profile that decides whether large best-effort images arrive, and the tests send some.
 os.environ.setdefault(PROFILES, str(Path(__file__).parents[2] / "config" / "fastdds.xml"))
@@ -26,7 +25,6 @@ WITHOUT_ROS = {
     "test_worker_thread.py",
     "test_frame_queue.py",
     "test_numbering.py",
-    "test_log_forwarding.py",
 }
 collect_ignore = sorted({path.name for path in Path(__file__).parent.glob("test_*.py")} - WITHOUT_ROS) * (not HAVE_ROS)
 

@@ -23,7 +23,7 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray, LabelInfo, VisionInfo
 
 from ocdit_interfaces.srv import ListObjects, Segment, SetTargetObjects
-from ocdit_ros import messages
+from ocdit_ros import topics
 
 # Of a process on a machine whose cores others have taken; on an idle one it is five.
 STARTED_WITHIN = 90
@@ -193,7 +193,7 @@ class Client:
 
     def make_image(self, frame_id, shape=(48, 64), value=0):
         header = Header(frame_id=frame_id, stamp=self.node.get_clock().now().to_msg())
-        return messages.from_rgb(np.full((*shape, 3), value, np.uint8), header)
+        return topics.maker.from_rgb(np.full((*shape, 3), value, np.uint8), header)
 
     def wait_for_camera(self):
         """Wait until the node has found the test's camera; what is published before is lost."""

@@ -6,10 +6,6 @@ import sys
 
 import pytest
 
-from ocdit_ros import pip_home
-
-pip_home.prepare()
-
 ROS2 = (sys.executable, "-c", "import sys; sys.argv[0] = 'ros2'; from ros2cli.cli import main; sys.exit(main())")
 
 PROFILES = f"{'FASTRTPS' if os.environ.get('ROS_DISTRO') == 'humble' else 'FASTDDS'}_DEFAULT_PROFILES_FILE"

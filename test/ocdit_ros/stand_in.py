@@ -62,7 +62,8 @@ class StandInSegmenter:
             raise RuntimeError(f"out of memory for {self.fails_for}")
         return tuple(object_ids)
 
-    def segment_batch(self, images, objects=None, sources=None):
+    def segment_batch(self, images, objects, sources=None, *, uncertainty=False):
+        """As a segmenter (images and objects), and as the network of a worker (all arguments)."""
         self.begun.set()
         self.batches.append(len(images))
         assert self.go_on.wait(10)
@@ -70,9 +71,9 @@ class StandInSegmenter:
             self.room = max(1, self.room)
             raise OutOfMemoryError("CUDA out of memory")
         time.sleep(self.seconds)
-        return [self._found(image, objects) for image in images]
+        return [self._found(image, objects, uncertainty or self.settings.uncertainty) for image in images]
 
-    def _found(self, image, objects):
+    def _found(self, image, objects, uncertainty):
         instances = []
         for number, name in enumerate(objects):
             mask = np.zeros(image.shape[:2], bool)
@@ -84,5 +85,5 @@ class StandInSegmenter:
             image_size=image.shape[:2],
             target_ids=tuple(objects),
             timings={"backbone": self.seconds / 2, "sampling": self.seconds / 2, "total": self.seconds},
-            uncertainty=np.full(image.shape[:2], 0.25, np.float32) if self.settings.uncertainty else None,
+            uncertainty=np.full(image.shape[:2], 0.25, np.float32) if uncertainty else None,
         )

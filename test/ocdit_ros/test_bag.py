@@ -35,7 +35,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.inference.weights import recommended_settings
 from ocdit_core.visualization import overlay
-from ocdit_ros.bag_types import make
+from ocdit_ros.bag_files import make
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_ros_reads_what_the_node_would_have_written(place, expected, recorded, t
     from std_msgs.msg import Header
     from vision_msgs.msg import Detection2DArray, LabelInfo
 
-    from ocdit_ros import messages
+    from ocdit_ros.topics import maker
 
     assert run(place, recorded, tmp_path / "out.mcap", "--targets", "can", "box") == 0
     read = {"detections": [], "instances": [], "label_info": [], "overlay": []}
@@ -113,12 +113,12 @@ def test_ros_reads_what_the_node_would_have_written(place, expected, recorded, t
         header.stamp.sec, header.stamp.nanosec = divmod(TIMES[number], SECOND)
         ids = list(range(first, first + len(segmentation.instances)))
         first = ids[-1] + 1
-        assert read["detections"][number] == messages.to_detections(segmentation, ids, header)
-        assert read["instances"][number] == messages.to_instances(segmentation, ids, header)
-        assert read["overlay"][number] == messages.from_rgb(overlay(picture, segmentation), header)
+        assert read["detections"][number] == maker.to_detections(segmentation, ids, header)
+        assert read["instances"][number] == maker.to_instances(segmentation, ids, header)
+        assert read["overlay"][number] == maker.from_rgb(overlay(picture, segmentation), header)
         if number == 0:
             labels = {"box": 1, "can": 2, "mug": 3}
-            assert read["label_info"] == [messages.to_label_info(labels, 0.5, header)]
+            assert read["label_info"] == [maker.to_label_info(labels, 0.5, header)]
 
 
 def test_types_are_those_of_vision_msgs():

@@ -130,7 +130,7 @@ def test_a_damaged_image_among_good_ones_is_named_and_left_out(place, tmp_path, 
     recorded = write_bag(tmp_path / "recorded.mcap", {"/image": (COMPRESSED, messages)})
     assert run(place, recorded, tmp_path / "out.mcap") == 2
     output = capsys.readouterr()
-    assert "/image: the compressed image (format 'rgb8; png compressed bgr8') is truncated or damaged" in output.err
+    assert "/image: compressed image (format 'rgb8; png compressed bgr8'): truncated or damaged" in output.err
     assert "2 images of /image" in output.out
     stamps = [message.header.stamp.nanosec for _, message in read_bag(tmp_path / "out.mcap")[0][f"{OURS}/detections"]]
     assert stamps == [TIMES[0] % SECOND, TIMES[2] % SECOND]

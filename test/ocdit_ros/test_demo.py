@@ -9,7 +9,7 @@ import pytest
 from ocdit_core.errors import DataError
 from ocdit_core.masks import encode_mask
 from ocdit_ros import demo
-from ocdit_ros.demo_report import Seen, Truth, format_tables, judge, read_truth
+from ocdit_ros.demo_client import GroundTruth, Seen, compare, print_report, read_ground_truth
 
 STAND_IN = (str(Path(__file__).with_name("stand_in_node.py")),)
 
@@ -56,7 +56,7 @@ def test_every_picture_comes_back_through_three_processes(pictures, tmp_path, ca
     arguments = ["--pictures", str(pictures), "--library", "stand-in", "--out", str(out), "--timeout", "90"]
     assert demo.main(arguments, STAND_IN) == 0, capsys.readouterr().err
     text = capsys.readouterr().out
-    assert "4 pictures, mean IoU 1.00 over 5 objects, 1 false alarms" in text
+    assert "4 images, mean IoU 1.00 over 5 objects, 1 false alarms" in text
     assert "FALSE ALARM" in text
     results = json.loads((out / "results.json").read_text())
     assert sorted(results) == ["bench", "kitchen", "shelf", "unknown"]
@@ -69,7 +69,7 @@ def test_every_picture_comes_back_through_three_processes(pictures, tmp_path, ca
 
 @pytest.mark.parametrize(
     ("library", "needle"),
-    [("nowhere", "configure failed: nowhere: no such library"), (None, "no such folder of pictures")],
+    [("nowhere", "configure failed: nowhere: no such library"), (None, "no such folder of images")],
 )
 def test_what_goes_wrong_ends_it_with_one_line(pictures, tmp_path, capsys, library, needle):
     folder = pictures if library else pictures / "missing"
@@ -80,23 +80,24 @@ def test_what_goes_wrong_ends_it_with_one_line(pictures, tmp_path, capsys, libra
     assert error.count("\n") == 1
 
 
-def test_judgement():
-    truth = Truth(targets=("mug", "can", "drill", "box"), masks={"mug": square(0), "can": square(1)})
+def test_results_are_compared_with_the_ground_truth(capsys):
+    truth = GroundTruth(targets=("mug", "can", "drill", "box"), masks={"mug": square(0), "can": square(1)})
     seen = Seen(
         instances=(("mug", 0.9, square(0)), ("mug", 0.6, square(3)), ("drill", 0.7, square(2))), latency=0.2, stages={}
     )
-    assert judge(truth, seen) == [
+    assert compare(truth, seen) == [
         ("mug", 0.9, 1.0, ""),
         ("can", None, 0.0, "MISSED"),
         ("drill", 0.7, None, "FALSE ALARM"),
-        ("box", None, None, "not in the picture"),
+        ("box", None, None, "not in the image"),
     ]
-    text = format_tables({"desk": truth}, {"desk": seen})
-    assert "1 pictures, mean IoU 0.50 over 2 objects, 1 false alarms, median latency 200 ms" in text
+    print_report({"desk": truth}, {"desk": seen})
+    text = capsys.readouterr().out
+    assert "1 images, mean IoU 0.50 over 2 objects, 1 false alarms, median latency 200 ms" in text
 
 
 def test_damaged_truth_is_named(tmp_path):
     (tmp_path / "a.json").write_text('{"targets": ["mug"]}')
-    with pytest.raises(DataError, match=r"a\.json: not a truth file"):
-        read_truth(tmp_path / "a.png")
-    assert read_truth(tmp_path / "b.png") == Truth(targets=(), masks=None)
+    with pytest.raises(DataError, match=r"a\.json: not a ground truth file"):
+        read_ground_truth(tmp_path / "a.png")
+    assert read_ground_truth(tmp_path / "b.png") == GroundTruth(targets=(), masks=None)

@@ -9,7 +9,7 @@ from assets import ROOT
 from harness import NODE, Client, NodeProcess
 from rcl_interfaces.srv import ListParameters
 
-from ocdit_ros import interface, parameters
+from ocdit_ros import parameters, topics
 
 STAND_IN = str(Path(__file__).with_name("stand_in_node.py"))
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
@@ -52,16 +52,16 @@ def test_the_running_node_has_this_interface_and_no_other():
                 for key, entry in entries.items()
             }
 
-        subscribed = expected(interface.SUBSCRIBED, "/")
+        subscribed = expected(topics.SUBSCRIBED, "/")
         del subscribed["/image/compressed"]
-        published = expected(interface.OF_A_FRAME | interface.LATCHED, f"{NODE}/") | expected(interface.DIAGNOSTICS, "")
+        published = expected(topics.PER_FRAME | topics.LATCHED, f"{NODE}/") | expected(topics.DIAGNOSTICS, "")
         of_every_node = {"/rosout", "/parameter_events", f"{NODE}/transition_event"}
         # The node is discovered first, then its topics one after the other.
         client.wait_until(lambda: found("publisher").keys() == published.keys() | of_every_node)
         assert {topic: kind for topic, kind in found("publisher").items() if topic not in of_every_node} == published
         client.wait_until(lambda: found("subscriber").keys() == subscribed.keys())
         assert found("subscriber") == subscribed
-        services = expected(interface.SERVICES, f"{NODE}/")
+        services = expected(topics.SERVICES, f"{NODE}/")
         client.wait_until(lambda: found("service").keys() >= services.keys())
         assert {key: kind for key, kind in found("service").items() if kind.startswith("ocdit_interfaces/")} == services
 
@@ -75,7 +75,7 @@ def test_the_running_node_has_this_interface_and_no_other():
 
 
 def test_the_readme_names_what_there_is():
-    known = {*interface.OF_A_FRAME, *interface.LATCHED, *interface.SERVICES}
+    known = {*topics.PER_FRAME, *topics.LATCHED, *topics.SERVICES}
     for page in (ROOT / "README.md", ROOT / "docs" / "cad_to_grasp.md", ROOT / "docs" / "troubleshooting.md"):
         assert set(re.findall(r"`~/([a-z_]+)`", page.read_text())) <= known
 
@@ -90,11 +90,11 @@ def test_the_grasp_page_shows_the_example():
     [
         "nobody publishes it",
         "its publisher is best effort, image_reliability is reliable",
-        "are discarded: ",
+        "discarding images on ",
         "a frame could not be segmented: ",
         "is not supported",
-        "images are converted by ",
-        "memory ran out",
+        "image converter: ",
+        "out of memory",
         "holds no metadata.yaml",
         "damaged, cut off",
         "messages are left in ",

@@ -5,8 +5,8 @@ import pytest
 import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
 
-from ocdit_ros import executor as module
-from ocdit_ros.executor import PoolExecutor
+from ocdit_ros import spinning as module
+from ocdit_ros.spinning import PoolExecutor
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import io
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,21 +11,15 @@ from std_msgs.msg import Header
 from ocdit_core.errors import ImageError
 from ocdit_core.inference.results import Instance, Segmentation
 from ocdit_core.masks import tight_box
-from ocdit_ros import converter, cv_bridge_converter, messages
-
-ROOMS = {"ocdit_ros": converter.to_rgb}
-if (_bridge := cv_bridge_converter.make()) is not None:
-    ROOMS["cv_bridge"] = _bridge
+from ocdit_ros import converter
+from ocdit_ros.topics import maker
 
 
-@pytest.fixture(params=list(ROOMS))
+@pytest.fixture(params=["ocdit_ros", "cv_bridge"])
 def convert(request):
-    return ROOMS[request.param]
-
-
-def test_cv_bridge_takes_part_in_the_tests_below():
-    if "cv_bridge" not in ROOMS:
-        pytest.skip("cv_bridge is not installed or does not work here: only our own converter is tested")
+    if request.param == "cv_bridge" and converter.converter_name() != "cv_bridge":
+        pytest.skip("cv_bridge is not installed or does not work here")
+    return partial(converter.to_rgb, cv_bridge=request.param == "cv_bridge")
 
 
 CRASHES = """
@@ -45,11 +40,11 @@ def test_a_cv_bridge_of_another_abi_is_not_used(source, tmp_path, monkeypatch):
     # As apt's is with pip's NumPy 2: it imports, and its first image is a segmentation fault.
     (tmp_path / "cv_bridge.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    messages.image_converter.cache_clear()
+    converter._cv_bridge.cache_clear()
     try:
-        assert messages.image_converter() == ("ocdit_ros, as cv_bridge does not work here", converter.to_rgb)
+        assert converter.converter_name() == "ocdit_ros, as cv_bridge does not work here"
     finally:
-        messages.image_converter.cache_clear()
+        converter._cv_bridge.cache_clear()
 
 
 def make_message(encoding, width=12, height=8, padding=0, is_bigendian=0, seed=0):
@@ -99,19 +94,19 @@ def test_byte_order_is_honoured(convert, encoding):
 
 def test_known_pixels():
     message = Image(encoding="bgr8", width=1, height=1, step=3, data=[1, 2, 3])
-    assert messages.to_rgb(message).tolist() == [[[3, 2, 1]]]
+    assert converter.to_rgb(message).tolist() == [[[3, 2, 1]]]
     message = Image(encoding="mono16", width=2, height=1, step=4, data=[255, 255, 0, 128])
-    assert messages.to_rgb(message)[0, :, 0].tolist() == [255, 128]
+    assert converter.to_rgb(message)[0, :, 0].tolist() == [255, 128]
     message = Image(encoding="rgba8", width=1, height=1, step=4, data=[9, 8, 7, 0])
-    assert messages.to_rgb(message).tolist() == [[[9, 8, 7]]]
+    assert converter.to_rgb(message).tolist() == [[[9, 8, 7]]]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (480, 640), (1080, 1920)])
 def test_rgb_survives_the_way_there_and_back(shape):
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
-    message = messages.from_rgb(image, Header(frame_id="camera"))
+    message = maker.from_rgb(image, Header(frame_id="camera"))
     assert (message.encoding, message.step, message.header.frame_id) == ("rgb8", shape[1] * 3, "camera")
-    assert np.array_equal(messages.to_rgb(message), image)
+    assert np.array_equal(converter.to_rgb(message), image)
 
 
 def test_a_full_hd_image_takes_milliseconds():
@@ -119,7 +114,7 @@ def test_a_full_hd_image_takes_milliseconds():
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        messages.to_rgb(messages.from_rgb(image, Header()))
+        converter.to_rgb(maker.from_rgb(image, Header()))
         seconds.append(time.perf_counter() - start)
     # A list or an ndarray given to rclpy would take 200 ms and more.
     assert min(seconds) < 0.1
@@ -150,7 +145,7 @@ def broken(**changes):
 )
 def test_contradictions_are_refused_by_name(message, needle):
     with pytest.raises(ImageError, match="image") as error:
-        messages.to_rgb(message)
+        converter.to_rgb(message)
     assert needle in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -159,7 +154,7 @@ def test_an_image_of_nan_is_refused_by_its_encoding():
     values = np.full((4, 4, 3), np.nan, np.float32)
     message = Image(encoding="32FC3", width=4, height=4, step=48, data=values.tobytes())
     with pytest.raises(ImageError, match="32FC3"):
-        messages.to_rgb(message)
+        converter.to_rgb(message)
 
 
 def compressed(image, kind):
@@ -170,22 +165,22 @@ def compressed(image, kind):
 
 def test_compressed_images():
     image = np.random.default_rng(2).integers(0, 256, (20, 30, 3), np.uint8)
-    assert np.array_equal(messages.to_rgb(compressed(image, "PNG")), image)
-    assert messages.to_rgb(compressed(image, "JPEG")).shape == (20, 30, 3)
-    assert messages.to_rgb(compressed(image[..., 0], "PNG")).shape == (20, 30, 3)
+    assert np.array_equal(converter.to_rgb(compressed(image, "PNG")), image)
+    assert converter.to_rgb(compressed(image, "JPEG")).shape == (20, 30, 3)
+    assert converter.to_rgb(compressed(image[..., 0], "PNG")).shape == (20, 30, 3)
 
 
 def test_damaged_and_huge_compressed_images_are_refused(monkeypatch):
     good = compressed(np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8), "JPEG")
     with pytest.raises(ImageError, match="damaged"):
-        messages.to_rgb(CompressedImage(format="jpeg", data=bytes(good.data)[:-200]))
+        converter.to_rgb(CompressedImage(format="jpeg", data=bytes(good.data)[:-200]))
     with pytest.raises(ImageError, match="not an image"):
-        messages.to_rgb(CompressedImage(format="jpeg", data=b"nonsense"))
+        converter.to_rgb(CompressedImage(format="jpeg", data=b"nonsense"))
     with pytest.raises(ImageError, match="empty"):
-        messages.to_rgb(CompressedImage(format="jpeg"))
+        converter.to_rgb(CompressedImage(format="jpeg"))
     monkeypatch.setattr("ocdit_core.images.MAX_PIXELS", 64 * 63)
     with pytest.raises(ImageError, match="64 x 64"):
-        messages.to_rgb(good)
+        converter.to_rgb(good)
 
 
 def make_segmentation():
@@ -203,12 +198,12 @@ def test_detections_and_instances_agree():
     segmentation = make_segmentation()
     header = Header(frame_id="camera")
     header.stamp.sec = 7
-    detections = messages.to_detections(segmentation, [41, 42], header)
-    instances = messages.to_instances(segmentation, [41, 42], header)
+    detections = maker.to_detections(segmentation, [41, 42], header)
+    instances = maker.to_instances(segmentation, [41, 42], header)
     assert detections.header == instances.header == detections.detections[0].header == header
     first = detections.detections[0]
     assert (first.id, first.results[0].hypothesis.class_id, first.results[0].hypothesis.score) == ("41", "mug", 0.9)
-    assert (first.bbox.center.position.x, first.bbox.center.position.y) == (6.0, 3.5)
+    assert (first.bbox.center.position.x, first.bbox.center.position.y) == (5.5, 3.0)
     assert (first.bbox.size_x, first.bbox.size_y) == (6.0, 3.0)
     labels = np.frombuffer(instances.data, np.uint16).reshape(10, 20)
     assert (instances.encoding, instances.step) == ("mono16", 40)
@@ -218,35 +213,35 @@ def test_detections_and_instances_agree():
 
 def test_an_empty_result_is_an_empty_message():
     empty = Segmentation(instances=(), image_size=(4, 6), target_ids=("mug",))
-    assert messages.to_detections(empty, [], Header()).detections == []
-    assert not np.any(np.frombuffer(messages.to_instances(empty, [], Header()).data, np.uint16))
-    assert not np.any(np.frombuffer(messages.to_mask(empty, "mug", Header()).data, np.uint8))
+    assert maker.to_detections(empty, [], Header()).detections == []
+    assert not np.any(np.frombuffer(maker.to_instances(empty, [], Header()).data, np.uint16))
+    assert not np.any(np.frombuffer(maker.to_mask(empty, "mug", Header()).data, np.uint8))
 
 
 def test_mask_of_one_object():
     segmentation = make_segmentation()
-    message = messages.to_mask(segmentation, "drill", Header())
+    message = maker.to_mask(segmentation, "drill", Header())
     assert message.encoding == "mono8"
     assert np.array_equal(np.frombuffer(message.data, np.uint8).reshape(10, 20) == 255, segmentation.instances[1].mask)
 
 
 def test_the_uncertainty_keeps_its_values():
     uncertainty = np.random.default_rng(4).random((5, 7), np.float32)
-    message = messages.to_uncertainty(uncertainty, Header(frame_id="camera"))
+    message = maker.to_uncertainty(uncertainty, Header(frame_id="camera"))
     assert (message.encoding, message.step, message.header.frame_id) == ("32FC1", 28, "camera")
     assert np.array_equal(np.frombuffer(message.data, np.float32).reshape(5, 7), uncertainty)
 
 
 def test_numbers_beyond_16_bits_make_a_wider_label_image():
     segmentation = make_segmentation()
-    message = messages.to_instances(segmentation, [70_000, 5], Header())
+    message = maker.to_instances(segmentation, [70_000, 5], Header())
     labels = np.frombuffer(message.data, np.int32).reshape(10, 20)
     assert (message.encoding, message.step) == ("32SC1", 80)
     assert np.array_equal(labels == 70_000, segmentation.instances[0].mask)
-    assert messages.to_detections(segmentation, [70_000, 5], Header()).detections[0].id == "70000"
+    assert maker.to_detections(segmentation, [70_000, 5], Header()).detections[0].id == "70000"
 
 
 def test_label_info_holds_the_library_s_numbers():
-    info = messages.to_label_info({"drill": 12, "mug": 5}, 0.5, Header())
+    info = maker.to_label_info({"drill": 12, "mug": 5}, 0.5, Header())
     assert [(entry.class_id, entry.class_name) for entry in info.class_map] == [(5, "mug"), (12, "drill")]
     assert info.threshold == 0.5

@@ -140,8 +140,8 @@ def test_nodes_by_namespace_do_not_mix():
     ("names", "needle"),
     [
         (["left", "left"], "'left' is named twice"),
-        (["2nd"], "'2nd' is no part of a topic's name"),
-        (["left/eye"], "'left/eye' is no part of a topic's name"),
+        (["2nd"], "'2nd' cannot be part of a topic name"),
+        (["left/eye"], "'left/eye' cannot be part of a topic name"),
     ],
 )
 def test_names_that_are_no_topics_are_refused(names, needle):

@@ -119,10 +119,10 @@ def test_compressed_pictures_and_bombs(client):
         message = CompressedImage(format=kind.lower(), data=buffer.getvalue())
         assert np.abs(seen_by_the_node(client, message, camera).astype(int) - image).max() <= tolerance
     refused = {
-        "more than the 100,000,000 pixels accepted": bomb(50_000),
-        "12000 x 12000 pixels, more than the 100,000,000 accepted": bomb(12_000),
+        "has far more than the 100,000,000 pixels": bomb(50_000),
+        "12000 x 12000 pixels": bomb(12_000),
         "truncated or damaged": bomb(64),
-        "not readable": b"nonsense",
+        "not an image": b"nonsense",
     }
     for needle, data in refused.items():
         wait_for_error(client, needle, lambda data=data: camera.publish(CompressedImage(format="png", data=data)))

@@ -1,4 +1,4 @@
-"""A camera at 10 Hz, targets that change ten times meanwhile: nothing blocks, nothing mixes, nothing dies."""
+"""A camera at 10 Hz, targets that change five times meanwhile: nothing blocks, nothing mixes, nothing dies."""
 
 import itertools
 import time
@@ -12,8 +12,8 @@ from vision_msgs.msg import Detection2DArray
 from ocdit_interfaces.srv import Segment
 
 STAND_IN = str(Path(__file__).with_name("stand_in_node.py"))
-FRAMES, RATE, CHANGES = 100, 10.0, 10
-SEGMENTING = 0.15
+FRAMES, RATE, CHANGES = 50, 10.0, 5
+SEGMENTING, ENCODING = 0.15, 0.3
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def client():
     process = NodeProcess(
         STAND_IN,
         parameters={"library": "stand-in", "autostart": True, "diagnostics_every_frame": True},
-        environment={"STAND_IN_SECONDS": str(SEGMENTING), "STAND_IN_ENCODE": "0.3"},
+        environment={"STAND_IN_SECONDS": str(SEGMENTING), "STAND_IN_ENCODE": str(ENCODING)},
     )
     client = Client(process)
     yield client
@@ -35,7 +35,7 @@ def stamp_of(header):
     return header.stamp.sec + header.stamp.nanosec * 1e-9
 
 
-def test_hundred_frames_and_ten_changes(client):
+def test_frames_and_changes_of_targets(client):
     sets = [list(names) for size in (1, 2, 3) for names in itertools.combinations(["box", "can", "drill", "mug"], size)]
     client.wait_for_camera()
     assert client.set_targets("box", "can")[0].success
@@ -62,7 +62,7 @@ def test_hundred_frames_and_ten_changes(client):
             assert reply.success, reply.message
             assert list(reply.object_ids) == names
             accepted.append((called, now(), names))
-            replies.append(seconds)
+            assert seconds > ENCODING, "the reply came before the set was encoded"
         if frame % (FRAMES // CHANGES) == 8:
             reply, seconds = client.set_targets("box", "spoon")
             assert list(reply.unknown) == ["spoon"]

@@ -14,7 +14,7 @@ from sensor_msgs.msg import CompressedImage
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_interfaces.srv import Segment
-from ocdit_ros import messages
+from ocdit_ros import topics
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_the_node_says_what_the_segmenter_says(client, assets):
     expected = segmenter.segment(pixels)
     assert client.set_targets("can", "box")[0].success
     header = client.make_image("same").header
-    reply, _ = client.call("segment", Segment.Request(image=messages.from_rgb(pixels, header)))
+    reply, _ = client.call("segment", Segment.Request(image=topics.maker.from_rgb(pixels, header)))
     assert reply.success, reply.message
     found = [detection.results[0].hypothesis for detection in reply.detections.detections]
     assert [item.class_id for item in found] == [item.object_id for item in expected.instances]

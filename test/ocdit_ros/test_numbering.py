@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ocdit_core.inference.results import Instance
-from ocdit_ros.numbering import KEPT_TRACKS, InstanceNumbers, Numbering
+from ocdit_ros.messages import KEPT_TRACKS, InstanceNumbers, Numbering
 
 
 def test_numbers_go_on_and_without_tracking_wrap_past_zero():

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import ocdit_core
-from ocdit_ros import parameters, pip_home
+from ocdit_ros import parameters, share_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,9 +86,7 @@ def test_what_apt_does_not_bring_is_named_for_pip():
         assert needed <= set(re.findall(r"[\w-]+", command)), file
 
 
-@pytest.mark.parametrize(
-    "module", ["worker", "worker_types", "frame_queue", "batching", "numbering", "converter", "pip_home"]
-)
+@pytest.mark.parametrize("module", ["worker", "frame_queue", "messages", "converter", "bag", "bag_files"])
 def test_these_need_no_ros(module):
     program = f"import sys, ocdit_ros.{module}; print([name for name in sys.modules if name.startswith('rclpy')])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -96,7 +94,7 @@ def test_these_need_no_ros(module):
 
 
 def test_the_share_folder_holds_what_is_started_from_it():
-    share = pip_home.share_folder()
+    share = share_folder()
     for name in ("config/segment.yaml", "config/segment.rviz", "config/fastdds.xml", "launch/segment.launch.py"):
         assert (share / name).is_file()
     assert isinstance(yaml.safe_load((share / "config" / "segment.rviz").read_text()), dict)

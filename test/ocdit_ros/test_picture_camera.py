@@ -12,8 +12,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from ocdit_core.errors import OcditError
-from ocdit_ros import messages
-from ocdit_ros.picture_camera import find_pictures
+from ocdit_ros import converter
+from ocdit_ros.picture_camera import find_images
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
@@ -73,7 +73,7 @@ def test_pictures_come_round_with_their_names_and_can_be_chosen(camera, viewer):
     seen = Seen(viewer, camera)
     seen.wait_for(lambda messages: len(messages) >= 8)
     for message in seen.messages:
-        assert messages.to_rgb(message)[0, 0].tolist() == list(COLOURS[message.header.frame_id])
+        assert converter.to_rgb(message)[0, 0].tolist() == list(COLOURS[message.header.frame_id])
     assert {message.header.frame_id for message in seen.messages} == set(COLOURS)
     stamps = [message.header.stamp.sec + message.header.stamp.nanosec * 1e-9 for message in seen.messages]
     assert np.all(np.diff(stamps) > 0)
@@ -102,16 +102,16 @@ def test_pictures_come_round_with_their_names_and_can_be_chosen(camera, viewer):
 
 def test_folders_without_pictures_are_refused(tmp_path):
     with pytest.raises(OcditError, match="not set"):
-        find_pictures("")
+        find_images("")
     with pytest.raises(OcditError, match="no such folder"):
-        find_pictures(tmp_path / "missing")
-    with pytest.raises(OcditError, match="no pictures"):
-        find_pictures(tmp_path)
+        find_images(tmp_path / "missing")
+    with pytest.raises(OcditError, match="no images"):
+        find_images(tmp_path)
 
 
 def test_a_missing_folder_ends_the_camera_with_one_line(tmp_path):
     process = NodeProcess("-m", "ocdit_ros.picture_camera", parameters={"folder": tmp_path / "missing"})
     assert process.process.wait(STARTED_WITHIN) == 2
     process.stop()
-    assert process.output.strip().endswith("missing: no such folder of pictures")
+    assert process.output.strip().endswith("missing: no such folder of images")
     assert len(process.lines) == 1

@@ -9,9 +9,8 @@ from recorder import Recorder
 from stand_in import StandInSegmenter
 
 from ocdit_core.errors import OcditError, WeightsError
-from ocdit_ros import heap
 from ocdit_ros import worker as worker_module
-from ocdit_ros.worker_types import Counters
+from ocdit_ros.frame_queue import Counters
 
 
 def test_all_that_the_network_does_is_in_one_thread():
@@ -22,12 +21,11 @@ def test_all_that_the_network_does_is_in_one_thread():
             threads.add(threading.get_ident())
             return super().encode_objects(*arguments)
 
-        def segment_batch(self, *arguments):
+        def segment_batch(self, *arguments, **options):
             threads.add(threading.get_ident())
-            return super().segment_batch(*arguments)
+            return super().segment_batch(*arguments, **options)
 
     recorder = Recorder()
-    recorder.worker.set_targets(["mug"])
     recorder.worker.start(lambda: threads.add(threading.get_ident()) or Noting())
     for frame in range(3):
         recorder.worker.submit(frame)
@@ -47,7 +45,6 @@ def test_what_loading_raises_start_raises_and_can_be_tried_again():
         raise WeightsError("no weights")
 
     recorder = Recorder()
-    recorder.worker.set_targets(["mug"])
     gc.disable()
     try:
         with pytest.raises(WeightsError, match="no weights") as error:
@@ -66,8 +63,8 @@ def test_what_loading_raises_start_raises_and_can_be_tried_again():
 def test_stop_ends_the_thread_and_fails_what_waits():
     recorder = Recorder()
     recorder.worker.start(lambda: recorder.segmenter)
-    recorder.worker.set_targets(["mug"])
     recorder.segmenter.go_on.clear()
+    recorder.segmenter.begun.clear()
     recorder.worker.submit("under way")
     assert recorder.segmenter.begun.wait(10)
     reply = recorder.worker.request("asked")
@@ -81,7 +78,6 @@ def test_stop_ends_the_thread_and_fails_what_waits():
 
 def test_after_a_stop_nothing_of_the_network_is_held_and_a_start_goes_on():
     recorder = Recorder()
-    recorder.worker.set_targets(["mug"])
     with pytest.raises(OcditError, match="stopping"):
         recorder.worker.request("not started")
     segmenter = weakref.ref(recorder.segmenter)
@@ -93,7 +89,7 @@ def test_after_a_stop_nothing_of_the_network_is_held_and_a_start_goes_on():
     gc.collect()
     assert segmenter() is None
     recorder.worker.submit("between")
-    assert recorder.worker.set_targets(["can"]).version == 2
+    assert recorder.worker.set_targets(["can"]).result(0).version == 2
     recorder.worker.start(StandInSegmenter)
     recorder.worker.submit("after")
     recorder.wait_for(lambda: len(recorder.results) == 2)
@@ -104,14 +100,13 @@ def test_after_a_stop_nothing_of_the_network_is_held_and_a_start_goes_on():
 
 def test_a_frame_that_does_not_end_keeps_a_second_start_away():
     recorder = Recorder()
-    recorder.worker.set_targets(["mug"])
     recorder.worker.start(lambda: recorder.segmenter)
-    assert recorder.worker.wait_until_encoded(10)
     recorder.segmenter.go_on.clear()
+    recorder.segmenter.begun.clear()
     recorder.worker.submit("long")
     assert recorder.segmenter.begun.wait(10)
     assert not recorder.worker.stop(0.05)
-    with pytest.raises(OcditError, match="not ended yet"):
+    with pytest.raises(OcditError, match="not finished yet"):
         recorder.worker.start(lambda: recorder.segmenter)
     recorder.segmenter.go_on.set()
     assert recorder.worker.stop(10)
@@ -125,12 +120,11 @@ def test_a_frame_that_does_not_end_keeps_a_second_start_away():
 @pytest.mark.parametrize(("seconds", "times"), [(0.0, 3), (1000.0, 0)])
 def test_memory_is_trimmed_after_frames_when_it_is_time(make_recorder, monkeypatch, seconds, times):
     trimmed = []
-    monkeypatch.setattr(heap, "trim", lambda: trimmed.append(len(recorder.results)))
+    monkeypatch.setattr(worker_module, "trim_heap", lambda: trimmed.append(len(recorder.results)))
     monkeypatch.setattr(worker_module, "TRIM_EVERY", seconds)
     recorder = make_recorder()
-    recorder.worker.set_targets(["mug"])
     for frame in range(3):
         recorder.worker.submit(frame)
         recorder.wait_for(lambda frame=frame: len(recorder.results) == frame + 1)
-    assert recorder.worker.stop(10)
-    assert trimmed == [1, 2, 3][:times], "after the result, not before it"
+    recorder.worker.request("later").result(10)
+    assert trimmed[:3] == [1, 2, 3][:times], "after the result, not before it"

@@ -2,14 +2,11 @@
 
 import sys
 
-from ocdit_ros import pip_home
+from rclpy.node import Node
+from rclpy.waitable import NumberOfEntities, Waitable
+from std_msgs.msg import String
+
 from ocdit_ros.spinning import run
-
-pip_home.prepare()
-
-from rclpy.node import Node  # noqa: E402
-from rclpy.waitable import NumberOfEntities, Waitable  # noqa: E402
-from std_msgs.msg import String  # noqa: E402
 
 
 class Destroyer(Waitable):

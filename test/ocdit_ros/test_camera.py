@@ -10,8 +10,8 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import Image
 
-from ocdit_ros import cameras, parameters
-from ocdit_ros.numbering import InstanceNumbers
+from ocdit_ros import camera, parameters
+from ocdit_ros.messages import InstanceNumbers
 
 needs_message_info = pytest.mark.skipif(
     not hasattr(Subscription, "CallbackType"), reason="rclpy of Humble tells callbacks nothing but the message"
@@ -28,18 +28,23 @@ class Place:
         parameters.declare(self.node)
         self.settings = parameters.read(self.node)
         self.submitted = []
-        self.camera = cameras.Camera(
+        self.camera = camera.Camera(
             self.node,
             "",
             ReentrantCallbackGroup(),
             self.settings,
-            lambda message, source, waited: self.submitted.append((message.header.frame_id, source, waited)),
+            self.submit,
             InstanceNumbers(reuse=True),
+            {},
         )
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.publisher = self.node.create_publisher(Image, "image", 1)
         self.subscribe()
+
+    def submit(self, frame, source, *, waited, uncertainty):
+        assert not uncertainty, "nobody has subscribed to it"
+        self.submitted.append((frame.message.header.frame_id, source, waited))
 
     def subscribe(self):
         self.camera.unsubscribe()
@@ -82,18 +87,18 @@ def place():
 def test_an_image_has_waited_since_the_middleware_received_it(place):
     frame_id, source, waited = place.send("late", 0.4)
     assert (frame_id, source) == ("late", "")
-    assert 0.35 < waited < cameras.PLAUSIBLE_WAIT
+    assert 0.35 < waited < camera.PLAUSIBLE_WAIT
 
 
 @needs_message_info
 @pytest.mark.parametrize("set_by", [-3600.0, 3600.0])
 def test_a_clock_that_was_set_is_no_waiting(place, set_by, monkeypatch):
     now = time.time
-    monkeypatch.setattr(cameras.time, "time", lambda: now() + set_by)
+    monkeypatch.setattr(camera.time, "time", lambda: now() + set_by)
     assert place.send("after", 0.1) == ("after", "", 0.0)
 
 
 def test_without_information_from_the_middleware_nothing_has_waited(place, monkeypatch):
-    monkeypatch.setattr(cameras, "Subscription", object)
+    monkeypatch.setattr(camera, "Subscription", object)
     place.subscribe()
     assert place.send("of Humble", 0.1) == ("of Humble", "", 0.0)

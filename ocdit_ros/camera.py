@@ -1,0 +1,237 @@
+"""One camera of the node: its subscriptions, the topics of its results, and the numbers of its instances."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.subscription import Subscription
+
+from ocdit_ros import topics
+from ocdit_ros.diagnostics import CameraMonitor
+from ocdit_ros.messages import InstanceNumbers, Numbering
+
+if TYPE_CHECKING:
+    from rclpy.callback_groups import CallbackGroup
+    from rclpy.lifecycle import LifecycleNode
+    from sensor_msgs.msg import CameraInfo
+
+    from ocdit_ros.parameters import Settings
+    from ocdit_ros.worker import Result
+
+KEEP_SECONDS = 10.0
+"""How long a CameraInfo waits for its image, and a published result for its CameraInfo."""
+
+PLAUSIBLE_WAIT = 1.0
+"""Seconds; above it the clock was set, or the middleware does not know when an image arrived."""
+
+Stamp = tuple[int, int]
+
+
+@dataclass(eq=False)
+class Frame:
+    """An image on its way through the node.
+
+    Attributes:
+        message: sensor_msgs/Image or CompressedImage.
+        camera: where it came from; None for an image of ~/segment.
+        camera_info: its calibration, once that has arrived.
+    """
+
+    message: Any
+    camera: Camera | None = None
+    camera_info: CameraInfo | None = None
+
+
+def stamp_of(message: Any) -> Stamp:
+    """Return a message's stamp as (seconds, nanoseconds)."""
+    return message.header.stamp.sec, message.header.stamp.nanosec
+
+
+class Calibrations:
+    """Brings each frame and the CameraInfo of the same stamp together, whichever of them comes first.
+
+    A frame keeps its calibration however long it waits and is processed.
+
+    Args:
+        publish: called with the CameraInfo of a published frame.
+    """
+
+    def __init__(self, publish: Callable[[CameraInfo], None]):
+        self._publish = publish
+        self._lock = threading.Lock()
+        # The frames that the worker still holds: a dropped one disappears from here.
+        self._frames: WeakValueDictionary[Stamp, Frame] = WeakValueDictionary()
+        self._early: OrderedDict[Stamp, tuple[float, CameraInfo]] = OrderedDict()
+        self._published: OrderedDict[Stamp, float] = OrderedDict()
+
+    def add_frame(self, frame: Frame) -> None:
+        """Take note of a frame that came in."""
+        key = stamp_of(frame.message)
+        with self._lock:
+            _, frame.camera_info = self._early.pop(key, (0.0, None))
+            self._frames[key] = frame
+
+    def add_info(self, camera_info: CameraInfo) -> None:
+        """Attach a CameraInfo to its frame, or publish it where the frame's result has been published."""
+        key, now = stamp_of(camera_info), time.monotonic()
+        with self._lock:
+            frame = self._frames.get(key)
+            if frame is not None and frame.camera_info is None:
+                frame.camera_info = camera_info
+            if self._published.pop(key, None) is None:
+                if frame is None:
+                    self._early[key] = (now, camera_info)
+                    while self._early and now - next(iter(self._early.values()))[0] > KEEP_SECONDS:
+                        self._early.popitem(last=False)
+                return
+        self._publish(camera_info)
+
+    def publish(self, frame: Frame) -> None:
+        """Publish the CameraInfo of a frame that has a result, now or as soon as it comes."""
+        now = time.monotonic()
+        with self._lock:
+            camera_info = frame.camera_info
+            if camera_info is None:
+                self._published[stamp_of(frame.message)] = now
+                while now - next(iter(self._published.values())) > KEEP_SECONDS:
+                    self._published.popitem(last=False)
+                return
+        self._publish(camera_info)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._frames.clear()
+            self._early.clear()
+            self._published.clear()
+
+
+class Camera:
+    """One camera of a configured node.
+
+    Args:
+        node: the node.
+        name: prefix of its topics NAME/image, NAME/camera_info and ~/NAME/...; "" for image, camera_info and ~/...
+        group: callback group whose callbacks may run in parallel.
+        settings: parameters of the node.
+        submit: `Worker.submit`.
+        numbers: instance numbers of the node.
+        labels: object name -> number in ~/label_info.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        name: str,
+        group: CallbackGroup,
+        settings: Settings,
+        submit: Callable[..., None],
+        numbers: InstanceNumbers,
+        labels: Mapping[str, int],
+    ):
+        self.name = name
+        self.monitor = CameraMonitor()
+        self._outputs = topics.FrameTopics(node, f"~/{name}/" if name else "~/", settings)
+        self._node = node
+        self._prefix = f"{name}/" if name else ""
+        self._group = group
+        self._submit = submit
+        self._numbers = numbers
+        self._labels = labels
+        self._numbering = Numbering(numbers)
+        self._calibrations = Calibrations(self._outputs.publish_camera_info)
+        self._subscriptions: list[Any] = []
+
+    def topic(self, settings: Settings) -> str:
+        """Return the resolved image topic; image_transport puts the compressed one below the raw one."""
+        topic: str = self._node.resolve_topic_name(f"{self._prefix}image")
+        return topic if settings.image_transport == "raw" else f"{topic}/compressed"
+
+    def subscribe(self, settings: Settings) -> None:
+        """Subscribe to images and their calibrations."""
+        # Silence counts from now on.
+        self.monitor = CameraMonitor(received_at=time.monotonic())
+        # The tracker is a new one after each pause, and counts from 1.
+        self._numbering = Numbering(self._numbers)
+        qos = QoSProfile(depth=settings.image_depth, reliability=topics.RELIABILITY[settings.image_reliability])
+        kind = topics.SUBSCRIBED["image" if settings.image_transport == "raw" else "image/compressed"].kind
+        # rclpy of Humble passes nothing but the message to callbacks.
+        on_image = self._on_image_and_info if hasattr(Subscription, "CallbackType") else self._on_image
+        self._subscriptions = [
+            self._node.create_subscription(kind, self.topic(settings), on_image, qos, callback_group=self._group),
+            self._node.create_subscription(
+                topics.SUBSCRIBED["camera_info"].kind,
+                f"{self._prefix}camera_info",
+                self._calibrations.add_info,
+                qos_profile_sensor_data,
+                callback_group=self._group,
+            ),
+        ]
+
+    def unsubscribe(self) -> None:
+        """End the subscriptions."""
+        while self._subscriptions:
+            self._node.destroy_subscription(self._subscriptions.pop())
+        self._calibrations.clear()
+
+    def destroy(self) -> None:
+        """End the subscriptions and destroy the publishers."""
+        self.unsubscribe()
+        self._outputs.destroy()
+
+    def is_stale(self, message: Any, max_age: float) -> bool:
+        """Whether an image is older than `max_age` seconds (0: no limit); one without a stamp never is."""
+        age = self._age(message)
+        if not max_age or age is None or age <= max_age:
+            return False
+        self.monitor.stale = (age, time.monotonic())
+        return True
+
+    def publish(self, result: Result, settings: Settings, threshold: float) -> None:
+        """Publish the instances of a frame whose score is at least `threshold`."""
+        started = time.monotonic()
+        segmentation = topics.above(result.segmentation, threshold)
+        self._calibrations.publish(result.frame)
+        numbers = self._numbering(segmentation.instances)
+        self._outputs.publish(result, segmentation, numbers, settings.mask_object, self._labels)
+        now = time.monotonic()
+        self.monitor.note(result, now=now, publishing=now - started, age=self._age(result.frame.message))
+
+    def why_silent(self, settings: Settings) -> str:
+        """Return why no image can arrive, as far as the ROS graph shows it, or ""."""
+        publishers = self._node.get_publishers_info_by_topic(self.topic(settings))
+        if not publishers:
+            return "nobody publishes it"
+        kind = "sensor_msgs/msg/Image" if settings.image_transport == "raw" else "sensor_msgs/msg/CompressedImage"
+        publishers = [info for info in publishers if info.topic_type == kind]
+        if not publishers:
+            return f"it is no {kind}"
+        reliable = settings.image_reliability == "reliable"
+        if reliable and all(info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for info in publishers):
+            return "its publisher is best effort, image_reliability is reliable"
+        return ""
+
+    def _on_image_and_info(self, message: Any, info: Mapping[str, Any]) -> None:
+        # An image lies in the middleware until a thread is free to take it: tens of milliseconds on a busy machine.
+        waited = time.time() - 1e-9 * info["received_timestamp"]
+        self._on_image(message, waited if 0 < waited < PLAUSIBLE_WAIT else 0.0)
+
+    def _on_image(self, message: Any, waited: float = 0.0) -> None:
+        self.monitor.received_at = time.monotonic()
+        frame = Frame(message, camera=self)
+        self._calibrations.add_frame(frame)
+        self._submit(frame, self.name, waited=waited, uncertainty=self._outputs.wanted("uncertainty"))
+
+    def _age(self, message: Any) -> float | None:
+        """Return the ROS time in seconds since the stamp; None without a stamp."""
+        seconds, nanoseconds = stamp_of(message)
+        if seconds == nanoseconds == 0:
+            return None
+        return float(self._node.get_clock().now().nanoseconds - seconds * 10**9 - nanoseconds) * 1e-9
