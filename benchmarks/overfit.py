@@ -100,7 +100,7 @@ def sampled_iou(stage: DiffusionStage, batch: Batch) -> dict[str, float]:
     noise = torch.randn(shape, generator=generator)
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        return model.denoiser(x, sigma, conditioning)
+        return model.denoiser(x, sigma, conditioning).latents
 
     latents = {
         "posterior mean": sample(denoise, noise, SamplerConfig(steps=0)),

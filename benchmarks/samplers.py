@@ -63,13 +63,13 @@ class Shared:
     """What all ways share of an image, computed once: its features, and what the matching prior finds in them."""
 
     def __init__(self, model: OCDiT) -> None:
-        self._encode, self._prior_part = model.encode_image, model.prior_part
+        self._encode, self._match = model.encode_image, model.match
         self.forget()
 
     def serve(self, way: Way) -> None:
         """Let a way ask here."""
         model = way.segmenter._coarse._generator.model
-        model.encode_image, model.prior_part = self.encode_image, self.prior_part  # type: ignore[method-assign]
+        model.encode_image, model.match = self.encode_image, self.match  # type: ignore[method-assign]
 
     def forget(self) -> None:
         """Another image."""
@@ -84,12 +84,12 @@ class Shared:
         self._features.append((images, self._encode(images)))
         return self._features[-1][1]
 
-    def prior_part(self, image: ImageFeatures, targets: TargetSet) -> Any:
+    def match(self, image: ImageFeatures, targets: TargetSet) -> Any:
         """As the model's own."""
         for known, of, found in self._parts:
             if known is image and of is targets:
                 return found
-        self._parts.append((image, targets, self._prior_part(image, targets)))
+        self._parts.append((image, targets, self._match(image, targets)))
         return self._parts[-1][2]
 
 

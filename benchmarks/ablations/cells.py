@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # it brings torch, which the tables do not need
-    from ocdit_core.models.positions import MorePositions
+    from ocdit_core.models.embeddings import MorePositions
 
 TRAINED, WANTED = 4, 8
 """Targets that a picture is searched for in training, N, and at most in the test, M."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ocdit_core.diffusion.samplers import SamplerConfig, sample
 from ocdit_core.models.denoiser import Conditioning
+from ocdit_core.models.embeddings import inference_positions
 from ocdit_core.models.ocdit import TemplateFeatures
-from ocdit_core.models.positions import inference_positions
 from ocdit_core.training.diffusion import DiffusionStage
 from ocdit_core.training.metrics import MaskResult, mask_results, summarise
 from ocdit_core.training.stage import Batch
@@ -65,11 +65,11 @@ def measure(stage: DiffusionStage, batches: Sequence[Batch], tasks: Sequence[Tas
 
 def _objects(templates: TemplateFeatures, begin: int, end: int) -> TemplateFeatures:
     """Those of the objects from `begin` to `end`."""
-    summaries = templates.summaries
+    global_features = templates.global_features
     return TemplateFeatures(
         features=templates.features[:, begin:end],
         descriptors=tuple(descriptor[:, begin:end] for descriptor in templates.descriptors),
-        summaries=None if summaries is None else summaries[:, begin:end],
+        global_features=None if global_features is None else global_features[:, begin:end],
     )
 
 
@@ -85,7 +85,7 @@ def _error(
     if clean is not None:
         shape = (len(masks), len(LEVELS), *clean.shape[1:])
         presence = clean[:, None] + level[..., 0, 0] * torch.randn(shape, generator=generator)
-    found = stage.model.denoiser.denoise(noisy, sigma, conditioning, presence).latents
+    found = stage.model.denoiser(noisy, sigma, conditioning, presence).latents
     weight = stage.model.denoiser.preconditioning.loss_weight(level)
     return (weight * (found - target) ** 2).mean((0, 2, 3, 4, 5))
 
@@ -101,7 +101,7 @@ def _latents(
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         presence = x[..., cells:] if tokens else None
-        found = denoiser.denoise(x[..., :cells].unflatten(-1, latent), sigma, conditioning, presence)
+        found = denoiser(x[..., :cells].unflatten(-1, latent), sigma, conditioning, presence)
         parts = [found.latents.flatten(3)] + ([found.presence] if found.presence is not None else [])
         return torch.cat(parts, dim=-1)
 

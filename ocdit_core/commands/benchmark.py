@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ocdit_core.inference import benchmark
     from ocdit_core.inference.precision import computes_in_half
     from ocdit_core.inference.weights import find_weights, refine_weights
-    from ocdit_core.models.device import pick_device
+    from ocdit_core.models.checkpoints import pick_device
     from ocdit_core.models.ocdit import OCDiT
 
     if arguments.plot:

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ocdit_core.config import build, read_yaml, to_yaml
     from ocdit_core.files import write_text
     from ocdit_core.inference.settings import SETTINGS_FILE, InferenceSettings
-    from ocdit_core.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+    from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE
     from ocdit_core.models.ocdit import OCDiTConfig
     from ocdit_core.training import settings as training
     from ocdit_core.training.export import export_run

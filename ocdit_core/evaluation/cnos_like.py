@@ -27,7 +27,7 @@ from ocdit_core.inference.results import Instance, Segmentation
 from ocdit_core.inference.weights import find_weights
 from ocdit_core.masks import tight_box
 from ocdit_core.models.backbones import ViTBackbone
-from ocdit_core.models.device import pick_device
+from ocdit_core.models.checkpoints import pick_device
 from ocdit_core.models.mask_vae import DOWNSAMPLING
 from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.objects.library import ObjectLibrary

@@ -29,7 +29,7 @@ class BatchedModel:
     def level(self, sigma: float) -> NoiseLevel:
         """Return what depends on a noise level alone, computed once for all images."""
         if sigma not in self._levels:
-            (self._levels[sigma],) = self._model.denoiser.levels([sigma])
+            self._levels[sigma] = self._model.denoiser.level(sigma)
         return self._levels[sigma]
 
     def denoise_for(self, conditioning: Conditioning, footprint: Footprint) -> Denoise:
@@ -40,7 +40,7 @@ class BatchedModel:
         """(B, W E, O, z, h, w) -> the same shape."""
         units, most = x.shape[0] * x.shape[1], self._budget.most(piece)
         if units <= most:
-            found = self._budget.run(units, piece, lambda: self._model.denoiser(x, level, conditioning))
+            found = self._budget.run(units, piece, lambda: self._model.denoiser(x, level, conditioning).latents)
             return self._denoise(x, level, conditioning, piece) if found is None else found
         sets, windows = conditioning.queries.shape[:2]
         members = x.shape[1] // windows

@@ -24,7 +24,7 @@ from ocdit_core.objects.archive import ObjectTemplates
 
 logger = logging.getLogger(__name__)
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """Raised whenever the same views and weights give other features, or the files change."""
 
 MAX_BYTES = 2 << 30
@@ -154,7 +154,7 @@ def plain_layout(features: TemplateFeatures) -> TemplateFeatures:
 def _parts(features: TemplateFeatures) -> dict[str, Tensor]:
     parts = {"features": features.features}
     parts |= {f"descriptor_{number}": tensor for number, tensor in enumerate(features.descriptors)}
-    return parts if features.summaries is None else parts | {"summaries": features.summaries}
+    return parts if features.global_features is None else parts | {"global": features.global_features}
 
 
 def _assemble(parts: dict[str, Tensor]) -> TemplateFeatures:
@@ -162,7 +162,7 @@ def _assemble(parts: dict[str, Tensor]) -> TemplateFeatures:
     return TemplateFeatures(
         features=parts["features"],
         descriptors=tuple(parts[f"descriptor_{number}"] for number in range(descriptors)),
-        summaries=parts.get("summaries"),
+        global_features=parts.get("global"),
     )
 
 

@@ -94,7 +94,7 @@ class MaskGenerator:
         size = (DOWNSAMPLING * grid[0], DOWNSAMPLING * grid[1])
         needs = footprint(self.model.config, objects=objects, image_size=size, half=self._half)
         self._budget.refresh(kept=sets * windows * needs.window)
-        addition, maps = self.model.prior_part(image, targets)
+        addition, maps = self.model.match(image, targets)
         with half_context(self._device, self._half):
             denoise: Denoise
             if self._plain is not None:

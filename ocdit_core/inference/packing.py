@@ -14,12 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ocdit_core.models.attention import Attention, Projection
-from ocdit_core.models.blocks import MLP
+from ocdit_core.models.blocks import MLP, Attention, SplitLinear
 from ocdit_core.models.ocdit import OCDiT
 
 
-class PackedLinear(Projection):
+class PackedLinear(SplitLinear):
     """A linear layer that shares another one's weights, and computes with a copy of them in oneDNN's layout.
 
     The copy is made at the first use, of those rows that are used, and again after the weights have changed.
@@ -40,7 +39,7 @@ class PackedLinear(Projection):
         return self.rows(x, 0, self.out_features)
 
     def rows(self, x: Tensor, begin: int, end: int) -> Tensor:
-        """As `Projection.rows`."""
+        """See `SplitLinear.rows`."""
         # Weights that were loaded in inference mode do not count their changes.
         newest = 0 if self.weight.is_inference() else self.weight._version
         version, packed = self._packed.get((begin, end), (-1, None))

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ocdit_core.diffusion.samplers import Denoise
-from ocdit_core.models.attention import Attention
-from ocdit_core.models.blocks import Block
+from ocdit_core.models.blocks import Attention, Block
+from ocdit_core.models.embeddings import inference_positions
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet
-from ocdit_core.models.positions import inference_positions
 
 
 class PlainPath:

@@ -24,7 +24,7 @@ from ocdit_core.inference.targets import EncodedObjects, TargetEncoder
 from ocdit_core.inference.tiles import new_proposals
 from ocdit_core.inference.weights import find_weights, refine_weights
 from ocdit_core.masks import Box
-from ocdit_core.models.device import pick_device
+from ocdit_core.models.checkpoints import pick_device
 from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.objects.library import ObjectLibrary
 

@@ -10,8 +10,8 @@ from ocdit_core.config import build, read_yaml
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import ConfigError
 from ocdit_core.inference.precision import Precision
+from ocdit_core.models.embeddings import MorePositions
 from ocdit_core.models.mask_vae import DOWNSAMPLING
-from ocdit_core.models.positions import MorePositions
 
 SETTINGS_FILE = "inference.yaml"
 

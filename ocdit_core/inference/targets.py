@@ -13,8 +13,8 @@ from ocdit_core.errors import ConfigError
 from ocdit_core.inference.object_encoder import ObjectEncoder
 from ocdit_core.inference.precision import computes_in_half, half_context
 from ocdit_core.inference.settings import InferenceSettings
+from ocdit_core.models.embeddings import inference_positions
 from ocdit_core.models.ocdit import OCDiT, TargetSet, TemplateFeatures, join_templates
-from ocdit_core.models.positions import inference_positions
 from ocdit_core.objects.library import ObjectLibrary
 
 

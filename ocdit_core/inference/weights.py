@@ -9,7 +9,7 @@ from ocdit_core.config import apply_overrides, as_dict, build
 from ocdit_core.errors import WeightsError
 from ocdit_core.inference.presets import with_preset
 from ocdit_core.inference.settings import SETTINGS_FILE, InferenceSettings, load_settings
-from ocdit_core.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE
 
 REFINE_FOLDER = "refine"
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "weights"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ocdit_core.errors import ConfigError, WeightsError
-from ocdit_core.models.checkpoint import check_state, read_weights
+from ocdit_core.models.checkpoints import check_state, read_weights
 from ocdit_core.models.mask_vae import DOWNSAMPLING
 
 

@@ -9,16 +9,17 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ocdit_core.models.attention import Attention, KeysValues
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values, each (batch, heads, tokens, channels / heads)."""
 
 
-class Folded(NamedTuple):
-    """A LayerNorm and its adaLN modulation at one noise level for all samples and members.
+class FoldedNorm(NamedTuple):
+    """A LayerNorm and its adaLN modulation at one noise level, for all samples and members.
 
     Attributes:
-        weight: (D,) of the LayerNorm, with the scale folded in.
-        bias: (D,) of the LayerNorm, with scale and shift folded in.
-        gate: (D,); None where there is none.
+        weight: (D,) weight of the LayerNorm times (1 + scale).
+        bias: (D,) bias of the LayerNorm times (1 + scale), plus shift.
+        gate: (D,); None for a modulation without gate.
     """
 
     weight: Tensor
@@ -26,8 +27,49 @@ class Folded(NamedTuple):
     gate: Tensor | None
 
 
-BlockLevel = tuple[Folded, Folded, Folded]
-"""A block's three modulations at one noise level: of the attention to templates, the self-attention, the MLP."""
+BlockLevel = tuple[FoldedNorm, FoldedNorm, FoldedNorm]
+"""Modulations of a block at one noise level: cross-attention, self-attention, MLP."""
+
+
+class SplitLinear(nn.Linear):
+    """A linear layer that can compute a range of its outputs."""
+
+    def rows(self, x: Tensor, begin: int, end: int) -> Tensor:
+        """(..., in) -> (..., end - begin): outputs begin, ..., end - 1."""
+        return F.linear(x, self.weight[begin:end], self.bias[begin:end])
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one packed projection for queries, keys and values.
+
+    Keys and values of a constant memory (the templates, for all noise levels and frames) are computed once by
+    `keys_values`.
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj = SplitLinear(width, 3 * width)
+        self.out_proj: nn.Linear = nn.Linear(width, width)
+
+    def keys_values(self, memory: Tensor) -> KeysValues:
+        """(B, N, D) -> keys and values."""
+        width = memory.shape[-1]
+        packed = self.in_proj.rows(memory, width, 3 * width)
+        keys, values = rearrange(packed, "b n (two a d) -> two b a n d", two=2, a=self.heads)
+        return keys, values
+
+    def attend(self, queries: Tensor, memory: KeysValues) -> Tensor:
+        """Cross-attention: (B, M, D), and the keys and values of the memory -> (B, M, D)."""
+        q = rearrange(self.in_proj.rows(queries, 0, queries.shape[-1]), "b m (a d) -> b a m d", a=self.heads)
+        attended = F.scaled_dot_product_attention(q, *memory)
+        return self.out_proj(rearrange(attended, "b a m d -> b m (a d)"))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Self-attention: (B, N, D) -> (B, N, D)."""
+        q, k, v = rearrange(self.in_proj(tokens), "b n (three a d) -> three b a n d", three=3, a=self.heads)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(rearrange(attended, "b a n d -> b n (a d)"))
 
 
 class Modulation(nn.Module):
@@ -41,27 +83,27 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, noise_embedding: Tensor) -> tuple[Tensor, ...]:
-        """(B, E, D) -> `parts` tensors (B, E, 1, 1, D), to be applied to tokens (B, E, O, P, D)."""
+        """(B, E, D) -> `parts` tensors (B, E, 1, 1, D), which broadcast over tokens (B, E, O, P, D)."""
         return self.linear(F.silu(noise_embedding))[:, :, None, None].chunk(self.parts, dim=-1)
 
-    def fold(self, norm: nn.LayerNorm, noise_embedding: Tensor) -> list[Folded]:
-        """(L, D) -> the modulation at each of L noise levels, one with the LayerNorm before it."""
+    def fold(self, norm: nn.LayerNorm, noise_embedding: Tensor) -> FoldedNorm:
+        """Return the modulation at one noise level (D,), folded into the LayerNorm before it."""
         shift, scale, *gate = self.linear(F.silu(noise_embedding)).float().chunk(self.parts, dim=-1)
-        weights, biases = norm.weight * (1 + scale), norm.bias * (1 + scale) + shift
-        gates = gate[0] if gate else [None] * len(weights)
-        return [Folded(*level) for level in zip(weights, biases, gates, strict=True)]
+        return FoldedNorm(norm.weight * (1 + scale), norm.bias * (1 + scale) + shift, gate[0] if gate else None)
 
 
-def modulated(norm: nn.LayerNorm, modulation: Modulation, tokens: Tensor, noise: Tensor | Folded) -> tuple[Tensor, ...]:
-    """Return the tokens (B, E, O, P, D) normalised, scaled and shifted; and the gate, for modulations that have one.
+def modulate(
+    norm: nn.LayerNorm, modulation: Modulation, tokens: Tensor, noise: Tensor | FoldedNorm
+) -> tuple[Tensor, ...]:
+    """Return the tokens normalised, scaled and shifted, and the gate of a modulation that has one.
 
     Args:
         norm: the LayerNorm.
-        modulation: of its output.
+        modulation: modulation of its output.
         tokens: (B, E, O, P, D).
-        noise: (B, E, D) noise embedding; or the modulation as `fold` gives it.
+        noise: (B, E, D) noise embedding, or the modulation as `Modulation.fold` returns it.
     """
-    if isinstance(noise, Folded):
+    if isinstance(noise, FoldedNorm):
         gates = () if noise.gate is None else (noise.gate,)
         return F.layer_norm(tokens, norm.normalized_shape, noise.weight, noise.bias, norm.eps), *gates
     shift, scale, *gates = modulation(noise)
@@ -69,7 +111,7 @@ def modulated(norm: nn.LayerNorm, modulation: Modulation, tokens: Tensor, noise:
 
 
 class MLP(nn.Module):
-    """Two linear layers with a tanh GELU between."""
+    """Two linear layers with a tanh GELU between them."""
 
     def __init__(self, width: int, ratio: float):
         super().__init__()
@@ -83,7 +125,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One block; tokens are (B, E, O, P, D): sample, ensemble member, object, cell, channel."""
+    """One block. Tokens are (B, E, O, P, D): sample, ensemble member, object, cell, channel."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float):
         super().__init__()
@@ -97,15 +139,12 @@ class Block(nn.Module):
         self.mlp = MLP(width, mlp_ratio)
         self.mlp_modulation = Modulation(width, 3)
 
-    def levels(self, noise_embedding: Tensor) -> list[BlockLevel]:
-        """(L, D) -> the block's modulations at each of L noise levels, to be used in place of the noise embedding."""
-        return list(
-            zip(
-                self.cross_modulation.fold(self.cross_norm, noise_embedding),
-                self.self_modulation.fold(self.self_norm, noise_embedding),
-                self.mlp_modulation.fold(self.mlp_norm, noise_embedding),
-                strict=True,
-            )
+    def level(self, noise_embedding: Tensor) -> BlockLevel:
+        """Return the block's modulations at one noise level (D,), which stand for the noise embedding in `forward`."""
+        return (
+            self.cross_modulation.fold(self.cross_norm, noise_embedding),
+            self.self_modulation.fold(self.self_norm, noise_embedding),
+            self.mlp_modulation.fold(self.mlp_norm, noise_embedding),
         )
 
     def forward(self, tokens: Tensor, noise: Tensor | BlockLevel, templates: KeysValues) -> Tensor:
@@ -113,29 +152,29 @@ class Block(nn.Module):
 
         Args:
             tokens: (B, E, O, P, D).
-            noise: (B, E, D) noise embedding; or one level for all, as `levels` gives it.
+            noise: (B, E, D) noise embedding, or one noise level as `level` returns it.
             templates: keys and values of each object's own template tokens, (B O, heads, V T, D / heads).
         """
         batch, members, objects, cells, _ = tokens.shape
         for_cross, for_self, for_mlp = (noise, noise, noise) if isinstance(noise, Tensor) else noise
 
-        x, gate = modulated(self.cross_norm, self.cross_modulation, tokens, for_cross)
-        # Members share an object's templates: they stand side by side on the query axis.
+        x, gate = modulate(self.cross_norm, self.cross_modulation, tokens, for_cross)
+        # Members share an object's templates: they are stacked along the query axis.
         x = self.cross_attention.attend(rearrange(x, "b e o p d -> (b o) (e p) d"), templates)
         x = rearrange(x, "(b o) (e p) d -> b e o p d", b=batch, o=objects, e=members, p=cells)
         tokens = torch.addcmul(tokens, gate, x)
 
-        x, gate = modulated(self.self_norm, self.self_modulation, tokens, for_self)
+        x, gate = modulate(self.self_norm, self.self_modulation, tokens, for_self)
         x = self.self_attention(rearrange(x, "b e o p d -> (b e) (o p) d"))
         x = rearrange(x, "(b e) (o p) d -> b e o p d", b=batch, e=members, o=objects, p=cells)
         tokens = torch.addcmul(tokens, gate, x)
 
-        x, gate = modulated(self.mlp_norm, self.mlp_modulation, tokens, for_mlp)
+        x, gate = modulate(self.mlp_norm, self.mlp_modulation, tokens, for_mlp)
         return torch.addcmul(tokens, gate, self.mlp(x))
 
 
 class Head(nn.Module):
-    """LayerNorm, shift and scale, MLP to the latent channels."""
+    """LayerNorm, shift and scale, and an MLP to the latent channels."""
 
     def __init__(self, width: int, channels: int):
         super().__init__()
@@ -145,11 +184,11 @@ class Head(nn.Module):
             nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, channels)
         )
 
-    def levels(self, noise_embedding: Tensor) -> list[Folded]:
-        """(L, D) -> the modulation at each of L noise levels."""
+    def level(self, noise_embedding: Tensor) -> FoldedNorm:
+        """Return the modulation at one noise level (D,)."""
         return self.modulation.fold(self.norm, noise_embedding)
 
-    def forward(self, tokens: Tensor, noise: Tensor | Folded) -> Tensor:
-        """(B, E, O, P, D), and (B, E, D) or one level of `levels` -> (B, E, O, P, z)."""
-        (x,) = modulated(self.norm, self.modulation, tokens, noise)
+    def forward(self, tokens: Tensor, noise: Tensor | FoldedNorm) -> Tensor:
+        """(B, E, O, P, D), and (B, E, D) or one noise level -> (B, E, O, P, z)."""
+        (x,) = modulate(self.norm, self.modulation, tokens, noise)
         return self.mlp(x)

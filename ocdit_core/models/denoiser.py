@@ -12,26 +12,25 @@ from torch.utils.checkpoint import checkpoint
 
 from ocdit_core.diffusion.edm import Preconditioning
 from ocdit_core.errors import ConfigError
-from ocdit_core.models.attention import KeysValues
-from ocdit_core.models.blocks import Block, BlockLevel, Folded, Head
+from ocdit_core.models.blocks import Block, BlockLevel, FoldedNorm, Head, KeysValues
 from ocdit_core.models.embeddings import FourierFeatures, NoiseEmbedding, QueryEmbedding, TemplateEmbedding
 from ocdit_core.models.matching_prior import PriorMaps
-from ocdit_core.models.representation import PresenceToken, Projection, RepresentationConfig
+from ocdit_core.models.representation import FeatureProjection, PresenceToken, RepresentationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserConfig:
-    """Sizes of the denoiser; the defaults are those of the published code (the paper's coarse model has 24 blocks).
+    """Denoiser configuration; the defaults are those of the published code (the paper's coarse model has 24 blocks).
 
     Attributes:
         width: channels D of the tokens.
         depth: number of blocks.
         heads: attention heads.
-        mlp_ratio: hidden channels of the MLPs over D.
-        max_objects: how many objects have a learned position.
-        max_views: how many views of an object have a learned position.
+        mlp_ratio: hidden channels of the MLPs, as a multiple of D.
+        max_objects: number of learned object positions.
+        max_views: number of learned view positions.
         gradient_checkpointing: recompute the blocks' activations in the backward pass, to save memory.
-        representation: our option of representation entanglement; None is the published architecture.
+        representation: representation entanglement, not part of the paper; None is the published architecture.
     """
 
     width: int = 1024
@@ -47,16 +46,16 @@ class DenoiserConfig:
         if self.width % self.heads:
             raise ConfigError(f"heads: {self.heads} does not divide width {self.width}")
         if self.representation and not 0 <= self.representation.block <= self.depth:
-            raise ConfigError(f"representation.block: {self.representation.block} is not one of {self.depth} blocks")
+            raise ConfigError(f"representation.block: {self.representation.block} must be 0 to {self.depth}, the depth")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetTokens:
-    """What the denoiser needs of a set of target objects; the same for all images, noise levels and members.
+    """Template tokens of target objects, the same for all images, noise levels and ensemble members.
 
     Attributes:
-        keys_values: of the template tokens for each block, (B O, heads, V T, D / heads).
-        object_indices: (B, O), one learned position for each object: it ties a query to its templates.
+        keys_values: keys and values for each block, (B O, heads, V T, D / heads).
+        object_indices: (B, O) learned position of each object.
     """
 
     keys_values: tuple[KeysValues, ...]
@@ -65,13 +64,13 @@ class TargetTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """What the denoiser needs of an image and its target objects; the same for all noise levels and members.
+    """What the denoiser is conditioned on, the same for all noise levels and ensemble members.
 
     Attributes:
-        queries: (B, W, O, h w, D), the image's part of the query tokens, for W windows of each image.
+        queries: (B, W, O, h w, D) image part of the query tokens, for W crops that share one set of targets.
         templates: keys and values of the template tokens for each block, (B O, heads, V T, D / heads).
         grid: (h, w) of the latents.
-        prior: what the matching prior found in each window, None without it.
+        prior: maps of the matching prior for each crop; None without it.
     """
 
     queries: Tensor
@@ -82,22 +81,22 @@ class Conditioning:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseLevel:
-    """What depends on the noise level alone, for all samples and members: computed once for all images.
+    """One noise level for all samples and members, with all that depends on it alone.
 
     Attributes:
-        sigma: (1, 1).
-        embedding: (1, 1, D).
+        sigma: (1, 1) noise level.
+        embedding: (1, 1, D) noise embedding.
         blocks: modulations of each block.
         head: modulation of the head.
-        c_skip: coefficient of eq. (5).
-        c_out: likewise.
-        c_in: likewise.
+        c_skip: c_skip of eq. (5).
+        c_out: c_out of eq. (5).
+        c_in: c_in of eq. (5).
     """
 
     sigma: Tensor
     embedding: Tensor
     blocks: tuple[BlockLevel, ...]
-    head: Folded
+    head: FoldedNorm
     c_skip: float
     c_out: float
     c_in: float
@@ -105,12 +104,12 @@ class NoiseLevel:
 
 @dataclass(frozen=True, kw_only=True)
 class Denoised:
-    """What one evaluation gives.
+    """Result of one evaluation.
 
     Attributes:
-        latents: (B, E, O, z, h, w), D_theta of the masks' latents.
-        presence: (B, E, O, C), D of the presence tokens; None without them.
-        middle: (B, E, O, h w, D) query tokens of the block that is projected; None without the projection.
+        latents: (B, E, O, z, h, w) D_theta of the mask latents.
+        presence: (B, E, O, C) D_theta of the presence tokens; None without them.
+        middle: (B, E, O, h w, D) query tokens for the feature projection; None except in training with it.
     """
 
     latents: Tensor
@@ -145,18 +144,20 @@ class Denoiser(nn.Module):
         self.log_variance = nn.Sequential(FourierFeatures(128), nn.Linear(128, 1))
         self._compiled: Callable[..., tuple[Tensor, Tensor, Tensor | None]] | None = None
         option = config.representation
-        self.projection = Projection(config.width, option.hidden, features) if option and option.projection else None
+        self.projection = (
+            FeatureProjection(config.width, option.hidden, features) if option and option.projection else None
+        )
         self.presence = (
             PresenceToken(config.width, features, option.sigma_data) if option and option.presence_token else None
         )
 
     def encode_targets(self, template_features: Tensor, object_indices: Tensor, view_indices: Tensor) -> TargetTokens:
-        """Compute once what all images share.
+        """Return the template tokens.
 
         Args:
-            template_features: (B, O, V, C, t, t).
-            object_indices: (B, O).
-            view_indices: (B, V).
+            template_features: (B, O, V, C, t, t) backbone features of the templates.
+            object_indices: (B, O) learned positions of the objects.
+            view_indices: (B, V) learned positions of the views.
         """
         tokens = self.template_embedding(template_features, object_indices, view_indices)
         tokens = rearrange(tokens, "b o t d -> (b o) t d")
@@ -172,13 +173,13 @@ class Denoiser(nn.Module):
         query_addition: Tensor | None = None,
         prior: PriorMaps | None = None,
     ) -> Conditioning:
-        """Compute once what all evaluations of one image share.
+        """Return what all evaluations of an image share.
 
         Args:
-            image_features: (B W, C, h, w): W windows of each of B images that look for the same targets.
-            targets: of B sets.
-            query_addition: (B W, O, h w, D) from the matching prior.
-            prior: what it found, passed on.
+            image_features: (B W, C, h, w) backbone features, W crops for each set of targets.
+            targets: template tokens of B sets of targets.
+            query_addition: (B W, O, h w, D) output of the matching prior, added to the query tokens.
+            prior: maps of the matching prior, passed on.
         """
         sets = targets.object_indices.shape[0]
         indices = targets.object_indices.repeat_interleave(image_features.shape[0] // sets, dim=0)
@@ -195,35 +196,24 @@ class Denoiser(nn.Module):
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def levels(self, sigmas: Sequence[float]) -> list[NoiseLevel]:
-        """Compute ahead what depends on each of some noise levels alone."""
-        p, device = self.preconditioning, self.query_embedding.proj.weight.device
-        here = torch.tensor(sigmas, dtype=torch.float32)
-        there = here.to(device)
-        embeddings = self.noise_embedding(p.c_noise(there)).float()
-        blocks = zip(*(block.levels(embeddings) for block in self._blocks()), strict=True)
-        # Plain numbers, so that no evaluation waits for the device to tell them.
-        numbers = zip(p.c_skip(here).tolist(), p.c_out(here).tolist(), p.c_in(here).tolist(), strict=True)
-        return [
-            NoiseLevel(
-                sigma=sigma.view(1, 1),
-                embedding=embedding.view(1, 1, -1),
-                blocks=of_blocks,
-                head=of_head,
-                c_skip=c_skip,
-                c_out=c_out,
-                c_in=c_in,
-            )
-            for sigma, embedding, of_blocks, of_head, (c_skip, c_out, c_in) in zip(
-                there, embeddings, blocks, self.head.levels(embeddings), numbers, strict=True
-            )
-        ]
+    def level(self, sigma: float) -> NoiseLevel:
+        """Return what depends on a noise level alone; `forward` takes it in place of the noise level."""
+        p = self.preconditioning
+        # On the CPU and as numbers: no evaluation waits for the device to read them.
+        here = torch.tensor(sigma, dtype=torch.float32)
+        there = here.to(self.query_embedding.proj.weight.device)
+        embedding = self.noise_embedding(p.c_noise(there)).float()
+        return NoiseLevel(
+            sigma=there.view(1, 1),
+            embedding=embedding.view(1, 1, -1),
+            blocks=tuple(block.level(embedding) for block in self._blocks()),
+            head=self.head.level(embedding),
+            c_skip=p.c_skip(here).item(),
+            c_out=p.c_out(here).item(),
+            c_in=p.c_in(here).item(),
+        )
 
-    def forward(self, latents: Tensor, sigma: float | Tensor | NoiseLevel, conditioning: Conditioning) -> Tensor:
-        """Return the latents of `denoise`."""
-        return self.denoise(latents, sigma, conditioning).latents
-
-    def denoise(
+    def forward(
         self,
         latents: Tensor,
         sigma: float | Tensor | NoiseLevel,
@@ -233,19 +223,18 @@ class Denoiser(nn.Module):
         """Evaluate D_theta.
 
         Args:
-            latents: (B, E, O, z, h, w), noisy; E ensemble members or noise draws share one conditioning. With W
-                windows, E is a multiple of W: the members of the first window come first.
-            sigma: (B, E), one noise level for all objects of a member; or (B, 1) for all members; or one for all
-                samples, as a number or as `levels` gives it.
-            conditioning: of the same images.
-            presence: (B, E, O, C), noisy presence tokens; by default at their mean, which is what the highest noise
-                level leaves of them. Only for a network that has them.
+            latents: (B, E, O, z, h, w) noisy latents of E ensemble members or noise draws. With W crops, E is a
+                multiple of W: the members of the first crop come first.
+            sigma: (B, E) noise levels; or one for all, as a number, or as `level` returns it.
+            conditioning: image and targets.
+            presence: (B, E, O, C) noisy presence tokens, for a network that has them; by default their mean, which is
+                what the highest noise level leaves of them.
         """
         c_skip: Tensor | float
         c_out: Tensor | float
         c_in: Tensor | float
         of_blocks: Sequence[Tensor | BlockLevel]
-        of_head: Tensor | Folded
+        of_head: Tensor | FoldedNorm
         if isinstance(sigma, NoiseLevel):
             c_skip, c_out, c_in = sigma.c_skip, sigma.c_out, sigma.c_in
             of_blocks, of_head, noise_embedding, sigma = sigma.blocks, sigma.head, sigma.embedding, sigma.sigma
@@ -256,10 +245,9 @@ class Denoiser(nn.Module):
             c_skip, c_out, c_in = p.c_skip(level), p.c_out(level), p.c_in(level)
             noise_embedding = self.noise_embedding(p.c_noise(sigma))
             of_blocks, of_head = [noise_embedding] * len(self.blocks), noise_embedding
-        windows = conditioning.queries.shape[1]
-        queries = conditioning.queries
-        if windows > 1:
-            queries = queries.repeat_interleave(latents.shape[1] // windows, dim=1)
+        queries, crops = conditioning.queries, conditioning.queries.shape[1]
+        if crops > 1:
+            queries = queries.repeat_interleave(latents.shape[1] // crops, dim=1)
         tokens = self.query_embedding.latent_part(c_in * latents) + queries
         cells = tokens.shape[3]
         if self.presence is not None:
@@ -279,21 +267,21 @@ class Denoiser(nn.Module):
         self,
         tokens: Tensor,
         of_blocks: Sequence[Tensor | BlockLevel],
-        of_head: Tensor | Folded,
+        of_head: Tensor | FoldedNorm,
         templates: Sequence[KeysValues],
         cells: int,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Run blocks and head: all of the network that costs.
+        """Run the blocks and the head.
 
         Args:
-            tokens: (B, E, O, P, D), of which the first `cells` of each object are queries.
-            of_blocks: noise embedding or level for each block.
-            of_head: likewise for the head.
+            tokens: (B, E, O, P, D); the first `cells` tokens of each object are queries.
+            of_blocks: noise embedding or noise level for each block.
+            of_head: noise embedding or noise level for the head.
             templates: keys and values for each block.
-            cells: h w.
+            cells: number of cells, h w.
 
         Returns:
-            (B, E, O, h w, z) F_theta; (B, E, O, P, D) tokens after the last block; those in the middle, see `Denoised`.
+            (B, E, O, h w, z) F_theta; (B, E, O, P, D) tokens after the last block; `Denoised.middle`.
         """
         middle = None
         of_all = zip(self._blocks(), of_blocks, templates, strict=True)
@@ -307,7 +295,7 @@ class Denoiser(nn.Module):
         return self.head(tokens[:, :, :, :cells], of_head), tokens, middle
 
     def compile_transformer(self, mode: str) -> None:
-        """Compile `transform`, for inference: with the mode of torch.compile."""
+        """Compile `transform` for inference, with a mode of torch.compile."""
         self._compiled = torch.compile(self.transform, mode=mode)
 
     def _middle_block(self) -> int:

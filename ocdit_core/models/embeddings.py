@@ -1,13 +1,69 @@
-"""Queries, templates and noise levels as tokens (paper 3.2)."""
+"""Tokens of queries, templates and noise levels (paper 3.2), and their learned positions (paper 4.3, A.4)."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+TrainingPositions = Literal["first", "random_interval", "random_interpolation", "random_permutation"]
+"""Object positions of a training sample, N objects out of a capacity of M. first: positions 0 to N - 1, which is the
+paper's strategy (i) or (iii) for N = M, and (ii) for the M of inference; the others are (iv), (v) and (vi)."""
+
+MorePositions = Literal["sequential", "interpolate"]
+"""Inference with more objects than positions: several runs (i), or interpolated positions in one run (iii)."""
+
+
+def training_positions(
+    strategy: TrainingPositions, batch: int, count: int, capacity: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw the positions of the objects, or views, of each sample.
+
+    Args:
+        strategy: how they are drawn.
+        batch: B samples.
+        count: N objects of a sample.
+        capacity: M learned positions, at least N.
+        generator: random generator.
+
+    Returns:
+        (B, N) indices: int64, or float32 for random_interpolation, whose indices may lie between two positions.
+
+    Raises:
+        ValueError: there are fewer positions than objects.
+    """
+    if count > capacity:
+        raise ValueError(f"{count} objects do not fit into {capacity} learned positions")
+    steps = torch.arange(count)
+    if strategy == "first":
+        return steps.expand(batch, -1)
+    if strategy == "random_interval":
+        # (iv): a contiguous interval of length N.
+        return torch.randint(0, capacity - count + 1, (batch, 1), generator=generator) + steps
+    if strategy == "random_interpolation":
+        # (v): N equidistant points of an interval of N to M positions.
+        length = torch.randint(count, capacity + 1, (batch, 1), generator=generator)
+        last = capacity - length
+        start = torch.minimum((torch.rand((batch, 1), generator=generator) * (last + 1)).floor(), last)
+        return start + steps * ((length - 1) / max(count - 1, 1))
+    # (vi): N of the M positions in random order.
+    return torch.rand((batch, capacity), generator=generator).argsort(dim=1)[:, :count]
+
+
+def inference_positions(strategy: MorePositions, count: int, capacity: int) -> list[Tensor]:
+    """Return the positions of `count` objects, or views: one tensor of indices for each run of the network.
+
+    Up to `capacity` objects take the first positions, in one run.
+    """
+    if count <= capacity:
+        return [torch.arange(count)]
+    if strategy == "interpolate":
+        return [torch.linspace(0, capacity - 1, count)]
+    return [torch.arange(min(capacity, count - begin)) for begin in range(0, count, capacity)]
 
 
 class FourierFeatures(nn.Module):
@@ -27,7 +83,7 @@ class FourierFeatures(nn.Module):
 
 
 class NoiseEmbedding(nn.Module):
-    """c_noise to the vector that modulates every block."""
+    """The noise level c_noise as the vector that modulates every block."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -40,7 +96,7 @@ class NoiseEmbedding(nn.Module):
 
 
 class PatchPosition(nn.Module):
-    """Learned positions on a grid, interpolated when the grid changes."""
+    """Learned positions on a grid, interpolated for other grids."""
 
     def __init__(self, grid: tuple[int, int], width: int):
         super().__init__()
@@ -48,7 +104,7 @@ class PatchPosition(nn.Module):
         self.table = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], width))
 
     def forward(self, grid: tuple[int, int]) -> Tensor:
-        """Return (h w, D) for a grid (h, w)."""
+        """Return the positions (h w, D) of a grid (h, w)."""
         if grid == self.grid:
             return self.table
         table = rearrange(self.table, "(h w) d -> 1 d h w", h=self.grid[0])
@@ -65,11 +121,11 @@ class IndexPosition(nn.Module):
 
     @property
     def capacity(self) -> int:
-        """How many indices have a position of their own."""
+        """Number of learned positions."""
         return self.table.shape[0]
 
     def forward(self, indices: Tensor) -> Tensor:
-        """(...) indices, whole or in between -> (..., D); between two whole indices it is linear."""
+        """(...) indices -> (..., D); linear between two positions for fractional indices."""
         if not indices.is_floating_point():
             return self.table[indices]
         position = indices.clamp(0, self.capacity - 1)
@@ -79,9 +135,9 @@ class IndexPosition(nn.Module):
 
 
 class QueryEmbedding(nn.Module):
-    """Image features and a noisy latent, cell by cell, to the query tokens of each object.
+    """Query tokens of each object: a 1x1 convolution over image features and noisy latent, plus positions.
 
-    The 1x1 convolution over their concatenation is split in two: the image's part is the same for all noise levels.
+    The convolution is linear, so it is split: the image's part is the same for all noise levels.
     """
 
     def __init__(self, features: int, latents: int, width: int, grid: tuple[int, int], max_objects: int):
@@ -105,7 +161,7 @@ class QueryEmbedding(nn.Module):
 
 
 class TemplateEmbedding(nn.Module):
-    """Template features to the tokens that an object's queries attend to."""
+    """Template tokens, which the queries of the same object attend to."""
 
     def __init__(self, features: int, width: int, grid: tuple[int, int], max_objects: int, max_views: int):
         super().__init__()

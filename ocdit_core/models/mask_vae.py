@@ -17,20 +17,20 @@ DOWNSAMPLING = 16
 
 @dataclass(frozen=True, kw_only=True)
 class MaskVAEConfig:
-    """Sizes of the mask VAE; the defaults are the published ones.
+    """Configuration of the mask VAE; the defaults are the published ones.
 
     Attributes:
-        encoder_channels: channels of the stem, then of each level; each level halves the grid at its end.
-        decoder_channels: channels of the lowest grid, then of each level; each level doubles the grid at its end.
+        encoder_channels: channels of the stem, then of each level, which ends by halving the grid.
+        decoder_channels: channels of the lowest grid, then of each level, which ends by doubling the grid.
         latent_channels: channels z of the latent.
-        patch: pixels of a side that the stem folds into channels; patch times 2 to the number of levels is 16.
-        encoder_blocks: residual blocks in a level of the encoder.
-        decoder_blocks: residual blocks in a level of the decoder.
-        groups: groups of the GroupNorms outside the attentions.
-        attention_heads: heads of the attentions, and groups of their GroupNorms.
-        attention_levels: how many of the decoder's lowest levels have an attention.
-        stem_kernel: kernel of the encoder's first convolution.
-        head_kernel: kernel of the decoder's last convolution.
+        patch: side in pixels of the patches that the stem takes as channels; patch times 2^levels is 16.
+        encoder_blocks: residual blocks of each encoder level.
+        decoder_blocks: residual blocks of each decoder level.
+        groups: groups of the GroupNorms outside of attention.
+        attention_heads: attention heads, and groups of the GroupNorms of attention.
+        attention_levels: number of the decoder's lowest levels with attention.
+        stem_kernel: kernel size of the encoder's first convolution.
+        head_kernel: kernel size of the decoder's last convolution.
     """
 
     encoder_channels: tuple[int, ...] = (32, 64, 128, 256, 256)
@@ -49,7 +49,7 @@ class MaskVAEConfig:
         if len(self.encoder_channels) != len(self.decoder_channels):
             raise ConfigError(
                 f"encoder_channels and decoder_channels: {len(self.encoder_channels)} and "
-                f"{len(self.decoder_channels)} entries, must be as many"
+                f"{len(self.decoder_channels)} entries, must be equally many"
             )
         if self.patch * 2 ** (len(self.encoder_channels) - 1) != DOWNSAMPLING:
             raise ConfigError(
@@ -123,7 +123,7 @@ class Upsample(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Masks to the parameters of the posterior."""
+    """Parameters of the posterior from masks."""
 
     def __init__(self, config: MaskVAEConfig):
         super().__init__()
@@ -151,7 +151,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to mask logits."""
+    """Mask logits from latents."""
 
     def __init__(self, config: MaskVAEConfig):
         super().__init__()
@@ -177,7 +177,7 @@ class Decoder(nn.Module):
 
 
 class MaskVAE(nn.Module):
-    """A beta-VAE of binary masks; outside it latents are standardised to mean 0 and deviation sigma_data."""
+    """A beta-VAE of binary masks, whose latents are standardised to mean 0 and standard deviation sigma_data."""
 
     latent_mean: Tensor
     latent_std: Tensor
@@ -188,12 +188,12 @@ class MaskVAE(nn.Module):
         self.sigma_data = sigma_data
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        # Measured on the training masks once the VAE is trained; per channel.
+        # Of each channel, measured on the training masks after training.
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels, 1, 1))
         self.register_buffer("latent_std", torch.ones(config.latent_channels, 1, 1))
 
     def encode(self, masks: Tensor) -> Tensor:
-        """(B, H, W) in [0, 1] -> standardised latents (B, z, H/16, W/16): the mean of the posterior."""
+        """Return the posterior mean: masks (B, H, W) in [0, 1] -> standardised latents (B, z, H/16, W/16)."""
         mean, _ = self.encoder(masks[:, None])
         return (mean - self.latent_mean) * (self.sigma_data / self.latent_std)
 
@@ -206,14 +206,14 @@ class MaskVAE(nn.Module):
         return self.decode_logits(latents).sigmoid()
 
     def elbo_terms(self, masks: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return both parts of the ELBO of each mask.
+        """Return both terms of the ELBO of each mask.
 
         Args:
             masks: (N, H, W).
-            noise: (N, z, H/16, W/16) from N(0, I), by which the latents are drawn; by default fresh noise.
+            noise: (N, z, H/16, W/16) samples of N(0, I) for the latents; default: new ones.
 
         Returns:
-            (N,) reconstruction error, the binary cross-entropy per pixel, and (N,) KL divergence per latent value.
+            (N,) binary cross-entropy per pixel, and (N,) KL divergence per latent value.
         """
         mean, log_variance = self.encoder(masks[:, None])
         z = mean + (0.5 * log_variance).exp() * (torch.randn_like(mean) if noise is None else noise)

@@ -1,10 +1,9 @@
-"""The matching prior: a first draft of each object's mask from plain similarity, given to the queries.
+"""The matching prior: a first estimate of each object's mask from feature and colour similarity, not part of the paper.
 
-Cross-attention has to discover from nothing that a query should look like its object's templates; on a small budget
-that is what training spends its steps on. This module hands the answer's first draft to the network: similarities
-between the image's cells and the templates' foreground cells, standardised; the back-projection of the objects'
-colours; and the soft mask that a small read-out makes of both. It is an option of ours; the published architecture
-has none.
+On a small budget, training spends most of its steps until cross-attention compares queries with templates at all. This
+module computes that comparison: standardised similarities between the cells of the image and the templates' foreground
+cells, the back-projection of the objects' colours, and the soft mask that a small read-out predicts from both. Their
+embedding is added to the query tokens.
 """
 
 from __future__ import annotations
@@ -16,33 +15,37 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ocdit_core.models.colour_statistics import (
-    SUBCELL,
-    back_projection,
-    cell_histograms,
-    fine_bins,
-    fine_histograms,
-)
 from ocdit_core.models.mask_vae import DOWNSAMPLING
 
-# Learned and colour descriptors of single cells, then both of 3 x 3 cells; the backbone's own come after them.
+# Side of a subcell in pixels: the resolution of back-projections and of the read-out.
+SUBCELL = 4
+SUBCELLS = (DOWNSAMPLING // SUBCELL) ** 2
+
+# Measures of similarity: metric and colours of single cells, metric and colours of 3 x 3 cells; then the backbone's
+# features of both.
 MEASURES = 4
 BACKBONE_MEASURES = 2
 CHANNELS_PER_MEASURE = 4
-SUBCELLS = (DOWNSAMPLING // SUBCELL) ** 2
+
+# Colour histograms: bins of brightness, red-green and yellow-blue.
+CELL_BINS = (4, 4, 4)
+FINE_BINS = (5, 16, 16)
+# Weights of the image's and of the other objects' histograms in the back-projection.
+IMAGE_WEIGHT = 0.7
+RIVAL_WEIGHT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchingPriorConfig:
-    """Sizes of the matching prior.
+    """Configuration of the matching prior.
 
     Attributes:
         metric_channels: channels of the learned metric that features are projected to.
-        context_channels: channels of the image's own features that the read-out sees: edges, objectness.
-        hidden_channels: channels of the read-out.
-        top: how many of the best matching template cells are averaged.
-        backbone_similarity: compare the backbone's features as they are, too: a pretrained backbone's tell unseen
-            objects apart better than a metric that was learned from few objects.
+        context_channels: channels of the projected image features that the read-out takes.
+        hidden_channels: hidden channels of the read-out.
+        top: number of best matching template cells that are averaged.
+        backbone_similarity: compare the backbone's features themselves, too: those of a pretrained backbone tell unseen
+            objects apart better than a metric learned from few objects.
     """
 
     metric_channels: int = 32
@@ -54,22 +57,22 @@ class MatchingPriorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PriorMaps:
-    """What the matching prior finds in an image.
+    """Output of the matching prior for an image.
 
     Attributes:
-        channels: (B, O, channels, h, w), similarities and back-projections, standardised.
-        logits: (B, O, 4h, 4w) of the read-out: does this quarter of a cell's side show the object?
-        shares: (B, M, O + 1, h, w), log-probabilities that a cell shows each object, or last the background, as each
-            of the M learned measures alone would have it.
+        channels: (B, O, channels, h, w) similarities and back-projections, standardised.
+        logits: (B, O, 4h, 4w) mask logits of the read-out.
+        log_assignment: (B, M, O + 1, h, w) log-probabilities that a cell shows each object or, last, the background, by
+            each of the M feature measures alone.
     """
 
     channels: Tensor
     logits: Tensor
-    shares: Tensor
+    log_assignment: Tensor
 
 
 class MatchingPrior(nn.Module):
-    """Similarities to drafts of the masks, and both to an addition to the query tokens."""
+    """Compares images with templates, and embeds the result for the query tokens."""
 
     def __init__(self, config: MatchingPriorConfig, features: int, latents: int, width: int):
         super().__init__()
@@ -80,7 +83,7 @@ class MatchingPrior(nn.Module):
         self.measures = MEASURES + BACKBONE_MEASURES * config.backbone_similarity
         self.background = nn.Parameter(torch.zeros(self.measures))
         channels = self.measures * CHANNELS_PER_MEASURE + SUBCELLS
-        # Raw similarities vary too little over cells to be learned from.
+        # Raw similarities vary little over the cells.
         self.standardise = nn.BatchNorm2d(channels, affine=False)
         hidden = config.hidden_channels
         self.read_out = nn.Sequential(
@@ -95,28 +98,36 @@ class MatchingPrior(nn.Module):
         self.embed = nn.Sequential(nn.Linear(channels + SUBCELLS + latents, width), nn.GELU(), nn.Linear(width, width))
 
     def describe_image(self, images: Tensor, features: Tensor) -> tuple[Tensor, ...]:
-        """Return what an image is compared by.
+        """Return the descriptors of images.
 
-        (B, 3, H, W) in [0, 1] and (B, C, h, w) -> unit descriptors of each cell and of its neighbourhood (learned,
-        colour, both once more, and the backbone's own of both), each (B, ., h, w); fine colour bins (B, H, W);
-        features for the read-out.
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            features: (B, C, h, w) backbone features.
+
+        Returns:
+            Unit descriptors (B, ., h, w) for each measure; fine colour bins (B, H, W); context features (B, ., h, w)
+            for the read-out.
         """
         metric, colours = self.metric(features), cell_histograms(images)
         wide_colours = _wide(colours.square()).sqrt()
         units = [metric, colours, _wide(metric), wide_colours]
         if self.config.backbone_similarity:
             units += [features.detach(), _wide(features.detach())]
-        # Cells' colour histograms are of unit length already.
+        # Colour histograms of cells have unit length already.
         units = [unit if unit is colours else F.normalize(unit, dim=1) for unit in units]
         return *units, fine_bins(images), self.context(features)
 
     def describe_templates(self, templates: Tensor, masks: Tensor, features: Tensor) -> tuple[Tensor, ...]:
-        """Return what objects are compared by.
+        """Return the descriptors of objects.
 
-        (B, O, V, 3, h, w), masks (B, O, V, h, w) and (B, O, V, C, t, t) -> unit descriptors of each template cell
-        (learned, colour), (B, O, V T, .), cells that hold no object being zero; of each whole view (both),
-        (B, O, V, .); the backbone's own, of cells and of whole views; and the object's fine colour histogram
-        (B, O, bins).
+        Args:
+            templates: (B, O, V, 3, h, w) in [0, 1].
+            masks: (B, O, V, h, w) object masks in [0, 1].
+            features: (B, O, V, C, t, t) backbone features.
+
+        Returns:
+            Unit descriptors for each measure: of template cells (B, O, V T, .), zero without the object, or of whole
+            views (B, O, V, .) in place of 3 x 3 cells; and the fine colour histograms (B, O, bins) of the objects.
         """
         batch, objects, views = templates.shape[:3]
         flat, flat_masks = templates.flatten(0, 2), masks.flatten(0, 2)
@@ -124,10 +135,10 @@ class MatchingPrior(nn.Module):
         colours = rearrange(
             cell_histograms(flat, flat_masks[:, None]), "(b o v) k h w -> b o v (h w) k", b=batch, o=objects
         )
-        share = F.avg_pool2d(flat_masks[:, None], DOWNSAMPLING)
-        share = rearrange(share, "(b o v) 1 h w -> b o v (h w) 1", b=batch, o=objects)
-        inside = (share > 0.3).to(metric.dtype)
-        # The outermost pixels are mixed with the black around them.
+        coverage = F.avg_pool2d(flat_masks[:, None], DOWNSAMPLING)
+        coverage = rearrange(coverage, "(b o v) 1 h w -> b o v (h w) 1", b=batch, o=objects)
+        inside = (coverage > 0.3).to(metric.dtype)
+        # The outermost pixels of the mask are blended with the black background.
         inner = 1 - F.max_pool2d(1 - flat_masks[:, None], 3, stride=1, padding=1)[:, 0]
         histogram = fine_histograms(fine_bins(flat).flatten(1), inner.float().flatten(1))
         own: list[Tensor] = []
@@ -135,60 +146,60 @@ class MatchingPrior(nn.Module):
             cells = rearrange(features.detach(), "b o v c h w -> b o v (h w) c")
             own = [
                 rearrange(F.normalize(cells, dim=-1) * inside, "b o v t c -> b o (v t) c"),
-                F.normalize((cells * share).sum(3), dim=-1),
+                F.normalize((cells * coverage).sum(3), dim=-1),
             ]
         return (
             rearrange(F.normalize(metric, dim=-1) * inside, "b o v t c -> b o (v t) c"),
             rearrange(colours * inside, "b o v t k -> b o (v t) k"),
-            F.normalize((metric * share).sum(3), dim=-1),
-            F.normalize((colours.square() * share).sum(3).clamp(min=1e-6).sqrt(), dim=-1),
+            F.normalize((metric * coverage).sum(3), dim=-1),
+            F.normalize((colours.square() * coverage).sum(3).clamp(min=1e-6).sqrt(), dim=-1),
             *own,
             histogram.view(batch, objects, views, -1).mean(2),
         )
 
     def _similarities(self, image: tuple[Tensor, ...], templates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Return the raw channels (B, O, channels, h w) and every measure's log-shares (B, measures, O + 1, h w)."""
-        maps, shares = [], []
+        """Return the raw channels (B, O, channels, h w) and the log-assignments (B, measures, O + 1, h w)."""
+        maps, assignments = [], []
         for number in range(self.measures):
             similarity = torch.einsum("bdp,bond->bonp", image[number].flatten(2), templates[number])
             top = similarity.topk(min(self.config.top, similarity.shape[2]), dim=2).values
             best, mean = top[:, :, 0], top.mean(2)
             background = self.background[number].expand(best.shape[0], 1, best.shape[2])
-            rivals = torch.cat([self.temperature * (best - best.mean(2, keepdim=True)), background], dim=1)
-            share = rivals.float().log_softmax(dim=1)
+            scores = torch.cat([self.temperature * (best - best.mean(2, keepdim=True)), background], dim=1)
+            assignment = scores.float().log_softmax(dim=1)
             if best.shape[1] > 1:
                 first, second = best.topk(2, dim=1).values.chunk(2, dim=1)
                 margin = best - torch.where(best == first, second, first)
             else:
                 margin = torch.zeros_like(best)
-            maps += [best, mean, share[:, :-1].exp(), margin]
-            shares.append(share)
-        return torch.stack(maps, dim=2), torch.stack(shares, dim=1)
+            maps += [best, mean, assignment[:, :-1].exp(), margin]
+            assignments.append(assignment)
+        return torch.stack(maps, dim=2), torch.stack(assignments, dim=1)
 
     def forward(self, image: tuple[Tensor, ...], templates: tuple[Tensor, ...]) -> PriorMaps:
-        """Compare what `describe_image` gave of B images with what `describe_templates` gave of B sets of objects."""
+        """Compare descriptors of B images (`describe_image`) with those of B sets of objects (`describe_templates`)."""
         *_, bins, context = image
         height, width = context.shape[2:]
-        raw, shares = self._similarities(image, templates)
+        raw, assignments = self._similarities(image, templates)
         batch, objects = raw.shape[:2]
         projected = F.pixel_unshuffle(back_projection(bins, templates[-1])[:, :, None], DOWNSAMPLING // SUBCELL)
         raw = torch.cat([raw.unflatten(3, (height, width)), projected], dim=2)
         channels = self.standardise(raw.flatten(0, 1))
-        seen = torch.cat([channels, context.repeat_interleave(objects, 0)], dim=1)
-        logits = F.pixel_shuffle(self.read_out(seen), DOWNSAMPLING // SUBCELL)[:, 0]
+        read = torch.cat([channels, context.repeat_interleave(objects, 0)], dim=1)
+        logits = F.pixel_shuffle(self.read_out(read), DOWNSAMPLING // SUBCELL)[:, 0]
         return PriorMaps(
             channels=channels.unflatten(0, (batch, objects)),
             logits=logits.unflatten(0, (batch, objects)),
-            # The colour measures have nothing to learn but a threshold.
-            shares=shares[:, ::2].unflatten(3, (height, width)),
+            # Without the measures of colours, which have no weights to train but a threshold.
+            log_assignment=assignments[:, ::2].unflatten(3, (height, width)),
         )
 
     def query_part(self, maps: PriorMaps, draft: Tensor) -> Tensor:
-        """Return what is added to the query tokens, (B, O, h w, D).
+        """Return the embedding (B, O, h w, D), which is added to the query tokens.
 
         Args:
-            maps: of `forward`.
-            draft: (B, O, z, h, w), the read-out's soft mask as a latent.
+            maps: output of `forward`.
+            draft: (B, O, z, h, w) latent of the read-out's soft mask.
         """
         logits = F.pixel_unshuffle(maps.logits.detach()[:, :, None] / 4, DOWNSAMPLING // SUBCELL)
         cells = torch.cat([maps.channels, logits, draft], dim=2)
@@ -198,3 +209,91 @@ class MatchingPrior(nn.Module):
 def _wide(cells: Tensor) -> Tensor:
     """Return the mean of each cell's 3 x 3 neighbourhood."""
     return F.avg_pool2d(cells, 3, stride=1, padding=1, count_include_pad=False)
+
+
+def colour_axes(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return brightness, red-green and yellow-blue, each (..., H, W) in [0, 1], of images (..., 3, H, W) in [0, 1].
+
+    Chromaticity hardly changes with the light, so brightness has an axis of its own.
+    """
+    red, green, blue = images.unbind(-3)
+    brightness = (red + green + blue) / 3
+    scale = 1 / (brightness + 0.15)
+    return (
+        brightness.sqrt().clamp(0, 1),
+        (0.5 + (red - green) * scale / 2).clamp(0, 1),
+        (0.5 + ((red + green) / 2 - blue) * scale / 2).clamp(0, 1),
+    )
+
+
+def _soft_bins(x: Tensor, bins: int) -> Tensor:
+    """Distribute values in [0, 1] over bins by triangular kernels: (...) -> (..., bins)."""
+    centres = torch.arange(bins, device=x.device, dtype=x.dtype)
+    return (1 - (x[..., None] * (bins - 1) - centres).abs()).clamp(min=0)
+
+
+def cell_histograms(images: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return square roots of soft colour histograms: their dot product is the Bhattacharyya coefficient.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        weights: (B, 1, H, W) pixel weights in [0, 1] (a template's mask); None: 1.
+
+    Returns:
+        (B, bins, H/16, W/16); zero in cells without weight.
+    """
+    axes = zip(colour_axes(F.avg_pool2d(images, 2)), CELL_BINS, strict=True)
+    first, second, third = (_soft_bins(axis, bins) for axis, bins in axes)
+    histogram = (first[..., :, None, None] * second[..., None, :, None] * third[..., None, None, :]).flatten(-3)
+    histogram = rearrange(histogram, "b h w k -> b k h w")
+    cell = DOWNSAMPLING // 2
+    if weights is None:
+        return F.avg_pool2d(histogram, cell).clamp(min=1e-6).sqrt()
+    weights = F.avg_pool2d(weights, 2)
+    mass = F.avg_pool2d(weights, cell)
+    mean = F.avg_pool2d(histogram * weights, cell) / mass.clamp(min=1e-3)
+    return mean.clamp(min=1e-6).sqrt() * (mass > 0)
+
+
+def fine_bins(images: Tensor) -> Tensor:
+    """Return the fine colour bin of each pixel, (..., H, W) int64, of images (..., 3, H, W) in [0, 1]."""
+    brightness, *chromatic = colour_axes(images)
+    # Most colours are close to grey, where the square root makes the bins finer.
+    bent = [0.5 + 0.5 * (2 * x - 1).sign() * (2 * x - 1).abs().sqrt() for x in chromatic]
+    places = [(x * n).long().clamp(0, n - 1) for x, n in zip((brightness, *bent), FINE_BINS, strict=True)]
+    return (places[0] * FINE_BINS[1] + places[1]) * FINE_BINS[2] + places[2]
+
+
+def fine_histograms(bins: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return smoothed histograms that sum to 1: bins and weights of (N, pixels) -> (N, bins)."""
+    count = FINE_BINS[0] * FINE_BINS[1] * FINE_BINS[2]
+    weights = torch.ones_like(bins, dtype=torch.float32) if weights is None else weights
+    histogram = torch.zeros(len(bins), count, device=bins.device).scatter_add_(1, bins, weights)
+    cube = histogram.view(-1, 1, *FINE_BINS)
+    # Smoothed over neighbouring bins: tolerance for other light.
+    kernel = torch.exp(-0.5 * torch.arange(-2.0, 3.0, device=bins.device) ** 2)
+    for axis in range(3):
+        shape = [1, 1, 1, 1, 1]
+        padding = [0, 0, 0]
+        shape[2 + axis], padding[axis] = 5, 2
+        cube = F.conv3d(cube, kernel.view(shape), padding=padding)
+    smooth = cube.flatten(1)
+    return smooth / smooth.sum(1, keepdim=True).clamp(min=1e-6)
+
+
+def back_projection(image_bins: Tensor, objects: Tensor) -> Tensor:
+    """Return the histogram back-projection of each object, relative to the image and the other objects.
+
+    Args:
+        image_bins: (B, H, W) fine colour bins of the images.
+        objects: (B, O, bins) fine colour histograms of the objects.
+
+    Returns:
+        (B, O, H/4, W/4) in [0, 1].
+    """
+    batch, height, width = image_bins.shape
+    against = IMAGE_WEIGHT * fine_histograms(image_bins.flatten(1))[:, None]
+    rivals = RIVAL_WEIGHT * (objects.sum(1, keepdim=True) - objects)
+    ratio = objects / (objects + against + rivals + 1e-6)
+    pixels = image_bins.flatten(1)[:, None].expand(-1, objects.shape[1], -1)
+    return F.avg_pool2d(ratio.gather(2, pixels).view(batch, -1, height, width), SUBCELL)

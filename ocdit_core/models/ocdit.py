@@ -1,4 +1,4 @@
-"""OC-DiT, assembled: backbone, mask VAE and denoiser, loaded from and saved to a folder."""
+"""The OC-DiT model: backbone, mask VAE, denoiser and optional matching prior."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ from torch.nn import functional as F
 
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.backbones import BackboneConfig, ViTBackbone, build_backbone
-from ocdit_core.models.checkpoint import read_checkpoint, write_checkpoint
-from ocdit_core.models.colour_statistics import SUBCELL
+from ocdit_core.models.checkpoints import read_checkpoint, write_checkpoint
 from ocdit_core.models.denoiser import Conditioning, Denoiser, DenoiserConfig, TargetTokens
+from ocdit_core.models.embeddings import inference_positions
 from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAE, MaskVAEConfig
-from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig, PriorMaps
-from ocdit_core.models.positions import inference_positions
+from ocdit_core.models.matching_prior import SUBCELL, MatchingPrior, MatchingPriorConfig, PriorMaps
 from ocdit_core.models.representation import target_crops
 
 
 @dataclass(frozen=True, kw_only=True)
 class OCDiTConfig:
-    """The whole model; the defaults are the published architecture.
+    """Model configuration; the defaults are the published architecture.
 
     Attributes:
-        image_size: (height, width) in pixels that the model is trained at, multiples of 16.
-        template_size: (height, width) in pixels of a template, multiples of 16.
+        image_size: (height, width) of training images in pixels, multiples of 16.
+        template_size: (height, width) of templates in pixels, multiples of 16.
         sigma_data: standard deviation of the standardised latents.
-        backbone: features of images and templates.
-        vae: masks to latents and back.
-        denoiser: the diffusion transformer.
-        matching_prior: our option; None is the published architecture.
+        backbone: backbone configuration.
+        vae: mask VAE configuration.
+        denoiser: denoiser configuration.
+        matching_prior: matching prior configuration; None is the published architecture.
     """
 
     image_size: tuple[int, int] = (480, 640)
@@ -52,11 +51,11 @@ class OCDiTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFeatures:
-    """What is computed once for an image.
+    """Features of images, shared by all targets.
 
     Attributes:
-        features: (B, C, h, w) of the backbone.
-        descriptors: of the matching prior; empty without it.
+        features: (B, C, h, w) backbone features.
+        descriptors: (B, ...) descriptors of the matching prior; empty without it.
     """
 
     features: Tensor
@@ -65,39 +64,39 @@ class ImageFeatures:
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateFeatures:
-    """What is computed once for a set of objects.
+    """Features of templates, shared by all images.
 
     Attributes:
-        features: (B, O, V, C, t, t) of the backbone.
-        descriptors: of the matching prior, each (B, O, ...); empty without it.
-        summaries: (B, O, V, C), the backbone's class tokens; None where the denoiser has no presence tokens.
+        features: (B, O, V, C, t, t) backbone features.
+        descriptors: (B, O, ...) descriptors of the matching prior; empty without it.
+        global_features: (B, O, V, C) global features of the backbone; None without presence tokens.
     """
 
     features: Tensor
     descriptors: tuple[Tensor, ...] = ()
-    summaries: Tensor | None = None
+    global_features: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSet:
-    """Target objects at their positions: what is computed once for many images.
+    """B sets of O target objects with their learned positions, shared by all images.
 
     Attributes:
-        tokens: of the denoiser.
-        templates: of the same objects.
+        tokens: template tokens of the denoiser.
+        templates: features of the templates.
     """
 
     tokens: TargetTokens
     templates: TemplateFeatures
 
     def select(self, chosen: Tensor) -> TargetSet:
-        """Return a batch of those of its sets whose indices are in `chosen`, (B,) int64 on the CPU, perhaps twice."""
+        """Return the sets with the given indices, (N,) int64 on the CPU; an index may occur repeatedly."""
         sets, objects = self.tokens.object_indices.shape
         if torch.equal(chosen, torch.arange(sets)):
             return self
         chosen = chosen.to(self.templates.features.device)
         rows = (chosen[:, None] * objects + torch.arange(objects, device=chosen.device)).flatten()
-        summaries = self.templates.summaries
+        global_features = self.templates.global_features
         return TargetSet(
             tokens=TargetTokens(
                 keys_values=tuple((keys[rows], values[rows]) for keys, values in self.tokens.keys_values),
@@ -106,19 +105,19 @@ class TargetSet:
             templates=TemplateFeatures(
                 features=self.templates.features[chosen],
                 descriptors=tuple(part[chosen] for part in self.templates.descriptors),
-                summaries=None if summaries is None else summaries[chosen],
+                global_features=None if global_features is None else global_features[chosen],
             ),
         )
 
 
 class OCDiT(nn.Module):
-    """The model: masks of target objects, generated from an image and views of the objects."""
+    """The model: generates masks of target objects from an image and templates of the objects."""
 
     def __init__(self, config: OCDiTConfig):
         super().__init__()
         self.backbone = build_backbone(config.backbone)
         if isinstance(self.backbone, ViTBackbone) and config.backbone.architecture is None:
-            # Kept with the weights, so that a saved model is rebuilt without a hub.
+            # A saved model is rebuilt without a hub.
             backbone = dataclasses.replace(config.backbone, architecture=self.backbone.architecture())
             config = dataclasses.replace(config, backbone=backbone)
         elif config.backbone.kind != "vit":
@@ -145,42 +144,47 @@ class OCDiT(nn.Module):
         )
 
     def train(self, mode: bool = True) -> OCDiT:
-        """Switch between training and evaluation; a frozen backbone stays in evaluation."""
+        """Set the training mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self.config.backbone.frozen:
             self.backbone.eval()
         return self
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """(B, 3, H, W) in [0, 1] -> what all targets share."""
+        """Return the features of images (B, 3, H, W) in [0, 1]."""
         features = self.backbone(images)
         if self.prior is None:
             return ImageFeatures(features=features)
         return ImageFeatures(features=features, descriptors=self.prior.describe_image(images, features))
 
     def encode_templates(self, templates: Tensor, masks: Tensor) -> TemplateFeatures:
-        """Return what all images share.
+        """Return the features of templates.
 
         Args:
             templates: (B, O, V, 3, h, w) in [0, 1], on black.
-            masks: (B, O, V, h, w) in [0, 1], the object's pixels; only the matching prior reads them.
+            masks: (B, O, V, h, w) object masks in [0, 1], for the matching prior.
         """
         batch, objects, views = templates.shape[:3]
-        features, summaries = (
+        features, global_features = (
             found.unflatten(0, (batch, objects, views))
             for found in self.backbone.with_global_feature(templates.flatten(0, 2))
         )
         return TemplateFeatures(
             features=features,
             descriptors=self.prior.describe_templates(templates, masks, features) if self.prior is not None else (),
-            summaries=summaries if self.denoiser.presence is not None else None,
+            global_features=global_features if self.denoiser.presence is not None else None,
         )
 
     @torch.no_grad()
-    def summarise_targets(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Return the backbone's summary of each target as its image shows it.
+    def target_features(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Return the backbone's global feature of each target as its image shows it.
 
-        (B, 3, H, W) in [0, 1] and masks (B, O, H, W) in [0, 1] -> (B, O, C), not standardised.
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            masks: (B, O, H, W) in [0, 1].
+
+        Returns:
+            (B, O, C), not standardised.
         """
         crops = target_crops(images, masks, self.config.template_size)
         return self.backbone.with_global_feature(crops.flatten(0, 1))[1].unflatten(0, masks.shape[:2])
@@ -188,13 +192,13 @@ class OCDiT(nn.Module):
     def encode_targets(
         self, templates: TemplateFeatures, object_indices: Tensor | None = None, view_indices: Tensor | None = None
     ) -> TargetSet:
-        """Give target objects their positions.
+        """Return target objects with their learned positions.
 
         Args:
-            templates: of B sets of O objects with V views.
-            object_indices: (B, O) learned positions, by default the first ones, spread over the capacity by
-                interpolation where there are more objects than positions.
-            view_indices: (B, V), likewise.
+            templates: features of B sets of O objects with V views.
+            object_indices: (B, O) learned positions of the objects; by default the first ones, or interpolated ones for
+                more objects than positions.
+            view_indices: (B, V) learned positions of the views; same default.
         """
         batch, objects, views = templates.features.shape[:3]
         device, sizes = templates.features.device, self.config.denoiser
@@ -208,86 +212,87 @@ class OCDiT(nn.Module):
         return TargetSet(tokens=tokens, templates=templates)
 
     def condition(self, image: ImageFeatures, targets: TargetSet) -> Conditioning:
-        """Bring images and their targets together.
+        """Return what the denoiser is conditioned on.
 
         Args:
-            image: of B W windows, W of each of B images.
-            targets: B sets.
+            image: features of B W crops, W for each set of targets.
+            targets: B sets of targets.
         """
-        addition, maps = self.prior_part(image, targets)
-        return self.denoiser.condition(image.features, targets.tokens, addition, maps)
+        return self.denoiser.condition(image.features, targets.tokens, *self.match(image, targets))
 
-    def prior_part(self, image: ImageFeatures, targets: TargetSet) -> tuple[Tensor | None, PriorMaps | None]:
-        """Return what the matching prior adds to the query tokens, (B W, O, h w, D), and what it found; or None."""
+    def match(self, image: ImageFeatures, targets: TargetSet) -> tuple[Tensor | None, PriorMaps | None]:
+        """Return the matching prior's part of the query tokens, (B W, O, h w, D), and its maps; None without it."""
         if self.prior is None:
             return None, None
-        sets, windows = targets.tokens.object_indices.shape[0], image.features.shape[0]
-        descriptors = targets.templates.descriptors
-        if windows != sets:
-            descriptors = tuple(d.repeat_interleave(windows // sets, dim=0) for d in descriptors)
+        descriptors, crops = targets.templates.descriptors, len(image.features) // len(targets.templates.features)
+        if crops > 1:
+            descriptors = tuple(part.repeat_interleave(crops, dim=0) for part in descriptors)
         maps = self.prior(image.descriptors, descriptors)
         return self.prior.query_part(maps, self._draft(maps.logits)), maps
 
     @torch.no_grad()
     def _draft(self, logits: Tensor) -> Tensor:
-        """The read-out's probabilities as latents: (B, O, 4h, 4w) -> (B, O, z, h, w)."""
+        """Encode the read-out's probabilities as latents: logits (B, O, 4h, 4w) -> (B, O, z, h, w)."""
         soft = F.interpolate(logits.sigmoid(), scale_factor=SUBCELL, mode="bilinear", align_corners=False)
         return self.encode_masks(soft)
 
     def presence_scores(self, image: ImageFeatures, targets: TargetSet, sigma: float) -> Tensor:
-        """Return how present each target is in each picture: (B W, O), -1 to 1; one evaluation of the denoiser.
+        """Return the presence score of each target in each crop, (B W, O) in [-1, 1], by one evaluation.
 
         Args:
-            image: of B W pictures, W windows for each set of targets.
+            image: features of B W crops, W for each set of targets.
             targets: B sets of O objects.
-            sigma: the noise level that is asked at, of which nothing but the mean goes in: a high one.
+            sigma: noise level, a high one: the latents are zero.
 
         Raises:
             ConfigError: the network has no presence tokens.
         """
-        summaries = targets.templates.summaries
-        if self.denoiser.presence is None or summaries is None:
+        views = targets.templates.global_features
+        if self.denoiser.presence is None or views is None:
             raise ConfigError("presence: the network has no presence tokens (denoiser.representation.presence_token)")
         conditioning = self.condition(image, targets)
-        sets, windows, objects = conditioning.queries.shape[:3]
-        shape = (sets, windows, objects, self.config.vae.latent_channels, *conditioning.grid)
-        level = image.features.new_full((sets, 1), sigma)
-        found = self.denoiser.denoise(image.features.new_zeros(shape), level, conditioning).presence
-        assert found is not None
-        each = [self.denoiser.presence.score(found[:, w : w + 1], summaries) for w in range(windows)]
+        sets, crops, objects = conditioning.queries.shape[:3]
+        shape = (sets, crops, objects, self.config.vae.latent_channels, *conditioning.grid)
+        found = self.denoiser(image.features.new_zeros(shape), sigma, conditioning).presence
+        each = [self.denoiser.presence.score(found[:, crop : crop + 1], views) for crop in range(crops)]
         return torch.stack(each, dim=1).flatten(0, 1)
 
     def encode_masks(self, masks: Tensor) -> Tensor:
-        """(..., H, W) in [0, 1] -> standardised latents (..., z, H/16, W/16)."""
+        """Encode masks (..., H, W) in [0, 1] -> standardised latents (..., z, H/16, W/16)."""
         return self.vae.encode(masks.flatten(0, -3)).unflatten(0, masks.shape[:-2])
 
     def decode_masks(self, latents: Tensor) -> Tensor:
-        """(..., z, h, w) standardised latents -> probabilities (..., 16 h, 16 w)."""
+        """Decode standardised latents (..., z, h, w) -> probabilities (..., 16 h, 16 w)."""
         return self.vae.decode(latents.flatten(0, -4)).unflatten(0, latents.shape[:-3])
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> OCDiT:
-        """Load a model from a folder with config.yaml and model.safetensors; raises WeightsError or ConfigError."""
+        """Load a model from a folder with config.yaml and model.safetensors.
+
+        Raises:
+            WeightsError: a file is missing or damaged, or the weights do not fit.
+            ConfigError: the configuration is not valid.
+        """
         return read_checkpoint(Path(folder), OCDiTConfig, cls)
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
-        """Write config.yaml and model.safetensors to `folder`; `half` stores float16."""
+        """Write config.yaml and model.safetensors to a folder, as float16 if `half`."""
         write_checkpoint(Path(folder), self.config, self.state_dict(), half=half)
 
 
 def join_templates(parts: Sequence[TemplateFeatures], *, one_set: bool = True) -> TemplateFeatures:
-    """Put several sets of objects together; each object needs as many views as the others.
+    """Concatenate features of templates; all objects need the same number of views.
 
     Args:
-        parts: each of one set.
-        one_set: whether their objects follow each other in one set, or the sets stay apart, as a batch.
+        parts: features of one set each.
+        one_set: join the objects to one set; False: batch the sets.
     """
     axis = int(one_set)
-    summaries = [part.summaries for part in parts if part.summaries is not None]
+    global_features = [part.global_features for part in parts if part.global_features is not None]
     return TemplateFeatures(
         features=torch.cat([part.features for part in parts], axis),
         descriptors=tuple(torch.cat(same, axis) for same in zip(*(part.descriptors for part in parts), strict=True)),
-        summaries=torch.cat(summaries, axis) if summaries else None,
+        global_features=torch.cat(global_features, axis) if global_features else None,
     )
 
 
@@ -296,5 +301,5 @@ def _grid(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def occupancy(masks: Tensor, side: int) -> Tensor:
-    """Return the share of each square of `side` pixels that a mask covers: (B, O, H, W) -> (B, O, H/side, W/side)."""
+    """Return the fraction of each square of `side` pixels that a mask covers: (B, O, H, W) -> (B, O, H/s, W/s)."""
     return F.avg_pool2d(masks, side)

@@ -1,9 +1,9 @@
-"""Representation entanglement, an option of ours: two pulls of the denoiser towards what the backbone knows.
+"""Representation entanglement, not part of the paper: the denoiser learns to predict backbone features.
 
-The projection (REPA: Yu et al. 2025) asks the query tokens of a middle block for the backbone's features. The presence
-token (REG: Wu et al. 2025) is one more token for each target: the backbone's summary of the target as the image shows
-it, denoised together with the masks. An absent target has the summary zero, so at inference the token's likeness to the
-templates' summaries says whether the object is there.
+The projection (REPA, Yu et al. 2025) predicts the image's features from the query tokens of a middle block. The
+presence token (REG, Wu et al. 2025) is one more token for each target: the backbone's global feature of the target as
+the image shows it, denoised together with the masks. It is zero for an absent target, so at inference its cosine
+similarity to the templates' global features scores whether the object is present.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ocdit_core.models.blocks import Modulation
 
 @dataclass(frozen=True, kw_only=True)
 class RepresentationConfig:
-    """Which of the two parts a model has.
+    """Configuration of representation entanglement.
 
     Attributes:
-        projection: whether query tokens are projected to backbone features, in training only.
-        block: after how many blocks; 0 is half of them.
-        hidden: channels of the projection's MLP.
-        presence_token: whether each target has a presence token.
+        projection: project query tokens to backbone features, in training only.
+        block: number of blocks before the projection; 0 is half of them.
+        hidden: hidden channels of the projection's MLP.
+        presence_token: give each target a presence token.
         sigma_data: standard deviation of the standardised presence tokens.
     """
 
@@ -38,8 +38,8 @@ class RepresentationConfig:
     sigma_data: float = 0.5
 
 
-class Projection(nn.Module):
-    """Query tokens to backbone features."""
+class FeatureProjection(nn.Module):
+    """MLP from query tokens to backbone features."""
 
     def __init__(self, width: int, hidden: int, features: int):
         super().__init__()
@@ -48,12 +48,12 @@ class Projection(nn.Module):
         )
 
     def loss(self, tokens: Tensor, features: Tensor, occupancy: Tensor) -> Tensor:
-        """Return 1 - cosine between projected tokens and features, averaged over the cells that show a target.
+        """Return 1 - cosine similarity of projected tokens and features, averaged over the cells that show a target.
 
         Args:
             tokens: (B, E, O, h w, D) query tokens.
             features: (B, C, h, w) of the image; no gradient flows into them.
-            occupancy: (B, O, h, w), the share of each cell that shows each target. Cells without it say nothing.
+            occupancy: (B, O, h, w) fraction of each cell that each target covers, the weight of the cell.
         """
         projected = F.normalize(self.layers(tokens).float(), dim=-1)
         wanted = F.normalize(rearrange(features.detach(), "b c h w -> b 1 1 (h w) c").float(), dim=-1)
@@ -63,7 +63,7 @@ class Projection(nn.Module):
 
 
 class PresenceToken(nn.Module):
-    """The extra token: its embedding, its read-out, and the standardisation of what it stands for."""
+    """Embedding, read-out and standardisation of the presence token."""
 
     mean: Tensor
     variance: Tensor
@@ -76,7 +76,7 @@ class PresenceToken(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.modulation = Modulation(width, 2)
         self.head = nn.Linear(width, features)
-        # As adaLN-Zero: at first the token adds nothing of its own.
+        # Zero at initialisation, as adaLN-Zero.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.register_buffer("mean", torch.zeros(features))
@@ -84,37 +84,37 @@ class PresenceToken(nn.Module):
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     def tokens_in(self, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """(B, E, O, C) and (B, E) -> one token for each target, (B, E, O, 1, D)."""
+        """Embed noisy global features (B, E, O, C) at noise levels (B, E) -> (B, E, O, 1, D)."""
         return self.embed(self.preconditioning.c_in(sigma[:, :, None, None]) * noisy)[:, :, :, None]
 
     def denoised(self, tokens: Tensor, noisy: Tensor, sigma: Tensor, noise_embedding: Tensor) -> Tensor:
-        """Read the tokens (B, E, O, 1, D) out, eq. (5) -> (B, E, O, C)."""
+        """Return the denoised global features of eq. (5): tokens (B, E, O, 1, D) -> (B, E, O, C)."""
         shift, scale = self.modulation(noise_embedding)
         raw = self.head(self.norm(tokens) * (1 + scale) + shift)[:, :, :, 0]
         level, p = sigma[:, :, None, None], self.preconditioning
         return p.c_skip(level) * noisy + p.c_out(level) * raw
 
     @torch.no_grad()
-    def update(self, summaries: Tensor) -> None:
-        """Take the running mean and variance further, by summaries (N, C) of objects that are there."""
-        if len(summaries) < 2:
+    def update(self, features: Tensor) -> None:
+        """Update the running mean and variance by global features (N, C) of objects that are present."""
+        if len(features) < 2:
             return
         self.batches += 1
-        share = max(0.01, 1 / float(self.batches))
-        self.mean.lerp_(summaries.float().mean(0), share)
-        self.variance.lerp_((summaries.float() - self.mean).square().mean(0), share)
+        momentum = max(0.01, 1 / float(self.batches))
+        self.mean.lerp_(features.float().mean(0), momentum)
+        self.variance.lerp_((features.float() - self.mean).square().mean(0), momentum)
 
-    def standardised(self, summaries: Tensor) -> Tensor:
-        """(..., C) of the backbone -> mean 0 and deviation sigma_data in each channel."""
+    def standardised(self, features: Tensor) -> Tensor:
+        """Return global features (..., C) with mean 0 and standard deviation sigma_data in each channel."""
         scale = self.preconditioning.sigma_data / (self.variance + 1e-6).sqrt()
-        return (summaries.float() - self.mean) * scale
+        return (features.float() - self.mean) * scale
 
     def score(self, denoised: Tensor, templates: Tensor) -> Tensor:
-        """Return how present each target is, -1 to 1: its token's cosine to the most alike of the target's views.
+        """Return the presence score (B, O) of each target in [-1, 1]: the highest cosine similarity to a view.
 
         Args:
-            denoised: (B, E, O, C) tokens; the members' mean is taken.
-            templates: (B, O, V, C) the backbone's summaries of the views.
+            denoised: (B, E, O, C) denoised global features, averaged over E.
+            templates: (B, O, V, C) global features of the views, as the backbone returns them.
         """
         found = F.normalize(denoised.mean(1), dim=-1)
         views = F.normalize(self.standardised(templates), dim=-1)
@@ -122,12 +122,12 @@ class PresenceToken(nn.Module):
 
 
 def target_crops(images: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut every target out of its image as its templates show it: on black, in the square around its box.
+    """Crop every target from its image as templates show objects: on black, in the square around its box.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        masks: (B, O, H, W) in [0, 1]; where one is empty the crop is black.
-        size: (height, width) of the crops.
+        masks: (B, O, H, W) in [0, 1]; an empty mask gives a black crop.
+        size: (height, width) of the crops in pixels.
 
     Returns:
         (B, O, 3, height, width).
@@ -138,7 +138,7 @@ def target_crops(images: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor
     top, left = rows.int().argmax(2), columns.int().argmax(2)
     bottom, right = height - rows.flip(2).int().argmax(2), width - columns.flip(2).int().argmax(2)
     side = torch.maximum(bottom - top, right - left).clamp(min=1) / 2
-    # grid_sample's coordinates run from -1 to 1 over the picture.
+    # Normalised coordinates run from -1 to 1 over the image.
     x, y = (left + right) / width - 1, (top + bottom) / height - 1
     zero = torch.zeros_like(x)
     maps = torch.stack(

@@ -13,12 +13,11 @@ from ocdit_core.diffusion.edm import denoising_loss, draw_sigma
 from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, sample
 from ocdit_core.errors import ConfigError
 from ocdit_core.masks import mask_iou
-from ocdit_core.models.colour_statistics import SUBCELL
 from ocdit_core.models.denoiser import Conditioning, Denoised
+from ocdit_core.models.embeddings import training_positions
 from ocdit_core.models.mask_vae import DOWNSAMPLING
-from ocdit_core.models.matching_prior import PriorMaps
+from ocdit_core.models.matching_prior import SUBCELL, PriorMaps
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures, occupancy
-from ocdit_core.models.positions import training_positions
 from ocdit_core.training.feature_cache import FeatureCache
 from ocdit_core.training.initialise import load_vae, start_from
 from ocdit_core.training.metrics import MaskResult, mask_results
@@ -78,15 +77,12 @@ class DiffusionStage:
         noise = random.normal(scenes, draws, *target.shape[2:]).flatten(0, 1)
         level = sigma[:, :, None, None, None, None]
         noisy = target + level * noise
-        if self.model.config.denoiser.representation is None:
-            denoised = self.model.denoiser(noisy, sigma, conditioning)
-        else:
-            clean = self.presence(batch, masks)
-            found = self.model.denoiser.denoise(noisy, sigma, conditioning, self._noisy(clean, sigma, random))
-            denoised = found.latents
-            for name, loss in self._representation_losses(found, clean, sigma, image, masks).items():
-                parts[name] = loss.detach()
-                total = total + getattr(self.settings, f"{name}_weight") * loss
+        clean = self.presence(batch, masks)
+        found = self.model.denoiser(noisy, sigma, conditioning, self._noisy(clean, sigma, random))
+        denoised = found.latents
+        for name, loss in self._representation_losses(found, clean, sigma, image, masks).items():
+            parts[name] = loss.detach()
+            total = total + getattr(self.settings, f"{name}_weight") * loss
         weight = self.model.denoiser.preconditioning.loss_weight(level)
         uncertainty = torch.zeros_like(level)
         if self.settings.uncertainty:
@@ -103,10 +99,10 @@ class DiffusionStage:
         if token is None:
             return None
         images = rearrange(batch["images"], "g s c h w -> (g s) c h w").float() / 255
-        summaries, there = self.model.summarise_targets(images, masks), masks.flatten(2).any(2)
+        features, there = self.model.target_features(images, masks), masks.flatten(2).any(2)
         if self.model.training:
-            token.update(summaries[there])
-        return token.standardised(summaries) * there[..., None]
+            token.update(features[there])
+        return token.standardised(features) * there[..., None]
 
     @staticmethod
     def _noisy(clean: Tensor | None, sigma: Tensor, random: SampleRandom) -> Tensor | None:
@@ -152,7 +148,9 @@ class DiffusionStage:
         return image, TemplateFeatures(
             features=templates.features.repeat_interleave(scenes, 0),
             descriptors=tuple(d.repeat_interleave(scenes, 0) for d in templates.descriptors),
-            summaries=None if templates.summaries is None else templates.summaries.repeat_interleave(scenes, 0),
+            global_features=(
+                None if templates.global_features is None else templates.global_features.repeat_interleave(scenes, 0)
+            ),
         )
 
     def _encode_templates(self, batch: Batch) -> TemplateFeatures:
@@ -160,12 +158,12 @@ class DiffusionStage:
         if self.cache is None:
             return model.encode_templates(views.float() / 255, masks)
         found = self.cache.features(views.flatten(0, 2), model.backbone.with_global_feature)
-        features, summaries = (tensor.unflatten(0, views.shape[:3]) for tensor in found)
+        features, global_features = (tensor.unflatten(0, views.shape[:3]) for tensor in found)
         prior = model.prior
         return TemplateFeatures(
             features=features,
             descriptors=() if prior is None else prior.describe_templates(views.float() / 255, masks, features),
-            summaries=summaries if model.denoiser.presence is not None else None,
+            global_features=global_features if model.denoiser.presence is not None else None,
         )
 
     @torch.no_grad()
@@ -182,7 +180,7 @@ class DiffusionStage:
         return found[:, 0].float(), conditioning, noise
 
     def _denoise(self, conditioning: Conditioning) -> Denoise:
-        return lambda x, sigma: self.model.denoiser(x, sigma, conditioning)
+        return lambda x, sigma: self.model.denoiser(x, sigma, conditioning).latents
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> list[MaskResult]:
@@ -252,5 +250,5 @@ def prior_loss(maps: PriorMaps, masks: Tensor) -> Tensor:
     read_out = F.binary_cross_entropy_with_logits(maps.logits.float(), occupancy(masks, SUBCELL))
     covered = occupancy(masks, DOWNSAMPLING)
     background = (1 - covered.sum(1, keepdim=True)).clamp(min=0)
-    competition = -(maps.shares * torch.cat([covered, background], dim=1)[:, None]).sum(2).mean()
+    competition = -(maps.log_assignment * torch.cat([covered, background], dim=1)[:, None]).sum(2).mean()
     return read_out + 0.1 * competition

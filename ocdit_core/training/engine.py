@@ -18,7 +18,7 @@ from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Stra
 from lightning_fabric.wrappers import _FabricModule as FabricModule
 from torch import Tensor, nn
 
-from ocdit_core.models.device import pick_device
+from ocdit_core.models.checkpoints import pick_device
 from ocdit_core.models.mask_vae import MaskVAE
 from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.training.settings import LoopSettings

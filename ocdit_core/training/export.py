@@ -11,7 +11,7 @@ from torch import Tensor
 from ocdit_core.config import build, read_yaml
 from ocdit_core.errors import WeightsError
 from ocdit_core.files import write_text
-from ocdit_core.models.checkpoint import CONFIG_FILE, check_state, write_checkpoint
+from ocdit_core.models.checkpoints import CONFIG_FILE, check_state, write_checkpoint
 from ocdit_core.models.mask_vae import MaskVAE, MaskVAEConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
 from ocdit_core.training import checkpoints

@@ -9,7 +9,7 @@ import torch
 
 from ocdit_core.config import build, read_yaml
 from ocdit_core.errors import ConfigError
-from ocdit_core.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, check_state, read_weights
+from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, check_state, read_weights
 from ocdit_core.models.embeddings import IndexPosition, PatchPosition
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.ocdit import OCDiT

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 from ocdit_core.data.sampling import SampleSettings
 from ocdit_core.diffusion.edm import NoiseConfig
 from ocdit_core.errors import ConfigError
+from ocdit_core.models.embeddings import TrainingPositions
 from ocdit_core.models.ocdit import OCDiTConfig
-from ocdit_core.models.positions import TrainingPositions
 from ocdit_core.synthesis.composed_dataset import SyntheticDataSettings
 
 SETTINGS_FILE = "settings.yaml"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ocdit_core.errors import WeightsError
-from ocdit_core.models.checkpoint import check_state
+from ocdit_core.models.checkpoints import check_state
 from ocdit_core.training.average import WeightAverage
 from ocdit_core.training.data import TrainingData
 from ocdit_core.training.engine import Engine

@@ -8,7 +8,7 @@ import pytest
 
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.cli import main
-from ocdit_core.models.checkpoint import read_weights
+from ocdit_core.models.checkpoints import read_weights
 from ocdit_core.synthesis.bank import BankSettings, build_bank
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED
 from ocdit_core.training import checkpoints

@@ -56,7 +56,7 @@ def an_object(seed=0, name="mug"):
 
 
 def tensors(features):
-    return [t for t in (features.features, *features.descriptors, features.summaries) if t is not None]
+    return [t for t in (features.features, *features.descriptors, features.global_features) if t is not None]
 
 
 def equal(first, second):
@@ -186,7 +186,7 @@ def test_every_part_and_type_comes_back(tmp_path):
     features = TemplateFeatures(
         features=torch.randn(1, 1, 2, 3, 4, 4, dtype=torch.bfloat16),
         descriptors=(shared[0], shared.T, torch.arange(3)),
-        summaries=torch.randn(1, 1, 2, 3),
+        global_features=torch.randn(1, 1, 2, 3),
     )
     cache = FeatureCache(tmp_path / "new")
     cache.write("key", features)

@@ -45,10 +45,10 @@ def test_predictions_are_within_30_percent(objects, members, image_size, mlp_rat
     targets = model.encode_targets(TemplateFeatures(features=torch.randn(1, objects, 2, 16, 4, 4)))
     conditioning = model.condition(ImageFeatures(features=torch.randn(1, 16, *grid)), targets)
     needs = footprint(config, objects=objects, image_size=image_size)
-    (level,) = model.denoiser.levels([80.0])
+    level = model.denoiser.level(80.0)
     x = torch.randn(1, members, objects, 32, *grid)
     assert members * needs.evaluation == pytest.approx(
-        allocated(lambda: model.denoiser(x, level, conditioning)), rel=0.3
+        allocated(lambda: model.denoiser(x, level, conditioning).latents), rel=0.3
     )
     masks = torch.randn(objects, 32, *grid)
     assert objects * needs.mask == pytest.approx(allocated(lambda: model.decode_masks(masks)), rel=0.3)

@@ -24,7 +24,7 @@ def test_shapes_of_the_maps(backbone_similarity):
     maps = prior(image, objects)
     assert maps.channels.shape == (2, 3, 40 if backbone_similarity else 32, 4, 6)
     assert maps.logits.shape == (2, 3, 16, 24)
-    assert maps.shares.shape == (2, 3 if backbone_similarity else 2, 4, 4, 6)
+    assert maps.log_assignment.shape == (2, 3 if backbone_similarity else 2, 4, 4, 6)
     assert prior.query_part(maps, torch.randn(2, 3, 4, 4, 6)).shape == (2, 3, 24, 16)
 
 

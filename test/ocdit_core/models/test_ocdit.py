@@ -63,7 +63,7 @@ def denoise(model: OCDiT, image: ImageFeatures, templates: TemplateFeatures, sig
     batch, members = sigma.shape
     torch.manual_seed(2)
     x = torch.randn(1, 1, templates.features.shape[1], 4, *conditioning.grid).expand(batch, members, -1, -1, -1, -1)
-    return model.denoiser(x, sigma, conditioning)
+    return model.denoiser(x, sigma, conditioning).latents
 
 
 def rows(features, index):
@@ -247,7 +247,7 @@ def test_damaged_checkpoints_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"denoiser\.deepth: unknown setting; did you mean 'depth'"):
         OCDiT.from_pretrained(tmp_path)
     config.unlink()
-    with pytest.raises(WeightsError, match=r"holds no config\.yaml"):
+    with pytest.raises(WeightsError, match=r"has no config\.yaml"):
         OCDiT.from_pretrained(tmp_path)
     with pytest.raises(WeightsError, match="no such folder"):
         OCDiT.from_pretrained(tmp_path / "nowhere")
@@ -257,7 +257,7 @@ def test_nan_in_a_checkpoint_is_refused(tmp_path):
     model = make()
     model.denoiser.head.mlp[0].bias.data[3] = float("nan")
     model.save_pretrained(tmp_path)
-    with pytest.raises(WeightsError, match=r"denoiser\.head\.mlp\.0\.bias holds values that are not finite"):
+    with pytest.raises(WeightsError, match=r"denoiser\.head\.mlp\.0\.bias has values that are not finite"):
         OCDiT.from_pretrained(tmp_path)
 
 

@@ -11,9 +11,9 @@ import torch
 from ocdit_core.diffusion.samplers import SamplerConfig, sample
 from ocdit_core.errors import WeightsError
 from ocdit_core.models.backbones import BackboneConfig
+from ocdit_core.models.checkpoints import load_published, our_name
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, OCDiTConfig, TemplateFeatures
-from ocdit_core.models.published import load_published, our_name
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fill import array, value_of
@@ -73,7 +73,7 @@ def test_denoiser(model, conditioning, sigma):
     shape = (1, META["objects"], META["latent_channels"], *META["grid"])
     x = torch.from_numpy(array(f"case_a/x/{sigma}", shape, scale=np.sqrt(0.25 + sigma**2)))
     level = torch.full((1, 1), sigma)
-    denoised = model.denoiser(x[:, None], level, conditioning)[:, 0]
+    denoised = model.denoiser(x[:, None], level, conditioning).latents[:, 0]
     assert relative_error(denoised, f"denoised/{sigma}") < BAR
     uncertainty = model.denoiser.uncertainty(level)
     assert relative_error(uncertainty.reshape(EXPECTED[f"logvar/{sigma}"].shape), f"logvar/{sigma}") < BAR
@@ -86,7 +86,7 @@ def test_sampler_and_decoder(model, conditioning):
     config = SamplerConfig(
         steps=META["num_steps"], rho=META["rho"], sigma_min=META["sigma_min"], sigma_max=META["sigma_max"]
     )
-    latents = sample(lambda x, sigma: model.denoiser(x, sigma, conditioning), noise, config)
+    latents = sample(lambda x, sigma: model.denoiser(x, sigma, conditioning).latents, noise, config)
     assert relative_error(latents[0], "sample") < BAR
     probability = model.decode_masks(latents).mean(1)
     assert relative_error(probability, "probability") < BAR

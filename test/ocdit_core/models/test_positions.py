@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from ocdit_core.models.embeddings import IndexPosition
-from ocdit_core.models.positions import inference_positions, training_positions
+from ocdit_core.models.embeddings import IndexPosition, inference_positions, training_positions
 
 DRAWS = 2000
 

@@ -9,7 +9,7 @@ from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
-from ocdit_core.models.representation import PresenceToken, Projection, RepresentationConfig, target_crops
+from ocdit_core.models.representation import FeatureProjection, PresenceToken, RepresentationConfig, target_crops
 
 PLAIN = OCDiTConfig(
     image_size=(64, 96),
@@ -39,22 +39,22 @@ def evaluate(config: OCDiTConfig, *, train: bool = False, presence: torch.Tensor
     templates = model.encode_templates(torch.rand(2, 3, 2, 3, 32, 32, generator=generator), torch.ones(2, 3, 2, 32, 32))
     latents = torch.randn(2, 5, 3, 4, 4, 6, generator=generator)
     conditioning = model.condition(image, model.encode_targets(templates))
-    return model, image, templates, model.denoiser.denoise(latents, torch.full((2, 5), 3.0), conditioning, presence)
+    return model, image, templates, model.denoiser(latents, torch.full((2, 5), 3.0), conditioning, presence)
 
 
 def test_each_part_can_be_switched_on_alone():
     _, _, templates, plain = evaluate(PLAIN, train=True)
     assert plain.presence is None
     assert plain.middle is None
-    assert templates.summaries is None
+    assert templates.global_features is None
     _, _, templates, projected = evaluate(with_option(presence_token=False), train=True)
     assert projected.middle.shape == (2, 5, 3, 4 * 6, 32)
     assert projected.presence is None
-    assert templates.summaries is None
+    assert templates.global_features is None
     _, _, templates, entangled = evaluate(with_option(projection=False), train=True)
     assert entangled.presence.shape == (2, 5, 3, 24)
     assert entangled.middle is None
-    assert templates.summaries.shape == (2, 3, 2, 24)
+    assert templates.global_features.shape == (2, 3, 2, 24)
     assert plain.latents.shape == projected.latents.shape == entangled.latents.shape == (2, 5, 3, 4, 4, 6)
 
 
@@ -112,7 +112,7 @@ def test_presence_at_inference_is_that_of_the_tokens():
     # The head is zero at first: let it say what the first target's first view looks like.
     presence = model.denoiser.presence
     with torch.no_grad():
-        wanted = presence.standardised(templates.summaries[0, 0, 0])
+        wanted = presence.standardised(templates.global_features[0, 0, 0])
         presence.head.bias.copy_(wanted / presence.preconditioning.c_out(torch.tensor(80.0)))
     scores = model.presence_scores(image, model.encode_targets(templates), 80.0)
     assert scores[0, 0].item() == pytest.approx(1, abs=1e-4)
@@ -123,7 +123,7 @@ def test_presence_at_inference_is_that_of_the_tokens():
 
 
 def test_the_projection_compares_only_cells_that_show_the_target():
-    projection = Projection(8, 16, 3)
+    projection = FeatureProjection(8, 16, 3)
     projection.layers = torch.nn.Linear(8, 3)
     tokens = torch.randn(1, 1, 1, 6, 8)
     features = torch.randn(1, 3, 2, 3, requires_grad=True)
@@ -154,5 +154,5 @@ def test_targets_are_cut_out_on_black_in_the_square_around_them():
 
 
 def test_a_block_that_is_not_there_is_refused():
-    with pytest.raises(ConfigError, match=r"representation.block: 5"):
+    with pytest.raises(ConfigError, match=r"representation\.block: 5"):
         with_option(block=5)

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from ocdit_core.errors import WeightsError
-from ocdit_core.models.checkpoint import read_weights
+from ocdit_core.models.checkpoints import read_weights
 from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.training.data import TrainingData
 from ocdit_core.training.diffusion import DiffusionStage, choose_targets
