@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -14,7 +14,6 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.subscription import Subscription
 
 from ocdit_ros import topics
-from ocdit_ros.diagnostics import CameraMonitor
 from ocdit_ros.messages import InstanceNumbers, Numbering
 
 if TYPE_CHECKING:
@@ -47,6 +46,42 @@ class Frame:
     message: Any
     camera: Camera | None = None
     camera_info: CameraInfo | None = None
+
+
+@dataclass
+class CameraMonitor:
+    """State of one camera between reports; times are time.monotonic() seconds.
+
+    Attributes:
+        received_at: arrival of the last image; the time of activation before the first one.
+        processed_at: completion of the last frames, for the rate.
+        last_result: the last frame's result, for its latencies.
+        publishing: seconds that its publication took.
+        age: seconds from its stamp to its publication; None where it had no stamp.
+        stale: age in seconds of the last frame discarded for its age, and when.
+    """
+
+    received_at: float = 0.0
+    processed_at: deque[float] = field(default_factory=lambda: deque(maxlen=30))
+    last_result: Result | None = None
+    publishing: float = 0.0
+    age: float | None = None
+    stale: tuple[float, float] | None = None
+
+    def note(self, result: Result, *, now: float, publishing: float, age: float | None) -> None:
+        """Record a published frame."""
+        self.last_result, self.publishing, self.age = result, publishing, age
+        self.processed_at.append(now)
+
+    def rate(self, now: float) -> float:
+        """Return processed frames per second over the last 30 frames, falling while none comes."""
+        if len(self.processed_at) < 2:
+            return 0.0
+        return (len(self.processed_at) - 1) / max(
+            self.processed_at[-1] - self.processed_at[0],
+            now - self.processed_at[0] if now - self.processed_at[-1] > 5.0 else 0.0,
+            1e-6,
+        )
 
 
 def stamp_of(message: Any) -> Stamp:

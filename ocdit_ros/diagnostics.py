@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -16,48 +15,12 @@ from ocdit_ros.frame_queue import Counters
 if TYPE_CHECKING:
     from builtin_interfaces.msg import Time
 
-    from ocdit_ros.camera import Camera
+    from ocdit_ros.camera import Camera, CameraMonitor
     from ocdit_ros.parameters import Settings
-    from ocdit_ros.worker import Result, TargetSet
+    from ocdit_ros.worker import TargetSet
 
 EVENT_LASTS = 10.0
 """Seconds for which an error of one frame, or a warning, sets the level of the status."""
-
-
-@dataclass
-class CameraMonitor:
-    """State of one camera between reports; times are time.monotonic() seconds.
-
-    Attributes:
-        received_at: arrival of the last image; the time of activation before the first one.
-        processed_at: completion of the last frames, for the rate.
-        last_result: the last frame's result, for its latencies.
-        publishing: seconds that its publication took.
-        age: seconds from its stamp to its publication; None where it had no stamp.
-        stale: age in seconds of the last frame discarded for its age, and when.
-    """
-
-    received_at: float = 0.0
-    processed_at: deque[float] = field(default_factory=lambda: deque(maxlen=30))
-    last_result: Result | None = None
-    publishing: float = 0.0
-    age: float | None = None
-    stale: tuple[float, float] | None = None
-
-    def note(self, result: Result, *, now: float, publishing: float, age: float | None) -> None:
-        """Record a published frame."""
-        self.last_result, self.publishing, self.age = result, publishing, age
-        self.processed_at.append(now)
-
-    def rate(self, now: float) -> float:
-        """Return processed frames per second over the last 30 frames, falling while none comes."""
-        if len(self.processed_at) < 2:
-            return 0.0
-        return (len(self.processed_at) - 1) / max(
-            self.processed_at[-1] - self.processed_at[0],
-            now - self.processed_at[0] if now - self.processed_at[-1] > 5.0 else 0.0,
-            1e-6,
-        )
 
 
 @dataclass
