@@ -57,7 +57,11 @@ class BatchedModel:
                 part, own = x[chosen], _some_sets(conditioning, chosen)
             elif windows > 1:
                 part = x[:, begin * members : (begin + step) * members]
-                own = dataclasses.replace(conditioning, queries=conditioning.queries[:, chosen])
+                own = dataclasses.replace(
+                    conditioning,
+                    queries=conditioning.queries[:, chosen],
+                    draft=None if conditioning.draft is None else conditioning.draft[:, chosen],
+                )
             else:
                 part, own = x[:, chosen], conditioning
             parts.append(self._denoise(part, level, own, piece))
@@ -81,5 +85,6 @@ def _some_sets(conditioning: Conditioning, chosen: slice) -> Conditioning:
     return dataclasses.replace(
         conditioning,
         queries=conditioning.queries[chosen],
+        draft=None if conditioning.draft is None else conditioning.draft[chosen],
         templates=tuple((keys[rows], values[rows]) for keys, values in conditioning.templates),
     )

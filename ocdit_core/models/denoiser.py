@@ -71,12 +71,14 @@ class Conditioning:
         templates: keys and values of the template tokens for each block, (B O, heads, V T, D / heads).
         grid: (h, w) of the latents.
         prior: maps of the matching prior for each crop; None without it.
+        draft: (B, W, O, z, h, w) the matching prior's estimate of the latents; None without it.
     """
 
     queries: Tensor
     templates: tuple[KeysValues, ...]
     grid: tuple[int, int]
     prior: PriorMaps | None = None
+    draft: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +193,7 @@ class Denoiser(nn.Module):
             templates=targets.keys_values,
             grid=(image_features.shape[2], image_features.shape[3]),
             prior=prior,
+            draft=None if prior is None or prior.draft is None else prior.draft.unflatten(0, (sets, -1)),
         )
 
     def _blocks(self) -> list[Block]:
@@ -261,7 +264,12 @@ class Denoiser(nn.Module):
         if self.presence is not None and presence is not None:
             presence = self.presence.denoised(tokens[:, :, :, cells:], presence, sigma, noise_embedding)
         # eq. (5)
-        return Denoised(latents=c_skip * latents + c_out * raw, presence=presence, middle=middle)
+        denoised = c_skip * latents + c_out * raw
+        if conditioning.draft is not None:
+            # The same with the draft as the mean of the data, in place of 0: F_theta only corrects it.
+            members = latents.shape[1] // conditioning.draft.shape[1]
+            denoised = denoised + (1 - c_skip) * conditioning.draft.repeat_interleave(members, dim=1)
+        return Denoised(latents=denoised, presence=presence, middle=middle)
 
     def transform(
         self,

@@ -46,6 +46,7 @@ class MatchingPriorConfig:
         top: number of best matching template cells that are averaged.
         backbone_similarity: compare the backbone's features themselves, too: those of a pretrained backbone tell unseen
             objects apart better than a metric learned from few objects.
+        draft: predict the latents of the masks, which the denoiser corrects, and whether each object is there at all.
     """
 
     metric_channels: int = 32
@@ -53,6 +54,7 @@ class MatchingPriorConfig:
     hidden_channels: int = 64
     top: int = 4
     backbone_similarity: bool = False
+    draft: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +66,30 @@ class PriorMaps:
         logits: (B, O, 4h, 4w) mask logits of the read-out.
         log_assignment: (B, M, O + 1, h, w) log-probabilities that a cell shows each object or, last, the background, by
             each of the M feature measures alone.
+        draft: (B, O, z, h, w) estimates of the standardised latents of the masks; None without `config.draft`.
+        presence: (B, O) logits of each object being in the image at all; None without `config.draft`.
     """
 
     channels: Tensor
     logits: Tensor
     log_assignment: Tensor
+    draft: Tensor | None = None
+    presence: Tensor | None = None
+
+
+class _DilatedBlock(nn.Sequential):
+    """Residual block with a dilated convolution, zero at initialisation."""
+
+    def __init__(self, channels: int, dilation: int):
+        last = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(last.weight)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
+        super().__init__(nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation), nn.GELU(), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        return x + super().forward(x)
 
 
 class MatchingPrior(nn.Module):
@@ -95,6 +116,13 @@ class MatchingPrior(nn.Module):
             nn.GELU(),
             nn.Conv2d(hidden, SUBCELLS, 1),
         )
+        self.dilated = nn.ModuleList(_DilatedBlock(hidden, dilation) for dilation in (2, 4) if config.draft)
+        self.draft = self.presence = None
+        if config.draft:
+            self.draft = nn.Sequential(
+                nn.Conv2d(hidden + SUBCELLS, hidden, 3, padding=1), nn.GELU(), nn.Conv2d(hidden, latents, 1)
+            )
+            self.presence = nn.Sequential(nn.Linear(2 * (channels + hidden) + 2, 64), nn.GELU(), nn.Linear(64, 1))
         self.embed = nn.Sequential(nn.Linear(channels + SUBCELLS + latents, width), nn.GELU(), nn.Linear(width, width))
 
     def describe_image(self, images: Tensor, features: Tensor) -> tuple[Tensor, ...]:
@@ -161,9 +189,10 @@ class MatchingPrior(nn.Module):
         """Return the raw channels (B, O, channels, h w) and the log-assignments (B, measures, O + 1, h w)."""
         maps, assignments = [], []
         for number in range(self.measures):
-            similarity = torch.einsum("bdp,bond->bonp", image[number].flatten(2), templates[number])
-            top = similarity.topk(min(self.config.top, similarity.shape[2]), dim=2).values
-            best, mean = top[:, :, 0], top.mean(2)
+            # The template cells come last: topk is many times faster where they are contiguous.
+            similarity = torch.einsum("bdp,bond->bopn", image[number].flatten(2), templates[number])
+            top = similarity.topk(min(self.config.top, similarity.shape[3]), dim=3).values
+            best, mean = top[..., 0], top.mean(3)
             background = self.background[number].expand(best.shape[0], 1, best.shape[2])
             scores = torch.cat([self.temperature * (best - best.mean(2, keepdim=True)), background], dim=1)
             assignment = scores.float().log_softmax(dim=1)
@@ -186,13 +215,41 @@ class MatchingPrior(nn.Module):
         raw = torch.cat([raw.unflatten(3, (height, width)), projected], dim=2)
         channels = self.standardise(raw.flatten(0, 1))
         read = torch.cat([channels, context.repeat_interleave(objects, 0)], dim=1)
-        logits = F.pixel_shuffle(self.read_out(read), DOWNSAMPLING // SUBCELL)[:, 0]
+        hidden = self.read_out[:-1](read)
+        for block in self.dilated:
+            hidden = block(hidden)
+        cells = self.read_out[-1](hidden)
+        draft = presence = None
+        if self.draft is not None:
+            draft = self.draft(torch.cat([hidden, cells / 4], dim=1)).unflatten(0, (batch, objects))
+            presence = self._presence(torch.cat([channels, hidden], dim=1), cells).view(batch, objects)
+        logits = F.pixel_shuffle(cells, DOWNSAMPLING // SUBCELL)[:, 0]
         return PriorMaps(
             channels=channels.unflatten(0, (batch, objects)),
             logits=logits.unflatten(0, (batch, objects)),
+            # The colour measures have nothing to learn but a threshold.
             # Without the measures of colours, which have no weights to train but a threshold.
             log_assignment=assignments[:, ::2].unflatten(3, (height, width)),
+            draft=draft,
+            presence=presence,
         )
+
+    def _presence(self, cells: Tensor, logits: Tensor) -> Tensor:
+        """Return the logit of each object being in the image at all, (N,).
+
+        What the read-out saw is averaged over the mask that it drafts, and around its most probable cell.
+
+        Args:
+            cells: (N, C, h, w), what the read-out saw and its hidden channels.
+            logits: (N, 16, h, w) of the read-out; no gradient flows back through them.
+        """
+        assert self.presence is not None
+        logits, cells = logits.detach().float(), cells.float().flatten(2)
+        weight, peak = logits.sigmoid().mean(1).flatten(1), logits.amax(1).flatten(1)
+        mean = (cells * weight[:, None]).sum(2) / (weight.sum(1) + 1e-3)[:, None]
+        best = (cells * peak.softmax(1)[:, None]).sum(2)
+        size = torch.stack([weight.sum(1).clamp(min=1e-3).log(), peak.amax(1) / 4], dim=1)
+        return self.presence(torch.cat([mean, best, size], dim=1))[:, 0]
 
     def query_part(self, maps: PriorMaps, draft: Tensor) -> Tensor:
         """Return the embedding (B, O, h w, D), which is added to the query tokens.

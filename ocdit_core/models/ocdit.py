@@ -228,10 +228,11 @@ class OCDiT(nn.Module):
         if crops > 1:
             descriptors = tuple(part.repeat_interleave(crops, dim=0) for part in descriptors)
         maps = self.prior(image.descriptors, descriptors)
-        return self.prior.query_part(maps, self._draft(maps.logits)), maps
+        draft = self._encoded_draft(maps.logits) if maps.draft is None else maps.draft
+        return self.prior.query_part(maps, draft), maps
 
     @torch.no_grad()
-    def _draft(self, logits: Tensor) -> Tensor:
+    def _encoded_draft(self, logits: Tensor) -> Tensor:
         """Encode the read-out's probabilities as latents: logits (B, O, 4h, 4w) -> (B, O, z, h, w)."""
         soft = F.interpolate(logits.sigmoid(), scale_factor=SUBCELL, mode="bilinear", align_corners=False)
         return self.encode_masks(soft)

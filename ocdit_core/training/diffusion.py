@@ -57,20 +57,22 @@ class DiffusionStage:
         image, templates = self.encode(batch)
         parts: dict[str, Tensor] = {}
 
+        present = rearrange(batch["present"], "g s o -> (g s) o")
+        with torch.no_grad():
+            target = self.model.encode_masks(masks)[:, None].float()
         if step < self.settings.prior_only_steps and self.model.prior is not None:
-            loss = prior_loss(self.model.prior(image.descriptors, templates.descriptors), masks)
+            maps = self.model.prior(image.descriptors, templates.descriptors)
+            loss = prior_loss(maps, masks, target[:, 0], present)
             return self.settings.prior_weight * loss, {"prior": loss.detach()}
 
         targets = self.model.encode_targets(templates, *self._positions(batch, random))
         conditioning = self.model.condition(image, targets)
         total = masks.new_zeros(())
         if conditioning.prior is not None:
-            loss = prior_loss(conditioning.prior, masks)
+            loss = prior_loss(conditioning.prior, masks, target[:, 0], present)
             parts["prior"] = loss.detach()
             total = total + self.settings.prior_weight * loss
 
-        with torch.no_grad():
-            target = self.model.encode_masks(masks)[:, None].float()
         scenes, draws = batch["images"].shape[1], self.settings.noise_draws
         # One noise level for all objects of a sample.
         sigma = random.each(lambda g: draw_sigma(self.settings.noise, (scenes, draws), g)).flatten(0, 1)
@@ -242,13 +244,27 @@ def choose_targets(
     return {**batch, **picked}
 
 
-def prior_loss(maps: PriorMaps, masks: Tensor) -> Tensor:
-    """Return the matching prior's own loss against the share of each cell that a mask covers.
+def prior_loss(maps: PriorMaps, masks: Tensor, latents: Tensor, present: Tensor) -> Tensor:
+    """Return the matching prior's own loss.
 
-    Binary cross-entropy of the read-out, and for the metric a cross-entropy over the objects that compete for a cell.
+    Binary cross-entropy of the read-out against the fraction of each cell that a mask covers; for the metric, a
+    cross-entropy over the objects that compete for a cell; where the prior drafts latents, their squared error and the
+    cross-entropy of the objects' presence.
+
+    Args:
+        maps: of B images and O objects.
+        masks: (B, O, H, W) in [0, 1].
+        latents: (B, O, z, h, w), standardised latents of the masks.
+        present: (B, O) bool.
     """
     read_out = F.binary_cross_entropy_with_logits(maps.logits.float(), occupancy(masks, SUBCELL))
     covered = occupancy(masks, DOWNSAMPLING)
     background = (1 - covered.sum(1, keepdim=True)).clamp(min=0)
     competition = -(maps.log_assignment * torch.cat([covered, background], dim=1)[:, None]).sum(2).mean()
-    return read_out + 0.1 * competition
+    loss = read_out + 0.1 * competition
+    if maps.draft is None or maps.presence is None:
+        return loss
+    # Over sigma_data squared, as the denoiser's loss at high noise levels.
+    draft = (maps.draft.float() - latents).square().mean() / 0.25
+    presence = F.binary_cross_entropy_with_logits(maps.presence.float(), present.float())
+    return loss + 0.3 * draft + 0.2 * presence

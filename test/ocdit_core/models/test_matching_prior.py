@@ -1,7 +1,12 @@
 import pytest
 import torch
 
+from ocdit_core.models.backbones import BackboneConfig
+from ocdit_core.models.denoiser import DenoiserConfig
+from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig
+from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
+from ocdit_core.training.diffusion import prior_loss
 
 
 def described(prior, features, images, cells, templates, masks):
@@ -46,3 +51,55 @@ def test_the_backbones_similarity_is_1_where_a_cell_equals_a_template_cell():
     torch.testing.assert_close(best[1, :, :2], torch.ones(2, 2))
     assert (best[0] < 0.99).all()
     assert (best[1, :, 2:] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = OCDiTConfig(
+        image_size=(32, 48),
+        template_size=(32, 32),
+        backbone=BackboneConfig(kind="conv", channels=(8, 8, 16), blocks=1),
+        vae=MaskVAEConfig(
+            patch=4,
+            encoder_channels=(8, 8, 8),
+            decoder_channels=(8, 8, 8),
+            latent_channels=4,
+            groups=8,
+            attention_heads=2,
+        ),
+        denoiser=DenoiserConfig(width=32, depth=1, heads=2, max_objects=4, max_views=2),
+        matching_prior=MatchingPriorConfig(metric_channels=8, backbone_similarity=True, draft=True),
+    )
+    return OCDiT(config).eval()
+
+
+@torch.no_grad()
+def test_a_denoiser_that_adds_nothing_returns_the_draft_at_high_noise(model):
+    torch.nn.init.zeros_(model.denoiser.head.mlp[-1].weight)
+    torch.nn.init.zeros_(model.denoiser.head.mlp[-1].bias)
+    targets = model.encode_targets(model.encode_templates(torch.rand(1, 3, 2, 3, 32, 32), torch.ones(1, 3, 2, 32, 32)))
+    conditioning = model.condition(model.encode_image(torch.rand(2, 3, 32, 48)), targets)  # two windows
+    draft = conditioning.draft
+    assert draft.shape == (1, 2, 3, 4, 2, 3)
+    noisy = 80 * torch.randn(1, 4, *draft.shape[2:])  # two members each
+    found = model.denoiser(noisy, torch.full((1, 1), 80.0), conditioning)
+    torch.testing.assert_close(found, draft.repeat_interleave(2, dim=1), atol=0.02, rtol=0)
+    # Next to no noise: the input itself.
+    torch.testing.assert_close(
+        model.denoiser(draft, torch.full((1, 1), 1e-3), conditioning), draft, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_the_prior_learns_latents_and_presence(model):
+    targets = model.encode_targets(model.encode_templates(torch.rand(1, 3, 2, 3, 32, 32), torch.ones(1, 3, 2, 32, 32)))
+    image = model.encode_image(torch.rand(1, 3, 32, 48))
+    maps = model.prior(image.descriptors, targets.templates.descriptors)
+    masks = (torch.rand(1, 3, 32, 48) > 0.5).float()
+    present = torch.tensor([[True, False, True]])
+    exact = prior_loss(maps, masks, maps.draft.detach(), present)
+    off = prior_loss(maps, masks, maps.draft.detach() + 0.5, present)
+    assert (off - exact).item() == pytest.approx(0.3 * 0.25 / 0.25, rel=1e-4)
+    exact.backward()
+    assert model.prior.presence[0].weight.grad.abs().sum() > 0
+    assert model.prior.draft[0].weight.grad is not None
