@@ -479,8 +479,8 @@ def write_model(folder: str | Path, object_id: int, model: Model) -> dict[str, A
     """
     from trimesh.visual import ColorVisuals, TextureVisuals
 
-    from ocdit_core.objects.materials import texture_of
     from ocdit_core.objects.meshes import diameter
+    from ocdit_core.objects.surfaces import texture_of
 
     path = model_path(folder, object_id)
     if not len(model.mesh.faces):

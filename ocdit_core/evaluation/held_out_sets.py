@@ -14,7 +14,7 @@ import numpy as np
 
 from ocdit_core.data.frame import Frame
 from ocdit_core.errors import ConfigError, DataError
-from ocdit_core.objects.parsing import FORMATS
+from ocdit_core.objects.formats import FORMATS
 
 Part = Literal["train", "validation", "report"]
 

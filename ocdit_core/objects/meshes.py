@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ocdit_core.errors import ConfigError, MeshError
-from ocdit_core.objects.merging import merge
-from ocdit_core.objects.parsing import check_format, parse
-from ocdit_core.objects.sources import SourceFiles, missing_lines
+from ocdit_core.objects.formats import check_format, parse
+from ocdit_core.objects.parts import join
+from ocdit_core.objects.sources import SourceFiles
 
 if TYPE_CHECKING:
     import trimesh
@@ -30,6 +30,8 @@ UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254}
 
 MIN_DIAMETER, MAX_DIAMETER = 0.005, 5.0
 """Metres: what is smaller or larger is a wrong unit, or no object that a robot's camera meets."""
+ABSURD = (0.0005, 20.0)
+"""Metres: even a unit that the file states is not believed beyond these."""
 INFO = "models_info.json"
 _MODEL = re.compile(r"obj_(\d{6})\.ply")
 # Folders of the same objects in the same frames, at other resolutions: where they have no file of their own.
@@ -44,7 +46,7 @@ class CadModel:
         mesh: one triangle mesh in metres, in the file's own frame, with a texture, vertex colours, or neither. Where
             the file states them, `mesh.metadata` holds "metallic" and "roughness", means over the surface in 0..1.
         diameter: the largest distance between two of its points, metres.
-        unit: the unit of the file's numbers: "m", "cm", "mm" or "in".
+        unit: the unit of the file's numbers, as `ChosenUnit.name`.
         guessed: whether the unit was concluded from the size, neither given nor stated by the file.
         sha256: of the files read, one after the other in the order of `sources`, hexadecimal.
         sources: names of the files that the model was read from, relative to the main one's folder: the main one
@@ -80,14 +82,14 @@ def read_cad(path: str | Path, unit: str = "auto") -> CadModel:
     A model of a BOP folder (obj_000001.ply beside models_info.json) is in millimetres and has its symmetries.
 
     Args:
-        path: a GLB, glTF, OBJ, PLY, STL, OFF, COLLADA or 3MF file.
-        unit: "m", "cm", "mm", "in", or "auto": what the file states if that makes a plausible size, else concluded
-            from the size; `choose_unit` has the rule. The choice is logged; overriding the file is a warning.
+        path: a file of one of `formats.FORMATS`, or, with optional packages, `formats.CAD_FORMATS`.
+        unit: "m", "cm", "mm", "in", or "auto": what the file states, else concluded from the size; `choose_unit` has
+            the rule. The choice is logged.
 
     Raises:
         ConfigError: an unknown unit.
         MeshError: missing, a folder, empty, of an unknown format, truncated or damaged, without faces, with vertices
-            that are not finite, too large a file, or of a size outside 5 mm .. 5 m; or models_info.json is damaged.
+            that are not finite, too large a file, or of an absurd size; or models_info.json is damaged.
     """
     check_unit(unit)
     path = Path(path)
@@ -98,10 +100,13 @@ def read_cad(path: str | Path, unit: str = "auto") -> CadModel:
     parsed = parse(files, data)
     source = info_source(path)
     info = parse_info(path, source, files.add(source)) if source is not None else None
-    mesh = _without_degenerate_faces(path, merge(parsed.parts, linear_colours=parsed.linear_colours))
+    joined, undrawn = join(parsed.parts)
+    mesh = _without_degenerate_faces(path, joined)
     size = diameter(mesh.vertices)
-    chosen = choose_unit(path, size, given=unit, stated="mm" if info is not None else _unit_name(parsed.unit))
-    scale = UNITS[chosen.name]
+    convention = path.suffix.lower() in (".glb", ".gltf") and info is None
+    stated = UNITS["mm"] if info is not None else parsed.unit
+    chosen = choose_unit(path, size, given=unit, stated=stated, convention=convention)
+    scale = chosen.metres
     if unit == "auto" and chosen.warning is None:
         logger.info(
             "%s: unit %s (%s), so it is %.3g m wide; --unit to change", path.name, chosen.name, chosen.how, size * scale
@@ -122,8 +127,7 @@ def read_cad(path: str | Path, unit: str = "auto") -> CadModel:
         symmetries_discrete=discrete,
         symmetries_continuous=continuous,
         warnings=(
-            *missing_lines(files),
-            *parsed.warnings,
+            *(f"{path.name}: {line}" for line in dict.fromkeys([*files.warnings, *parsed.warnings, *undrawn])),
             *([chosen.warning] if chosen.warning is not None else []),
             *_diameter_warning(path, size, info),
         ),
@@ -179,23 +183,18 @@ class ChosenUnit:
     """The unit that a file is read in, and why.
 
     Attributes:
-        name: a key of UNITS.
+        name: "m", "cm", "mm", "in", "ft", "um", or a length such as "0.5 m".
+        metres: in one unit.
         how: the reason in words.
         guessed: whether it was concluded from the size.
-        warning: a line for the user where the file states another unit; None otherwise.
+        warning: a line for the user where the size is implausible, or the file states another unit.
     """
 
     name: str
+    metres: float
     how: str
-    guessed: bool
+    guessed: bool = False
     warning: str | None = None
-
-
-def _unit_name(metres: float | None) -> str | None:
-    """Return the key of UNITS for a length in metres, None where there is none."""
-    if metres is None:
-        return None
-    return next((name for name, length in UNITS.items() if abs(metres / length - 1) < 1e-3), None)
 
 
 def check_unit(unit: str) -> str:
@@ -209,50 +208,66 @@ def check_unit(unit: str) -> str:
     return unit
 
 
-def choose_unit(path: Path, size: float, *, given: str = "auto", stated: str | None = None) -> ChosenUnit:
+def choose_unit(
+    path: Path, size: float, *, given: str = "auto", stated: float | None = None, convention: bool = False
+) -> ChosenUnit:
     """Choose the unit of an object that is `size` units wide.
 
-    A plausible object is 5 mm to 5 m wide. The rule, first match first:
+    A plausible object is 5 mm to 5 m wide; one below 0.5 mm or above 20 m is absurd. The rule, first match first:
 
-    1. a unit that is given is taken, and an object that it makes implausible is refused;
-    2. the unit that the file states (glTF: metres; COLLADA and 3MF: in the file; a BOP models folder: millimetres) is
-       taken if it makes the object plausible;
-    3. otherwise the size decides: up to 2 units are metres, below 20 centimetres, above that millimetres, since what
+    1. a unit that is given is taken; an implausible size is a warning, an absurd one is refused;
+    2. a unit that the file states is taken; an implausible size is a warning, an absurd one leads to rule 4;
+    3. a unit that is only the format's convention (glTF: metres) is taken if the size is plausible;
+    4. otherwise the size decides: up to 2 units are metres, below 20 centimetres, above that millimetres, since what
        fits in a hand or stands on a table is far more common than what fills a room. Many files are glTF by name but
-       were exported in another unit: a can of 67 x 67 x 122 units is 0.14 m, not 139 m. Where this overrides a
-       stated unit there is a warning;
-    4. what is below 0.005 or above 5000 units wide makes sense in no unit and is refused.
+       were exported in another unit: a can of 67 x 67 x 122 units is 0.14 m, not 139 m. Overruling a unit is a
+       warning; what is then implausible is refused.
 
     Args:
         path: of the file, for messages.
         size: the object's diameter in the file's numbers, above 0.
         given: "auto", or a key of UNITS.
-        stated: the unit that the file states, if any.
+        stated: metres in the unit that the file or its format states, if any.
+        convention: whether it is the format's convention, so that nobody chose it for this file.
 
     Raises:
         ConfigError: `given` is unknown.
-        MeshError: the size is implausible.
+        MeshError: the size is absurd.
     """
-    if check_unit(given) != "auto":
-        unit = ChosenUnit(name=given, how="given", guessed=False)
-    elif stated is not None and MIN_DIAMETER <= size * UNITS[stated] <= MAX_DIAMETER:
-        unit = ChosenUnit(name=stated, how="stated by the file", guessed=False)
-    else:
-        name = "m" if size <= 2 else "cm" if size < 20 else "mm"
-        warning = None
-        if stated is not None:
+    plausible = f"outside {MIN_DIAMETER * 1000:g} mm .. {MAX_DIAMETER:g} m"
+    advice = "say which it is with --unit m, cm, mm or in"
+    if check_unit(given) != "auto" or stated is not None:
+        metres = UNITS[given] if given != "auto" else stated or 1.0
+        known = {**UNITS, "ft": 0.3048, "um": 1e-6}
+        name = next((name for name, length in known.items() if abs(metres / length - 1) < 1e-3), f"{metres:g} m")
+        how = "given" if given != "auto" else "stated by the file"
+        width = size * metres
+        if MIN_DIAMETER <= width <= MAX_DIAMETER:
+            return ChosenUnit(name=name, metres=metres, how=how)
+        if ABSURD[0] <= width <= ABSURD[1] and not (convention and given == "auto"):
             warning = (
-                f"{path.name}: would be {size * UNITS[stated]:.3g} m wide in {stated}, the unit that the file states; "
-                f"taken as {name}, {size * UNITS[name]:.3g} m; --unit to change"
+                f"{path.name}: is {width:.3g} m wide, the unit being {name} ({how}), which is {plausible}; {advice}"
             )
-        unit = ChosenUnit(name=name, how="guessed from the size", guessed=True, warning=warning)
-    metres = size * UNITS[unit.name]
-    if not MIN_DIAMETER <= metres <= MAX_DIAMETER:
+            return ChosenUnit(name=name, metres=metres, how=how, warning=warning)
+        if given != "auto":
+            raise MeshError(
+                f"{path}: is {size:.4g} units wide, {width:.3g} m if the unit is {name} (given), "
+                f"which is {plausible}; {advice}"
+            )
+    guess = "m" if size <= 2 else "cm" if size < 20 else "mm"
+    width = size * UNITS[guess]
+    if not MIN_DIAMETER <= width <= MAX_DIAMETER:
         raise MeshError(
-            f"{path}: is {size:.4g} units wide, {metres:.3g} m if the unit is {unit.name} ({unit.how}), which is "
-            f"outside {MIN_DIAMETER * 1000:g} mm .. {MAX_DIAMETER:g} m; say which it is with --unit m, cm, mm or in"
+            f"{path}: is {size:.4g} units wide, {width:.3g} m if the unit is {guess} (guessed from the size), "
+            f"which is {plausible}; {advice}"
         )
-    return unit
+    overruled: str | None = None
+    if stated is not None:
+        overruled = (
+            f"{path.name}: would be {size * stated:.3g} m wide in {name}, the unit that the file states; "
+            f"taken as {guess}, {width:.3g} m; --unit to change"
+        )
+    return ChosenUnit(name=guess, metres=UNITS[guess], how="guessed from the size", guessed=True, warning=overruled)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

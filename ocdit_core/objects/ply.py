@@ -1,111 +1,227 @@
-"""PLY files made fit for trimesh, which passes over colours beside texture coordinates and wants faces of one size."""
+"""PLY files: text and binary, with colours of vertices or faces, and one or several textures.
+
+http://paulbourke.net/dataformats/ply/
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
+from ocdit_core.objects.formats import part_of
+from ocdit_core.objects.parts import Material, ParsedFile, Part, rgba
 from ocdit_core.objects.sources import SourceFiles
 
-_COORDINATES = re.compile(rb"(?m)^(property [^\n]*\b)(texture_u|texture_v|u|v|s|t|texcoord)(\s*)$")
-_TEXTURE = re.compile(rb"(?mi)^comment\s+texturefile\s+([^\n]+)$")
-_END = re.compile(rb"(?m)^end_header[ \t]*\r?\n")
+Array = NDArray[Any]
+_END = re.compile(rb"(?m)^[ \t]*end_header[ \t]*(\r\n|\n|\r)")
+_TEXTURE = re.compile(r"(?i)comment\s+texturefile\s+(.+)")
 _TYPES = {
-    **dict.fromkeys((b"char", b"int8"), "i1"),
-    **dict.fromkeys((b"uchar", b"uint8"), "u1"),
-    **dict.fromkeys((b"short", b"int16"), "i2"),
-    **dict.fromkeys((b"ushort", b"uint16"), "u2"),
-    **dict.fromkeys((b"int", b"int32"), "i4"),
-    **dict.fromkeys((b"uint", b"uint32"), "u4"),
-    **dict.fromkeys((b"float", b"float32"), "f4"),
-    **dict.fromkeys((b"double", b"float64"), "f8"),
+    **dict.fromkeys(("char", "int8"), "i1"),
+    **dict.fromkeys(("uchar", "uint8"), "u1"),
+    **dict.fromkeys(("short", "int16"), "i2"),
+    **dict.fromkeys(("ushort", "uint16"), "u2"),
+    **dict.fromkeys(("int", "int32"), "i4"),
+    **dict.fromkeys(("uint", "uint32"), "u4"),
+    **dict.fromkeys(("float", "float32"), "f4"),
+    **dict.fromkeys(("double", "float64"), "f8"),
 }
+_COLOURS = [[f"{prefix}{name}" for name in ("red", "green", "blue")] for prefix in ("", "diffuse_")] + [["r", "g", "b"]]
+_COORDINATES = (("texture_u", "texture_v"), ("s", "t"), ("u", "v"), ("texcoord_u", "texcoord_v"), ("tx", "ty"))
+_DRAWN = ("vertex", "face", "tristrips")
 
 
-def readable_ply(files: SourceFiles, data: bytes) -> bytes:
-    """Return a PLY file that trimesh reads as it is meant.
+@dataclass
+class _Element:
+    """Rows of one kind; each property has a type, and a type of its count if it is a list."""
 
-    Its texture coordinates go if its texture is missing, or if it names none: MeshLab writes colours and coordinates
-    together, and trimesh drops the colours as soon as it sees coordinates. In a binary file, faces of different
-    numbers of corners (Blender writes them) become triangles.
+    name: str
+    count: int
+    properties: list[tuple[str, str, str | None]] = field(default_factory=list)
+
+
+def read_ply(files: SourceFiles, data: bytes) -> ParsedFile:
+    """Read a PLY file.
+
+    Colours count where there is no texture: many programs write coordinates and colours together.
 
     Raises:
         MeshError: the header has no end.
     """
     end = _END.search(data[: 1 << 20])
-    if end is None:
+    if end is None or data[:3] != b"ply":
         raise MeshError(f"{files.path}: damaged, truncated, or not a .ply mesh (its header does not end)")
-    header, body = data[: end.end()], data[end.end() :]
-    named = _TEXTURE.search(header)
-    if named is not None:
-        name = named.group(1).decode("utf-8", "replace").strip()
-        if files.exists(name):
-            return _triangulated(header, body)
-        files.note_missing(name)
-        header = _TEXTURE.sub(b"comment", header)
-    return _triangulated(_COORDINATES.sub(rb"\1unused_\2\3", header), body)
+    header = data[: end.start()].decode("utf-8", "replace").replace("\r", "\n").split("\n")
+    layout, elements, names = "", list[_Element](), list[str]()
+    for line in header:
+        words = line.split()
+        if match := _TEXTURE.match(line.strip()):
+            names.append(match[1].strip())
+        elif words[:1] == ["format"]:
+            layout = words[1]
+        elif words[:1] == ["element"]:
+            elements.append(_Element(words[1], int(words[2])))
+        elif words[:2] == ["property", "list"]:
+            elements[-1].properties.append((words[4], _TYPES[words[3]], _TYPES[words[2]]))
+        elif words[:1] == ["property"]:
+            elements[-1].properties.append((words[2], _TYPES[words[1]], None))
+    body = data[end.end() :]
+    if layout == "ascii":
+        tables = _from_text(np.array(body.split(), dtype=np.float64), elements)
+    else:
+        tables = _from_bytes(body, elements, ">" if "big" in layout else "<")
+    warnings = [f"{e.count} {e.name} elements are not drawn" for e in elements if e.name not in _DRAWN and e.count]
+    return ParsedFile(parts=_parts(files, tables, names, warnings), warnings=warnings)
 
 
-def _triangulated(header: bytes, body: bytes) -> bytes:
-    """Return the file with triangles for a binary list of faces of several sizes; any other file as it is."""
-    layout = _layout(header)
-    if layout is None:
-        return header + body
-    endian, vertices, row, faces, before, kinds, after = layout
-    start = vertices * row
-    count_type, index_type = (np.dtype(endian + kind) for kind in kinds)
-    fixed, size = before + count_type.itemsize + after, index_type.itemsize
-    if not faces or len(body) < start + fixed:
-        return header + body
-    first = int(np.frombuffer(body, count_type, 1, start + before)[0])
-    if start + faces * (fixed + first * size) == len(body):
-        return header + body  # one size for all: trimesh's own case
-    triangles: list[np.ndarray] = []
-    at = start
-    try:
-        for _ in range(faces):
-            corners = int(np.frombuffer(body, count_type, 1, at + before)[0])
-            face = np.frombuffer(body, index_type, corners, at + before + count_type.itemsize)
-            if corners >= 3:
-                triangles.append(np.stack([np.full(corners - 2, face[0]), face[1:-1], face[2:]], axis=1))
-            at += fixed + corners * size
-    except ValueError:
-        return header + body  # truncated, which trimesh finds too
-    if not triangles or at > len(body):
-        return header + body
-    joined = np.concatenate(triangles).astype("<i4" if endian == "<" else ">i4")
-    rows = np.empty(len(joined), [("n", "u1"), ("face", joined.dtype, 3)])
-    rows["n"], rows["face"] = 3, joined
-    head = header[: header.index(b"element face")]
-    head += b"element face %d\nproperty list uchar int vertex_indices\nend_header\n" % len(joined)
-    return head + body[:start] + rows.tobytes()
+def _from_text(numbers: Array, elements: list[_Element]) -> dict[str, dict[str, Any]]:
+    """Return the columns of each element, from all the numbers of a text file."""
+    tables: dict[str, dict[str, Any]] = {}
+    at = 0
+    for element in elements:
+        columns: dict[str, Any] = {name: [] for name, _, _ in element.properties}
+        lists = [count is not None for _, _, count in element.properties]
+        width = len(lists)
+        if not any(lists):
+            rows = numbers[at : at + element.count * width].reshape(element.count, width)
+            columns = {name: rows[:, i] for i, (name, _, _) in enumerate(element.properties)}
+            at += rows.size
+        else:
+            for _ in range(element.count):
+                for (name, kind, _), listed in zip(element.properties, lists, strict=True):
+                    size = int(numbers[at]) if listed else 1
+                    values = numbers[at + listed : at + listed + size]
+                    if len(values) < size:
+                        raise ValueError("too few numbers")
+                    columns[name].append(
+                        values.astype(int) if listed and kind[0] != "f" else values if listed else values[0]
+                    )
+                    at += listed + size
+        tables[element.name] = columns
+        for name, kind, count in element.properties:
+            if count is None:
+                columns[name] = np.asarray(columns[name]).astype(kind)
+    return tables
 
 
-def _layout(header: bytes) -> tuple[str, int, int, int, int, tuple[str, str], int] | None:
-    """Return byte order, vertices, bytes a vertex, faces, bytes before a face's list, its types, bytes after it.
+def _from_bytes(body: bytes, elements: list[_Element], endian: str) -> dict[str, dict[str, Any]]:
+    """Return the columns of each element of a binary file."""
+    tables: dict[str, dict[str, Any]] = {}
+    at = 0
+    for element in elements:
+        if not element.count:
+            tables[element.name] = {name: [] for name, _, _ in element.properties}
+            continue
+        # One size for all lists, that of the first row, is by far the most common: read at once.
+        first, sizes = at, list[int]()
+        for _, kind, count in element.properties:
+            size = 1
+            if count is not None:
+                size = int(np.frombuffer(body, endian + count, 1, first)[0])
+                first += np.dtype(count).itemsize
+            sizes.append(size)
+            first += size * np.dtype(kind).itemsize
+        fields: list[Any] = []
+        for (name, kind, count), size in zip(element.properties, sizes, strict=True):
+            fields += [(f"count of {name}", endian + count)] if count is not None else []
+            fields.append((name, endian + kind, (size,)) if count is not None else (name, endian + kind))
+        row = np.dtype(fields)
+        uniform = len(body) >= at + element.count * row.itemsize
+        if uniform:
+            rows = np.frombuffer(body, row, element.count, at)
+            uniform = all(
+                count is None or bool((rows[f"count of {name}"] == size).all())
+                for (name, _, count), size in zip(element.properties, sizes, strict=True)
+            )
+        if uniform:
+            tables[element.name] = {name: rows[name] for name, _, _ in element.properties}
+            at += element.count * row.itemsize
+            continue
+        columns: dict[str, Any] = {name: [] for name, _, _ in element.properties}
+        for _ in range(element.count):
+            for name, kind, count in element.properties:
+                size = 1
+                if count is not None:
+                    size = int(np.frombuffer(body, endian + count, 1, at)[0])
+                    at += np.dtype(count).itemsize
+                values = np.frombuffer(body, endian + kind, size, at)
+                at += values.nbytes
+                columns[name].append(values if count is not None else values[0])
+        for name, _, count in element.properties:
+            columns[name] = columns[name] if count is not None else np.array(columns[name])
+        tables[element.name] = columns
+    return tables
 
-    None for a text file, and for any but the usual order: vertices of plain numbers, then faces with one list.
-    """
-    lines = [line.split() for line in header.splitlines()]
-    lines = [line for line in lines if line and line[0] in (b"format", b"element", b"property")]
-    if not lines or lines[0][0] != b"format" or b"binary" not in lines[0][1]:
-        return None
-    endian = ">" if b"big" in lines[0][1] else "<"
-    elements = [index for index, line in enumerate(lines) if line[0] == b"element"]
-    if len(elements) < 2 or [lines[index][1] for index in elements[:2]] != [b"vertex", b"face"]:
-        return None
-    stop = elements[2] if len(elements) > 2 else len(lines)
-    vertex, face = lines[elements[0] + 1 : elements[1]], lines[elements[1] + 1 : stop]
-    lists = [index for index, line in enumerate(face) if line[1] == b"list"]
-    try:
-        if len(lists) != 1 or face[lists[0]][4] not in (b"vertex_indices", b"vertex_index"):
-            return None
-        row = sum(np.dtype(_TYPES[line[1]]).itemsize for line in vertex)
-        sizes = [0 if index in lists else np.dtype(_TYPES[line[1]]).itemsize for index, line in enumerate(face)]
-        kinds = (_TYPES[face[lists[0]][2]], _TYPES[face[lists[0]][3]])
-        vertices, faces = (int(lines[index][2]) for index in elements[:2])
-    except (KeyError, IndexError, ValueError):
-        return None  # not a PLY header: trimesh says what is wrong with it
-    return endian, vertices, row, faces, sum(sizes[: lists[0]]), kinds, sum(sizes[lists[0] :])
+
+def _parts(files: SourceFiles, tables: dict[str, Any], names: list[str], warnings: list[str]) -> list[Part]:
+    vertex, face = tables["vertex"], tables.get("face", {})
+    points = np.stack([np.asarray(vertex[axis], dtype=np.float64) for axis in "xyz"], axis=1)
+    polygons: Any = next((face[name] for name in ("vertex_indices", "vertex_index") if name in face), [])
+    if isinstance(polygons, np.ndarray):
+        polygons = polygons.astype(np.int64)
+    else:
+        polygons = [polygon.astype(np.int64) for polygon in polygons]
+    for strip in tables.get("tristrips", {}).get("vertex_indices", []):
+        polygons = [*polygons, *_strip(np.asarray(strip))]
+    if not len(polygons):
+        return []
+    sizes = np.array([len(polygon) for polygon in polygons])
+    corner = np.concatenate([np.asarray(polygon) for polygon in polygons]).astype(np.int64)
+    owner = np.repeat(np.arange(len(polygons)), sizes)
+    textures = [files.texture(name) for name in names]
+    if textures and "texcoord" in face and len(face["texcoord"]) == len(polygons):
+        wedges = np.concatenate(
+            [np.asarray(row, dtype=np.float64)[: 2 * n] for row, n in zip(face["texcoord"], sizes, strict=True)]
+        )
+        uv = (wedges.reshape(-1, 2), np.arange(len(corner)))
+        if len(wedges) != 2 * len(corner):
+            raise ValueError("texture coordinates do not fit the faces")
+    elif textures and (pair := next((p for p in _COORDINATES if p[0] in vertex and p[1] in vertex), None)):
+        uv = (np.stack([np.asarray(vertex[name], dtype=np.float64) for name in pair], axis=1), corner)
+    else:
+        if any(texture is not None for texture in textures):
+            warnings.append("a texture without coordinates is not drawn")
+        return [part_of(polygons, points, Material(), colours=_colours(vertex, face, corner, owner))]
+    number = np.zeros(len(polygons), np.int64)
+    if "texnumber" in face and len(names) > 1:
+        number = np.asarray(face["texnumber"]).astype(np.int64)
+    parts = []
+    for index in np.unique(number):
+        which = np.flatnonzero(number == index)
+        mine = np.isin(owner, which)
+        texture = textures[index] if 0 <= index < len(textures) else None
+        chosen = polygons[which] if isinstance(polygons, np.ndarray) else [polygons[i] for i in which]
+        colours = None
+        if texture is None:
+            stored = _colours(vertex, face, corner, owner)
+            colours = None if stored is None else (stored[0], stored[1][mine])
+        coordinates = (uv[0], uv[1][mine]) if texture is not None else None
+        parts.append(part_of(chosen, points, Material(texture=texture), uv=coordinates, colours=colours))
+    return parts
+
+
+def _strip(indices: Array) -> list[list[int]]:
+    """Return the triangles of strips that -1 separates."""
+    triangles, run = [], list[int]()
+    for index in indices.tolist():
+        run = [] if index < 0 else [*run, index]
+        if len(run) >= 3:
+            a, b, c = run[-3:]
+            triangles.append([a, b, c] if len(run) % 2 else [b, a, c])
+    return triangles
+
+
+def _colours(vertex: dict[str, Any], face: dict[str, Any], corner: Array, owner: Array) -> tuple[Array, Array] | None:
+    """Return sRGB colours (N, 3) in 0..1 and the index of each corner; those of vertices before those of faces."""
+    for table, index in ((vertex, corner), (face, owner)):
+        for names in _COLOURS:
+            if all(name in table for name in names):
+                values = np.stack([np.asarray(table[name]) for name in names], axis=1)
+                if values.dtype.itemsize > 2 and values.max(initial=0) > 1:
+                    values = values.clip(0, 255).astype(np.uint8)
+                return rgba(values)[:, :3], index
+    return None

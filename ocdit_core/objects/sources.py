@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
 
 MAX_BYTES = 1 << 30
 """A larger file is refused by its size, before it is read."""
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tga", ".tif", ".tiff", ".webp", ".gif", ".dds")
-_NEUTRAL = (165, 165, 165)
+MAX_PIXELS = 400_000_000
+"""A texture of more pixels is refused from its header."""
+MAX_SIDE, REDUCED_SIDE = 8192, 4096
+"""A texture with a longer side is reduced to the second length: views are 128 pixels wide."""
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tga", ".tif", ".tiff", ".webp", ".avif", ".gif", ".dds", ".ktx2")
+
+Pixels = NDArray[np.uint8]
 
 
 def source_digest(path: str | Path, sources: Iterable[str]) -> str | None:
@@ -47,27 +58,24 @@ def source_digest(path: str | Path, sources: Iterable[str]) -> str | None:
 
 
 class SourceFiles:
-    r"""Reads a main file and what it names, and keeps the list: trimesh's resolver, with a memory.
+    r"""Reads a main file and what it names, and keeps the list.
 
-    A name is looked up in the main file's folder as it stands (`../textures/a.png` included), then by its last part
-    alone, as files that were moved from another machine need it (`C:\models\a.png`).
+    A name is looked up beside the file that names it, then beside the main one (a symbolic link: also beside its
+    target), as it stands and then by its last part alone, as files that were moved from another machine need it
+    (`C:\models\a.png`); upper and lower case count only where both exist.
 
     Attributes:
         path: the main file.
         names: relative to its folder, in the order asked for, the main one first; those that are missing included.
-        missing: the names, as the files give them, that were looked for in vain.
-        problem: the first thing found wrong with a file that does exist; trimesh's parsers would pass over it.
+        warnings: what is missing or was reduced, without the file's name.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.names: list[str] = []
-        self.missing: list[str] = []
-        self.problem: str | None = None
-        # What trimesh names a geometry after, and looks at to tell a resolver.
-        self.file_name = path.name
+        self.warnings: list[str] = []
         self._read: dict[str, bytes] = {}
-        self._joined: dict[str, list[str]] = {}
+        self._textures: dict[str, Pixels | None] = {}
         self._digest = hashlib.sha256()
 
     @property
@@ -93,80 +101,101 @@ class SourceFiles:
         return data
 
     def add(self, name: str) -> bytes:
-        """Return the bytes of a file beside the main one that belongs to the model, `name` relative to its folder.
+        """Return the bytes of a file that belongs to the model, `name` relative to the main one's folder.
 
         Raises:
             MeshError: it is missing, too large or cannot be read.
         """
-        try:
-            data = _bounded(self.path.parent / name)
-        except OSError as error:
-            raise MeshError(f"{self.path.parent / name}: cannot be read ({error.strerror})") from error
-        self._note(name, data)
-        return data
+        if name not in self._read:
+            try:
+                data = _bounded(self.path.parent / name)
+            except (MeshError, OSError) as error:
+                reason = str(error) if isinstance(error, MeshError) else f"{name} ({error.strerror})"
+                raise MeshError(f"{self.path}: needs a file that cannot be read: {reason}") from error
+            self._note(name, data)
+        return self._read[name]
 
-    def join(self, name: str, names: list[str]) -> None:
-        """Let `get(name)` return the texts of several files, one after the other; those that are missing are noted."""
-        self._joined[name] = names
+    def find(self, name: str, folder: str = "") -> str | None:
+        """Return a file's path relative to the main one's folder, or None.
 
-    def exists(self, name: str) -> bool:
-        """Return whether a file of that name, as a mesh file gives it, would be found."""
-        return any((self.path.parent / candidate).is_file() for candidate in _candidates(name))
+        Args:
+            name: as a mesh or material file gives it.
+            folder: of the file that names it, relative to the main one's folder.
+        """
+        here = self.path.parent
+        folders = dict.fromkeys([here / folder, here, self.path.resolve().parent])
+        for candidate in _candidates(name):
+            for base in folders:
+                path = base / candidate
+                if not path.is_file():
+                    path = _any_case(path)
+                if path.is_file():
+                    return os.path.relpath(path, here)
+        return None
 
-    def get(self, name: str) -> bytes:
-        """Return the bytes of a file named by the main one, or by its material file.
+    def get(self, name: str, folder: str = "", *, instead: str = "drawn in neutral grey") -> bytes | None:
+        """Return the bytes of a named file; None if it is missing, which becomes a warning.
 
-        A picture that is missing is replaced by a plain grey one, so that the rest of its material still counts.
+        Args:
+            name: as a mesh or material file gives it.
+            folder: of the file that names it, relative to the main one's folder.
+            instead: what is done without it.
 
         Raises:
-            FileNotFoundError: there is no such file, and it is no picture.
+            MeshError: it is too large or cannot be read.
         """
-        if (names := self._joined.pop(name, None)) is not None:
-            found = [other for other in names if self.exists(other)]
-            for other in names:
-                if other not in found:
-                    self.note_missing(other)
-            return b"\n".join(self.get(other) for other in found)
-        for candidate in _candidates(name):
-            if candidate in self._read:
-                return self._read[candidate]
-            try:
-                data = _bounded(self.path.parent / candidate)
-            except FileNotFoundError:
-                continue
-            except (MeshError, OSError) as error:
-                reason = str(error) if isinstance(error, MeshError) else f"{candidate} ({error.strerror})"
-                self.problem = self.problem or f"{self.path}: needs a file that cannot be read: {reason}"
-                raise FileNotFoundError(name) from error
-            if Path(candidate).suffix.lower() in PICTURES:
-                self._check_picture(candidate, data)
-            self._note(candidate, data)
-            return data
-        self.note_missing(name)
-        if Path(_candidates(name)[-1]).suffix.lower() not in PICTURES:
-            raise FileNotFoundError(name)
-        return _grey_picture()
-
-    def note_missing(self, name: str) -> None:
-        """Record a file that is named, and is not there."""
+        found = self.find(name, folder)
+        if found is not None:
+            return self.add(found)
         wanted = _candidates(name)[0]
-        if wanted not in self.missing:
-            self.missing.append(wanted)
+        if wanted not in self.names:
             self.names.append(wanted)
+            suffix = Path(wanted).suffix.lower()
+            kind = "material file" if suffix == ".mtl" else "texture" if suffix in IMAGES else "file"
+            self.warnings.append(f"its {kind} {wanted} is missing; {instead}")
+        return None
 
-    def __getitem__(self, name: str) -> bytes:
-        """Return what `get` returns."""
-        return self.get(name)
+    def texture(self, name: str, folder: str = "") -> Pixels | None:
+        """Return a named image as (H, W, 4) sRGBA, first row at the top; None if it is missing or of no known format.
 
-    def _check_picture(self, name: str, data: bytes) -> None:
-        from PIL import Image
+        Raises:
+            MeshError: it is damaged.
+        """
+        found = self.find(name, folder)
+        if found is None:
+            self.get(name, folder)
+            return None
+        return self.decode(self.add(found), found)
 
-        try:
-            with Image.open(io.BytesIO(data)) as picture:
-                picture.verify()
-        except Exception as error:  # Pillow's decoders raise many kinds
-            reason = " ".join(str(error).split())[:120].replace("<_io.BytesIO object", "").split(" at 0x")[0]
-            self.problem = self.problem or f"{self.path}: its texture {name} is damaged or no picture ({reason})"
+    def decode(self, data: bytes, name: str) -> Pixels | None:
+        """Return encoded image data as (H, W, 4) sRGBA; images above MAX_SIDE are reduced, which becomes a warning.
+
+        Raises:
+            MeshError: it is damaged or has too many pixels.
+        """
+        key = f"{name} {len(data)} {hash(data)}"
+        if key not in self._textures:
+            if data[:8] in (b"\xabKTX 20\xbb", b"\xabKTX 11\xbb"):
+                self.warnings.append("its textures are in a format that cannot be read (KTX2); drawn in plain colours")
+                self._textures[key] = None
+                return None
+            try:
+                pixels = _decoded(data)
+            except MeshError as error:
+                raise MeshError(f"{self.path}: its texture {name} {error}") from None
+            except Exception as error:  # Pillow's decoders raise many kinds
+                reason = " ".join(str(error).split())[:120].replace("<_io.BytesIO object", "").split(" at 0x")[0]
+                raise MeshError(f"{self.path}: its texture {name} is damaged or no image ({reason})") from error
+            height, width = pixels.shape[:2]
+            if max(height, width) > MAX_SIDE:
+                factor = REDUCED_SIDE / max(height, width)
+                size = [max(1, round(side * factor)) for side in (width, height)]
+                pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+                self.warnings.append(
+                    f"its texture {name} of {width} x {height} pixels is reduced to {size[0]} x {size[1]}"
+                )
+            self._textures[key] = pixels
+        return self._textures[key]
 
     def _note(self, name: str, data: bytes) -> None:
         self.names.append(name)
@@ -186,10 +215,8 @@ def _bounded(path: Path) -> bytes:
 
 
 def _candidates(name: str) -> list[str]:
-    """Return where a name found in a file may point to, relative to its folder, best first."""
-    name = name.strip().strip('"')
-    if name.startswith("-"):  # an MTL file's options come before the texture's name: -s 1 1 1 wood.png
-        name = name.split()[-1]
+    """Return where a name found in a file may point to, relative to a folder, best first."""
+    name = name.strip().strip('"').strip()
     name = name.removeprefix("file://").replace("\\", "/")
     last = name.rsplit("/", 1)[-1]
     found = [name] if not name.startswith("/") and ":" not in name else []
@@ -197,19 +224,34 @@ def _candidates(name: str) -> list[str]:
     return list(dict.fromkeys(candidate.removeprefix("./") for candidate in found))
 
 
-def _grey_picture() -> bytes:
+def _any_case(path: Path) -> Path:
+    """Return the file of that name in any case, as Windows finds it; the path itself if there is none."""
+    try:
+        same = [other for other in path.parent.iterdir() if other.name.lower() == path.name.lower()]
+    except OSError:
+        return path
+    return same[0] if len(same) == 1 else path
+
+
+def _decoded(data: bytes) -> Pixels:
     from PIL import Image
 
-    stream = io.BytesIO()
-    Image.new("RGB", (4, 4), _NEUTRAL).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def missing_lines(files: SourceFiles) -> tuple[str, ...]:
-    """Return one warning for each file that was looked for in vain."""
-    kinds: dict[str, Any] = {".mtl": "material file", **dict.fromkeys(PICTURES, "texture")}
-    return tuple(
-        f"{files.path.name}: its {kinds.get(Path(name).suffix.lower(), 'file')} {name} is missing; "
-        "drawn in neutral grey"
-        for name in files.missing
-    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        # More than Pillow takes for an image; photogrammetry has such textures.
+        stated = re.search(r"\((\d+) pixels\)", str(error))
+        if stated and int(stated[1]) > MAX_PIXELS:
+            raise MeshError(f"has {int(stated[1]):,} pixels, over the limit of {MAX_PIXELS:,}; reduce it") from None
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        if decoded is None:
+            raise ValueError("cannot be decoded") from None
+        if decoded.dtype == np.uint16:
+            decoded = (decoded // 256).astype(np.uint8)
+        codes = {2: cv2.COLOR_GRAY2RGBA, 3: cv2.COLOR_BGR2RGBA, 4: cv2.COLOR_BGRA2RGBA}
+        return np.asarray(cv2.cvtColor(decoded, codes[2 if decoded.ndim == 2 else decoded.shape[2]]), dtype=np.uint8)
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+    return np.asarray(image.convert("RGBA"))

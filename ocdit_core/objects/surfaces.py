@@ -148,8 +148,7 @@ def appearance_of(
     visual: Any = mesh.visual
     if visual.kind == "texture":
         material = visual.material
-        image = getattr(material, "baseColorTexture", None)
-        image = image if image is not None else getattr(material, "image", None)
+        image = texture_of(visual)
         if image is not None and visual.uv is not None and len(visual.uv) == len(mesh.vertices):
             uv = np.nan_to_num(np.asarray(visual.uv, dtype=np.float32))[corner, :2]
             # Large repeats cost float precision; the integer part says nothing.
@@ -157,12 +156,14 @@ def appearance_of(
             factor = getattr(material, "baseColorFactor", None)
             if factor is not None:
                 white = np.broadcast_to(_linear_factor_as_srgb(factor), (n, 4)).astype(np.float32)
+            if (colours := mesh.vertex_attributes.get("colour")) is not None:
+                white = np.asarray(colours)[corner] / np.float32(255)
             masked = getattr(material, "alphaMode", None) in ("MASK", "BLEND")
             cutoff = getattr(material, "alphaCutoff", None)
             texels = np.asarray(image.convert("RGBA"))
             if not masked or texels[..., 3].min() == 255:
                 return uv, white, texels, 0.0
-            return uv, white, texels, float(cutoff or 0.5)
+            return uv, white, texels, 0.5 if cutoff is None else float(cutoff)
         return uv, np.broadcast_to(_plain_colour(material), (n, 4)).astype(np.float32), None, 0.0
     if visual.kind in ("vertex", "face"):
         with warnings.catch_warnings():
@@ -174,6 +175,13 @@ def appearance_of(
             )
         return uv, (stored[:, :4] / np.float32(255)).astype(np.float32), None, 0.0
     return uv, np.full((n, 4), NEUTRAL_GREY / 255, np.float32), None, 0.0
+
+
+def texture_of(visual: Any) -> Any:
+    """Return the colour texture (a Pillow image) of a trimesh visual, or None."""
+    material = getattr(visual, "material", None)
+    image = getattr(material, "baseColorTexture", None)
+    return image if image is not None else getattr(material, "image", None)
 
 
 def _plain_colour(material: Any) -> NDArray[np.float64]:

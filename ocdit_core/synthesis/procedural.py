@@ -12,8 +12,8 @@ from PIL import Image
 
 from ocdit_core.data.painting import PLAIN_SHARE, Photographs, random_colour, random_paint, random_palette
 from ocdit_core.errors import DataError, MeshError
+from ocdit_core.objects.formats import FORMATS
 from ocdit_core.objects.meshes import load_mesh
-from ocdit_core.objects.parsing import FORMATS
 from ocdit_core.objects.surfaces import surface_of
 from ocdit_core.synthesis.shapes import Patch, Solid, random_assembly, slots_of
 

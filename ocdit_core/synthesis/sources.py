@@ -16,7 +16,7 @@ from ocdit_core.data.painting import Photographs, random_background
 from ocdit_core.errors import ConfigError, DataError, MeshError
 from ocdit_core.files import write_text
 from ocdit_core.images import SUFFIXES, read_image
-from ocdit_core.objects.parsing import FORMATS
+from ocdit_core.objects.formats import FORMATS
 from ocdit_core.synthesis.procedural import LARGEST, SMALLEST, procedural_object, scanned_object
 
 if TYPE_CHECKING:

@@ -1,4 +1,3 @@
-import json
 import os
 import struct
 import tracemalloc
@@ -10,7 +9,7 @@ from PIL import Image
 
 from ocdit_core.errors import ConfigError, MeshError
 from ocdit_core.objects.meshes import diameter, load_mesh, read_cad
-from ocdit_core.objects.parsing import MAX_FACES
+from ocdit_core.objects.parts import MAX_FACES
 
 
 def textured_box(colour=(200, 40, 40), side=0.1, at=0.0):
@@ -25,7 +24,7 @@ def textured_box(colour=(200, 40, 40), side=0.1, at=0.0):
 
 @pytest.mark.parametrize("suffix", [".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".dae", ".3mf"])
 def test_common_formats_are_read_in_metres(tmp_path, suffix):
-    pytest.importorskip({".dae": "collada", ".3mf": "lxml"}.get(suffix, "trimesh"))
+    pytest.importorskip({".dae": "collada", ".3mf": "lxml"}.get(suffix, "trimesh"))  # trimesh writes with them
     mesh = trimesh.creation.capsule(height=0.1, radius=0.03, count=[12, 12])
     path = tmp_path / f"part{suffix}"
     if suffix == ".gltf":
@@ -54,10 +53,17 @@ def test_the_unit_is_concluded_and_logged(tmp_path, suffix, scale, unit, caplog)
 
 
 @pytest.mark.parametrize(
-    ("metres", "unit", "guessed"), [("0.01", "cm", False), ("0.0254", "in", False), ("7", "cm", True)]
+    ("metres", "unit", "guessed"),
+    [
+        ("0.01", "cm", False),
+        ("0.0254", "in", False),
+        ("7", "cm", True),
+        ("0.5", "0.5 m", False),
+        ("0.3048", "ft", False),
+    ],
 )
 def test_a_unit_stated_by_the_file_is_believed_if_plausible(tmp_path, metres, unit, guessed):
-    pytest.importorskip("collada")
+    pytest.importorskip("collada")  # it writes the file
     trimesh.creation.box((3, 3, 3)).export(tmp_path / "a.dae")
     text = (tmp_path / "a.dae").read_text().replace("<asset>", f'<asset><unit meter="{metres}" name="x"/>')
     (tmp_path / "a.dae").write_text(text)
@@ -68,10 +74,13 @@ def test_a_unit_stated_by_the_file_is_believed_if_plausible(tmp_path, metres, un
 def test_a_stated_unit_is_obeyed_and_absurd_sizes_are_refused(tmp_path):
     trimesh.creation.box((4, 4, 4)).export(tmp_path / "a.ply")
     assert read_cad(tmp_path / "a.ply", "in").diameter == pytest.approx(4 * 3**0.5 * 0.0254)
-    for unit in ("m", "mm"):
-        trimesh.creation.box((4, 4, 4) if unit == "m" else (1, 1, 1)).export(tmp_path / "a.ply")
-        with pytest.raises(MeshError, match="--unit"):
-            read_cad(tmp_path / "a.ply", unit)
+    for side, unit, size in ((4, "m", "6.93 m"), (1, "mm", "0.00173 m")):
+        trimesh.creation.box((side, side, side)).export(tmp_path / "a.ply")
+        (warning,) = read_cad(tmp_path / "a.ply", unit).warnings
+        assert warning.startswith(f"a.ply: is {size} wide, the unit being {unit} (given), which is outside 5 mm .. 5 m")
+    trimesh.creation.box((40, 40, 40)).export(tmp_path / "a.ply")
+    with pytest.raises(MeshError, match=r"69\.3 m .*--unit"):
+        read_cad(tmp_path / "a.ply", "m")
     with pytest.raises(ConfigError, match="furlong"):
         read_cad(tmp_path / "a.ply", "furlong")
     trimesh.creation.box((1e5, 1, 1)).export(tmp_path / "huge.ply")
@@ -220,31 +229,4 @@ def test_colours_of_a_ply_are_kept(tmp_path):
     # The same file by anyone else holds linear colours, by glTF's rule.
     data = (tmp_path / "a.glb").read_bytes().replace(b"github.com/mikedh/trimesh", b"github.com/someone/else!!")
     (tmp_path / "b.glb").write_bytes(data)
-    np.testing.assert_allclose(load_mesh(tmp_path / "b.glb").visual.vertex_colors[0, :3], [59, 181, 248], atol=1)
-
-
-def test_draco_without_its_package_is_refused(tmp_path, monkeypatch):
-    import importlib.util
-
-    textured_box().export(tmp_path / "a.glb")
-    data = (tmp_path / "a.glb").read_bytes()
-    length = int.from_bytes(data[12:16], "little")
-    header = json.loads(data[20 : 20 + length])
-    header["extensionsRequired"] = ["KHR_draco_mesh_compression"]
-    chunk = json.dumps(header).encode()
-    chunk += b" " * (-len(chunk) % 4)
-    rest = data[20 + length :]
-    (tmp_path / "a.glb").write_bytes(
-        data[:8]
-        + struct.pack("<I", 20 + len(chunk) + len(rest))
-        + struct.pack("<I", len(chunk))
-        + b"JSON"
-        + chunk
-        + rest
-    )
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "DracoPy" else find(name, *rest)
-    )
-    with pytest.raises(MeshError, match="pip install DracoPy"):
-        load_mesh(tmp_path / "a.glb")
+    np.testing.assert_allclose(load_mesh(tmp_path / "b.glb").visual.vertex_colors[0, :3], [56, 182, 248], atol=1)

@@ -1,0 +1,414 @@
+"""Parts of a scene, each of one material, and how they become one mesh with one texture and colours.
+
+All colours here are sRGB. A surface's colour is texture x material colour x vertex colour, multiplied as linear light.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ocdit_core.objects.surfaces import NEUTRAL_GREY, linear_from_srgb, srgb_from_linear
+
+if TYPE_CHECKING:
+    import trimesh
+
+MAX_FACES = 2_000_000
+MAX_TILES = 8  # repeats of a texture across one face in an atlas; faces with more are subdivided
+MAX_TEXTURE = 1024  # side in pixels of one part's texture in an atlas; views are 128 pixels wide
+BLEND_CUTOFF = 0.5
+"""What is blended with at least this opacity is drawn as if it were opaque, the rest of its texture as a hole."""
+FAINT = 0.25
+"""A blended surface that is nowhere more opaque than this is left out where the object has other surfaces."""
+_PADDING = 4
+_ATLAS_WIDTH = 4096
+_MAX_SPLIT_FACES = 100_000
+_WHITE = np.full((4, 4, 4), 255, np.uint8)
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Material:
+    """How one part looks.
+
+    Attributes:
+        colour: (3,) or (4,) sRGBA factor in 0..1; None: the file states none.
+        texture: (H, W, 4) uint8 sRGBA, first row at the top.
+        wrap: what lies beyond the texture's border, for u and v: "repeat", "mirror" or "clamp".
+        alpha: "opaque"; "mask": holes where the opacity is below `cutoff`; or "blend": semi-transparent.
+        cutoff: opacity below which a masked surface is a hole.
+        metallic: fraction of bare metal, 0..1; None: the file does not state it.
+        roughness: 0 polished .. 1 matt; None: the file does not state it.
+    """
+
+    colour: ArrayLike | None = None
+    texture: Pixels | None = None
+    wrap: tuple[str, str] = ("repeat", "repeat")
+    alpha: str = "opaque"
+    cutoff: float = 0.5
+    metallic: float | None = None
+    roughness: float | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class Part:
+    """Triangles of one material, in the scene's frame and the file's unit.
+
+    Attributes:
+        vertices: (V, 3).
+        faces: (F, 3) indices.
+        material: its look.
+        uv: (V, 2) texture coordinates, v upwards.
+        colours: (V, 3) or (V, 4) sRGBA in 0..1, multiplied with the material.
+    """
+
+    vertices: NDArray[Any]
+    faces: NDArray[Any]
+    material: Material = field(default_factory=Material)
+    uv: NDArray[Any] | None = None
+    colours: NDArray[Any] | None = None
+
+
+@dataclass(kw_only=True)
+class ParsedFile:
+    """What a file holds.
+
+    Attributes:
+        parts: those that have faces.
+        unit: metres in one unit of length, where the file or its format states it; else None.
+        warnings: what the file holds and is not drawn, in a few words each.
+    """
+
+    parts: list[Part]
+    unit: float | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def rgba(colours: ArrayLike, *, linear: bool = False) -> NDArray[np.float32]:
+    """Return colours (N, 3 or 4) of any type as (N, 4) sRGBA in 0..1: integers are divided by their type's maximum.
+
+    Args:
+        colours: integers, or floats in 0..1.
+        linear: whether they are linear light, as glTF's are.
+    """
+    values = np.asarray(colours)
+    scale = np.iinfo(values.dtype).max if np.issubdtype(values.dtype, np.integer) else 1
+    out = np.ones((len(values), 4), np.float32)
+    out[:, : values.shape[1]] = np.clip(values[:, :4] / np.float32(scale), 0, 1)
+    if linear:
+        out[:, :3] = srgb_from_linear(out[:, :3])
+    return out
+
+
+def multiplied(colours: NDArray[Any], factor: ArrayLike) -> NDArray[np.float32]:
+    """Return sRGBA colours (..., 4) in 0..1 times a factor (4,) or (..., 4), multiplied as linear light."""
+    factor = np.asarray(factor, dtype=np.float32)
+    if (factor == 1).all():
+        return np.asarray(colours, dtype=np.float32)
+    out = np.empty(np.broadcast_shapes(colours.shape, factor.shape), np.float32)
+    out[..., :3] = srgb_from_linear(linear_from_srgb(colours[..., :3]) * linear_from_srgb(factor[..., :3]))
+    out[..., 3] = colours[..., 3] * factor[..., 3]
+    return out
+
+
+def with_emission(material: Material, emission: ArrayLike, texture: Pixels | None = None) -> Material:
+    """Return a material whose colour includes the light that it emits: the renderers have no emission of their own.
+
+    Args:
+        material: a texture that it has shares its coordinates with the emissive one.
+        emission: (3,) linear light.
+        texture: emissive texture, multiplied with `emission`.
+    """
+    colour = np.ones(4, np.float32) if material.colour is None else rgba([np.ravel(material.colour)])[0]
+    light = np.asarray(emission, dtype=np.float32)
+    if texture is None and material.texture is None:
+        shown = linear_from_srgb(colour[:3]) + light
+        return replace(material, colour=np.array([*srgb_from_linear(np.clip(shown, 0, 1)), colour[3]]))
+    side = 2 * MAX_TEXTURE
+    base = _limited(_WHITE if material.texture is None else material.texture, side)
+    glow = _limited(_WHITE if texture is None else texture, side)
+    if texture is not None and base.shape[0] < glow.shape[0]:
+        base = np.asarray(cv2.resize(base, glow.shape[1::-1], interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+    if glow.shape != base.shape:
+        glow = np.asarray(cv2.resize(glow, base.shape[1::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    table = linear_from_srgb(np.arange(256) / 255)
+    total = table[base[..., :3]] * linear_from_srgb(colour[:3]) + table[glow[..., :3]] * light
+    shown = np.rint(255 * srgb_from_linear(np.clip(total, 0, 1))).astype(np.uint8)
+    return replace(material, colour=[1, 1, 1, colour[3]], texture=np.dstack([shown, base[..., 3]]))
+
+
+def join(parts: list[Part]) -> tuple[trimesh.Trimesh, list[str]]:
+    """Join the parts of a scene, keeping what their surfaces look like.
+
+    Parts with different textures share an atlas. Colours of vertices beside a texture are kept in the mesh's
+    `vertex_attributes["colour"]`, (V, 4) uint8 sRGBA.
+
+    Returns:
+        One mesh, whose metadata hold "metallic" and "roughness" where parts state them, means over the surface; and
+        what cannot be drawn as the file means it.
+    """
+    import trimesh
+    from PIL import Image
+    from trimesh.visual import ColorVisuals, TextureVisuals
+
+    parts, warnings = _without_faint(parts)
+    metadata = _surface_factors(parts)
+    parts = [_resolved(part) for part in parts]
+    texture, uv = None, None
+    if any(part.material.texture is not None for part in parts):
+        parts, texture, uv = _textured(parts)
+    colours = None
+    if any(part.colours is not None for part in parts):
+        # What states no colour is neutral grey, or as its texture is.
+        plain = np.full(4, 1.0) if texture is not None else np.array([NEUTRAL_GREY / 255] * 3 + [1.0])
+        shown = [p.colours if p.colours is not None else np.tile(plain, (len(p.vertices), 1)) for p in parts]
+        colours = np.rint(np.concatenate(shown) * 255).astype(np.uint8)
+    visual: Any = None
+    if texture is not None:
+        holes = bool(texture[..., 3].min() < 255)
+        material = trimesh.visual.material.PBRMaterial(
+            baseColorTexture=Image.fromarray(texture if holes else np.ascontiguousarray(texture[..., :3])),
+            alphaMode="MASK" if holes else None,
+            alphaCutoff=0.5 if holes else None,
+        )
+        visual = TextureVisuals(uv=uv, material=material)
+    elif colours is not None:
+        visual = ColorVisuals(vertex_colors=colours)
+    offsets = np.cumsum([0] + [len(part.vertices) for part in parts[:-1]])
+    mesh = trimesh.Trimesh(
+        vertices=np.concatenate([part.vertices for part in parts]),
+        faces=np.concatenate([part.faces + offset for part, offset in zip(parts, offsets, strict=True)]),
+        visual=visual,
+        process=False,
+        metadata=metadata,
+    )
+    if texture is not None and colours is not None and (colours[:, :3] != 255).any():
+        mesh.vertex_attributes["colour"] = colours
+    return mesh, warnings
+
+
+def _opacity(part: Part) -> NDArray[Any]:
+    """Return the opacities in 0..1 of a part's texels (H, W), or of its vertices (V,), factor included."""
+    factor = 1.0 if part.material.colour is None else float((*np.ravel(part.material.colour), 1.0)[3])
+    vertices = np.ones(len(part.vertices)) if part.colours is None else rgba(part.colours)[:, 3]
+    if part.material.texture is None or part.uv is None:
+        return vertices * factor
+    # Beside a texture, colours of vertices dim as a whole: a shader would need both at every pixel.
+    return part.material.texture[..., 3] * np.float32(factor * float(vertices.mean()) / 255)
+
+
+def _without_faint(parts: list[Part]) -> tuple[list[Part], list[str]]:
+    """Leave out what is blended and nearly transparent, unless nothing else remains; name what is drawn otherwise."""
+    blended = [part.material.alpha == "blend" for part in parts]
+    strongest = [float(_opacity(part).max()) if blend else 1.0 for part, blend in zip(parts, blended, strict=True)]
+    faint = [opacity < FAINT for opacity in strongest]
+    warnings = []
+    if any(faint) and not all(faint):
+        names = f"{sum(faint)} nearly transparent surface{'s' if sum(faint) > 1 else ''}"
+        warnings.append(f"{names} (opacity below {FAINT:g}) left out")
+        kept = [part for part, out in zip(parts, faint, strict=True) if not out]
+        strongest = [opacity for opacity, out in zip(strongest, faint, strict=True) if not out]
+        parts = kept
+    if any(opacity < 0.95 for opacity in strongest):
+        warnings.append("semi-transparent surfaces drawn opaque")
+    return parts, warnings
+
+
+def _resolved(part: Part) -> Part:
+    """Return the part with its factor and opacity worked into texture and colours: texels are solid or holes."""
+    material, colours, faces = part.material, part.colours, part.faces
+    texture = material.texture if part.uv is not None else None
+    if material.alpha != "opaque":
+        opacity = _opacity(part)
+        cutoff = material.cutoff if material.alpha == "mask" else min(BLEND_CUTOFF, float(opacity.max()))
+        solid = opacity >= cutoff
+        if texture is not None:
+            texture = np.dstack([texture[..., :3], np.where(solid, np.uint8(255), np.uint8(0))])
+        else:
+            faces = faces[solid[faces].sum(axis=1) >= 2]
+    elif texture is not None and texture[..., 3].min() < 255:
+        texture = np.dstack([texture[..., :3], np.full(texture.shape[:2], 255, np.uint8)])
+    if colours is not None:
+        colours = rgba(colours)
+    if material.colour is not None:
+        factor = rgba([np.ravel(material.colour)])[0]
+        if texture is not None:
+            texture = _tinted(texture, factor)
+        else:
+            colours = multiplied(np.ones((len(part.vertices), 4)) if colours is None else colours, factor)
+    if colours is not None:
+        colours[:, 3] = 1
+    uv = None if texture is None or part.uv is None else np.nan_to_num(np.asarray(part.uv, dtype=np.float64))
+    return replace(part, faces=faces, material=replace(material, texture=texture), uv=uv, colours=colours)
+
+
+def _tinted(pixels: Pixels, factor: NDArray[Any]) -> Pixels:
+    """Multiply sRGB pixels (H, W, 4) by an sRGB colour."""
+    if (factor[:3] == 1).all():
+        return pixels
+    table = linear_from_srgb(np.arange(256) / 255)[:, None] * linear_from_srgb(factor[:3])
+    curves = np.rint(255 * srgb_from_linear(np.clip(table, 0, 1))).astype(np.uint8)
+    channels = [curves[pixels[..., channel], channel] for channel in range(3)]
+    return np.dstack([*channels, pixels[..., 3]])
+
+
+def _surface_factors(parts: list[Part]) -> dict[str, float]:
+    """Return the means of "metallic" and "roughness" over the surface of those parts that state them.
+
+    What no part states is left out: glTF's own default, an entirely metallic surface, is hardly ever meant where a
+    file says nothing.
+    """
+    means = {}
+    for key in ("metallic", "roughness"):
+        stated = [(getattr(part.material, key), _area(part)) for part in parts]
+        known = [(value, area) for value, area in stated if value is not None]
+        if total := sum(area for _, area in known):
+            means[key] = float(np.clip(sum(value * area for value, area in known) / total, 0, 1))
+    return means
+
+
+def _area(part: Part) -> float:
+    a, b, c = np.moveaxis(np.asarray(part.vertices)[part.faces], 1, 0)
+    return float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2)
+
+
+def _textured(parts: list[Part]) -> tuple[list[Part], Pixels, NDArray[Any]]:
+    """Return parts, one texture (H, W, 4) for all of them, and texture coordinates (V, 2)."""
+    first = next(part for part in parts if part.material.texture is not None).material
+    assert first.texture is not None
+    same = [p.material.texture is not None and _same(p.material.texture, first.texture) for p in parts]
+    if all(same) and all(p.material.wrap == ("repeat", "repeat") or _inside(p) for p in parts):
+        return parts, first.texture, np.concatenate([part.uv for part in parts if part.uv is not None])
+    ready = []
+    for part in parts:
+        if part.material.texture is None:
+            grey = (
+                None if part.colours is not None else np.tile([NEUTRAL_GREY / 255] * 3 + [1], (len(part.vertices), 1))
+            )
+            part = replace(
+                part,
+                material=replace(part.material, texture=_WHITE),
+                uv=np.full((len(part.vertices), 2), 0.5),
+                colours=part.colours if grey is None else grey,
+            )
+        ready.append(_unrolled(part))
+    unique: dict[bytes, int] = {}
+    images: list[Pixels] = []
+    which = []
+    for part in ready:
+        texture = part.material.texture
+        assert texture is not None
+        key = str(texture.shape).encode() + texture.tobytes()
+        if key not in unique:
+            unique[key] = len(images)
+            images.append(texture)
+        which.append(unique[key])
+    atlas, corners = _packed(images)
+    height, width = atlas.shape[:2]
+    coordinates = []
+    for part, index in zip(ready, which, strict=True):
+        side = np.array(images[index].shape[1::-1])
+        x, y = corners[index]
+        # Texture coordinates count rows from the bottom, images from the top.
+        inside = part.uv * side
+        coordinates.append(np.stack([(x + inside[:, 0]) / width, 1 - (y + side[1] - inside[:, 1]) / height], axis=1))
+    return ready, atlas, np.concatenate(coordinates)
+
+
+def _same(one: Pixels, other: Pixels) -> bool:
+    return one is other or (one.shape == other.shape and bool((one == other).all()))
+
+
+def _inside(part: Part) -> bool:
+    return part.uv is not None and bool(part.uv.min() >= -1e-4 and part.uv.max() <= 1 + 1e-4)
+
+
+def _unrolled(part: Part) -> Part:
+    """Return the part with coordinates in [0, 1]: its texture is laid out as often as its faces repeat it."""
+    texture, uv = part.material.texture, part.uv
+    assert texture is not None
+    assert uv is not None
+    if _inside(part):
+        material = replace(part.material, texture=_limited(texture, MAX_TEXTURE))
+        return replace(part, material=material, uv=np.clip(uv, 0, 1))
+    # Every face gets its own corners: position, coordinates, colour.
+    colours = np.ones((len(uv), 4)) if part.colours is None else part.colours
+    corners = np.concatenate([part.vertices, uv, colours], axis=1)[part.faces]
+    corners = _subdivided(corners)
+    at = corners[..., 3:5]
+    for axis, mode in enumerate(part.material.wrap):
+        period = {"repeat": 1, "mirror": 2}.get(mode)
+        if period is not None:
+            at[..., axis] -= period * np.floor(at[..., axis].min(axis=1, keepdims=True) / period + 1e-6)
+    at[...] = np.clip(at, -MAX_TILES, MAX_TILES + 2)
+    low = np.minimum(np.floor(at.min(axis=(0, 1)) + 1e-4), 0).astype(int)
+    tiles = np.maximum(np.ceil(at.max(axis=(0, 1)) - 1e-4).astype(int) - low, 1)
+    texture = _limited(texture, max(2 * MAX_TEXTURE // int(tiles.max()), 16))
+    columns, rows = (
+        _wrapped(np.arange(low[axis] * n, (low[axis] + tiles[axis]) * n), n, part.material.wrap[axis])
+        for axis, n in enumerate(texture.shape[1::-1])
+    )
+    laid_out = np.ascontiguousarray(texture[::-1][rows][:, columns][::-1])
+    flat = corners.reshape(-1, 9)
+    return replace(
+        part,
+        vertices=flat[:, :3],
+        faces=np.arange(len(flat)).reshape(-1, 3),
+        material=replace(part.material, texture=_limited(laid_out, 2 * MAX_TEXTURE)),
+        uv=np.clip((flat[:, 3:5] - low) / tiles, 0, 1),
+        colours=None if part.colours is None else flat[:, 5:],
+    )
+
+
+def _subdivided(corners: NDArray[Any]) -> NDArray[Any]:
+    """Cut faces (F, 3, 9) in four until none spans more than MAX_TILES repeats, or there are too many."""
+    while True:
+        wide = np.ptp(corners[..., 3:5], axis=1).max(axis=1) > MAX_TILES
+        if not wide.any() or len(corners) + 3 * int(wide.sum()) > _MAX_SPLIT_FACES:
+            return corners
+        a, b, c = np.moveaxis(corners[wide], 1, 0)
+        ab, bc, ca = (a + b) / 2, (b + c) / 2, (c + a) / 2
+        quarters = [np.stack(face, axis=1) for face in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))]
+        corners = np.concatenate([corners[~wide], *quarters])
+
+
+def _wrapped(index: NDArray[Any], n: int, mode: str) -> NDArray[Any]:
+    """Return which of n texels lies at each index."""
+    if mode == "clamp":
+        return index.clip(0, n - 1)
+    if mode == "mirror":
+        index = index % (2 * n)
+        return np.minimum(index, 2 * n - 1 - index)
+    return index % n
+
+
+def _limited(texture: Pixels, side: int) -> Pixels:
+    factor = side / max(texture.shape[:2])
+    if factor >= 1:
+        return texture
+    size = [max(1, round(length * factor)) for length in texture.shape[1::-1]]
+    return np.asarray(cv2.resize(texture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _packed(images: list[Pixels]) -> tuple[Pixels, list[tuple[int, int]]]:
+    """Lay images out in shelves, tallest first; return the atlas and each image's corner (x, y) in it."""
+    corners = [(0, 0)] * len(images)
+    x = y = shelf = width = 0
+    for index in sorted(range(len(images)), key=lambda i: -images[i].shape[0]):
+        high, wide = (side + 2 * _PADDING for side in images[index].shape[:2])
+        if x and x + wide > _ATLAS_WIDTH:
+            x, y, shelf = 0, y + shelf, 0
+        corners[index] = (x + _PADDING, y + _PADDING)
+        x, shelf = x + wide, max(shelf, high)
+        width = max(width, x)
+    sheet = np.full((y + shelf, width, 4), 255, np.uint8)
+    for image, (left, top) in zip(images, corners, strict=True):
+        # Edges are drawn out so that filtering does not mix in the neighbours.
+        bordered = np.pad(image, ((_PADDING, _PADDING), (_PADDING, _PADDING), (0, 0)), mode="edge")
+        sheet[top - _PADDING :, left - _PADDING :][: bordered.shape[0], : bordered.shape[1]] = bordered
+    return sheet, corners
