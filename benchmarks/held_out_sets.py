@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ocdit_core.data.bop import BopFolder
 from ocdit_core.errors import OcditError
-from ocdit_core.evaluation.held_out_sets import TargetSettings, draw_targets, split_meshes
+from ocdit_core.evaluation.held_out import draw_targets, split_meshes
 from ocdit_core.files import write_text
 from ocdit_core.synthesis.generation import synthesize
 from ocdit_core.synthesis.plan import SynthesisSettings
@@ -25,8 +25,8 @@ from ocdit_core.synthesis.procedural import HELD_OUT_SEED
 from ocdit_core.synthesis.sources import write_split
 
 SPLIT = "test"
-# Away from what training validates on (from 0 on) and from the composed scenes of held_out.py (from 10,000 on). The
-# scenes' seeds are these numbers, too: rooms of training data, with seeds 0, 1 ..., have other textures.
+# Disjoint from the objects that training validates on (from 0 on). These numbers are the scenes' seeds, too: rooms of
+# training data, with seeds 0, 1 ..., have other textures.
 FIRST_OBJECT = {"report": 20_000, "validation": 30_000}
 SCENES = {"report": 100, "validation": 40}
 OBJECTS = 60
@@ -77,7 +77,7 @@ def main() -> int:
         done = synthesize(options.out, settings, jobs=options.jobs, progress=True)
         frames = list(BopFolder(options.out, SPLIT))
         prepared = json.loads((options.out / "objects.json").read_text(encoding="utf-8"))["objects"]
-        rows = draw_targets(frames, [int(number) for number in prepared], TargetSettings(seed=settings.seed))
+        rows = draw_targets(frames, [int(number) for number in prepared], seed=settings.seed)
         lines = ",\n".join(json.dumps(row) for row in rows)
         write_text(options.out / "targets.json", f"[\n{lines}\n]\n")
     except OcditError as error:

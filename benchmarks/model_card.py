@@ -23,7 +23,7 @@ import numpy as np
 from ocdit_core.data.dataset import open_dataset
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.failures import KINDS, draw_comparison, draw_failure, find_failures, rank_images
-from ocdit_core.evaluation.runs import Run, read_run
+from ocdit_core.evaluation.run import Run, read_run
 from ocdit_core.evaluation.targets import frames_of, image_key, names_of_objects
 from ocdit_core.files import replacing
 from ocdit_core.objects.library import ObjectLibrary

@@ -28,8 +28,8 @@ from ocdit_core.data.frame import Frame
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.bop_results import rows_of
+from ocdit_core.evaluation.metrics import summarise
 from ocdit_core.evaluation.records import ImageRecord, record_image
-from ocdit_core.evaluation.summary import summarise
 from ocdit_core.evaluation.targets import choose_targets, frames_of, image_key, names_of_objects
 from ocdit_core.inference.segmenter import Segmenter
 from ocdit_core.inference.settings import InferenceSettings

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ocdit_core.data.dataset import open_dataset
     from ocdit_core.evaluation.ablate import ablate, read_grid
-    from ocdit_core.evaluation.compare import compare, comparison_table
+    from ocdit_core.evaluation.comparison import compare, comparison_table
 
     grid = read_grid(arguments.config)
     arguments.method, arguments.preset = grid.method, grid.preset
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             grid,
             task_of(open_dataset(arguments.dataset, arguments.split), arguments),
             jobs=arguments.jobs,
-            share=arguments.shard,
+            shard=arguments.shard,
             progress=lambda name, number, count: tqdm.write(f"{number} of {count}: {name}"),
         )
     if result.cells:

@@ -13,7 +13,7 @@ from ocdit_core.commands.common import add_command, fraction, positive, print_ta
 from ocdit_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from ocdit_core.evaluation.runs import Run
+    from ocdit_core.evaluation.run import Run
 
 EXAMPLES = """\
   ocdit compare runs/cnos runs/fast runs/paper
@@ -49,8 +49,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare; returns 0."""
-    from ocdit_core.evaluation.compare import compare, comparison_json, comparison_table
-    from ocdit_core.evaluation.runs import read_run
+    from ocdit_core.evaluation.comparison import compare, comparison_json, comparison_table
+    from ocdit_core.evaluation.run import read_run
     from ocdit_core.files import write_text
 
     if len(arguments.runs) < 2:
@@ -76,8 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _evaluated(path: Path, arguments: argparse.Namespace, stack: ExitStack) -> Run:
     """Evaluate a results file into a folder that goes away with `stack`."""
     from ocdit_core.data.dataset import open_dataset
-    from ocdit_core.evaluation.external import evaluate_file
-    from ocdit_core.evaluation.runs import read_run
+    from ocdit_core.evaluation.run import evaluate_file, read_run
     from ocdit_core.evaluation.targets import choose_targets
 
     if arguments.dataset is None:

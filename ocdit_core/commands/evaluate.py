@@ -14,7 +14,7 @@ from ocdit_core.errors import ConfigError
 if TYPE_CHECKING:
     from ocdit_core.data.bop import BopFolder
     from ocdit_core.data.shards import ShardDataset
-    from ocdit_core.evaluation.finders import FinderSpec
+    from ocdit_core.evaluation.methods import MethodSpec
     from ocdit_core.evaluation.run import EvaluationTask
     from ocdit_core.evaluation.targets import Targets
 
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if metrics is None:
         print(f"{arguments.out}: this share is done; the metrics come with the last of the others")
         return 0
-    from ocdit_core.evaluation.summary import table
+    from ocdit_core.evaluation.metrics import table
 
     header, *rows = ([*row, *[""] * (6 - len(row))] for row in table(metrics))
     print_table(header, rows)
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def task_of(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) -> Callable[[list[str]], EvaluationTask]:
     """Return what makes evaluations with these overrides of settings; raises what is wrong with the arguments."""
-    from ocdit_core.evaluation.finders import finder_spec
+    from ocdit_core.evaluation.methods import method_spec
     from ocdit_core.evaluation.run import EvaluationTask
     from ocdit_core.evaluation.targets import choose_targets, names_of_objects, require_templates
     from ocdit_core.objects.library import ObjectLibrary
@@ -89,8 +89,8 @@ def task_of(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) ->
         raise ConfigError("--objects is missing: the library of the objects' views, made by `ocdit render`")
     library = ObjectLibrary(arguments.objects)
 
-    def finder(overrides: list[str]) -> FinderSpec:
-        return finder_spec(
+    def method(overrides: list[str]) -> MethodSpec:
+        return method_spec(
             arguments.method,
             weights=arguments.weights,
             device=arguments.device,
@@ -100,7 +100,7 @@ def task_of(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) ->
         )
 
     # Settings are the first thing to be wrong, and the targets of a large dataset take long to find.
-    finder(arguments.settings)
+    method(arguments.settings)
     targets: Targets = choose_targets(dataset, arguments.targets)
     names = names_of_objects(library, _folder(dataset, arguments))
     require_templates(library, targets, names)
@@ -110,7 +110,7 @@ def task_of(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) ->
         targets=targets,
         library=library.path,
         names=names,
-        finder=finder([*arguments.settings, *overrides]),
+        method=method([*arguments.settings, *overrides]),
     )
 
 
@@ -144,11 +144,11 @@ def _by_method(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace)
     from ocdit_core.evaluation.run import evaluate
 
     task = task_of(dataset, arguments)([])
-    return evaluate(arguments.out, task, jobs=arguments.jobs, share=arguments.shard, progress=True)
+    return evaluate(arguments.out, task, jobs=arguments.jobs, shard=arguments.shard, progress=True)
 
 
 def _from_file(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) -> dict[str, Any]:
-    from ocdit_core.evaluation.external import evaluate_file
+    from ocdit_core.evaluation.run import evaluate_file
     from ocdit_core.evaluation.targets import choose_targets
 
     threshold = 0.5 if arguments.threshold is None else arguments.threshold

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ocdit_core.data.dataset import open_dataset
     from ocdit_core.evaluation.ablate import is_ablation, read_ablation
     from ocdit_core.evaluation.report import write_report
-    from ocdit_core.evaluation.runs import read_run
+    from ocdit_core.evaluation.run import read_run
     from ocdit_core.evaluation.targets import names_of_objects
     from ocdit_core.objects.library import ObjectLibrary
 

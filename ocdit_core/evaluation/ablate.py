@@ -1,4 +1,4 @@
-"""Grids of settings: an evaluation for each combination, in a folder of its own."""
+"""Grids of settings: one evaluation per combination, each in its own folder."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from typing import Any
 
 from ocdit_core.config import build, read_yaml
 from ocdit_core.errors import ConfigError, DataError
-from ocdit_core.evaluation.run import METRICS, EvaluationTask, evaluate
-from ocdit_core.evaluation.runs import Run, read_run
-from ocdit_core.files import write_text
+from ocdit_core.evaluation.run import METRICS, EvaluationTask, Run, evaluate, read_run
+from ocdit_core.resumable import Shard, keep_plan
 
 ABLATION = "ablation.json"
 
 Cell = dict[str, Any]
-"""One combination: a value for each key, such as {"sampler.steps": 9}."""
+"""One combination: values by dotted key, such as {"sampler.steps": 9}."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What is tried.
+    """Combinations of settings to evaluate.
 
     Attributes:
-        title: for people.
-        method: as in `ocdit evaluate`.
-        preset: likewise.
-        settings: the same in all cells, by dotted key.
-        grids: each holds lists of values by dotted key, of which all combinations are tried.
+        title: title in reports.
+        method: method, as in `ocdit evaluate`.
+        preset: preset, as in `ocdit evaluate`.
+        settings: settings of all cells by dotted key.
+        grids: lists of values by dotted key; each grid yields all combinations of its lists.
     """
 
     title: str = ""
@@ -43,13 +42,13 @@ class Grid:
         for at, grid in enumerate(self.grids):
             for key, values in grid.items():
                 if not isinstance(values, list) or not values:
-                    raise ConfigError(f"grids.{at}.{key}: {values!r} is not a list of values")
+                    raise ConfigError(f"grids.{at}.{key}: {values!r} must be a list of values")
         if not any(self.grids):
             raise ConfigError("grids: no values to try; give lists such as sampler.steps: [3, 9, 18]")
 
     @property
     def cells(self) -> list[Cell]:
-        """All combinations, each once, the last key of a grid changing fastest."""
+        """All distinct combinations; the last key of a grid varies fastest."""
         cells = [
             dict(zip(grid, values, strict=True)) for grid in self.grids if grid for values in product(*grid.values())
         ]
@@ -58,13 +57,13 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """A grid that was run.
+    """An evaluated grid.
 
     Attributes:
-        title: for people.
+        title: title in reports.
         path: its folder.
-        cells: the combinations that are finished, with their runs.
-        unfinished: how many are not.
+        cells: finished combinations with their runs.
+        unfinished: number of other combinations.
     """
 
     title: str
@@ -83,14 +82,14 @@ def read_grid(path: Path) -> Grid:
 
 
 def cell_name(cell: Cell) -> str:
-    """Return a cell's name, which is that of its folder: "sampler.steps=9,ensemble=4"."""
+    """Return the name of a cell and of its folder: "sampler.steps=9,ensemble=4"."""
     return ",".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in cell.items()).replace(
         "/", "_"
     )
 
 
 def overrides_of(cell: Cell) -> list[str]:
-    """Return settings as the command line takes them."""
+    """Return settings as overrides of the command line."""
     return [f"{key}={json.dumps(value)}" for key, value in cell.items()]
 
 
@@ -100,43 +99,42 @@ def ablate(
     task_of: Callable[[list[str]], EvaluationTask],
     *,
     jobs: int = 1,
-    share: tuple[int, int] = (0, 1),
+    shard: Shard = (0, 1),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Ablation:
-    """Evaluate every cell that is not finished; broken off at any instant, the same call goes on.
+    """Evaluate every unfinished cell; the same call continues an interrupted run.
 
     Args:
-        out: folder of the cells' folders, made when missing.
-        grid: what is tried.
-        task_of: gives the evaluation with these overrides of settings.
+        out: folder of the cells' folders, created if missing.
+        grid: combinations to evaluate.
+        task_of: return the evaluation with these overrides.
         jobs: processes for each cell.
-        share: (i, n): of each cell's images only, see `evaluate`.
-        progress: told each cell's name, its number from 1 on, and how many there are, before it begins.
+        shard: shard of each cell's images, see `evaluate`.
+        progress: called before each cell with its name, its number from 1 on, and the number of cells.
 
     Raises:
-        ConfigError: a cell's settings are refused; nothing was evaluated then.
-        DataError: see `evaluate`; a cell's folder holds an evaluation of something else.
+        ConfigError: the settings of a cell are invalid; nothing has been evaluated then.
+        DataError: see `evaluate`; a cell's folder holds another evaluation.
     """
     tasks = [(cell, task_of(overrides_of({**grid.settings, **cell}))) for cell in grid.cells]
     plan = {"title": grid.title, "cells": [{"folder": cell_name(cell), "settings": cell} for cell, _ in tasks]}
-    try:
-        write_text(out / ABLATION, json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise DataError(f"{out / ABLATION}: cannot be written ({error.strerror})") from error
+    # Each cell's folder keeps its own plan: a grid may be extended.
+    names = [cell_name(cell) for cell in grid.cells]
+    keep_plan(out / ABLATION, plan, outputs=names, may_differ=("title", "cells"))
     for number, (cell, task) in enumerate(tasks, start=1):
         if progress is not None:
             progress(cell_name(cell), number, len(tasks))
-        evaluate(out / cell_name(cell), task, jobs=jobs, share=share, progress=progress is not None)
+        evaluate(out / cell_name(cell), task, jobs=jobs, shard=shard, progress=progress is not None)
     return read_ablation(out)
 
 
 def is_ablation(path: Path) -> bool:
-    """Whether a folder holds a grid's cells."""
+    """Return whether a folder holds a grid."""
     return (path / ABLATION).is_file()
 
 
 def read_ablation(path: Path) -> Ablation:
-    """Read a grid's finished cells.
+    """Read the finished cells of a grid.
 
     Raises:
         DataError: the folder holds no grid, or it or a cell is damaged.

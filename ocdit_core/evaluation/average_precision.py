@@ -1,9 +1,9 @@
-"""Average precision by COCO's rules with BOP's: what `eval_bop22_coco.py` of the BOP toolkit computes for masks.
+"""Average precision of masks by COCO's and BOP's rules, as in `eval_bop22_coco.py` of the BOP toolkit.
 
-Matching is pycocotools'; curves and means are computed here, from records of images that are at hand anyway, for any
-selection of them (sizes, visibility, resampled images) without matching anew.
+pycocotools matches results and instances. The curves are computed here, from the records, because pycocotools cannot
+restrict them to a visibility or weight images (for the bootstrap) without matching anew.
 
-The rules: https://cocodataset.org/#detection-eval and
+Rules: https://cocodataset.org/#detection-eval and
 https://github.com/thodan/bop_toolkit/blob/master/scripts/eval_bop22_coco.py
 """
 
@@ -19,26 +19,26 @@ from pycocotools.cocoeval import COCOeval
 
 from ocdit_core.evaluation.records import MAX_DETECTIONS, ImageRecord, TargetRecord
 
-# As pycocotools has them, to the last bit.
+# Bitwise equal to those of pycocotools.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 AT_50, AT_75 = 0, 5
-"""Places of 0.5 and 0.75 in IOU_THRESHOLDS."""
+"""Indices of 0.5 and 0.75 in IOU_THRESHOLDS."""
 
 ANY_OVERLAP = np.array([1e-9])
-"""A threshold that a single shared pixel passes."""
+"""IoU threshold that a single common pixel exceeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AveragePrecision:
-    """Means over IoU thresholds 0.5, 0.55 ... 0.95, each 0 to 1; NaN where no instance was to be found.
+    """Average precision and recall, 0 to 1; NaN if there are no instances to find.
 
     Attributes:
-        ap: average precision over all thresholds.
+        ap: mean over the IoU thresholds 0.5, 0.55 ... 0.95.
         ap50: at IoU 0.5.
         ap75: at IoU 0.75.
-        ar: average recall: of the instances, how many were found by the best 100 results of an image.
-        instances: how many instances were to be found.
+        ar: average recall over the same thresholds, of at most 100 results per object and image.
+        instances: number of instances to find.
     """
 
     ap: float
@@ -50,7 +50,7 @@ class AveragePrecision:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
-    """Which instances and results count; the others are ignored, and results that match ignored instances are, too."""
+    """Instances and results that count. Others are ignored, as are results that match ignored instances."""
 
     truths: Callable[[ImageRecord, TargetRecord], NDArray[np.bool_]]
     results: Callable[[ImageRecord, TargetRecord], NDArray[np.bool_]]
@@ -58,13 +58,13 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pool:
-    """The D results for one object over all I images, by falling score; equal scores in the order of the images.
+    """The D results for one object in all I images, by descending score; equal scores in the order of the images.
 
     Attributes:
         right: (T, D) whether a result matches an instance, at each threshold.
-        wrong: (T, D) whether it matches none; ignored ones are neither.
-        images: (D,) place of each result's image among the records.
-        instances: (I,) how many were to be found in each image.
+        wrong: (T, D) whether it matches none; ignored results are neither.
+        images: (D,) index of each result's record.
+        instances: (I,) number of instances to find in each image.
     """
 
     right: NDArray[np.bool_]
@@ -73,11 +73,10 @@ class Pool:
     instances: NDArray[np.int64]
 
     def average_precision(self, weights: NDArray[np.int64] | None = None) -> AveragePrecision | None:
-        """Return the values of this object, None where no instance is to be found.
+        """Return the average precision of this object; None if there are no instances to find.
 
         Args:
-            weights: (I,) how often each image counts; default: once. What comes out is the same as with copies of
-                records in their place, without matching anew.
+            weights: (I,) weight of each image, default 1: equivalent to that many copies of its record.
         """
         if weights is None:
             weights = np.ones(len(self.instances), np.int64)
@@ -99,7 +98,7 @@ class Pool:
 
 @dataclass(kw_only=True)
 class _Parts:
-    """What a pool is put together from, in the order of the images."""
+    """Parts of a pool, in the order of the images."""
 
     scores: list[NDArray[np.float64]] = field(default_factory=list)
     right: list[NDArray[np.bool_]] = field(default_factory=list)
@@ -109,11 +108,11 @@ class _Parts:
 
 
 class Matches:
-    """Which result stands for which instance, in every image: the basis of all metrics.
+    """Matches of results and instances in every image.
 
     Args:
-        records: of the images; equal scores of different images keep this order.
-        thresholds: (T,) of the IoU.
+        records: records of the images; results of equal score keep their order.
+        thresholds: (T,) IoU thresholds.
     """
 
     def __init__(self, records: Iterable[ImageRecord], thresholds: NDArray[np.float64] = IOU_THRESHOLDS) -> None:
@@ -123,13 +122,13 @@ class Matches:
         self._known: dict[tuple[int, bytes], NDArray[np.int64]] = {}
 
     def of(self, target: TargetRecord, ignored: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Return (T, D): the instance that each result is matched with at each threshold, -1 for none.
+        """Return (T, D): the index of the instance that each result matches at each threshold; -1 for none.
 
         Args:
-            target: of one of the records.
-            ignored: (G,) instances that are only matched where no other one is.
+            target: target of one of the records.
+            ignored: (G,) instances that match only results without another match.
         """
-        # The order matters between instances that are ignored and others, not among either.
+        # Only the order of ignored instances relative to others matters.
         mixed = ignored if ignored.any() and not ignored.all() else np.zeros_like(ignored)
         key = id(target), mixed.tobytes()
         if key not in self._known:
@@ -139,21 +138,17 @@ class Matches:
     def average_precision(
         self, chosen: Selection | None = None
     ) -> tuple[AveragePrecision, dict[int, AveragePrecision]]:
-        """Return the mean over the objects that have instances, and the values of each object.
+        """Return the mean over the objects that have instances, and the value of each object by obj_id.
 
         Args:
-            chosen: a part of instances and results, see `by_area` and `by_visibility`; default: all.
+            chosen: selection of instances and results, see `by_area` and `by_visibility`; default: all.
         """
         pools = self.pools(chosen).items()
         each = {number: value for number, pool in pools if (value := pool.average_precision()) is not None}
         return mean_of_objects(each.values()), each
 
     def pools(self, chosen: Selection | None = None) -> dict[int, Pool]:
-        """Return the results for each object, by ascending number.
-
-        Args:
-            chosen: a part of instances and results; default: all.
-        """
+        """Return the pool of each object, by ascending obj_id, of a selection (default: all)."""
         parts: dict[int, _Parts] = defaultdict(_Parts)
         for image, record in enumerate(self.records):
             for target in record.targets:
@@ -171,7 +166,7 @@ class Matches:
             return
         partners = self.of(target, ignored)
         matched = partners >= 0
-        # The last entry, which -1 picks, is for results without a partner.
+        # Index -1, no match, picks the last entry.
         outside = np.append(ignored, False)[partners]
         if chosen is not None:
             outside |= ~matched & ~chosen.results(record, target)
@@ -197,31 +192,31 @@ class Matches:
 def curves(
     right: NDArray[np.int64], wrong: NDArray[np.int64], instances: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (T, 101) precision at the recalls 0, 0.01 ... 1, and (T,) the recall that is reached.
+    """Return the precision (T, 101) at the recalls 0, 0.01 ... 1, and the final recall (T,).
 
     Args:
-        right: (T, D) results that match an instance, by falling score: how often each of them counts.
-        wrong: (T, D) those that match none; ignored ones are neither.
-        instances: how many there were to be found, above 0.
+        right: (T, D) weights of results that match an instance, by descending score.
+        wrong: (T, D) weights of results that match none; ignored results have neither.
+        instances: number of instances to find, above 0.
     """
     true, false = np.cumsum(right, axis=1, dtype=np.float64), np.cumsum(wrong, axis=1, dtype=np.float64)
     recall = true / instances
     precision = true / (true + false + np.spacing(1))
-    # The best precision at this recall or a higher one.
+    # Interpolated: the maximum precision at this or a higher recall.
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    # A column of zeros for recalls that are never reached.
+    # Precision 0 at recalls that are not reached.
     precision = np.pad(precision, ((0, 0), (0, 1)))
     places = np.stack([np.searchsorted(row, RECALLS, side="left") for row in recall])
     return np.take_along_axis(precision, places, axis=1), recall[:, -1]
 
 
 def by_area(low: float, high: float, *, relative: bool = False) -> Selection:
-    """Select instances, and results without a partner, by area: from `low` to `high`, both included.
+    """Select instances, and results without a match, with an area from `low` to `high`, both inclusive.
 
     Args:
-        low: in pixels.
-        high: in pixels.
-        relative: the areas are shares of the picture instead, 0 to 1.
+        low: minimum area in pixels.
+        high: maximum area in pixels.
+        relative: areas are fractions of the image instead, 0 to 1.
     """
 
     def inside(record: ImageRecord, areas: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -235,10 +230,7 @@ def by_area(low: float, high: float, *, relative: bool = False) -> Selection:
 
 
 def by_visibility(low: float, high: float) -> Selection:
-    """Select instances by the share of them that is seen, from `low` to below `high`.
-
-    Results without a partner count: how much would be seen of what is not there, nobody knows.
-    """
+    """Select instances with a visible fraction from `low` to below `high`; results without a match always count."""
     return Selection(
         truths=lambda _, target: (target.visibility >= low) & (target.visibility < high),
         results=lambda _, target: np.ones(len(target.scores), bool),
@@ -246,14 +238,14 @@ def by_visibility(low: float, high: float) -> Selection:
 
 
 class _Matcher:
-    """pycocotools' matching of one object in one image, with given overlaps."""
+    """Match one object in one image by pycocotools, with given IoUs."""
 
     def __init__(self, thresholds: NDArray[np.float64]) -> None:
         self._eval = COCOeval(iouType="segm")
         self._eval.params.iouThrs = thresholds
 
     def __call__(self, target: TargetRecord, ignored: NDArray[np.bool_]) -> NDArray[np.int64]:
-        # Its own `_prepare` would set `ignore` to `iscrowd`: the reason why the BOP toolkit takes a fork of it.
+        # COCOeval._prepare would overwrite `ignore` by `iscrowd`, which is why the BOP toolkit uses a fork.
         self._eval._gts = {
             (0, 0): [
                 {"id": number, "area": 1.0, "iscrowd": 0, "ignore": int(flag)}
@@ -269,7 +261,7 @@ class _Matcher:
 
 
 def mean_of_objects(values: Iterable[AveragePrecision]) -> AveragePrecision:
-    """Return the mean: every object counts the same, however many instances it has."""
+    """Return the mean over objects, unweighted."""
     values = list(values)
     means = {
         name: float(np.mean([getattr(value, name) for value in values])) if values else float("nan")

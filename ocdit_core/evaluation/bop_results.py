@@ -1,17 +1,20 @@
-"""The results file of BOP's segmentation task: a JSON list with a row for each instance that was found.
+"""Results in BOP's format, and the partial results of an evaluation in progress.
 
-The format: https://bop.felk.cvut.cz/challenges/bop-challenge-2024 (tasks 2 and 5), COCO's results with `scene_id` and
-`time`. Scores of equal height keep the order of the rows, so that it counts for average precision.
+BOP's results file of the segmentation task (https://bop.felk.cvut.cz/challenges/bop-challenge-2024, tasks 2 and 5) is
+COCO's, a JSON list with one row per instance, plus `scene_id` and `time`. Rows of equal score keep their order, which
+average precision depends on.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+import secrets
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ocdit_core.errors import DataError
 from ocdit_core.files import replacing
@@ -23,21 +26,24 @@ ImageKey = tuple[int, int]
 
 _KEYS = ("scene_id", "image_id", "category_id", "score", "segmentation", "time")
 _SAME_TIME = 1e-3
-"""Seconds by which the times of an image's rows may differ, as in the BOP toolkit."""
+"""Tolerance in seconds between the times of an image's rows, as in the BOP toolkit."""
+
+PARTS = "parts"
+"""Folder of the partial results."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRow:
-    """One instance that was found.
+    """One detected instance.
 
     Attributes:
-        scene_id: BOP's number of the scene.
-        image_id: BOP's number of the image in its scene.
-        category_id: BOP's obj_id.
-        score: any finite number; more is surer.
-        box: (x, y, width, height) in pixels; None where the file does not say.
-        segmentation: COCO run lengths {"size": [H, W], "counts": str}.
-        time: seconds that the whole image took; -1 where that is not known.
+        scene_id: BOP scene_id.
+        image_id: BOP im_id.
+        category_id: BOP obj_id.
+        score: confidence, any finite number.
+        box: (x, y, width, height) in pixels; None if the file does not hold it.
+        segmentation: COCO RLE {"size": [H, W], "counts": str}.
+        time: run time of the whole image in seconds; -1 if unknown.
     """
 
     scene_id: int
@@ -50,18 +56,18 @@ class ResultRow:
 
     @property
     def image(self) -> ImageKey:
-        """The image that it is in."""
+        """scene_id and image_id."""
         return self.scene_id, self.image_id
 
 
 def rows_of(image: ImageKey, result: Segmentation, numbers: dict[str, int], seconds: float) -> list[ResultRow]:
-    """Return an image's rows.
+    """Return the rows of an image.
 
     Args:
         image: scene_id and image_id.
-        result: what was found.
-        numbers: obj_id by the object's name in the library.
-        seconds: that the image took.
+        result: its segmentation.
+        numbers: obj_id by object name in the library.
+        seconds: run time of the image.
     """
     return [
         ResultRow(
@@ -78,7 +84,7 @@ def rows_of(image: ImageKey, result: Segmentation, numbers: dict[str, int], seco
 
 
 def row_as_json(row: ResultRow) -> dict[str, Any]:
-    """Return a row as the file holds it."""
+    """Return a row as JSON values."""
     return {
         "scene_id": row.scene_id,
         "image_id": row.image_id,
@@ -91,7 +97,7 @@ def row_as_json(row: ResultRow) -> dict[str, Any]:
 
 
 def write_results(path: str | Path, rows: Iterable[ResultRow]) -> None:
-    """Write a results file; it appears whole or not at all.
+    """Write a results file, atomically.
 
     Raises:
         DataError: it cannot be written, or a score or time is not finite.
@@ -115,17 +121,20 @@ def read_results(
     objects: Collection[int] | None = None,
     size_of: Callable[[ImageKey], tuple[int, int] | None] | None = None,
 ) -> list[ResultRow]:
-    """Read a results file, every row of it checked.
+    """Read and validate a results file.
 
     Args:
-        path: of the file, in the order of which the rows are returned.
-        objects: the obj_ids that may occur; default: any.
-        size_of: gives height and width in pixels of an image, None where it does not know it; default: masks of an
-            image need only be of one size.
+        path: the file.
+        objects: known obj_ids; default: any.
+        size_of: return height and width of an image in pixels, or None if unknown; default: the masks of an image must
+            only agree in size.
+
+    Returns:
+        The rows, in the order of the file.
 
     Raises:
-        DataError: it is missing, damaged or no such list, or a row is not what it should be; the message has the row's
-            number, counted from 0, and the reason.
+        DataError: the file is missing, damaged or not a list, or a row is invalid; the message has the row's index and
+            the reason.
     """
     try:
         content = json.loads(Path(path).read_bytes())
@@ -162,11 +171,11 @@ def parse_row(entry: Any, objects: Collection[int] | None = None) -> ResultRow:
     """Return a row from its JSON object.
 
     Args:
-        entry: of the file.
-        objects: the obj_ids that may occur; default: any.
+        entry: element of the list.
+        objects: known obj_ids; default: any.
 
     Raises:
-        DataError: a key is missing or its value is not what it should be.
+        DataError: a key is missing or its value is invalid.
     """
     if not isinstance(entry, dict):
         raise DataError(f"is a {type(entry).__name__}, not an object")
@@ -191,6 +200,80 @@ def parse_row(entry: Any, objects: Collection[int] | None = None) -> ResultRow:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageResult:
+    """Results for one image.
+
+    Attributes:
+        image: scene_id and image_id.
+        rows: the instances.
+        time: run time in seconds; -1 if unknown.
+        timings: run time in seconds by stage.
+    """
+
+    image: ImageKey
+    rows: tuple[ResultRow, ...] = ()
+    time: float = -1.0
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def open_part(out: Path) -> Iterator[IO[str]]:
+    """Open a new file of partial results: JSON lines, one line per image.
+
+    Each process appends to a file of its own, so that any number of processes may share the folder.
+
+    Raises:
+        DataError: it cannot be created.
+    """
+    path = out / PARTS / f"{secrets.token_hex(8)}.jsonl"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("x", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be created ({error.strerror})") from error
+    with file:
+        yield file
+
+
+def write_result(file: IO[str], result: ImageResult) -> None:
+    """Append the result of one image and flush it."""
+    line = {
+        "scene_id": result.image[0],
+        "image_id": result.image[1],
+        "time": result.time,
+        "timings": result.timings,
+        "rows": [row_as_json(row) for row in result.rows],
+    }
+    file.write(json.dumps(line, allow_nan=False) + "\n")
+    file.flush()
+
+
+def read_parts(out: Path) -> dict[ImageKey, ImageResult]:
+    """Return all partial results; a line that a killed process left unfinished is skipped.
+
+    Raises:
+        DataError: a finished line is invalid.
+    """
+    results: dict[ImageKey, ImageResult] = {}
+    for path in sorted((out / PARTS).glob("*.jsonl")):
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                entry = json.loads(line)
+                result = ImageResult(
+                    image=(int(entry["scene_id"]), int(entry["image_id"])),
+                    rows=tuple(parse_row(row) for row in entry["rows"]),
+                    time=float(entry["time"]),
+                    timings=dict(entry["timings"]),
+                )
+            except (ValueError, KeyError, TypeError, DataError) as error:
+                raise DataError(
+                    f"{path}: line {number} is no result ({error}); delete the file", kind="damaged"
+                ) from error
+            results.setdefault(result.image, result)
+    return results
+
+
 def _whole(entry: dict[str, Any], key: str) -> int:
     value = entry[key]
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -206,7 +289,7 @@ def _number(entry: dict[str, Any], key: str) -> float:
 
 
 def _box(value: Any) -> tuple[float, float, float, float] | None:
-    # The BOP toolkit writes an empty list where there is none.
+    # The BOP toolkit writes an empty list if there is no box.
     if value is None or value == []:
         return None
     if not isinstance(value, list) or len(value) != 4:

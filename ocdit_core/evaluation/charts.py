@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ocdit_core.errors import DataError
-from ocdit_core.evaluation.bootstrap import Estimate
+from ocdit_core.evaluation.comparison import Estimate
 from ocdit_core.web_page import encode_uri
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def line_chart(
         x_label: label of the x axis.
         y_label: label of the y axis.
     """
-    figure, axes = _figure()
+    figure, (axes,) = _figure()
     for number, (name, estimates) in enumerate(lines.items()):
         # Shifted, so that the error bars of several lines do not cover each other.
         shift = 0.06 * (number - (len(lines) - 1) / 2)
@@ -43,13 +43,41 @@ def line_chart(
     return _svg(figure)
 
 
-def _figure() -> tuple[Figure, Axes]:
+def reliability_diagram(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return a chart of the fraction of right results against their score, with the number of results in each bin.
+
+    Args:
+        runs: bins of each run, as in metrics.json, by name of the run.
+    """
+    figure, (upper, lower) = _figure(2)
+    for name, bins in runs.items():
+        known = [one for one in bins if one["results"]]
+        line = upper.plot(
+            [one["mean_score"] for one in known],
+            [one["precision"] for one in known],
+            marker="o",
+            markersize=4,
+            label=name,
+        )
+        edges = [bins[0]["low"], *(one["high"] for one in bins)]
+        lower.stairs([one["results"] for one in bins], edges, color=line[0].get_color())
+    upper.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
+    upper.set(ylabel="fraction with IoU >= 0.5", xlim=(0, 1), ylim=(0, 1))
+    lower.set(xlabel="score", ylabel="results", xlim=(0, 1), yscale="log")
+    upper.grid(alpha=0.3)
+    if len(runs) > 1:
+        figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", fontsize="small")
+    return _svg(figure)
+
+
+def _figure(rows: int = 1) -> tuple[Figure, list[Axes]]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise DataError("charts need the package matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    return figure, figure.subplots()
+    figure = Figure(figsize=(6, 3.6 if rows == 1 else 5), layout="constrained")
+    axes = figure.subplots(rows, squeeze=False, height_ratios=(3, 1)[:rows], sharex=True)
+    return figure, list(axes[:, 0])
 
 
 def _svg(figure: Figure) -> str:

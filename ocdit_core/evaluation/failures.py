@@ -13,8 +13,8 @@ from pycocotools import mask as coco
 
 from ocdit_core.data.frame import Frame
 from ocdit_core.evaluation.bop_results import ImageKey, ResultRow
+from ocdit_core.evaluation.metrics import counts_of
 from ocdit_core.evaluation.records import MIN_VISIBLE, ImageRecord
-from ocdit_core.evaluation.summary import counts_of
 from ocdit_core.evaluation.targets import image_key
 from ocdit_core.inference.results import Instance, Segmentation
 from ocdit_core.masks import decode_mask, encode_mask, tight_box

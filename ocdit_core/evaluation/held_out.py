@@ -1,87 +1,107 @@
-"""Pictures of objects that no training has seen, with their truth: for benchmarks, examples and tests.
-
-The objects take the way of any user's CAD model: written as GLB files, read and rendered into a library.
-"""
+"""Held-out sets: the split of meshes into training, validation and report, and the targets of each image."""
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass, field
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from ocdit_core.evaluation.metrics import LabelledScene
-from ocdit_core.objects.library import ObjectLibrary
-from ocdit_core.objects.onboarding import add_objects
-from ocdit_core.objects.opengl_renderer import Renderer
-from ocdit_core.synthesis.bank import render_sprites
-from ocdit_core.synthesis.composed import SceneSettings, compose_scene
-from ocdit_core.synthesis.procedural import HELD_OUT_SEED, procedural_object
+from ocdit_core.data.frame import Frame
+from ocdit_core.errors import ConfigError, DataError
+from ocdit_core.evaluation.records import MIN_VISIBLE
+from ocdit_core.objects.formats import FORMATS
+
+Part = Literal["train", "validation", "report"]
+
+_ABSENT = 0.5  # absent targets per visible one: about 28% of all targets
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeldOutSettings:
-    """A set of held-out scenes; the same settings give the same pictures.
+def part_of(file: str, *, held_out: bool = False) -> Part:
+    """Return the part of a mesh file: a fifth is held out, a third of that for validation (choosing settings).
 
-    Attributes:
-        scenes: how many pictures.
-        objects: how many different objects they draw from.
-        first_object: seed of the first object, counted from HELD_OUT_SEED. Validation during training uses the first
-            few hundred; what is reported should not.
-        targets: objects that are looked for in each picture.
-        absent_share: chance for each target not to be in its picture.
-        distractors: most other objects in a picture.
-        sprite_size: side in pixels that objects are drawn at.
-        scene: how the pictures look.
-        seed: of the pictures.
+    It depends on the file's path alone, so that a file stays in its part when others are added.
+
+    Args:
+        file: path below the folder of meshes, with suffix and forward slashes: kitchen/mug.glb.
+        held_out: never use it for training.
     """
-
-    scenes: int = 50
-    objects: int = 60
-    first_object: int = 10_000
-    targets: int = 4
-    absent_share: float = 0.25
-    distractors: int = 2
-    sprite_size: int = 320
-    scene: SceneSettings = field(
-        default_factory=lambda: SceneSettings(image_size=(480, 640), object_size=(0.2, 0.6), effects=0.8)
-    )
-    seed: int = 0
+    digest = int(hashlib.sha1(file.encode(), usedforsecurity=False).hexdigest(), 16)
+    if digest % 5 and not held_out:
+        return "train"
+    return "report" if digest // 5 % 3 else "validation"
 
 
-def make_held_out(library: Path, settings: HeldOutSettings) -> tuple[ObjectLibrary, list[LabelledScene]]:
-    """Render the objects into the folder `library` and compose the scenes.
+def split_meshes(folder: Path, *, also: Sequence[str] = (), without: Sequence[str] = ()) -> dict[Part, list[str]]:
+    """Split the meshes of a folder and its subfolders by the hash of their paths.
+
+    Args:
+        folder: folder of mesh files.
+        also: patterns (* and ?) of files to hold out whatever their hash, such as look-alikes of a public test set.
+        without: patterns of files to leave out.
+
+    Returns:
+        Names of each part as `MeshFolder` has them (paths without suffix), sorted.
 
     Raises:
-        RenderingError: there is no off-screen OpenGL.
+        DataError: the folder is missing or holds no mesh.
+        ConfigError: no file's path matches one of the patterns.
     """
-    meshes = {}
-    for number in range(settings.objects):
-        seed = HELD_OUT_SEED + settings.first_object + number
-        meshes[f"object_{seed - HELD_OUT_SEED:05d}"] = procedural_object(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        files = []
-        for name, mesh in meshes.items():
-            files.append(Path(folder) / f"{name}.glb")
-            mesh.export(files[-1])
-        add_objects(library, files, unit="m")
-    rng = np.random.default_rng([settings.seed, settings.first_object])
-    sprites = {}
-    with Renderer() as renderer:
-        for name, mesh in meshes.items():
-            handle = renderer.upload(mesh)
-            sprites[name] = render_sprites(renderer, handle, rng, 4, settings.sprite_size)
-            handle.release()
-    return ObjectLibrary(library), [_scene(rng, sprites, settings) for _ in range(settings.scenes)]
+    files = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in FORMATS and path.is_file()
+    )
+    if not files:
+        raise DataError(f"{folder}: holds no meshes; known formats are {', '.join(FORMATS)}")
+    for pattern in [*also, *without]:
+        if not any(fnmatch(file, pattern) for file in files):
+            raise ConfigError(f"{pattern}: matches no mesh in {folder}; {files[0]} is one")
+    parts: dict[Part, list[str]] = {"train": [], "validation": [], "report": []}
+    for file in files:
+        if any(fnmatch(file, pattern) for pattern in without):
+            continue
+        part = part_of(file, held_out=any(fnmatch(file, pattern) for pattern in also))
+        parts[part].append(Path(file).with_suffix("").as_posix())
+    return parts
 
 
-def _scene(rng: np.random.Generator, sprites: dict[str, np.ndarray], settings: HeldOutSettings) -> LabelledScene:
-    names = [str(name) for name in rng.permutation(list(sprites))]
-    targets, others = names[: settings.targets], names[settings.targets :]
-    there = [name for name in targets if rng.random() >= settings.absent_share]
-    shown = there + others[: int(rng.integers(settings.distractors + 1))]
-    scene = compose_scene(rng, [sprites[name][rng.integers(len(sprites[name]))] for name in shown], settings.scene)
-    # The truth is only for the targets; one that others hide altogether counts as absent.
-    masks = {name: mask for name, mask in zip(there, scene.masks, strict=False) if mask.any()}
-    return LabelledScene(image=scene.image, targets=tuple(targets), masks=masks)
+def draw_targets(
+    frames: Iterable[Frame], object_ids: Sequence[int], *, seed: int = 0, count: tuple[int, int] = (4, 8)
+) -> list[dict[str, int]]:
+    """Draw the targets of each image: all objects that it shows, and some that it does not.
+
+    Args:
+        frames: the images; the targets of an image depend on its numbers and the seed alone.
+        object_ids: all objects of the set, from which absent ones are drawn.
+        seed: random seed.
+        count: minimum and maximum number of targets of an image, as far as the visible objects allow.
+
+    Returns:
+        Rows of a targets file: scene_id, im_id, obj_id and inst_count, the number of instances with a visible fraction
+        of at least 0.1; 0 for an absent object. An object that is less visible is no target.
+
+    Raises:
+        DataError: an image shows no object.
+    """
+    least, most = count
+    rows = []
+    for frame in frames:
+        seen = Counter(item.object_id for item in frame.annotations if item.visible_fraction >= MIN_VISIBLE)
+        if not seen:
+            raise DataError(f"{frame.where}: shows no object; generate the scenes with another seed")
+        shown = {item.object_id for item in frame.annotations}
+        rng = np.random.default_rng([seed, frame.scene_id, frame.image_id, 0xAB5E])
+        wanted = int(_ABSENT * len(seen) + rng.random())
+        others = [number for number in object_ids if number not in shown]
+        extra = min(max(wanted, least - len(seen)), max(most - len(seen), 0), len(others))
+        absent = rng.choice(others, extra, replace=False).tolist() if extra else []
+        rows += [
+            {"im_id": frame.image_id, "inst_count": seen[number], "obj_id": number, "scene_id": frame.scene_id}
+            for number in sorted([*seen, *absent])
+        ]
+    return rows

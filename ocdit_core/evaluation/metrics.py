@@ -1,127 +1,244 @@
-"""How good masks are, counted simply: overlap with the truth, and false alarms for objects that are not there.
-
-Average precision by BOP's rules is another matter; this is for scenes of which everything is known.
-"""
+"""Metrics of a run, computed from its records: metrics.json and the table that `ocdit evaluate` prints."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ocdit_core.inference.results import Segmentation
-from ocdit_core.masks import mask_iou
-from ocdit_core.objects.library import ObjectLibrary
+from ocdit_core.evaluation.average_precision import ANY_OVERLAP, AveragePrecision, Matches, by_area, by_visibility
+from ocdit_core.evaluation.records import ImageRecord, TargetRecord
 
+AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+"""Bounds of COCO's areas in pixels."""
 
-class ObjectFinder(Protocol):
-    """What can be evaluated: a Segmenter, or anything else with its facade."""
+AREA_FRACTIONS = {"below_1%": (0.0, 0.01), "1%_to_5%": (0.01, 0.05), "above_5%": (0.05, 1.0)}
+"""Bounds of an instance's area as a fraction of the image."""
 
-    def set_objects(self, library: ObjectLibrary, object_ids: Sequence[str]) -> None:
-        """Look for these objects from now on."""
+VISIBILITY = {"10%_to_30%": (0.1, 0.3), "30%_to_60%": (0.3, 0.6), "60%_to_90%": (0.6, 0.9), "above_90%": (0.9, 2.0)}
+"""Bounds of an instance's visible fraction."""
 
-    def segment(self, image: np.ndarray) -> Segmentation:
-        """Find them in a (H, W, 3) uint8 RGB image."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LabelledScene:
-    """A picture whose truth is known.
-
-    Attributes:
-        image: (H, W, 3) uint8 RGB.
-        targets: names of the objects to look for.
-        masks: for each target that is in the picture its visible pixels, (H, W) bool; the others are absent, as are
-            those whose mask is empty.
-    """
-
-    image: np.ndarray
-    targets: tuple[str, ...]
-    masks: dict[str, np.ndarray]
+RELIABILITY_BINS = 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class SceneMetrics:
-    """What came out, over all scenes and targets.
+@dataclass(kw_only=True)
+class Counts:
+    """Counts at one score threshold.
 
     Attributes:
-        mean_iou: over the targets that were present; one that was not found counts as 0.
-        present: how many targets were in their pictures.
-        found: how many of these got a mask, right or wrong.
-        absent: how many targets were looked for in a picture without them.
-        false_masks: how many of these got a mask.
-        seconds: mean time for one picture.
-        iou_by_object: mean overlap of each object over the pictures that it was in.
+        instances: instances to find.
+        right: results with an IoU of at least 0.5 with an instance of their own (true positives).
+        wrong: other results, except those that match ignored instances (false positives).
+        overlap: sum over the instances of the IoU with the matched result, 0 without one.
+        absent: pairs of an image and a target that the image does not show.
+        false_masks: number of these with a result.
     """
 
-    mean_iou: float
-    present: int
-    found: int
-    absent: int
-    false_masks: int
-    seconds: float
-    iou_by_object: dict[str, float] = field(default_factory=dict)
+    instances: int = 0
+    right: int = 0
+    wrong: int = 0
+    overlap: float = 0.0
+    absent: int = 0
+    false_masks: int = 0
 
-    @property
-    def false_mask_rate(self) -> float:
-        """Share of the absent targets that got a mask, 0 when none was absent."""
-        return self.false_masks / self.absent if self.absent else 0.0
+    def add(self, other: Counts) -> None:
+        """Add the counts of another image or object."""
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
-    def __str__(self) -> str:
-        return (
-            f"IoU {self.mean_iou:.3f} on {self.present} present targets ({self.found} found), "
-            f"{self.false_masks} of {self.absent} absent ones got a mask, {self.seconds * 1000:.0f} ms a picture"
-        )
+    def rates(self) -> dict[str, float | int | None]:
+        """Return the counts and their rates; None if the denominator is 0."""
+        found = self.right + self.wrong
+        return {
+            "mean_iou": _ratio(self.overlap, self.instances),
+            "precision": _ratio(self.right, found),
+            "recall": _ratio(self.right, self.instances),
+            "f1": _ratio(2 * self.right, found + self.instances),
+            "instances": self.instances,
+            "right": self.right,
+            "wrong": self.wrong,
+            "absent": self.absent,
+            "false_masks": self.false_masks,
+            "false_mask_rate": _ratio(self.false_masks, self.absent),
+        }
 
 
-def evaluate_scenes(
-    finder: ObjectFinder, library: ObjectLibrary, scenes: Iterable[LabelledScene], *, threshold: float = 0.0
-) -> SceneMetrics:
-    """Run a segmenter on scenes; of each target only the best-scoring instance counts.
+def summarise(records: Sequence[ImageRecord], *, threshold: float) -> dict[str, Any]:
+    """Return all metrics of a run as JSON values; None where a metric is undefined.
 
     Args:
-        finder: a Segmenter or a baseline.
-        library: with all the scenes' targets.
-        scenes: any number of them; targets are set anew only where they change from one scene to the next.
-        threshold: instances that score less are ignored.
-
-    Raises:
-        UnknownObjectError: the library lacks a target.
-        ValueError: there is no scene.
+        records: records of the images, in order.
+        threshold: score threshold of all metrics except average precision, average recall and reliability.
     """
-    current: tuple[str, ...] | None = None
-    overlaps: dict[str, list[float]] = {}
-    found = absent = false_masks = 0
-    seconds: list[float] = []
-    for scene in scenes:
-        if scene.targets != current:
-            finder.set_objects(library, scene.targets)
-            current = scene.targets
-        begin = time.perf_counter()
-        result = finder.segment(scene.image)
-        seconds.append(time.perf_counter() - begin)
-        for name in scene.targets:
-            candidates = [one for one in result.instances if one.object_id == name and one.score >= threshold]
-            best = max(candidates, key=lambda one: one.score, default=None)
-            truth = scene.masks.get(name)
-            if truth is None or not truth.any():
-                absent += 1
-                false_masks += best is not None
-            else:
-                found += best is not None
-                overlaps.setdefault(name, []).append(float(mask_iou(best.mask, truth)) if best is not None else 0.0)
-    if not seconds:
-        raise ValueError("there is no scene to evaluate")
-    every = [value for values in overlaps.values() for value in values]
-    return SceneMetrics(
-        mean_iou=float(np.mean(every)) if every else 0.0,
-        present=len(every),
-        found=found,
-        absent=absent,
-        false_masks=false_masks,
-        seconds=float(np.mean(seconds)),
-        iou_by_object={name: float(np.mean(values)) for name, values in sorted(overlaps.items())},
-    )
+    matches = Matches(records)
+    overall, each = matches.average_precision()
+    total, by_object = Counts(), defaultdict[int, Counts](Counts)
+    for _, number, counts in counts_of(records, threshold):
+        total.add(counts)
+        by_object[number].add(counts)
+    images = Counter(target.object_id for record in records for target in record.targets if target.asked)
+    return {
+        **_plain(overall),
+        "by_area": {name: _plain(matches.average_precision(by_area(*bounds))[0]) for name, bounds in AREAS.items()},
+        "by_share_of_picture": {
+            name: _plain(matches.average_precision(by_area(*bounds, relative=True))[0])
+            for name, bounds in AREA_FRACTIONS.items()
+        },
+        "by_visibility": {
+            name: _plain(matches.average_precision(by_visibility(*bounds))[0]) for name, bounds in VISIBILITY.items()
+        },
+        "score_threshold": threshold,
+        "at_threshold": total.rates(),
+        "reliability": reliability(records),
+        "time": timing(records),
+        "images": len(records),
+        "by_object": {
+            str(number): {**_plain(each.get(number)), **counts.rates(), "images": images[number]}
+            for number, counts in sorted(by_object.items())
+        },
+    }
+
+
+def counts_of(records: Sequence[ImageRecord], threshold: float) -> Iterator[tuple[int, int, Counts]]:
+    """Yield the counts of each image and object: index of the record, obj_id, counts."""
+    for image, target, at_any, at_half in _matched(records):
+        kept = target.scores >= threshold
+        # Results that match an ignored instance are neither right nor wrong; index -1, no match, picks the last entry.
+        counted = kept & ~np.append(target.ignored, False)[at_half]
+        paired = np.flatnonzero(kept & (at_any >= 0))
+        paired = paired[~target.ignored[at_any[paired]]]
+        counts = Counts(
+            instances=int(np.count_nonzero(~target.ignored)),
+            right=int(np.count_nonzero(counted & (at_half >= 0))),
+            wrong=int(np.count_nonzero(counted & (at_half < 0))),
+            overlap=float(target.overlaps[paired, at_any[paired]].sum()),
+            absent=int(target.absent),
+            false_masks=int(target.absent and bool(kept.any())),
+        )
+        yield image, target.object_id, counts
+
+
+def reliability(records: Sequence[ImageRecord]) -> dict[str, Any] | None:
+    """Return the reliability diagram: how often a result of a given score is right (IoU of at least 0.5).
+
+    A calibrated score equals the fraction of right results. The expected calibration error is the mean absolute
+    difference of both over the bins, weighted by their results (Guo et al., "On Calibration of Modern Neural Networks",
+    ICML 2017). Results that match ignored instances are left out.
+
+    Returns:
+        {"bins": [{"low", "high", "results", "mean_score", "precision"}], "expected_calibration_error"}; None without
+        results, or if scores are not in [0, 1].
+    """
+    scores, right = [], []
+    for _, target, _, at_half in _matched(records):
+        counted = ~np.append(target.ignored, False)[at_half]
+        scores.append(target.scores[counted])
+        right.append(at_half[counted] >= 0)
+    score, is_right = np.concatenate([*scores, np.empty(0)]), np.concatenate([*right, np.empty(0, bool)])
+    if not score.size or score.min() < 0 or score.max() > 1:
+        return None
+    index = np.minimum((score * RELIABILITY_BINS).astype(np.int64), RELIABILITY_BINS - 1)
+    bins, error = [], 0.0
+    for number in range(RELIABILITY_BINS):
+        inside = index == number
+        results = int(np.count_nonzero(inside))
+        mean_score = float(score[inside].mean()) if results else None
+        precision = float(is_right[inside].mean()) if results else None
+        if mean_score is not None and precision is not None:
+            error += results / score.size * abs(mean_score - precision)
+        low, high = number / RELIABILITY_BINS, (number + 1) / RELIABILITY_BINS
+        bins.append({"low": low, "high": high, "results": results, "mean_score": mean_score, "precision": precision})
+    return {"bins": bins, "expected_calibration_error": error}
+
+
+def timing(records: Sequence[ImageRecord]) -> dict[str, Any]:
+    """Return seconds per image (mean, median, 95th percentile), images per second, and the medians by stage."""
+    seconds = np.array([record.time for record in records if record.time >= 0])
+    if not seconds.size:
+        return {"mean": None, "median": None, "p95": None, "images_per_second": None, "stages": {}}
+    stages: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        for stage, value in record.timings.items():
+            stages[stage].append(value)
+    return {
+        "mean": float(seconds.mean()),
+        "median": float(np.median(seconds)),
+        "p95": float(np.percentile(seconds, 95)),
+        "images_per_second": float(len(seconds) / seconds.sum()) if seconds.sum() else None,
+        "stages": {stage: float(np.median(values)) for stage, values in stages.items()},
+    }
+
+
+def table(metrics: dict[str, Any]) -> list[list[str]]:
+    """Return the rows of the printed table: a name and up to five values; precision and recall in percent."""
+    at, time, calibration = metrics["at_threshold"], metrics["time"], metrics["reliability"]
+    rows = [["", "AP", "AP50", "AP75", "AR", "instances"], _row("all", metrics)]
+    for title, key in (("area", "by_area"), ("image", "by_share_of_picture"), ("visible", "by_visibility")):
+        rows += [_row(f"{title} {name.replace('_', ' ')}", part) for name, part in metrics[key].items()]
+    rows += [
+        [],
+        [f"at score {metrics['score_threshold']:g}", "mean IoU", "precision", "recall", "F1", "false masks"],
+        [
+            "",
+            *(percent(at[name]) for name in ("mean_iou", "precision", "recall", "f1")),
+            f"{percent(at['false_mask_rate'])} ({at['false_masks']} of {at['absent']} absent)",
+        ],
+    ]
+    if calibration is not None:
+        rows += [
+            [],
+            ["score", "results", "right", "", "", ""],
+            *(
+                [f"{one['low']:g} to {one['high']:g}", f"{one['results']:,}", percent(one["precision"]), "", "", ""]
+                for one in calibration["bins"]
+                if one["results"]
+            ),
+            ["calibration error", percent(calibration["expected_calibration_error"]), "", "", "", ""],
+        ]
+    return [
+        *rows,
+        [],
+        ["seconds per image", "median", "p95", "mean", "images/s", ""],
+        ["", *(significant(time[name]) for name in ("median", "p95", "mean", "images_per_second")), ""],
+    ]
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction in percent with one decimal, "-" if it is undefined."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def significant(value: float | None) -> str:
+    """Return a number with three significant digits, "-" if it is undefined."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _matched(
+    records: Sequence[ImageRecord],
+) -> Iterator[tuple[int, TargetRecord, NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield each target with the index of its record, and its matches (D,) at any overlap and at IoU 0.5; -1: none."""
+    matches = Matches(records, np.concatenate([ANY_OVERLAP, [0.5]]))
+    nothing = np.empty(0, np.int64)
+    for image, record in enumerate(records):
+        for target in record.targets:
+            at_any, at_half = matches.of(target, target.ignored) if len(target.scores) else (nothing, nothing)
+            yield image, target, at_any, at_half
+
+
+def _plain(value: AveragePrecision | None) -> dict[str, float | int | None]:
+    if value is None:
+        return {"ap": None, "ap50": None, "ap75": None, "ar": None}
+    return {key: None if math.isnan(number) else number for key, number in asdict(value).items()}
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None
+
+
+def _row(name: str, part: dict[str, Any]) -> list[str]:
+    return [name, *(percent(part[key]) for key in ("ap", "ap50", "ap75", "ar")), str(part["instances"])]

@@ -1,6 +1,6 @@
-"""What came out for each image and object, in numbers: all that metrics are computed from, without any mask.
+"""Records of an evaluation: scores, areas, visibility and overlaps of each image and object, without masks.
 
-In a file: JSON lines, one for each image.
+All metrics are computed from records alone. In a file they are JSON lines, one line per image.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from ocdit_core.files import replacing
 from ocdit_core.masks import encode_mask
 
 MAX_DETECTIONS = 100
-"""Of one object in one image; the best are taken (COCO's rule)."""
+"""Results of one object in one image that count, by descending score (COCO's rule)."""
 
 MIN_VISIBLE = 0.1
-"""Instances of which less is seen are ignored: neither asked for nor wrong (BOP's rule)."""
+"""Visible fraction below which an instance is ignored: results for it are neither right nor wrong (BOP's rule)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TargetRecord:
-    """One object in one image: D results for it, best first, and G instances that the image shows.
+    """One object in one image: D results for it, and G instances that the image shows.
 
     Attributes:
-        object_id: BOP's obj_id.
-        asked: whether it was looked for. Instances of other objects are ignored, results for others are counted.
-        scores: (D,) float64, falling.
-        areas: (D,) float64 pixels, of the box of each result as the BOP toolkit has it, of the mask without a box.
-        truth_areas: (G,) float64 pixels that are seen of each instance; none is 0.
-        visibility: (G,) float64, share of each instance that is seen; NaN where the dataset does not say.
-        overlaps: (D, G) float64, intersection over union.
+        object_id: BOP obj_id.
+        asked: whether it is a target. Instances of other objects are ignored; results for other objects count.
+        scores: (D,) float64, in descending order.
+        areas: (D,) float64 pixels: area of each result's box, as in the BOP toolkit; of its mask if it has no box.
+        truth_areas: (G,) float64 pixels: visible area of each instance, above 0.
+        visibility: (G,) float64: visible fraction of each instance; NaN if the dataset does not state it.
+        overlaps: (D, G) float64: IoU.
     """
 
     object_id: int
@@ -53,12 +53,12 @@ class TargetRecord:
 
     @property
     def ignored(self) -> NDArray[np.bool_]:
-        """(G,) whether an instance is ignored."""
+        """(G,) whether each instance is ignored."""
         return np.full(len(self.visibility), not self.asked) | (self.visibility < MIN_VISIBLE)
 
     @property
     def absent(self) -> bool:
-        """Whether it was looked for in vain: nothing of it is seen in the image."""
+        """Whether it is a target that the image does not show."""
         return self.asked and not len(self.truth_areas)
 
 
@@ -67,12 +67,12 @@ class ImageRecord:
     """One image.
 
     Attributes:
-        scene_id: BOP's number of the scene.
-        image_id: BOP's number of the image in its scene.
+        scene_id: BOP scene_id.
+        image_id: BOP im_id.
         size: height and width in pixels.
-        time: seconds that finding the objects took; -1 where that is not known.
-        timings: the same by stage.
-        targets: objects that were looked for, that are seen, or for which there are results.
+        time: run time of the method in seconds; -1 if unknown.
+        timings: run time in seconds by stage.
+        targets: objects that are targets, that are visible, or that have results.
     """
 
     scene_id: int
@@ -91,14 +91,14 @@ def record_image(
     time: float = -1.0,
     timings: Mapping[str, float] | None = None,
 ) -> ImageRecord:
-    """Compare an image's results with its truth.
+    """Compare the results for an image with its ground truth.
 
     Args:
         frame: the image.
-        asked: obj_ids that were looked for.
+        asked: target obj_ids.
         rows: all results for the image.
-        time: seconds that they took; -1: not known.
-        timings: the same by stage.
+        time: run time in seconds; -1 if unknown.
+        timings: run time in seconds by stage.
 
     Raises:
         DataError: the image's annotations or masks are missing or damaged.
@@ -108,7 +108,7 @@ def record_image(
         found[row.category_id].append(row)
     seen: dict[int, list[tuple[dict[str, Any], float]]] = defaultdict(list)
     for index, annotation in enumerate(frame.annotations):
-        # An object without any result needs its instances' areas all the same, for the table by size.
+        # Masks are needed even if the object has no results: the breakdown by size needs their areas.
         mask = encode_mask(frame.mask(index))
         if coco.area(mask):
             seen[annotation.object_id].append((mask, annotation.visible_fraction))
@@ -127,7 +127,7 @@ def record_image(
 def _record(
     number: int, asked: bool, rows: list[ResultRow], truths: list[tuple[dict[str, Any], float]]
 ) -> TargetRecord:
-    # Python's sort keeps the order of equal scores, as COCO's does.
+    # A stable sort, as COCO's.
     rows = sorted(rows, key=lambda row: -row.score)[:MAX_DETECTIONS]
     masks = [row.segmentation for row in rows]
     truth_masks = [mask for mask, _ in truths]
@@ -145,7 +145,7 @@ def _record(
 
 
 def write_records(path: str | Path, records: Iterable[ImageRecord]) -> None:
-    """Write records as JSON lines; the file appears whole or not at all.
+    """Write records as JSON lines, atomically.
 
     Raises:
         DataError: it cannot be written.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from ocdit_core.data.frame import Frame
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import DataError
 from ocdit_core.evaluation.ablate import Ablation, Cell
-from ocdit_core.evaluation.bootstrap import Estimate
 from ocdit_core.evaluation.bop_results import ImageKey
-from ocdit_core.evaluation.charts import line_chart
-from ocdit_core.evaluation.compare import Compared, Comparison, compare, comparison_table
+from ocdit_core.evaluation.charts import line_chart, reliability_diagram
+from ocdit_core.evaluation.comparison import Compared, Comparison, Estimate, compare, comparison_table
 from ocdit_core.evaluation.failures import (
     KINDS,
     Failure,
@@ -28,7 +26,8 @@ from ocdit_core.evaluation.failures import (
     find_failures,
     rank_images,
 )
-from ocdit_core.evaluation.runs import Run, named_apart, require_same_task
+from ocdit_core.evaluation.metrics import percent, significant
+from ocdit_core.evaluation.run import Run, require_same_task, unique_names
 from ocdit_core.evaluation.targets import frames_of, image_key
 from ocdit_core.web_page import Table, data_uri, write_page
 
@@ -127,11 +126,12 @@ def write_report(
         require_same_task(runs)
         sections += [
             Section(title="Results", parts=_headline(compare(runs, resamples=resamples), runs)),
+            Section(title="Reliability of scores", parts=_reliability(runs)),
             Section(title="By size and visibility", parts=[_breakdowns(runs)]),
             Section(title="By object", parts=[_objects(runs, names)]),
         ]
         if dataset is not None:
-            for run, name in zip(runs, named_apart(runs), strict=True):
+            for run, name in zip(runs, unique_names(runs), strict=True):
                 sections.append(Section(title=f"Images: {name}", parts=_failures(run, dataset, names, images)))
     for ablation in ablations:
         parts = _ablation(ablation, resamples)
@@ -156,17 +156,17 @@ def _headline(comparison: Comparison, runs: Sequence[Run]) -> list[Part]:
             "(arXiv:2508.04122; other methods: BOP leaderboard, 2025-02-27). Compare only runs on these targets."
         )
     metrics = {
-        "AP": lambda m: _percent(m["ap"]),
-        "AP50": lambda m: _percent(m["ap50"]),
-        "AP75": lambda m: _percent(m["ap75"]),
-        "AR": lambda m: _percent(m["ar"]),
+        "AP": lambda m: percent(m["ap"]),
+        "AP50": lambda m: percent(m["ap50"]),
+        "AP75": lambda m: percent(m["ap75"]),
+        "AR": lambda m: percent(m["ar"]),
         "score threshold": lambda m: f"{m['score_threshold']:g}",
-        "mean IoU": lambda m: _percent(m["at_threshold"]["mean_iou"]),
-        "precision": lambda m: _percent(m["at_threshold"]["precision"]),
-        "recall": lambda m: _percent(m["at_threshold"]["recall"]),
-        "F1": lambda m: _percent(m["at_threshold"]["f1"]),
+        "mean IoU": lambda m: percent(m["at_threshold"]["mean_iou"]),
+        "precision": lambda m: percent(m["at_threshold"]["precision"]),
+        "recall": lambda m: percent(m["at_threshold"]["recall"]),
+        "F1": lambda m: percent(m["at_threshold"]["f1"]),
         "false masks": lambda m: (
-            f"{_percent(m['at_threshold']['false_mask_rate'])} "
+            f"{percent(m['at_threshold']['false_mask_rate'])} "
             f"({m['at_threshold']['false_masks']} of {m['at_threshold']['absent']})"
         ),
         "instances": lambda m: f"{m['at_threshold']['instances']:,}",
@@ -187,17 +187,39 @@ def _comparison_note(comparison: Comparison) -> str:
 def _by_run(runs: Sequence[Run], metrics: dict[str, Callable[[dict[str, Any]], str]]) -> Table:
     """Return a table with one row per metric and one column per run."""
     rows = [[name, *(metric(run.metrics) for run in runs)] for name, metric in metrics.items()]
-    return Table(header=["", *named_apart(runs)], rows=rows)
+    return Table(header=["", *unique_names(runs)], rows=rows)
+
+
+def _reliability(runs: Sequence[Run]) -> list[Part]:
+    known = {
+        name: run.metrics["reliability"]
+        for name, run in zip(unique_names(runs), runs, strict=True)
+        # Runs of earlier versions have none.
+        if run.metrics.get("reliability") is not None
+    }
+    if not known:
+        return [Part(notes=["No scores between 0 and 1."])]
+    rows = [[name, percent(one["expected_calibration_error"])] for name, one in known.items()]
+    return [
+        Part(
+            images=[(reliability_diagram({name: one["bins"] for name, one in known.items()}), "Reliability diagram")],
+            notes=[
+                "How often a result of a given score has an IoU of 0.5 or more with an instance of its object. On the "
+                "dotted line, the score is the probability that a result is right."
+            ],
+            tables=[Table(header=["", "expected calibration error in percent"], rows=rows)],
+        )
+    ]
 
 
 def _breakdowns(runs: Sequence[Run]) -> Part:
     tables = []
     for key, caption in _BREAKDOWNS:
         rows = [
-            [name.replace("_", " "), str(value["instances"]), *(_percent(run.metrics[key][name]["ap"]) for run in runs)]
+            [name.replace("_", " "), str(value["instances"]), *(percent(run.metrics[key][name]["ap"]) for run in runs)]
             for name, value in runs[0].metrics[key].items()
         ]
-        tables.append(Table(header=["", "instances", *named_apart(runs)], rows=rows, caption=caption))
+        tables.append(Table(header=["", "instances", *unique_names(runs)], rows=rows, caption=caption))
     return Part(tables=tables)
 
 
@@ -207,14 +229,14 @@ def _objects(runs: Sequence[Run], names: Mapping[int, str]) -> Part:
     each = {number: [run.metrics["by_object"].get(number, {}) for run in runs] for number in numbers}
     numbers.sort(key=lambda number: -(each[number][0].get("ap") or 0.0))
     header = ["object", "instances"]
-    for name in named_apart(runs):
+    for name in unique_names(runs):
         header += [f"{name}: AP", "mean IoU", "false masks"]
     rows = []
     for number in numbers:
         label = f"{number} {names[int(number)]}" if int(number) in names else number
         row = [label, str(each[number][0].get("instances", ""))]
         for one in each[number]:
-            row += [_percent(one.get("ap")), _percent(one.get("mean_iou")), str(one.get("false_masks", "-"))]
+            row += [percent(one.get("ap")), percent(one.get("mean_iou")), str(one.get("false_masks", "-"))]
         rows.append(row)
     return Part(tables=[Table(header=header, rows=rows)])
 
@@ -366,10 +388,12 @@ def _tick_order(tick: tuple[str, Any]) -> tuple[bool, float, str]:
 def _times(runs: Sequence[Run]) -> Part:
     times = [run.metrics["time"] for run in runs]
     stages = list(dict.fromkeys(stage for time in times for stage in time["stages"]))
-    rows = [[name, *(_seconds(time[name]) for time in times)] for name in ("median", "mean", "p95")]
-    rows.append(["images per second", *(_seconds(time["images_per_second"]) for time in times)])
-    rows += [[f"stage {stage} (median)", *(_seconds(time["stages"].get(stage)) for time in times)] for stage in stages]
-    return Part(tables=[Table(header=["seconds per image", *named_apart(runs)], rows=rows)])
+    rows = [[name, *(significant(time[name]) for time in times)] for name in ("median", "mean", "p95")]
+    rows.append(["images per second", *(significant(time["images_per_second"]) for time in times)])
+    rows += [
+        [f"stage {stage} (median)", *(significant(time["stages"].get(stage)) for time in times)] for stage in stages
+    ]
+    return Part(tables=[Table(header=["seconds per image", *unique_names(runs)], rows=rows)])
 
 
 def _settings(runs: Sequence[Run]) -> Part:
@@ -379,7 +403,7 @@ def _settings(runs: Sequence[Run]) -> Part:
     rows = [[key, *(one.get(key, "-") for one in flat)] for key in keys]
     rows.sort(key=lambda row: len(set(row[1:])) == 1)
     row_classes = ["mark" if len(set(row[1:])) > 1 else "" for row in rows]
-    return Part(tables=[Table(header=["", *named_apart(runs)], rows=rows, row_classes=row_classes)])
+    return Part(tables=[Table(header=["", *unique_names(runs)], rows=rows, row_classes=row_classes)])
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -394,11 +418,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _name(names: Mapping[int, str], number: int) -> str:
     return names.get(number, f"object {number}")
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"

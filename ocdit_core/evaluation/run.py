@@ -1,11 +1,13 @@
-"""An evaluation from a dataset to metrics; broken off at any instant, the same call goes on."""
+"""Evaluation of a method, or of a results file, on a dataset: resumable, shared by processes and machines."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,34 +24,47 @@ from ocdit_core.data.dataset import open_dataset
 from ocdit_core.data.frame import Frame
 from ocdit_core.data.shards import ShardDataset, iterate_shard
 from ocdit_core.errors import ConfigError, DataError
-from ocdit_core.evaluation.bop_results import ImageKey, ResultRow, rows_of, write_results
-from ocdit_core.evaluation.finders import FinderSpec
-from ocdit_core.evaluation.parts import ImageResult, open_part, read_parts, write_result
-from ocdit_core.evaluation.records import ImageRecord, record_image, write_records
-from ocdit_core.evaluation.summary import summarise
-from ocdit_core.evaluation.targets import Targets, digest_of, frames_of, image_key
+from ocdit_core.evaluation.bop_results import (
+    PARTS,
+    ImageKey,
+    ImageResult,
+    ResultRow,
+    open_part,
+    read_parts,
+    read_results,
+    rows_of,
+    write_result,
+    write_results,
+)
+from ocdit_core.evaluation.methods import MethodSpec
+from ocdit_core.evaluation.metrics import summarise
+from ocdit_core.evaluation.records import ImageRecord, read_records, record_image, write_records
+from ocdit_core.evaluation.targets import Targets, digest_of, frames_of, image_key, objects_of
 from ocdit_core.files import write_text
 from ocdit_core.objects.archive import SUFFIX, ObjectTemplates
 from ocdit_core.objects.library import ObjectLibrary
+from ocdit_core.resumable import Shard, keep_plan, take_shard
 from ocdit_core.workers import TRIES, Died, LocalEngine, Work, run_all
+
+logger = logging.getLogger(__name__)
 
 PLAN, RESULTS, RECORDS, METRICS = "evaluation.json", "results.json", "records.jsonl", "metrics.json"
 SCHEMA_VERSION = 1
-_FREE = ("score_threshold", "versions")
-"""What may differ when a run goes on."""
+_OUTPUTS = (RESULTS, RECORDS, METRICS, PARTS)
+_MAY_DIFFER = ("score_threshold", "versions")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTask:
-    """What is evaluated on what.
+    """A method, a dataset and its targets.
 
     Attributes:
-        dataset: BOP's folder or shards, as `open_dataset` takes them.
-        split: of a folder.
-        targets: what is looked for in which images.
+        dataset: BOP folder or shards, as `open_dataset` takes them.
+        split: split of a folder.
+        targets: target obj_ids of each image.
         library: folder of the objects' templates.
-        names: in the library, of each obj_id.
-        finder: the method.
+        names: object name in the library by obj_id.
+        method: method to evaluate.
     """
 
     dataset: str
@@ -57,214 +72,305 @@ class EvaluationTask:
     targets: Targets
     library: Path
     names: dict[int, str]
-    finder: FinderSpec
+    method: MethodSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished evaluation, read from its folder.
+
+    Attributes:
+        name: name of the folder.
+        path: the folder.
+        metrics: content of metrics.json.
+        records: records of the images.
+    """
+
+    name: str
+    path: Path
+    metrics: dict[str, Any]
+    records: tuple[ImageRecord, ...]
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """Dataset, method, settings and versions."""
+        return dict(self.metrics["run"])
+
+    @property
+    def asked(self) -> dict[ImageKey, set[int]]:
+        """Target obj_ids of each image."""
+        return {
+            (record.scene_id, record.image_id): {target.object_id for target in record.targets if target.asked}
+            for record in self.records
+        }
+
+    def rows(self) -> dict[ImageKey, list[ResultRow]]:
+        """Read the results of each image.
+
+        Raises:
+            DataError: results.json is missing or damaged.
+        """
+        if not (self.path / RESULTS).is_file():
+            raise DataError(f"{self.path}: has no {RESULTS}, which holds the masks")
+        rows: dict[ImageKey, list[ResultRow]] = {(one.scene_id, one.image_id): [] for one in self.records}
+        for row in read_results(self.path / RESULTS):
+            rows[row.image].append(row)
+        return rows
 
 
 def evaluate(
-    out: Path, task: EvaluationTask, *, jobs: int = 1, share: tuple[int, int] = (0, 1), progress: bool = False
+    out: Path, task: EvaluationTask, *, jobs: int = 1, shard: Shard = (0, 1), progress: bool = False
 ) -> dict[str, Any] | None:
-    """Find the targets in all images and compare them with the truth.
+    """Segment all images and compare the results with the ground truth.
 
-    Writes results.json (BOP's results file), records.jsonl and metrics.json into `out` when all images are done. What
-    was found in each image stays in `out`/parts: a run that was killed goes on with the same call.
+    Writes results.json (BOP's results file), records.jsonl and metrics.json into `out` when all images are done. The
+    result of each image is kept in `out`/parts, so that the same call continues an interrupted run.
 
     Args:
-        out: folder of the results, made when missing.
-        task: what is evaluated.
-        jobs: processes on this machine. They are spawned: a script that asks for more than one does so below
+        out: output folder, created if missing.
+        task: what to evaluate.
+        jobs: processes on this machine. They are spawned: a script that uses more than one needs
             `if __name__ == "__main__":`.
-        share: (i, n): the i-th of n equal shares of the images only, from 0 on; runs with different shares may share
-            the folder, at once or one after the other, and the last one writes the metrics.
-        progress: whether to show progress bars, if the error stream is a terminal.
+        shard: process this shard of the images only. Runs of different shards may share the folder, at the same time
+            or one after the other; the last one writes the metrics.
+        progress: show progress bars if stderr is a terminal.
 
     Returns:
-        What metrics.json holds; None while others' shares are missing.
+        Content of metrics.json; None while other shards are missing.
 
     Raises:
-        ConfigError: a bad share or number of jobs.
-        DataError: `out` holds an evaluation of something else, or an image cannot be read.
+        ConfigError: an invalid shard or number of jobs.
+        DataError: `out` holds another evaluation or other files, or an image cannot be read.
     """
-    index, count = share
-    if not 0 <= index < count:
-        raise ConfigError(f"share: {index} of {count}; shares are counted from 0 to {count - 1}")
     if jobs < 1:
-        raise ConfigError(f"jobs: {jobs} is not above 0")
+        raise ConfigError(f"jobs: {jobs} must be at least 1")
     dataset = open_dataset(task.dataset, task.split)
-    plan = plan_of(task, dataset.name)
-    keep_plan(out, plan)
+    is_folder = isinstance(dataset, BopFolder)
+    mine: list[Any] = take_shard(list(task.targets) if isinstance(dataset, BopFolder) else dataset.shards, shard)
+    plan = _plan(
+        dataset,
+        task.targets,
+        templates_digest=_digest_templates(task),
+        **task.method.identity(),
+        score_threshold=task.method.threshold,
+    )
+    keep_plan(out / PLAN, plan, outputs=_OUTPUTS, may_differ=_MAY_DIFFER)
     done = read_parts(out)
-    work: Sequence[Any] = list(task.targets) if isinstance(dataset, BopFolder) else dataset.shards
-    mine = work[index::count]
-    if isinstance(dataset, BopFolder):
+    if is_folder:
         mine = [image for image in mine if image not in done]
     elif len(done) == len(task.targets):
         mine = []
     jobs = min(jobs, max(1, len(mine)))
-    opener = partial(_finding, out, task, jobs)
-    # None: a bar on a terminal only, so that log files stay readable.
-    hidden = None if progress else True
-    with tqdm(total=len(task.targets), initial=len(done), desc="images", unit="image", disable=hidden) as bar:
+    opener = partial(_open_worker, out, task, jobs)
+    with tqdm(
+        total=len(task.targets), initial=len(done), desc="images", unit="image", disable=None if progress else True
+    ) as bar:
         for item, result in run_all(LocalEngine(jobs), opener, mine, str) if mine else ():
             if isinstance(result, Died):
-                raise DataError(f"{item}: given up after {TRIES} tries: {result.reason}")
+                raise DataError(f"{item}: given up after {TRIES} attempts: {result.reason}")
             bar.update(result)
     done = read_parts(out) if mine else done
     if any(image not in done for image in task.targets):
         return None
-    results = [done[image] for image in task.targets]
-    write_results(out / RESULTS, (row for result in results for row in result.rows))
-    records = records_of(dataset, task.targets, done, progress=progress)
-    write_records(out / RECORDS, records)
-    return write_metrics(out, plan, records, threshold=task.finder.threshold)
+    write_results(out / RESULTS, (row for image in task.targets for row in done[image].rows))
+    return _compare_with_truth(out, plan, dataset, task.targets, done, progress=progress)
 
 
-def records_of(
+def evaluate_file(
+    out: Path, path: Path, dataset: BopFolder | ShardDataset, targets: Targets, *, threshold: float
+) -> dict[str, Any]:
+    """Compare a BOP results file of any program with the ground truth; write records.jsonl and metrics.json.
+
+    Args:
+        out: output folder, created if missing.
+        path: results file; rows for images that are not targets are ignored, as in the BOP toolkit.
+        dataset: dataset with the ground truth.
+        targets: target obj_ids of each image.
+        threshold: score threshold for all metrics except AP and AR.
+
+    Returns:
+        Content of metrics.json.
+
+    Raises:
+        DataError: the file is invalid; the message has the row's index and the reason.
+    """
+    sizes = {image_key(frame): frame.size for frame in frames_of(dataset, targets)}
+    rows = read_results(path, objects=objects_of(dataset), size_of=sizes.get)
+    plan = _plan(
+        dataset,
+        targets,
+        method=path.stem,
+        results_sha256=sha256(path.read_bytes()).hexdigest()[:16],
+        score_threshold=threshold,
+    )
+    keep_plan(out / PLAN, plan, outputs=_OUTPUTS, may_differ=_MAY_DIFFER)
+    by_image: dict[ImageKey, list[ResultRow]] = defaultdict(list)
+    for row in rows:
+        by_image[row.image].append(row)
+    others = set(by_image) - set(targets)
+    if others:
+        logger.info("%s: rows for %d images that are not targets are ignored", path, len(others))
+    results = {
+        image: ImageResult(image=image, rows=tuple(found), time=found[0].time) for image, found in by_image.items()
+    }
+    return _compare_with_truth(out, plan, dataset, targets, results, progress=True)
+
+
+def _compare_with_truth(
+    out: Path,
+    plan: dict[str, Any],
     dataset: BopFolder | ShardDataset,
     targets: Targets,
     results: dict[ImageKey, ImageResult],
     *,
-    progress: bool = False,
-) -> list[ImageRecord]:
-    """Compare results with the truth.
-
-    Args:
-        dataset: with the truth.
-        targets: what was looked for; images without a result are images in which nothing was found.
-        results: by image.
-        progress: whether to show a progress bar, if the error stream is a terminal.
-
-    Returns:
-        The records, by ascending scene and image: the order that counts where scores are equal.
-    """
-    nothing = ImageResult(image=(0, 0), rows=(), time=-1.0, timings={})
+    progress: bool,
+) -> dict[str, Any]:
+    """Write records.jsonl and metrics.json; an image without a result is one without instances."""
     records = []
-    frames = tqdm(
-        frames_of(dataset, targets),
-        desc="comparing",
-        total=len(targets),
-        unit="image",
-        disable=None if progress else True,
-    )
-    for frame in frames:
+    frames = frames_of(dataset, targets)
+    hidden = None if progress else True
+    for frame in tqdm(frames, desc="comparing", total=len(targets), unit="image", disable=hidden):
         image = image_key(frame)
-        result = results.get(image, nothing)
+        result = results.get(image) or ImageResult(image=image)
         records.append(record_image(frame, targets[image], result.rows, time=result.time, timings=result.timings))
-    return sorted(records, key=lambda record: (record.scene_id, record.image_id))
+    # By ascending scene and image: the order matters for results of equal score.
+    records.sort(key=lambda record: (record.scene_id, record.image_id))
+    write_records(out / RECORDS, records)
+    return write_metrics(out, plan, records, threshold=plan["score_threshold"])
 
 
 def write_metrics(
     out: Path, plan: dict[str, Any], records: Sequence[ImageRecord], *, threshold: float
 ) -> dict[str, Any]:
-    """Write metrics.json, and return what it holds."""
+    """Write metrics.json and return its content."""
     metrics = {"schema_version": SCHEMA_VERSION, "run": plan, **summarise(records, threshold=threshold)}
-    _write_json(out / METRICS, metrics)
+    try:
+        write_text(out / METRICS, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise DataError(f"{out / METRICS}: cannot be written ({error.strerror})") from error
     return metrics
 
 
-def plan_of(task: EvaluationTask, dataset: str) -> dict[str, Any]:
-    """Return what a run is, for evaluation.json: equal plans give equal results on one machine."""
-    return {
-        "dataset": dataset,
-        "split": task.split,
-        "images": len(task.targets),
-        "targets": sum(len(objects) for objects in task.targets.values()),
-        "targets_digest": digest_of(task.targets),
-        "templates_digest": _digest_templates(task),
-        **task.finder.identity(),
-        "score_threshold": task.finder.threshold,
-        "versions": versions(),
-    }
+def read_run(path: str | Path, name: str | None = None) -> Run:
+    """Read a finished evaluation.
 
-
-def keep_plan(out: Path, plan: dict[str, Any]) -> None:
-    """Write evaluation.json into a new folder; of one that was begun, make sure that it has the same plan.
+    Args:
+        path: its folder.
+        name: name of the run; default: the folder's.
 
     Raises:
-        DataError: it has another one, of which the message names the first difference, is damaged, or cannot be
-            written to.
+        DataError: it is missing, unfinished, damaged, or of another version.
     """
-    path = out / PLAN
-    if path.exists():
-        try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"{path}: damaged ({error}); choose another folder") from error
-        for key in (key for key in {**before, **plan} if key not in _FREE):
-            if before.get(key) != plan.get(key):
+    path = Path(path)
+    try:
+        metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
+        if metrics["schema_version"] != SCHEMA_VERSION:
+            raise DataError(f"{path / METRICS}: has the version {metrics['schema_version']}, not {SCHEMA_VERSION}")
+        metrics["run"]["targets_digest"], metrics["score_threshold"]
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no finished evaluation, it has no {METRICS}; `ocdit evaluate` writes it", kind="missing file"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path / METRICS}: cannot be read ({error})", kind="damaged JSON") from error
+    records = tuple(read_records(path / RECORDS))
+    return Run(name=name or path.resolve().name, path=path, metrics=metrics, records=records)
+
+
+def unique_names(runs: Sequence[Run]) -> list[str]:
+    """Return a name for each run, with the parent folder where two runs have the same name."""
+    names = [run.name for run in runs]
+    return [f"{run.path.resolve().parent.name}/{run.name}" if names.count(run.name) > 1 else run.name for run in runs]
+
+
+def require_same_task(runs: Sequence[Run]) -> None:
+    """Check that all runs have the same targets in the same images.
+
+    Raises:
+        DataError: two differ; the message names them.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        for key in ("dataset", "targets_digest"):
+            mine, others = first.plan.get(key), other.plan.get(key)
+            if mine != others:
                 raise DataError(
-                    f"{out}: holds an evaluation with {key} {_difference(before.get(key), plan.get(key))}; give the "
-                    "same settings to go on, or choose another folder"
+                    f"{first.path} and {other.path} cannot be compared: {key} is {mine} in one, {others} in the other"
                 )
-    _write_json(path, plan)
 
 
-def versions() -> dict[str, str]:
-    """Return what results may depend on besides the settings."""
+def _plan(dataset: BopFolder | ShardDataset, targets: Targets, **method: Any) -> dict[str, Any]:
+    """Return the content of evaluation.json: equal plans give equal results on one machine."""
     import cv2
     import numpy as np
     import torch
 
     return {
-        "ocdit": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
+        "dataset": dataset.name,
+        "split": getattr(dataset, "split", None),
+        "images": len(targets),
+        "targets": sum(len(objects) for objects in targets.values()),
+        "targets_digest": digest_of(targets),
+        **method,
+        "versions": {
+            "ocdit": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
     }
 
 
-class _KeptLibrary(ObjectLibrary):
-    """A library that keeps objects in memory: images ask for the same ones again and again, in ever new company."""
+class _CachedLibrary(ObjectLibrary):
+    """A library that keeps objects in memory: many images have the same targets."""
 
-    @lru_cache(maxsize=128)  # noqa: B019 - it lives as long as its process
+    @lru_cache(maxsize=128)  # noqa: B019 - the library lives as long as its process
     def __getitem__(self, name: str) -> ObjectTemplates:
         return super().__getitem__(name)
 
 
 @contextmanager
-def _finding(out: Path, task: EvaluationTask, jobs: int) -> Iterator[Work[Any, int]]:
-    """Yield what takes an image, or a shard, and returns how many images were done."""
+def _open_worker(out: Path, task: EvaluationTask, jobs: int) -> Iterator[Work[Any, int]]:
+    """Yield a function that processes an image, or a shard, and returns the number of images done."""
     if jobs > 1:
         import torch
 
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
     dataset = open_dataset(task.dataset, task.split)
-    library = _KeptLibrary(task.library)
+    library = _CachedLibrary(task.library)
     numbers = {name: number for number, name in task.names.items()}
-    finder = task.finder.open()
+    method = task.method.open()
     current: tuple[int, ...] = ()
 
-    def find(frame: Frame) -> None:
+    def segment(frame: Frame) -> None:
         nonlocal current
         image = image_key(frame)
         objects = task.targets[image]
-        picture = frame.image()
-        timings: dict[str, float] = {}
-        rows: list[ResultRow] = []
-        seconds = 0.0
-        # Where nothing is to be found nobody need look.
+        pixels = frame.image()
+        result = ImageResult(image=image, time=0.0)
         if objects:
             if objects != current:
-                finder.set_objects(library, [task.names[number] for number in objects])
+                method.set_objects(library, [task.names[number] for number in objects])
                 current = objects
             began = time.perf_counter()
-            result = finder.segment(picture)
+            segmentation = method.segment(pixels)
             seconds = time.perf_counter() - began
-            timings = result.timings
-            rows = rows_of(image, result, numbers, seconds)
-        write_result(file, ImageResult(image=image, rows=tuple(rows), time=seconds, timings=timings))
+            rows = tuple(rows_of(image, segmentation, numbers, seconds))
+            result = ImageResult(image=image, rows=rows, time=seconds, timings=segmentation.timings)
+        write_result(file, result)
 
     def work(item: Any) -> int:
         if isinstance(dataset, BopFolder):
-            find(dataset[dataset.index(*item)])
+            segment(dataset[dataset.index(*item)])
             return 1
         done = read_parts(out)
         count = 0
         for frame in iterate_shard(item, dataset=dataset.name, depth=False, amodal=False):
             image = image_key(frame)
             if image in task.targets and image not in done:
-                find(frame)
+                segment(frame)
                 count += 1
         return count
 
@@ -279,17 +385,3 @@ def _digest_templates(task: EvaluationTask) -> str:
         digest.update(f"{number} {name} ".encode())
         digest.update((task.library / f"{name}{SUFFIX}").read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    try:
-        write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _difference(before: Any, after: Any) -> str:
-    if isinstance(before, dict) and isinstance(after, dict):
-        key = next(key for key in {**before, **after} if before.get(key) != after.get(key))
-        return f"{key}: {_difference(before.get(key), after.get(key))}"
-    return f"{before}, not {after}"

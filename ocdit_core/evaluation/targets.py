@@ -1,4 +1,4 @@
-"""What an evaluation asks for: objects to look for in images, and their templates in a library."""
+"""Targets of an evaluation: the objects to find in each image, and their names in the library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ocdit_core.objects.library import MANIFEST, ObjectLibrary
 logger = logging.getLogger(__name__)
 
 Targets = Mapping[ImageKey, tuple[int, ...]]
-"""The obj_ids that are looked for in each image, both in ascending order."""
+"""Target obj_ids of each image; images and obj_ids in ascending order."""
 
 ALL, PRESENT = "all", "present"
 OBJECTS = "objects.json"
@@ -27,14 +27,13 @@ _BOP_NAME = re.compile(r"obj_(\d{6})")
 
 
 def choose_targets(dataset: BopFolder | ShardDataset, choice: str | Path) -> Targets:
-    """Return what is looked for where.
+    """Return the targets of each image.
 
     Args:
-        dataset: whose images are evaluated.
-        choice: "all": every object of the dataset in every image; "present": in each image the objects that it shows;
-            or a targets file such as test_targets_bop19.json, a path or a name in the dataset's folder: the images
-            that it names, and in them the objects that it names, with inst_count 0 those that are not there; a file
-            that names images only stands for every object in these.
+        dataset: dataset to evaluate on.
+        choice: "all": every object of the dataset in every image; "present": the objects that the image shows; or a
+            targets file such as test_targets_bop19.json, a path or a name in the dataset's folder. An inst_count of 0
+            is a target that the image does not show; a file without obj_ids stands for every object in its images.
 
     Raises:
         DataError: the file is missing or damaged, or names an image that the dataset does not have; an image of shards
@@ -59,14 +58,14 @@ def choose_targets(dataset: BopFolder | ShardDataset, choice: str | Path) -> Tar
 
 
 def objects_of(dataset: BopFolder | ShardDataset) -> set[int]:
-    """Return the obj_ids of a dataset: those of its models where they are at hand, else those that images show."""
+    """Return the obj_ids of a dataset: those of its models folder if it has one, else those that images show."""
     if isinstance(dataset, BopFolder) and (dataset.path / "models").is_dir():
         return set(dataset.model_paths())
     return {annotation.object_id for frame in dataset for annotation in frame.annotations}
 
 
 def frames_of(dataset: BopFolder | ShardDataset, images: Iterable[ImageKey] | None = None) -> Iterator[Frame]:
-    """Yield the frames of these images, by default all: in order from a folder, as they come from shards."""
+    """Yield the frames of these images (default: all), in order for a folder, in stored order for shards."""
     if isinstance(dataset, BopFolder):
         if images is None:
             yield from dataset
@@ -81,7 +80,7 @@ def image_key(frame: Frame) -> ImageKey:
     """Return scene_id and image_id of a frame.
 
     Raises:
-        DataError: it comes from a shard whose keys do not hold them: no results could name it.
+        DataError: it comes from a shard whose keys do not hold them.
     """
     if frame.scene_id < 0 or frame.image_id < 0:
         raise DataError(f"{frame.where}: the key has no scene and image number (000001_000012)", kind="shard key")
@@ -89,23 +88,23 @@ def image_key(frame: Frame) -> ImageKey:
 
 
 def digest_of(targets: Targets) -> str:
-    """Return a short digest of what is looked for: two evaluations with the same one can be compared."""
+    """Return a digest of the targets: evaluations with the same digest can be compared."""
     text = json.dumps([[*image, list(objects)] for image, objects in sorted(targets.items())])
     return sha256(text.encode()).hexdigest()[:16]
 
 
 def names_of_objects(library: ObjectLibrary, dataset: Path) -> dict[int, str]:
-    """Return the name in the library of each obj_id of a dataset that the library holds.
+    """Return the name in the library of each obj_id of a dataset.
 
-    Names such as obj_000005 say it; else the dataset's objects.json, where synthesised ones note names; else the
-    numbers in the library's manifest.json, which is logged, since they may have been given by chance.
+    The obj_id is taken from names such as obj_000005; else from the dataset's objects.json, which `ocdit synthesize`
+    writes; else from the library's manifest.json, with a warning, because its numbers need not be the dataset's.
 
     Args:
         library: the objects' templates.
         dataset: the dataset's folder.
 
     Raises:
-        LibraryError: none of this says which object is which.
+        LibraryError: none of these maps names to obj_ids.
         DataError: objects.json is damaged.
     """
     numbered = {int(match[1]): name for name in library.object_ids if (match := _BOP_NAME.fullmatch(name))}
@@ -123,18 +122,17 @@ def names_of_objects(library: ObjectLibrary, dataset: Path) -> dict[int, str]:
             return found
     if not (library.path / MANIFEST).is_file():
         raise LibraryError(
-            f"{library.path}: nothing says which object has which obj_id; names such as obj_000005 do, and so does "
-            f"{MANIFEST}"
+            f"{library.path}: the obj_ids of its objects are unknown; use names such as obj_000005, or add {MANIFEST}"
         )
-    logger.warning("%s: objects have the obj_ids of its %s", library.path, MANIFEST)
+    logger.warning("%s: obj_ids are taken from its %s", library.path, MANIFEST)
     return {entry.id: name for name, entry in library.manifest.items()}
 
 
 def require_templates(library: ObjectLibrary, targets: Targets, names: Mapping[int, str]) -> None:
-    """Check that every object that is looked for has templates.
+    """Check that every target has templates.
 
     Raises:
-        LibraryError: some have none; the message names the first of them.
+        LibraryError: some have none; the message names the first ones.
     """
     wanted = {number for objects in targets.values() for number in objects}
     lacking = sorted(wanted - set(names))

@@ -12,7 +12,7 @@ from ocdit_core.cli import main
 from ocdit_core.config import build
 from ocdit_core.errors import ConfigError
 from ocdit_core.evaluation.ablate import Grid, overrides_of, read_ablation, read_grid
-from ocdit_core.evaluation.finders import finder_spec
+from ocdit_core.evaluation.methods import method_spec
 
 READY = sorted((Path(__file__).parents[3] / "config" / "evaluate").glob("*.yaml"))
 
@@ -25,8 +25,8 @@ def place(tmp_path_factory):
     grid = {
         "title": "Blur",
         "method": "colour",
-        "settings": {"min_area": 0.001},
-        "grids": [{"blur": [0.2, 0.004], "candidates": [1, 4]}, {"thresholds": [[0.3], [0.2, 0.4]]}],
+        "settings": {"rival_weight": 0.2},
+        "grids": [{"blur": [0.2, 0.004], "candidates": [1, 4]}, {"side": [96, 192]}],
     }
     (folder / "grid.yaml").write_text(yaml.safe_dump(grid))
     return folder
@@ -52,10 +52,10 @@ def test_a_grid_from_settings_to_curves(place, tmp_path, capsys):
     ]
     for cell, run in cells:
         settings = run.plan["settings"]
-        assert settings["min_area"] == 0.001
+        assert settings["rival_weight"] == 0.2
         assert {key: settings[key] for key in cell} == cell
         assert f"{run.name} " in printed
-    assert {run.path.name for _, run in cells} >= {"blur=0.2,candidates=1", "thresholds=[0.2,0.4]"}
+    assert {run.path.name for _, run in cells} >= {"blur=0.2,candidates=1", "side=192"}
 
     # What is finished is not done again.
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/parts/*")}
@@ -67,7 +67,7 @@ def test_a_grid_from_settings_to_curves(place, tmp_path, capsys):
     parsed = Strict(page.read_text())
     words = [word.strip() for word in parsed.words]
     for title in ("AP in percent", "seconds per image"):
-        for key in ("blur", "candidates", "thresholds"):
+        for key in ("blur", "candidates", "side"):
             assert f"{title} against {key}" in words
     values = {round(100 * run.metrics["ap"], 1) for _, run in cells}
     assert len(values) > 1
@@ -82,7 +82,7 @@ def test_the_ready_grids_fit_the_settings(path):
     assert grid.title
     assert len(grid.cells) > 1
     made = [
-        finder_spec(grid.method, preset=grid.preset, overrides=overrides_of({**grid.settings, **cell})).settings
+        method_spec(grid.method, preset=grid.preset, overrides=overrides_of({**grid.settings, **cell})).settings
         for cell in grid.cells
     ]
     assert len(set(map(repr, made))) == len(made), "each cell is another setting"
@@ -95,7 +95,7 @@ def test_there_are_ready_grids():
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"grids": [{"ensemble": 4}]}, r"grids\.0\.ensemble: 4 is not a list"),
+        ({"grids": [{"ensemble": 4}]}, r"grids\.0\.ensemble: 4 must be a list"),
         ({"grids": []}, "no values to try"),
         ({"title": "x"}, "grids: missing"),
         ({"grid": [{}]}, "grid: unknown setting; did you mean 'grids'"),

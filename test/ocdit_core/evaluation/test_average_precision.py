@@ -12,8 +12,8 @@ from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.writers import write_scene
 from ocdit_core.evaluation.average_precision import Matches, by_area, by_visibility
 from ocdit_core.evaluation.bop_results import ResultRow
+from ocdit_core.evaluation.metrics import AREAS, reliability, summarise
 from ocdit_core.evaluation.records import ImageRecord, TargetRecord, read_records, record_image, write_records
-from ocdit_core.evaluation.summary import AREAS, summarise
 from ocdit_core.masks import encode_mask
 
 
@@ -293,3 +293,31 @@ def test_what_cannot_be_told_is_none():
     assert metrics["at_threshold"]["false_mask_rate"] == 0
     assert metrics["time"]["median"] is None
     assert metrics["by_object"]["1"]["ap"] is None
+
+
+def test_reliability_is_the_fraction_of_right_results_by_score():
+    records = images(
+        target(1, [0.95, 0.35], [[1.0], [0.9]]),  # the second is a duplicate
+        target(1, [0.92], [[0.2]]),
+        target(1, [0.31], [[0.8]], visibility=[0.01]),  # ignored
+        target(2, [1.0], [[]], truth_areas=[]),
+        target(2, [0.0], [[0.6]]),
+    )
+    found = reliability(records)
+    bins = {one["low"]: one for one in found["bins"] if one["results"]}
+    assert set(bins) == {0.0, 0.3, 0.9}
+    assert (bins[0.9]["results"], bins[0.9]["high"]) == (3, 1.0)
+    assert bins[0.9]["mean_score"] == pytest.approx((0.95 + 0.92 + 1) / 3)
+    assert [bins[low]["precision"] for low in (0.0, 0.3, 0.9)] == pytest.approx([1, 0, 1 / 3])
+    assert found["expected_calibration_error"] == pytest.approx((1 * 1 + 0.35 + abs(2.87 - 1)) / 5)
+    assert reliability(images(target(1, [7.0], [[1.0]]))) is None, "no probability"
+    assert reliability(images(missed())) is None
+
+
+def test_precision_counts_what_is_reported_at_the_threshold():
+    records = images(target(1, [0.9, 0.8, 0.2], [[1.0, 0], [0.3, 0], [0, 0.9]]), target(2, [0.7], [[]], truth_areas=[]))
+    metrics = summarise(records, threshold=0.5)
+    at = metrics["at_threshold"]
+    assert (at["right"], at["wrong"], at["precision"], at["recall"]) == (1, 2, pytest.approx(1 / 3), 0.5)
+    assert (at["absent"], at["false_mask_rate"]) == (1, 1)
+    assert metrics["reliability"]["bins"][9]["precision"] == 1

@@ -15,12 +15,12 @@ from ocdit_core.cli import main
 from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.writers import write_scene
 from ocdit_core.errors import DataError
-from ocdit_core.evaluation.bootstrap import Estimate
 from ocdit_core.evaluation.bop_results import ResultRow
 from ocdit_core.evaluation.charts import line_chart
+from ocdit_core.evaluation.comparison import Estimate
 from ocdit_core.evaluation.failures import find_failures
 from ocdit_core.evaluation.report import PUBLISHED, write_report
-from ocdit_core.evaluation.runs import read_run
+from ocdit_core.evaluation.run import read_run
 from ocdit_core.masks import encode_mask
 
 VOID = {"meta", "img", "br"}
@@ -94,10 +94,13 @@ def html_page(place):
 def test_the_page_is_well_formed_and_loads_nothing(html_page):
     parsed = Strict(html_page)
     assert parsed.addresses
-    assert all(address.startswith("data:image/webp;base64,") for address in parsed.addresses)
+    charts = [address for address in parsed.addresses if address.startswith("data:image/svg+xml;base64,")]
+    pictures = [address for address in parsed.addresses if address.startswith("data:image/webp;base64,")]
+    assert len(charts) == 1, "the reliability diagram"
+    assert len(charts) + len(pictures) == len(parsed.addresses)
     assert all(link[1:] in parsed.ids for link in parsed.links)
     assert not re.search(r"https?:|url\(|@import", html_page)
-    for address in parsed.addresses:
+    for address in pictures:
         picture = Image.open(io.BytesIO(base64.b64decode(address.split(",", 1)[1])))
         picture.load()
         assert picture.mode == "RGB"

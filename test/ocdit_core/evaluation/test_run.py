@@ -4,16 +4,14 @@ from dataclasses import replace
 
 import pytest
 from small_sets import write_library, write_set, write_shards
-from stand_in_finders import ByColourSpec
+from stand_in_methods import ByColourSpec
 
 from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import ConfigError, DataError, LibraryError
-from ocdit_core.evaluation.baselines import ColourSettings
-from ocdit_core.evaluation.bop_results import read_results, write_results
-from ocdit_core.evaluation.external import evaluate_file
-from ocdit_core.evaluation.parts import read_parts
-from ocdit_core.evaluation.run import EvaluationTask, evaluate
+from ocdit_core.evaluation.bop_results import read_parts, read_results, write_results
+from ocdit_core.evaluation.colour_baseline import ColourSettings
+from ocdit_core.evaluation.run import EvaluationTask, evaluate, evaluate_file
 from ocdit_core.evaluation.targets import choose_targets, names_of_objects, require_templates
 from ocdit_core.objects.library import ObjectLibrary
 
@@ -35,7 +33,7 @@ def task(place, tmp_path):
 
 def task_of(place, log, choice="all"):
     dataset = BopFolder(place / "set", "test")
-    finder = ByColourSpec(
+    method = ByColourSpec(
         method="by colour", weights="", device="cpu", settings=ColourSettings(), threshold=0.5, log=log
     )
     return EvaluationTask(
@@ -44,7 +42,7 @@ def task_of(place, log, choice="all"):
         targets=choose_targets(dataset, choice),
         library=place / "library",
         names=names_of_objects(ObjectLibrary(place / "library"), place / "set"),
-        finder=finder,
+        method=method,
     )
 
 
@@ -72,9 +70,9 @@ def test_from_a_dataset_to_metrics(task, tmp_path):
     assert len(rows) == 2 * IMAGES + IMAGES // 2
     assert {row.scene_id for row in rows} == {0, 7}
     # Again: nothing is looked at twice, and another threshold is a matter of counting.
-    stricter = replace(task, finder=replace(task.finder, threshold=0.95))
+    stricter = replace(task, method=replace(task.method, threshold=0.95))
     assert evaluate(tmp_path / "out", stricter)["at_threshold"]["recall"] == 0
-    assert len(task.finder.log.read_text().splitlines()) == IMAGES
+    assert len(task.method.log.read_text().splitlines()) == IMAGES
 
 
 def _in_a_process(out, task):
@@ -82,8 +80,8 @@ def _in_a_process(out, task):
 
 
 def test_a_killed_run_goes_on_where_it_was(place, task, tmp_path):
-    evaluate(tmp_path / "whole", replace(task, finder=replace(task.finder, log=tmp_path / "other_log")))
-    dying = replace(task, finder=replace(task.finder, die_at=4))
+    evaluate(tmp_path / "whole", replace(task, method=replace(task.method, log=tmp_path / "other_log")))
+    dying = replace(task, method=replace(task.method, die_at=4))
     process = multiprocessing.get_context("spawn").Process(target=_in_a_process, args=(tmp_path / "out", dying))
     process.start()
     process.join()
@@ -95,31 +93,35 @@ def test_a_killed_run_goes_on_where_it_was(place, task, tmp_path):
     part.write_bytes(part.read_bytes()[:-9])
     evaluate(tmp_path / "out", task)
     # Three images and the deadly one; then what was missing.
-    assert len(task.finder.log.read_text().splitlines()) == 4 + IMAGES - 2
+    assert len(task.method.log.read_text().splitlines()) == 4 + IMAGES - 2
     same_results(tmp_path / "out", tmp_path / "whole")
 
 
 def test_shares_and_processes_give_the_same(task, tmp_path):
     evaluate(tmp_path / "whole", task)
-    assert evaluate(tmp_path / "out", task, share=(1, 2)) is None
+    assert evaluate(tmp_path / "out", task, shard=(1, 2)) is None
     assert len(read_parts(tmp_path / "out")) == IMAGES // 2
-    assert evaluate(tmp_path / "out", task, share=(0, 2)) is not None
+    assert evaluate(tmp_path / "out", task, shard=(0, 2)) is not None
     same_results(tmp_path / "out", tmp_path / "whole")
     evaluate(tmp_path / "two", task, jobs=2)
     same_results(tmp_path / "two", tmp_path / "whole")
-    with pytest.raises(ConfigError, match="share: 2 of 2"):
-        evaluate(tmp_path / "out", task, share=(2, 2))
+    with pytest.raises(ConfigError, match="shard: 2/2 is not one of 0/2 to 1/2"):
+        evaluate(tmp_path / "out", task, shard=(2, 2))
 
 
 def test_a_folder_holds_one_evaluation(place, task, tmp_path):
     evaluate(tmp_path / "out", task)
-    with pytest.raises(DataError, match=r"settings blur: 0\.008, not 0\.5"):
-        evaluate(tmp_path / "out", replace(task, finder=replace(task.finder, settings=ColourSettings(blur=0.5))))
+    with pytest.raises(DataError, match=r"settings\.blur 0\.008, not 0\.5"):
+        evaluate(tmp_path / "out", replace(task, method=replace(task.method, settings=ColourSettings(blur=0.5))))
     with pytest.raises(DataError, match="targets 18, not 15"):
         evaluate(tmp_path / "out", task_of(place, tmp_path / "log", "present"))
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file/evaluation\.json: cannot be written"):
         evaluate(tmp_path / "file", task)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "results.json").write_text("mine")
+    with pytest.raises(DataError, match=r"mine: holds results\.json but no evaluation\.json"):
+        evaluate(tmp_path / "mine", task)
     part = next((tmp_path / "out" / "parts").iterdir())
     part.write_text('{"scene_id": 0}\n')
     with pytest.raises(DataError, match=r"line 1 is no result .*; delete the file"):
@@ -131,11 +133,11 @@ def test_shards_give_the_same_as_the_folder(place, task, tmp_path):
     sharded = replace(task, dataset=str(shards), split=None, targets=choose_targets(ShardDataset(shards), "all"))
     assert sharded.targets == task.targets
     evaluate(tmp_path / "whole", task)
-    evaluate(tmp_path / "half", sharded, share=(0, 2))
+    evaluate(tmp_path / "half", sharded, shard=(0, 2))
     evaluate(tmp_path / "half", sharded)
     rows = [replace(row, time=0) for row in read_results(tmp_path / "half" / "results.json")]
     assert rows == [replace(row, time=0) for row in read_results(tmp_path / "whole" / "results.json")]
-    assert len(task.finder.log.read_text().splitlines()) == 2 * IMAGES
+    assert len(task.method.log.read_text().splitlines()) == 2 * IMAGES
 
 
 def test_a_file_of_another_program(place, task, tmp_path):
@@ -181,7 +183,7 @@ def test_objects_and_their_templates(place, tmp_path):
         require_templates(library, {(0, 0): (1, 4), (0, 1): (9,)}, names_of_objects(library, place))
 
     named = ObjectLibrary(write_library(tmp_path / "named", ("cup", "mug")))
-    with pytest.raises(LibraryError, match="nothing says which object has which obj_id"):
+    with pytest.raises(LibraryError, match="the obj_ids of its objects are unknown"):
         names_of_objects(named, tmp_path)
     (tmp_path / "objects.json").write_text(json.dumps({"objects": {"5": "mug", "6": "jar"}}))
     assert names_of_objects(named, tmp_path) == {5: "mug"}

@@ -1,4 +1,4 @@
-"""Finders that cost nothing, in a module of their own: processes that are spawned import it."""
+"""Methods that cost nothing, in a module of their own: spawned processes import it."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from small_sets import COLOURS
 
-from ocdit_core.evaluation.finders import FinderSpec
+from ocdit_core.evaluation.methods import MethodSpec
 from ocdit_core.inference.results import Instance, Segmentation
 from ocdit_core.masks import tight_box
 
@@ -43,7 +43,7 @@ class ByColour:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByColourSpec(FinderSpec):
+class ByColourSpec(MethodSpec):
     log: Path
     die_at: int = -1
     pause: float = 0.0

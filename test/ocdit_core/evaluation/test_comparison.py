@@ -9,12 +9,10 @@ from small_sets import write_library, write_set
 from ocdit_core.cli import main
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.evaluation.average_precision import Matches
-from ocdit_core.evaluation.bootstrap import FIGURES, Estimate, Resampling, draw_weights, estimate, unit_of
-from ocdit_core.evaluation.compare import compare
+from ocdit_core.evaluation.comparison import COMPARED, Estimate, Resampling, compare, draw_weights, estimate, unit_of
+from ocdit_core.evaluation.metrics import summarise
 from ocdit_core.evaluation.records import ImageRecord, TargetRecord, write_records
-from ocdit_core.evaluation.run import write_metrics
-from ocdit_core.evaluation.runs import read_run
-from ocdit_core.evaluation.summary import summarise
+from ocdit_core.evaluation.run import read_run, write_metrics
 
 THRESHOLD = 0.4
 
@@ -60,7 +58,7 @@ def test_weights_are_the_same_as_copies(seed):
         brute = summarise(copies, threshold=THRESHOLD)
         at = brute["at_threshold"]
         expected = [brute["ap"], brute["ap50"], at["mean_iou"], at["false_mask_rate"]]
-        assert resampling.figures(weights) == pytest.approx(expected, abs=1e-12)
+        assert resampling.metrics(weights) == pytest.approx(expected, abs=1e-12)
         assert at["false_mask_rate"] > 0
     # More than the mean: objects that a resampled set lacks are left out of it.
     for number, pool in Matches(records).pools().items():
@@ -111,8 +109,8 @@ def test_differences_are_paired(tmp_path):
     metrics = runs[0].metrics
     at = metrics["at_threshold"]
     known = [metrics["ap"], metrics["ap50"], at["mean_iou"], at["false_mask_rate"]]
-    assert [first.figures[name].value for name in FIGURES] == pytest.approx(known, abs=1e-12)
-    for name in FIGURES:
+    assert [first.figures[name].value for name in COMPARED] == pytest.approx(known, abs=1e-12)
+    for name in COMPARED:
         assert first.figures[name].low <= first.figures[name].value <= first.figures[name].high
         assert (same.differences[name].value, same.differences[name].low, same.differences[name].high) == (0, 0, 0)
     difference = last.differences["mean_iou"]

@@ -1,0 +1,117 @@
+"""Methods that can be evaluated: OC-DiT and two baselines, by name and with their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any, Protocol
+
+import numpy as np
+
+from ocdit_core.config import apply_overrides, as_dict, build
+from ocdit_core.errors import ConfigError
+from ocdit_core.evaluation.colour_baseline import ColourBackProjection, ColourSettings
+from ocdit_core.evaluation.feature_baseline import FeatureMatching, FeatureSettings
+from ocdit_core.inference.results import Segmentation
+from ocdit_core.inference.segmenter import Segmenter
+from ocdit_core.inference.settings import InferenceSettings
+from ocdit_core.inference.weights import find_weights, recommended_settings
+from ocdit_core.objects.library import ObjectLibrary
+
+Settings = InferenceSettings | ColourSettings | FeatureSettings
+METHODS = ("ocdit", "colour", "cnos")
+
+
+class Method(Protocol):
+    """A Segmenter, or anything with its interface."""
+
+    def set_objects(self, library: ObjectLibrary, object_ids: Sequence[str]) -> None:
+        """Set the target objects."""
+
+    def segment(self, image: np.ndarray) -> Segmentation:
+        """Find the targets in a (H, W, 3) uint8 RGB image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """A method with its settings; picklable, opened once in each process.
+
+    Attributes:
+        method: one of METHODS.
+        weights: model of ocdit and cnos: an embedded model's name, a folder, or a hub id.
+        device: auto, cpu, cuda ...
+        settings: settings of the method.
+        threshold: recommended score threshold, used for precision, recall, mean IoU and false masks. The method runs
+            with `settings.score_threshold`, by default 0: average precision ranks all results.
+    """
+
+    method: str
+    weights: str
+    device: str
+    settings: Settings
+    threshold: float
+
+    def open(self) -> Method:
+        """Load the method; raises WeightsError or ConfigError."""
+        if isinstance(self.settings, ColourSettings):
+            return ColourBackProjection(self.settings)
+        if isinstance(self.settings, FeatureSettings):
+            return FeatureMatching.from_pretrained(self.weights, device=self.device, settings=self.settings)
+        return Segmenter.from_pretrained(self.weights, device=self.device, settings=self.settings)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what determines the results, as JSON values; the device is not included."""
+        identity: dict[str, Any] = {"method": self.method, "settings": as_dict(self.settings)}
+        if self.method != "colour":
+            identity |= {"weights": self.weights, "weights_sha256": _digest(self.weights)}
+        return identity
+
+
+def method_spec(
+    method: str,
+    *,
+    weights: str = "ocdit-tiny",
+    device: str = "auto",
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    threshold: float | None = None,
+) -> MethodSpec:
+    """Return a method with its recommended settings and overrides.
+
+    Args:
+        method: one of METHODS.
+        weights: model of ocdit and cnos.
+        device: auto, cpu, cuda ...
+        preset: preset of ocdit (see `ocdit_core.inference.presets`).
+        overrides: settings such as "ensemble=4" or "sampler.steps=9".
+        threshold: see `MethodSpec`; default: the recommended score_threshold.
+
+    Raises:
+        ConfigError: an unknown method, preset or setting, or an invalid value.
+        WeightsError: there are no such weights.
+    """
+    settings: Settings
+    if method not in METHODS:
+        raise ConfigError(f"method: {method!r} is unknown; use {', '.join(METHODS)}")
+    if method == "ocdit":
+        settings = recommended_settings(weights, preset=preset, overrides=overrides)
+    elif preset is not None:
+        raise ConfigError(f"preset: {preset!r} is for the method ocdit; {method} has none")
+    else:
+        default: ColourSettings | FeatureSettings = ColourSettings() if method == "colour" else FeatureSettings()
+        settings = build(type(default), apply_overrides(as_dict(default), list(overrides)))
+    recommended = settings.score_threshold if threshold is None else threshold
+    if not any(override.startswith("score_threshold=") for override in overrides):
+        settings = replace(settings, score_threshold=0.0)
+    return MethodSpec(method=method, weights=weights, device=device, settings=settings, threshold=recommended)
+
+
+def _digest(weights: str) -> str:
+    digest = sha256()
+    folder = find_weights(weights)
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".safetensors", ".yaml"):
+            digest.update(str(path.relative_to(folder)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,101 @@
+"""Resumable output folders: a plan file records what a folder holds, so that the same command continues it.
+
+Several processes, also on several machines, may work on one folder: each takes its shard of the work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ocdit_core.errors import ConfigError, DataError
+from ocdit_core.files import write_text
+
+T = TypeVar("T")
+Shard = tuple[int, int]
+"""(i, n): the i-th of n equal shards of the work, counted from 0."""
+
+
+def keep_plan(
+    path: Path, plan: Mapping[str, Any], *, outputs: Collection[str] | None = None, may_differ: Collection[str] = ()
+) -> None:
+    """Write the plan of a new folder; check that a folder that was begun has the same plan.
+
+    Args:
+        path: plan file in the output folder.
+        plan: settings, inputs and versions, as JSON values.
+        outputs: names in the folder that the run writes: if one exists without a plan, it is somebody else's. None: any
+            file that is not hidden is.
+        may_differ: top-level keys whose values may change when a run continues.
+
+    Raises:
+        DataError: the folder holds something else or another plan (the message names the first difference), the plan is
+            damaged, or the file cannot be written.
+    """
+    folder = path.parent
+    new = json.loads(json.dumps(plan))
+    if path.exists():
+        old = read_plan(path)
+        for key in (key for key in {**old, **new} if key not in may_differ):
+            if old.get(key) != new.get(key):
+                difference = _difference(key, old.get(key), new.get(key))
+                raise DataError(
+                    f"{folder}: was begun with {difference}; repeat the settings of its {path.name} to continue, or "
+                    "choose another folder"
+                )
+    elif folder.is_dir():
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        foreign = names if outputs is None else [name for name in names if name in outputs]
+        if foreign:
+            raise DataError(
+                f"{folder}: holds {', '.join(foreign[:3])}{' ...' if len(foreign) > 3 else ''} but no {path.name}; "
+                "choose a new or an empty folder"
+            )
+    try:
+        write_text(path, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """Return the content of a plan file.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({' '.join(str(error).split())}); choose another folder") from error
+
+
+def take_shard(items: Sequence[T], shard: Shard) -> list[T]:
+    """Return every n-th item, from the i-th on.
+
+    Raises:
+        ConfigError: i is not within 0 to n - 1.
+    """
+    index, count = shard
+    if not 0 <= index < count:
+        raise ConfigError(f"shard: {index}/{count} is not one of 0/{count} to {count - 1}/{count}")
+    return list(items[index::count])
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    """Describe the first difference of two values, with its dotted key."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        inner = next(name for name in {**old, **new} if old.get(name) != new.get(name))
+        return _difference(f"{key}.{inner}", old.get(inner), new.get(inner))
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        at = next(index for index, (one, other) in enumerate(zip(old, new, strict=True)) if one != other)
+        return _difference(f"{key}.{at}", old[at], new[at])
+    if isinstance(old, list) and isinstance(new, list) and max(len(old), len(new)) > 8:
+        return f"{len(old)} {key}, not {len(new)}"
+    return f"{key} {_text(old)}, not {_text(new)}"
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else text[:80] + " ..."
