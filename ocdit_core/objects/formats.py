@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
-from ocdit_core.objects.parts import MAX_FACES, Material, ParsedFile, Part, Pixels, with_emission
+from ocdit_core.objects.parts import (
+    MAX_FACES,
+    Material,
+    ParsedFile,
+    Part,
+    Pixels,
+    corners_of,
+    part_of,
+    with_emission,
+)
 from ocdit_core.objects.sources import SourceFiles
 from ocdit_core.objects.surfaces import NEUTRAL_GREY
 
@@ -115,115 +124,6 @@ def lines_of(data: bytes) -> list[str]:
         if data.startswith(mark):
             return data[len(mark) :].decode(code, "replace").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n").split("\n")
-
-
-def triangulated(polygons: Sequence[Any] | Array, points: Array) -> Array:
-    """Cut polygons into triangles; concave ones by their ears, so that nothing outside them is covered.
-
-    Args:
-        polygons: corners of each, as indices of `points`; those of fewer than three are left out.
-        points: (V, 3).
-
-    Returns:
-        (F, 3) numbers of corners, counted through all the polygons.
-    """
-    sizes = np.array([len(polygon) for polygon in polygons], np.int64)
-    starts = np.cumsum(sizes) - sizes
-    triangles = []
-    for size in np.unique(sizes[sizes >= 3]):
-        which = np.flatnonzero(sizes == size)
-        corners = starts[which, None] + np.arange(size)
-        convex = np.ones(len(which), bool)
-        if size > 3:
-            place = np.asarray(points)[np.array([polygons[int(index)] for index in which], np.int64)]
-            turn = np.cross(place - np.roll(place, 1, axis=1), np.roll(place, -1, axis=1) - place)
-            normal = np.cross(place, np.roll(place, -1, axis=1)).sum(axis=1, keepdims=True)
-            convex = ((turn * normal).sum(axis=2) >= -1e-9 * (normal**2).sum(axis=2)).all(axis=1)
-            for index in np.flatnonzero(~convex):
-                triangles.append(corners[index][_ears(place[index], normal[index, 0])])
-        fan = corners[convex]
-        for number in range(1, size - 1):
-            triangles.append(fan[:, [0, number, number + 1]])
-    return np.concatenate([np.zeros((0, 3), np.int64), *triangles])
-
-
-def _ears(points: Array, normal: Array) -> Array:
-    """Return triangles (n - 2, 3) of a simple polygon (n, 3), by clipping ears; a fan where none is found."""
-    axes = np.argsort(np.abs(normal))[:2]
-    flat = points[:, np.sort(axes)]
-    area = float((flat[:, 0] * np.roll(flat[:, 1], -1) - np.roll(flat[:, 0], -1) * flat[:, 1]).sum())
-    if area < 0:
-        flat = flat * [-1, 1]
-    left = list(range(len(flat)))
-    triangles = []
-    while len(left) > 3:
-        for at in range(len(left)):
-            ear = [left[at - 1], left[at], left[(at + 1) % len(left)]]
-            a, b, c = flat[ear]
-            if _turn(a, b, c) <= 0:
-                continue
-            others = flat[[index for index in left if index not in ear]]
-            inside = (_turn(a, b, others) >= 0) & (_turn(b, c, others) >= 0) & (_turn(c, a, others) >= 0)
-            if not inside.any():
-                break
-        else:
-            at, ear = 0, [left[-1], left[0], left[1]]
-        triangles.append(ear)
-        del left[at]
-    return np.array([*triangles, left])
-
-
-def _turn(a: Array, b: Array, c: Array) -> Array:
-    return np.asarray((b[0] - a[0]) * (c[..., 1] - a[1]) - (b[1] - a[1]) * (c[..., 0] - a[0]))
-
-
-def corners_of(polygons: Sequence[Any] | Array) -> Array:
-    """Return the indices (C,) of all the corners of polygons, one after the other."""
-    if isinstance(polygons, np.ndarray):
-        return polygons.reshape(-1)
-    return np.fromiter(chain.from_iterable(polygons), np.int64)
-
-
-def part_of(
-    polygons: Sequence[Any] | Array,
-    points: Array,
-    material: Material,
-    *,
-    uv: tuple[Array, Array] | None = None,
-    colours: tuple[Array, Array] | None = None,
-) -> Part:
-    """Return polygons as a part; corners that share position, coordinates and colour become one vertex.
-
-    Args:
-        polygons: corners of each, as indices of `points`.
-        points: (V, 3).
-        material: of all of them.
-        uv: texture coordinates (N, 2), and the index of each corner (C,), through all the polygons.
-        colours: sRGB colours (N, 3) or (N, 4) in 0..1, and the index of each corner (C,).
-
-    Raises:
-        ValueError: an index is out of range.
-    """
-    flat = corners_of(polygons)
-    columns: list[tuple[Array, Array, str]] = [(np.asarray(points), flat, "vertex")]
-    columns += [(*uv, "coordinate")] if uv is not None else []
-    columns += [(*colours, "colour")] if colours is not None else []
-    key = np.zeros(len(flat), np.int64)
-    for values, index, kind in columns:
-        wrong = (index < 0) | (index >= len(values))
-        if wrong.any():
-            raise ValueError(f"a face names {kind} {index[wrong][0]} of {len(values)}, counted from 0")
-        key = key * len(values) + index
-    triangles = triangulated(polygons, points)
-    _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-    picked = [values[index[first]] for values, index, _ in columns]
-    return Part(
-        vertices=picked[0],
-        faces=inverse.reshape(-1)[triangles],
-        material=material,
-        uv=picked[1] if uv is not None else None,
-        colours=picked[-1] if colours is not None else None,
-    )
 
 
 # OBJ

@@ -5,7 +5,9 @@ All colours here are sRGB. A surface's colour is texture x material colour x ver
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -29,6 +31,7 @@ _ATLAS_WIDTH = 4096
 _MAX_SPLIT_FACES = 100_000
 _WHITE = np.full((4, 4, 4), 255, np.uint8)
 
+Array = NDArray[Any]
 Pixels = NDArray[np.uint8]
 
 
@@ -67,11 +70,11 @@ class Part:
         colours: (V, 3) or (V, 4) sRGBA in 0..1, multiplied with the material.
     """
 
-    vertices: NDArray[Any]
-    faces: NDArray[Any]
+    vertices: Array
+    faces: Array
     material: Material = field(default_factory=Material)
-    uv: NDArray[Any] | None = None
-    colours: NDArray[Any] | None = None
+    uv: Array | None = None
+    colours: Array | None = None
 
 
 @dataclass(kw_only=True)
@@ -105,7 +108,7 @@ def rgba(colours: ArrayLike, *, linear: bool = False) -> NDArray[np.float32]:
     return out
 
 
-def multiplied(colours: NDArray[Any], factor: ArrayLike) -> NDArray[np.float32]:
+def multiplied(colours: Array, factor: ArrayLike) -> NDArray[np.float32]:
     """Return sRGBA colours (..., 4) in 0..1 times a factor (4,) or (..., 4), multiplied as linear light."""
     factor = np.asarray(factor, dtype=np.float32)
     if (factor == 1).all():
@@ -140,6 +143,115 @@ def with_emission(material: Material, emission: ArrayLike, texture: Pixels | Non
     total = table[base[..., :3]] * linear_from_srgb(colour[:3]) + table[glow[..., :3]] * light
     shown = np.rint(255 * srgb_from_linear(np.clip(total, 0, 1))).astype(np.uint8)
     return replace(material, colour=[1, 1, 1, colour[3]], texture=np.dstack([shown, base[..., 3]]))
+
+
+def triangulated(polygons: Sequence[Any] | Array, points: Array) -> Array:
+    """Cut polygons into triangles; concave ones by their ears, so that nothing outside them is covered.
+
+    Args:
+        polygons: corners of each, as indices of `points`; those of fewer than three are left out.
+        points: (V, 3).
+
+    Returns:
+        (F, 3) numbers of corners, counted through all the polygons.
+    """
+    sizes = np.array([len(polygon) for polygon in polygons], np.int64)
+    starts = np.cumsum(sizes) - sizes
+    triangles = []
+    for size in np.unique(sizes[sizes >= 3]):
+        which = np.flatnonzero(sizes == size)
+        corners = starts[which, None] + np.arange(size)
+        convex = np.ones(len(which), bool)
+        if size > 3:
+            place = np.asarray(points)[np.array([polygons[int(index)] for index in which], np.int64)]
+            turn = np.cross(place - np.roll(place, 1, axis=1), np.roll(place, -1, axis=1) - place)
+            normal = np.cross(place, np.roll(place, -1, axis=1)).sum(axis=1, keepdims=True)
+            convex = ((turn * normal).sum(axis=2) >= -1e-9 * (normal**2).sum(axis=2)).all(axis=1)
+            for index in np.flatnonzero(~convex):
+                triangles.append(corners[index][_ears(place[index], normal[index, 0])])
+        fan = corners[convex]
+        for number in range(1, size - 1):
+            triangles.append(fan[:, [0, number, number + 1]])
+    return np.concatenate([np.zeros((0, 3), np.int64), *triangles])
+
+
+def _ears(points: Array, normal: Array) -> Array:
+    """Return triangles (n - 2, 3) of a simple polygon (n, 3), by clipping ears; a fan where none is found."""
+    axes = np.argsort(np.abs(normal))[:2]
+    flat = points[:, np.sort(axes)]
+    area = float((flat[:, 0] * np.roll(flat[:, 1], -1) - np.roll(flat[:, 0], -1) * flat[:, 1]).sum())
+    if area < 0:
+        flat = flat * [-1, 1]
+    left = list(range(len(flat)))
+    triangles = []
+    while len(left) > 3:
+        for at in range(len(left)):
+            ear = [left[at - 1], left[at], left[(at + 1) % len(left)]]
+            a, b, c = flat[ear]
+            if _turn(a, b, c) <= 0:
+                continue
+            others = flat[[index for index in left if index not in ear]]
+            inside = (_turn(a, b, others) >= 0) & (_turn(b, c, others) >= 0) & (_turn(c, a, others) >= 0)
+            if not inside.any():
+                break
+        else:
+            at, ear = 0, [left[-1], left[0], left[1]]
+        triangles.append(ear)
+        del left[at]
+    return np.array([*triangles, left])
+
+
+def _turn(a: Array, b: Array, c: Array) -> Array:
+    return np.asarray((b[0] - a[0]) * (c[..., 1] - a[1]) - (b[1] - a[1]) * (c[..., 0] - a[0]))
+
+
+def corners_of(polygons: Sequence[Any] | Array) -> Array:
+    """Return the indices (C,) of all the corners of polygons, one after the other."""
+    if isinstance(polygons, np.ndarray):
+        return polygons.reshape(-1)
+    return np.fromiter(chain.from_iterable(polygons), np.int64)
+
+
+def part_of(
+    polygons: Sequence[Any] | Array,
+    points: Array,
+    material: Material,
+    *,
+    uv: tuple[Array, Array] | None = None,
+    colours: tuple[Array, Array] | None = None,
+) -> Part:
+    """Return polygons as a part; corners that share position, coordinates and colour become one vertex.
+
+    Args:
+        polygons: corners of each, as indices of `points`.
+        points: (V, 3).
+        material: of all of them.
+        uv: texture coordinates (N, 2), and the index of each corner (C,), through all the polygons.
+        colours: sRGB colours (N, 3) or (N, 4) in 0..1, and the index of each corner (C,).
+
+    Raises:
+        ValueError: an index is out of range.
+    """
+    flat = corners_of(polygons)
+    columns: list[tuple[Array, Array, str]] = [(np.asarray(points), flat, "vertex")]
+    columns += [(*uv, "coordinate")] if uv is not None else []
+    columns += [(*colours, "colour")] if colours is not None else []
+    key = np.zeros(len(flat), np.int64)
+    for values, index, kind in columns:
+        wrong = (index < 0) | (index >= len(values))
+        if wrong.any():
+            raise ValueError(f"a face names {kind} {index[wrong][0]} of {len(values)}, counted from 0")
+        key = key * len(values) + index
+    triangles = triangulated(polygons, points)
+    _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+    picked = [values[index[first]] for values, index, _ in columns]
+    return Part(
+        vertices=picked[0],
+        faces=inverse.reshape(-1)[triangles],
+        material=material,
+        uv=picked[1] if uv is not None else None,
+        colours=picked[-1] if colours is not None else None,
+    )
 
 
 def join(parts: list[Part]) -> tuple[trimesh.Trimesh, list[str]]:
@@ -192,7 +304,7 @@ def join(parts: list[Part]) -> tuple[trimesh.Trimesh, list[str]]:
     return mesh, warnings
 
 
-def _opacity(part: Part) -> NDArray[Any]:
+def _opacity(part: Part) -> Array:
     """Return the opacities in 0..1 of a part's texels (H, W), or of its vertices (V,), factor included."""
     factor = 1.0 if part.material.colour is None else float((*np.ravel(part.material.colour), 1.0)[3])
     vertices = np.ones(len(part.vertices)) if part.colours is None else rgba(part.colours)[:, 3]
@@ -247,7 +359,7 @@ def _resolved(part: Part) -> Part:
     return replace(part, faces=faces, material=replace(material, texture=texture), uv=uv, colours=colours)
 
 
-def _tinted(pixels: Pixels, factor: NDArray[Any]) -> Pixels:
+def _tinted(pixels: Pixels, factor: Array) -> Pixels:
     """Multiply sRGB pixels (H, W, 4) by an sRGB colour."""
     if (factor[:3] == 1).all():
         return pixels
@@ -277,7 +389,7 @@ def _area(part: Part) -> float:
     return float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2)
 
 
-def _textured(parts: list[Part]) -> tuple[list[Part], Pixels, NDArray[Any]]:
+def _textured(parts: list[Part]) -> tuple[list[Part], Pixels, Array]:
     """Return parts, one texture (H, W, 4) for all of them, and texture coordinates (V, 2)."""
     first = next(part for part in parts if part.material.texture is not None).material
     assert first.texture is not None
@@ -365,7 +477,7 @@ def _unrolled(part: Part) -> Part:
     )
 
 
-def _subdivided(corners: NDArray[Any]) -> NDArray[Any]:
+def _subdivided(corners: Array) -> Array:
     """Cut faces (F, 3, 9) in four until none spans more than MAX_TILES repeats, or there are too many."""
     while True:
         wide = np.ptp(corners[..., 3:5], axis=1).max(axis=1) > MAX_TILES
@@ -377,7 +489,7 @@ def _subdivided(corners: NDArray[Any]) -> NDArray[Any]:
         corners = np.concatenate([corners[~wide], *quarters])
 
 
-def _wrapped(index: NDArray[Any], n: int, mode: str) -> NDArray[Any]:
+def _wrapped(index: Array, n: int, mode: str) -> Array:
     """Return which of n texels lies at each index."""
     if mode == "clamp":
         return index.clip(0, n - 1)

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
-from ocdit_core.objects.formats import part_of
-from ocdit_core.objects.parts import Material, ParsedFile, Part, rgba
+from ocdit_core.objects.parts import Material, ParsedFile, Part, part_of, rgba
 from ocdit_core.objects.sources import SourceFiles
 
 Array = NDArray[Any]

@@ -13,8 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.objects.formats import corners_of, part_of
-from ocdit_core.objects.parts import MAX_FACES, Material, ParsedFile, Part, with_emission
+from ocdit_core.objects.parts import MAX_FACES, Material, ParsedFile, Part, corners_of, part_of, with_emission
 from ocdit_core.objects.sources import SourceFiles
 from ocdit_core.objects.surfaces import linear_from_srgb
 

@@ -9,8 +9,8 @@ from gltf_files import colour_at
 from PIL import Image
 
 from ocdit_core.errors import MeshError
-from ocdit_core.objects.formats import triangulated
 from ocdit_core.objects.meshes import read_cad
+from ocdit_core.objects.parts import triangulated
 
 RED, GREEN, BLUE, YELLOW, WHITE, GREY = (
     (250, 0, 0),
