@@ -37,7 +37,7 @@ extras = {
     "synthesize": ["mujoco>=3.1"],
     "ray": ["ray>=2.9"],
     # recorded bags, without ROS
-    "bag": ["rosbags>=0.11"],
+    "bag": ["rosbags>=0.11.9"],
     "train": ["tensorboard>=2.16", "lightning-fabric>=2.5"],
     # `ocdit report`, `ocdit inspect`, the gallery of objects, charts of benchmarks
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
     from ocdit_ros.bag_files import RecordedBag
 
 EXAMPLES = """\
-  ocdit bag recording/ --objects my_objects/ --targets drill mug --out results.mcap
+  ocdit bag recording/ --objects my_objects/ --targets melon striped_mug --out results.mcap
   ocdit bag recording.mcap --objects my_objects/ --image-topic /camera/color/image_raw --out with_masks --copy
   ros2 bag play results.mcap
 
-OUT holds what the node publishes: detections, instances, overlay and label_info, with the stamps of the images.
+OUT holds what the node publishes: detections, instances, classes, overlay and label_info, with the stamps of the
+images.
 """
 
 
@@ -54,11 +56,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Segment a bag; returns 2 when an image could not be used (the others are done), else 0."""
+    """Segment a bag; return 2 if an image could not be read (the others are done), else 0."""
     from tqdm import tqdm
 
     from ocdit_core.inference.tracker import Tracker
     from ocdit_ros.bag_files import RecordedBag, add_copies, load_typestore, new_bag, read_image
+    from ocdit_ros.converter import EncodingError
 
     store = load_typestore()
     library, targets = open_library(arguments)
@@ -71,8 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
         for _ in tqdm(bag.messages(wanted), desc="checking", unit="message", disable=None, leave=False):
             pass
         with new_bag(arguments.out, arguments.storage) as writer:
+            labels = {name: entry.id for name, entry in library.manifest.items()}
             results = Results(
-                writer, store, arguments.prefix, overlay=not arguments.no_overlay, tracking=arguments.tracking
+                writer, store, arguments.prefix, labels, overlay=not arguments.no_overlay, tracking=arguments.tracking
             )
             copies, left_out = add_copies(writer, to_copy, store)
             for problem in left_out:
@@ -80,9 +84,15 @@ def run(arguments: argparse.Namespace) -> int:
             # Only now: loading torch and the model takes seconds.
             segmenter = load_segmenter(arguments, library, targets)
             segment = Tracker(segmenter).segment if arguments.tracking else segmenter.segment
-            labels = {name: entry.id for name, entry in library.manifest.items()}
             count = sum(connection.msgcount for connection in images)
-            failed = 0
+            number = failed = 0
+            warned: set[str] = set()
+
+            def warn(text: str) -> None:
+                if text not in warned:
+                    tqdm.write(f"ocdit: warning: image {number}: {text} (said once)", file=sys.stderr)
+                warned.add(text)
+
             with tqdm(total=count, desc="segmenting", unit="image", disable=None) as progress:
                 for connection, time, data in bag.messages(wanted):
                     copy = copies.get((connection.topic, connection.msgtype))
@@ -90,22 +100,26 @@ def run(arguments: argparse.Namespace) -> int:
                         writer.write(copy, time, data)
                     if connection not in images:
                         continue
+                    number += 1
+                    progress.update()
                     try:
-                        header, image = read_image(store, connection.msgtype, data)
+                        header, image = read_image(store, connection.msgtype, data, warn)
                     except ImageError as error:
-                        error = ImageError(f"{arguments.bag}: {topic}: {error}")
-                        # Its encoding is that of all the others.
-                        if not results.images:
-                            raise error from None
+                        if isinstance(error, EncodingError) and not results.images:
+                            # All others have the same encoding.
+                            raise EncodingError(f"{arguments.bag}: {topic}: {error}") from None
                         failed += 1
-                        report(error)
+                        when = f"recorded at {time / 1e9:.3f}"
+                        report(ImageError(f"{arguments.bag}: {topic}: image {number} of {count}, {when}: {error}"))
                         continue
                     if not results.images:
-                        results.write_labels(labels, segmenter.settings.score_threshold, header, time)
+                        results.write_labels(segmenter.settings.score_threshold, header, time)
                     results.write(image, segment(image), header, time)
-                    progress.update()
+            if not results.images:
+                raise BagError(f"{arguments.bag}: {topic}: none of the {count} images can be read; nothing is written")
     print_table(["object", "images", "mean score"], results.rows(targets))
-    print(f"{arguments.out}: {results.images} images of {topic}, results under {arguments.prefix}")
+    left_out_images = f"; {failed} of {count} left out" if failed else ""
+    print(f"{arguments.out}: {results.images} images of {topic}, results under {arguments.prefix}{left_out_images}")
     return 2 if failed else 0
 
 
@@ -113,27 +127,34 @@ class Results:
     """The topics of the results in a new bag.
 
     Args:
-        writer: of rosbags.
-        store: a typestore that knows vision_msgs.
-        prefix: of the topics' names.
+        writer: writer of rosbags.
+        store: typestore that knows vision_msgs.
+        prefix: prefix of the topic names.
+        labels: object name -> number.
         overlay: whether to write the images with the masks drawn over them.
-        tracking: whether an instance keeps its number from image to image.
+        tracking: whether an instance keeps its id from image to image.
+
+    Attributes:
+        images: number of images whose results have been written.
     """
 
-    def __init__(self, writer: Any, store: Any, prefix: str, *, overlay: bool, tracking: bool):
+    def __init__(
+        self, writer: Any, store: Any, prefix: str, labels: Mapping[str, int], *, overlay: bool, tracking: bool
+    ):
         from ocdit_ros.bag_files import message_maker, quality_of_service
         from ocdit_ros.messages import InstanceNumbers, Numbering
 
         self.images = 0
-        """How many have been written."""
         self._writer = writer
         self._store = store
+        self._labels = labels
         self._maker = message_maker(store)
         self._numbering = Numbering(InstanceNumbers(reuse=not tracking))
         self._scores: dict[str, list[float]] = defaultdict(list)
         kinds = {
             "detections": "vision_msgs/msg/Detection2DArray",
             "instances": "sensor_msgs/msg/Image",
+            "classes": "sensor_msgs/msg/Image",
             "overlay": "sensor_msgs/msg/Image",
             "label_info": "vision_msgs/msg/LabelInfo",
         }
@@ -148,9 +169,9 @@ class Results:
             if overlay or name != "overlay"
         }
 
-    def write_labels(self, labels: Mapping[str, int], threshold: float, header: Any, time: int) -> None:
-        """Write the names and numbers of a library's objects, and the threshold on the score."""
-        self._write("label_info", self._maker.to_label_info(labels, threshold, header), time)
+    def write_labels(self, threshold: float, header: Any, time: int) -> None:
+        """Write the names and numbers of the library's objects, and the score threshold."""
+        self._write("label_info", self._maker.to_label_info(self._labels, threshold, header), time)
 
     def write(self, image: np.ndarray, segmentation: Segmentation, header: Any, time: int) -> None:
         """Write the result for one image.
@@ -158,11 +179,12 @@ class Results:
         Args:
             image: (H, W, 3) uint8 RGB.
             segmentation: its result.
-            header: the image's.
-            time: of the image's recording in ns, which becomes that of the results.
+            header: header of the image.
+            time: when the image was recorded (ns), which becomes the time of the results.
         """
         numbers = self._numbering(segmentation.instances)
         self._write("instances", self._maker.to_instances(segmentation, numbers, header), time)
+        self._write("classes", self._maker.to_classes(segmentation, self._labels, header), time)
         self._write("detections", self._maker.to_detections(segmentation, numbers, header), time)
         if "overlay" in self._connections:
             from ocdit_core.visualization import overlay

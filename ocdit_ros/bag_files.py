@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -164,9 +165,30 @@ def new_bag(path: Path, storage: str) -> Iterator[Any]:
                 writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
             with writer:
                 yield writer
+            if storage == "mcap":
+                _add_checksums(made / f"{made.name}.mcap")
             (made / f"{made.name}.mcap" if single else made).rename(path)
     except (OSError, sqlite3.Error) as error:
         raise BagError(f"{path}: cannot be written ({error})") from error
+
+
+def _add_checksums(path: Path) -> None:
+    """Write the CRC of each chunk of an MCAP file (https://mcap.dev/spec#chunk-op0x06), which rosbags leaves out."""
+    from rosbags.rosbag2.storage_mcap import decompress
+
+    with path.open("r+b") as file:
+        file.seek(8)
+        while len(head := file.read(9)) == 9:
+            kind, length = struct.unpack("<BQ", head)
+            start = file.tell()
+            if kind == 0x06:
+                size, _, name_size = struct.unpack("<16xQII", file.read(32))
+                compression = file.read(name_size).decode()
+                (stored,) = struct.unpack("<Q", file.read(8))
+                crc = zlib.crc32(decompress(file.read(stored), compression, size, 0))
+                file.seek(start + 24)
+                file.write(struct.pack("<I", crc))
+            file.seek(start + length)
 
 
 def quality_of_service(*, latched: bool) -> Any:
@@ -264,17 +286,24 @@ def message_maker(store: Any) -> MessageMaker:
     return MessageMaker(SimpleNamespace(**types), lambda pixels: pixels.reshape(-1).view(np.uint8))
 
 
-def read_image(store: Any, kind: str, data: bytes) -> tuple[Any, np.ndarray]:
+def read_image(store: Any, kind: str, data: bytes, warn: Callable[[str], None]) -> tuple[Any, np.ndarray]:
     """Return the header and the (H, W, 3) uint8 RGB image of a serialised Image or CompressedImage.
 
+    Args:
+        store: typestore.
+        kind: name of the message type.
+        data: CDR bytes.
+        warn: called with one line about a suspicious image.
+
     Raises:
-        ImageError: an encoding that is not supported, or damaged bytes.
+        EncodingError: an encoding that is not supported.
+        ImageError: damaged bytes.
     """
     try:
         message = store.deserialize_cdr(data, kind)
     except Exception as error:
         raise ImageError(f"the message is damaged: {error}") from error
-    return message.header, converter.to_rgb(message)
+    return message.header, converter.to_rgb(message, warn=warn)
 
 
 def make(store: Any, name: str, **fields: Any) -> Any:

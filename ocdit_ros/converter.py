@@ -6,6 +6,7 @@ No ROS is imported here: any object with the fields of the message is accepted.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import numpy as np
 from ocdit_core.errors import ImageError
 from ocdit_core.images import MAX_PIXELS, as_rgb8, decode_pixels
 
+log = logging.getLogger(__name__)
+
 PROBE = """
 import numpy as np
 from cv_bridge import CvBridge
@@ -32,25 +35,43 @@ assert np.array_equal(converted[..., ::-1], pixels.reshape(2, 2, 3))
 """
 PROBE_TIMEOUT = 60.0
 
-# encoding -> (channels, bytes of a sample, OpenCV conversion to RGB; None: is RGB already)
+# encoding -> (channels, bytes per sample, OpenCV conversion to RGB; None: is RGB already). 8UC3 and 8UC4 name no order
+# of colours; OpenCV programs, which publish them, mean BGR.
 ENCODINGS: dict[str, tuple[int, int, int | None]] = {
-    "rgb8": (3, 1, None),
-    "bgr8": (3, 1, cv2.COLOR_BGR2RGB),
-    "rgba8": (4, 1, cv2.COLOR_RGBA2RGB),
-    "bgra8": (4, 1, cv2.COLOR_BGRA2RGB),
-    "mono8": (1, 1, cv2.COLOR_GRAY2RGB),
-    "mono16": (1, 2, cv2.COLOR_GRAY2RGB),
-    "16UC1": (1, 2, cv2.COLOR_GRAY2RGB),
-    # OpenCV names a Bayer pattern by the pixels 2 and 3 of the second row, ROS by the first four pixels.
-    "bayer_rggb8": (1, 1, cv2.COLOR_BayerBG2RGB),
-    "bayer_bggr8": (1, 1, cv2.COLOR_BayerRG2RGB),
-    "bayer_gbrg8": (1, 1, cv2.COLOR_BayerGR2RGB),
-    "bayer_grbg8": (1, 1, cv2.COLOR_BayerGB2RGB),
+    **{
+        f"{name}{bits}": (channels, bits // 8, conversion)
+        for bits in (8, 16)
+        for name, channels, conversion in (
+            ("rgb", 3, None),
+            ("bgr", 3, cv2.COLOR_BGR2RGB),
+            ("rgba", 4, cv2.COLOR_RGBA2RGB),
+            ("bgra", 4, cv2.COLOR_BGRA2RGB),
+            ("mono", 1, cv2.COLOR_GRAY2RGB),
+            # OpenCV names a Bayer pattern by pixels 2 and 3 of the second row, ROS by the first four pixels.
+            ("bayer_rggb", 1, cv2.COLOR_BayerBG2RGB),
+            ("bayer_bggr", 1, cv2.COLOR_BayerRG2RGB),
+            ("bayer_gbrg", 1, cv2.COLOR_BayerGR2RGB),
+            ("bayer_grbg", 1, cv2.COLOR_BayerGB2RGB),
+        )
+    },
+    "8UC1": (1, 1, cv2.COLOR_GRAY2RGB),
+    "8UC3": (3, 1, cv2.COLOR_BGR2RGB),
+    "8UC4": (4, 1, cv2.COLOR_BGRA2RGB),
     "yuv422": (2, 1, cv2.COLOR_YUV2RGB_UYVY),
     "uyvy": (2, 1, cv2.COLOR_YUV2RGB_UYVY),
     "yuv422_yuy2": (2, 1, cv2.COLOR_YUV2RGB_YUYV),
     "yuyv": (2, 1, cv2.COLOR_YUV2RGB_YUYV),
+    # YUV 4:2:0: a plane of brightness, then one of half the height with pairs of colours.
+    "nv12": (1, 1, cv2.COLOR_YUV2RGB_NV12),
+    "nv21": (1, 1, cv2.COLOR_YUV2RGB_NV21),
 }
+DEPTH = ("16UC1", "32FC1")
+DARK = 4096
+"""A 16-bit image without a value from here on comes from a sensor of 12 bits or less, or from a depth camera."""
+
+
+class EncodingError(ImageError):
+    """An image has an encoding that cannot be segmented: so have all images of its topic."""
 
 
 def check(message: Any) -> None:
@@ -60,12 +81,15 @@ def check(message: Any) -> None:
         message: a sensor_msgs/Image.
 
     Raises:
-        ImageError: an encoding that is not supported, no pixels, too many, a step below a row's bytes, missing data,
-            or an odd width where pixels share their colour in pairs.
+        EncodingError: an encoding that is not supported, or a depth image.
+        ImageError: no pixels, too many, a step below a row's bytes, missing data, or an odd size where pixels share
+            their colour.
     """
     height, width, encoding = message.height, message.width, message.encoding
+    if encoding in DEPTH:
+        raise _depth_error(encoding)
     if encoding not in ENCODINGS:
-        raise ImageError(f"image encoding {encoding!r} is not supported; supported are {', '.join(ENCODINGS)}")
+        raise EncodingError(f"image encoding {encoding!r} is not supported; supported are {', '.join(ENCODINGS)}")
     if height < 1 or width < 1:
         raise ImageError(f"the {encoding} image has no pixels: width {width}, height {height}")
     if height * width > MAX_PIXELS:
@@ -74,10 +98,15 @@ def check(message: Any) -> None:
     row = width * channels * size
     if message.step < row:
         raise ImageError(f"the {encoding} image's step is {message.step} bytes, but {width} pixels take {row}")
-    if len(message.data) < message.step * height:
+    rows = height
+    if encoding in ("nv12", "nv21"):
+        if width % 2 or height % 2:
+            raise ImageError(f"the {encoding} image has {width} x {height} pixels; YUV 4:2:0 needs an even size")
+        rows = height if _is_packed(message) else height * 3 // 2
+    if len(message.data) < message.step * rows:
         raise ImageError(
-            f"the {encoding} image holds {len(message.data)} bytes, but {height} rows of step {message.step} "
-            f"take {message.step * height}"
+            f"the {encoding} image holds {len(message.data)} bytes, but {rows} rows of step {message.step} "
+            f"take {message.step * rows}"
         )
     if channels == 2 and width % 2:
         raise ImageError(f"the {encoding} image is {width} pixels wide; YUV 4:2:2 needs an even width")
@@ -85,7 +114,7 @@ def check(message: Any) -> None:
         raise ImageError(f"the {encoding} image has {width} x {height} pixels; a Bayer pattern needs at least 2 x 2")
 
 
-def to_rgb(message: Any, *, cv_bridge: bool = False) -> np.ndarray:
+def to_rgb(message: Any, *, cv_bridge: bool = False, warn: Callable[[str], None] = log.warning) -> np.ndarray:
     """Return the image of a sensor_msgs/Image or CompressedImage.
 
     16-bit values are scaled by 1/257 (0..65535 -> 0..255); alpha is dropped, as a camera's alpha has no meaning.
@@ -93,53 +122,77 @@ def to_rgb(message: Any, *, cv_bridge: bool = False) -> np.ndarray:
     Args:
         message: a message of rclpy or of rosbags.
         cv_bridge: whether to use cv_bridge where it is installed and works (for messages of rclpy).
+        warn: called with one line about an image that is probably not what was meant.
 
     Returns:
         (H, W, 3) uint8 RGB, contiguous.
 
     Raises:
-        ImageError: an encoding that is not supported, inconsistent fields, or damaged bytes.
+        EncodingError: an encoding that is not supported, or a depth image.
+        ImageError: inconsistent fields, or damaged bytes.
     """
     if hasattr(message, "format"):
-        return decompress(message)
+        return _decompress(message, warn)
     check(message)
-    convert = (_cv_bridge() if cv_bridge else None) or _convert
+    convert = _cv_bridge() if cv_bridge else None
     try:
-        return convert(message)
+        return convert(message) if convert is not None else _convert(message, warn)
     except Exception as error:
         raise ImageError(f"the {message.encoding} image cannot be converted: {error}") from error
 
 
-def decompress(message: Any) -> np.ndarray:
-    """Decode a sensor_msgs/CompressedImage.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        ImageError: a format that is not supported, too many pixels, or damaged bytes.
-    """
-    kind = f"compressed image (format {message.format!r})"
-    pixels = decode_pixels(bytes(message.data), kind, upright=True)
-    # A camera's alpha channel has no meaning.
+def _decompress(message: Any, warn: Callable[[str], None]) -> np.ndarray:
+    # image_transport writes "ENCODING; CODEC compressed STORED_ENCODING", other programs "jpeg" or "png".
+    encoding = message.format.split(";")[0].strip()
+    if encoding in DEPTH or "compressedDepth" in message.format:
+        raise _depth_error(message.format.strip())
+    name = f"compressed image (format {message.format!r})"
+    mosaic = encoding.startswith("bayer_") and encoding in ENCODINGS
+    pixels = decode_pixels(bytes(message.data), name, upright=not mosaic)
+    if pixels.ndim == 3 and mosaic and (pixels[..., :1] == pixels[..., 1:3]).all():
+        pixels = np.ascontiguousarray(pixels[..., 0])
+    if pixels.dtype == np.uint16:
+        _warn_if_dark(pixels, name, warn)
+    if pixels.ndim == 2 and mosaic:
+        conversion = ENCODINGS[encoding][2]
+        assert conversion is not None
+        pixels = cv2.cvtColor(pixels, conversion)
     return as_rgb8(pixels[..., :3] if pixels.ndim == 3 else pixels)
 
 
-def _convert(message: Any) -> np.ndarray:
+def _depth_error(encoding: str) -> EncodingError:
+    return EncodingError(
+        f"{encoding!r} is a depth image: connect the topic of the colour image (publish grey images as mono16)"
+    )
+
+
+def _warn_if_dark(values: np.ndarray, name: str, warn: Callable[[str], None]) -> None:
+    if 0 < values.max() < DARK:
+        warn(
+            f"{name} is nearly black: all values are below {DARK} of 65535; if it comes from a 12-bit camera, publish "
+            "its values times 16 or mono8; if it is a depth image, connect the topic of the colour image"
+        )
+
+
+def _is_packed(message: Any) -> bool:
+    """Whether `step` counts the bytes of both planes per row of the image, with no padding between the rows."""
+    return bool(2 * message.step == 3 * message.width and len(message.data) < message.step * message.height * 3 // 2)
+
+
+def _convert(message: Any, warn: Callable[[str], None]) -> np.ndarray:
     """Decode a message that `check` accepts; for unpadded rgb8 the result is a view of the message's bytes."""
     channels, size, conversion = ENCODINGS[message.encoding]
     height, width, step = message.height, message.width, message.step
+    if message.encoding in ("nv12", "nv21"):
+        step, height = (width if _is_packed(message) else step), height * 3 // 2
     data = np.frombuffer(message.data, np.uint8, count=step * height).reshape(height, step)
-    pixels = data[:, : width * channels * size]
+    pixels = np.ascontiguousarray(data[:, : width * channels * size])
     if size == 2:
-        order = ">u2" if message.is_bigendian else "<u2"
-        values = np.ascontiguousarray(pixels).view(order).astype(np.uint32)
-        pixels = ((values + 128) // 257).astype(np.uint8)
+        pixels = pixels.view(">u2" if message.is_bigendian else "<u2")
+        _warn_if_dark(pixels, f"the {message.encoding} image", warn)
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     pixels = pixels.reshape(height, width, channels) if channels > 1 else pixels
-    pixels = np.ascontiguousarray(pixels)
-    if conversion is None:
-        return pixels
-    return cv2.cvtColor(pixels, conversion)
+    return pixels if conversion is None else cv2.cvtColor(pixels, conversion)
 
 
 def converter_name() -> str:
@@ -163,8 +216,8 @@ def _cv_bridge() -> Callable[[Any], np.ndarray] | None:
 
     bridge = CvBridge()
     known = set()
-    # 16 bits are converted here: to cv_bridge, 16UC1 is no colour format.
-    for encoding in (name for name, (_, size, _) in ENCODINGS.items() if size == 1):
+    # cv_bridge scales 16 bits by cutting off, takes 8UC3 for no colour format, and knows other layouts of nv21.
+    for encoding in (name for name in ENCODINGS if not name.endswith(("16", "UC1", "UC3", "UC4", "nv12", "nv21"))):
         # Some versions lack uyvy and yuyv.
         with suppress(CvBridgeError):
             bridge.encoding_to_cvtype2(encoding)
@@ -174,7 +227,7 @@ def _cv_bridge() -> Callable[[Any], np.ndarray] | None:
         # cv_bridge takes padding for pixels, and returns a scrambled image without an error.
         padded = message.step != message.width * ENCODINGS[message.encoding][0]
         if padded or message.encoding not in known:
-            return _convert(message)
+            return _convert(message, log.warning)
         return np.ascontiguousarray(bridge.imgmsg_to_cv2(message, "rgb8"))
 
     return convert

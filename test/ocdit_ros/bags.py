@@ -7,7 +7,7 @@ from PIL import Image as Picture
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 
 from ocdit_core.cli import main
-from ocdit_ros.bag_files import load_typestore, make, quality_of_service
+from ocdit_ros.bag_files import _add_checksums, load_typestore, make, quality_of_service
 
 STORE = load_typestore()
 IMAGE, COMPRESSED, STRING = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "std_msgs/msg/String"
@@ -65,6 +65,9 @@ def write_bag(path, topics):
             for number, message in enumerate(messages):
                 time = START + number * SECOND // 10 + SECOND // 1000
                 writer.write(connection, time, STORE.serialize_cdr(message, kind))
+    if not sqlite:
+        # As `ros2 bag record` writes them.
+        _add_checksums(folder / f"{folder.name}.mcap")
     if single:
         (folder / f"{folder.name}{path.suffix}").rename(path)
     return path

@@ -61,7 +61,9 @@ def test_every_kind_of_bag_gets_the_results_of_its_images(place, expected, tmp_p
     assert bool(list(out.glob("*.db3"))) == bool(storage)
 
     found, connections = read_bag(out)
-    assert set(found) == {f"{OURS}/{topic}" for topic in ("detections", "instances", "overlay", "label_info")}
+    assert set(found) == {
+        f"{OURS}/{topic}" for topic in ("detections", "instances", "classes", "overlay", "label_info")
+    }
     ((time, info),) = found.pop(f"{OURS}/label_info")
     assert time == TIMES[0] + SECOND // 1000
     assert [(entry.class_id, entry.class_name) for entry in info.class_map] == [(1, "box"), (2, "can"), (3, "mug")]
@@ -75,9 +77,12 @@ def test_every_kind_of_bag_gets_the_results_of_its_images(place, expected, tmp_p
         headers = [message.header for _, message in messages]
         assert [header.stamp.sec * SECOND + header.stamp.nanosec for header in headers] == TIMES
         assert {header.frame_id for header in headers} == {"camera"}
-    topics = [[message for _, message in found[f"{OURS}/{name}"]] for name in ("detections", "instances", "overlay")]
+    topics = [
+        [message for _, message in found[f"{OURS}/{name}"]]
+        for name in ("detections", "instances", "overlay", "classes")
+    ]
     ids = []
-    for segmentation, picture, detections, label_image, drawn in zip(expected, PICTURES, *topics, strict=True):
+    for segmentation, picture, detections, label_image, drawn, classes in zip(expected, PICTURES, *topics, strict=True):
         assert (label_image.encoding, drawn.encoding) == ("mono16", "rgb8")
         labels = label_image.data.view(np.uint16).reshape(90, 120)
         assert len(detections.detections) == len(segmentation.instances)
@@ -89,6 +94,10 @@ def test_every_kind_of_bag_gets_the_results_of_its_images(place, expected, tmp_p
             assert detection.results[0].hypothesis.score == pytest.approx(instance.score, abs=1e-6)
             assert np.array_equal(labels == int(detection.id), segmentation.label_map() == number)
         assert np.array_equal(drawn.data.reshape(90, 120, 3), overlay(picture, segmentation))
+        numbers = [
+            info.class_map[["box", "can", "mug"].index(one.object_id)].class_id for one in segmentation.instances
+        ]
+        assert np.array_equal(classes.data.view(np.uint16).reshape(90, 120), segmentation.label_map(numbers))
     assert ids == list(range(1, len(ids) + 1))
 
 
@@ -101,8 +110,9 @@ def test_ros_reads_what_the_node_would_have_written(place, expected, recorded, t
     from ocdit_ros.topics import maker
 
     assert run(place, recorded, tmp_path / "out.mcap", "--targets", "can", "box") == 0
-    read = {"detections": [], "instances": [], "label_info": [], "overlay": []}
-    kinds = {"detections": Detection2DArray, "instances": Image, "label_info": LabelInfo, "overlay": Image}
+    kinds = {"detections": Detection2DArray, "instances": Image, "classes": Image, "label_info": LabelInfo}
+    kinds["overlay"] = Image
+    read = {name: [] for name in kinds}
     with Reader(tmp_path / "out.mcap") as reader:
         for connection, _, data in reader.messages():
             name = connection.topic.rpartition("/")[2]
@@ -115,6 +125,7 @@ def test_ros_reads_what_the_node_would_have_written(place, expected, recorded, t
         first = ids[-1] + 1
         assert read["detections"][number] == maker.to_detections(segmentation, ids, header)
         assert read["instances"][number] == maker.to_instances(segmentation, ids, header)
+        assert read["classes"][number] == maker.to_classes(segmentation, {"box": 1, "can": 2, "mug": 3}, header)
         assert read["overlay"][number] == maker.from_rgb(overlay(picture, segmentation), header)
         if number == 0:
             labels = {"box": 1, "can": 2, "mug": 3}
@@ -151,7 +162,9 @@ def test_numbers_last_with_tracking_only(place, tmp_path):
 
 def test_the_prefix_and_the_overlay_are_a_choice(place, recorded, tmp_path):
     assert run(place, recorded, tmp_path / "out.mcap", "--prefix", "/left/", "--no-overlay") == 0
-    assert set(read_bag(tmp_path / "out.mcap")[0]) == {"/left/detections", "/left/instances", "/left/label_info"}
+    assert set(read_bag(tmp_path / "out.mcap")[0]) == {
+        f"/left/{name}" for name in ("detections", "instances", "classes", "label_info")
+    }
 
 
 # Copies of other topics.

@@ -1,5 +1,6 @@
 """What `ocdit bag` refuses: one line, and nothing is left behind."""
 
+import numpy as np
 import pytest
 from bags import (
     COMPRESSED,
@@ -7,10 +8,10 @@ from bags import (
     OURS,
     PICTURES,
     SECOND,
-    START,
     STRING,
     TIMES,
     compressed,
+    image,
     images,
     read_bag,
     run,
@@ -86,8 +87,8 @@ REFUSED = {
     "two": (bag_of(b=(IMAGE, images()), a=(COMPRESSED, [])), [], "has several topics of images, name one: /a, /b"),
     "wrong": (bag_of(a=(IMAGE, images()), b=(STRING, [])), ["--image-topic", "/b"], "images '/b'; there are /a"),
     "silent": (bag_of(a=(IMAGE, []), b=(IMAGE, images())), ["--image-topic", "/a"], "no image was recorded on /a"),
-    "encoding": (bag_of(image=(IMAGE, images(encoding="8UC3"))), [], "/image: image encoding '8UC3' is not supported"),
-    "damaged": (bag_of(a=(COMPRESSED, [compressed(START, PICTURES[0], damaged=True)])), [], "truncated or damaged"),
+    "encoding": (bag_of(image=(IMAGE, images(encoding="nv24"))), [], "/image: image encoding 'nv24' is not supported"),
+    "depth": (bag_of(image=(IMAGE, images(encoding="16UC1"))), [], "/image: '16UC1' is a depth image"),
     "copy": (bag_of(image=(IMAGE, images())), ["--copy", "/tf"], "no topic '/tf' to copy; there are /image"),
     "own": (
         bag_of(image=(IMAGE, images()), **{"ocdit_segmentation/overlay": (STRING, [])}),
@@ -124,16 +125,68 @@ def test_a_folder_that_cannot_be_written_to(place, recorded, tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_a_damaged_image_among_good_ones_is_named_and_left_out(place, tmp_path, capsys):
-    messages = images(compressed)
-    messages[1] = compressed(TIMES[1], PICTURES[1], damaged=True)
-    recorded = write_bag(tmp_path / "recorded.mcap", {"/image": (COMPRESSED, messages)})
+@pytest.mark.parametrize("kind", [IMAGE, COMPRESSED])
+@pytest.mark.parametrize("bad", [[0], [1], [0, 1]])
+def test_damaged_images_are_named_and_counted_and_the_others_are_done(place, tmp_path, capsys, kind, bad):
+    messages = images(compressed if kind == COMPRESSED else image)
+    for number in bad:
+        messages[number].data = messages[number].data[:-100]
+    recorded = write_bag(tmp_path / "recorded.mcap", {"/image": (kind, messages)})
     assert run(place, recorded, tmp_path / "out.mcap") == 2
     output = capsys.readouterr()
-    assert "/image: compressed image (format 'rgb8; png compressed bgr8'): truncated or damaged" in output.err
-    assert "2 images of /image" in output.out
+    reason = "truncated or damaged" if kind == COMPRESSED else "but 90 rows of step 360 take 32400"
+    for line, number in zip(output.err.splitlines(), bad, strict=True):
+        assert f"/image: image {number + 1} of 3, recorded at 1700000000.{number}01: " in line
+        assert reason in line
+    assert f"{3 - len(bad)} images of /image" in output.out
+    assert f"; {len(bad)} of 3 left out" in output.out
     stamps = [message.header.stamp.nanosec for _, message in read_bag(tmp_path / "out.mcap")[0][f"{OURS}/detections"]]
-    assert stamps == [TIMES[0] % SECOND, TIMES[2] % SECOND]
+    assert stamps == [time % SECOND for number, time in enumerate(TIMES) if number not in bad]
+
+
+def test_where_no_image_can_be_read_nothing_is_written(place, tmp_path, capsys):
+    damaged = [compressed(time, PICTURES[0], damaged=True) for time in TIMES]
+    recorded = write_bag(tmp_path / "recorded.mcap", {"/image": (COMPRESSED, damaged)})
+    assert run(place, recorded, tmp_path / "out.mcap") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert lines[-1].endswith("/image: none of the 3 images can be read; nothing is written")
+    assert not (tmp_path / "out.mcap").exists()
+
+
+def test_an_unsupported_encoding_after_good_images_is_left_out(place, tmp_path, capsys):
+    messages = images()
+    messages[2].encoding = "nonsense"
+    recorded = write_bag(tmp_path / "recorded.mcap", {"/image": (IMAGE, messages)})
+    assert run(place, recorded, tmp_path / "out.mcap") == 2
+    output = capsys.readouterr()
+    assert "image 3 of 3" in output.err
+    assert "2 images of /image" in output.out
+
+
+def test_dark_images_are_warned_about_once(place, tmp_path, capsys):
+    dark = [image(time, np.full((90, 120), 3000, np.uint16), "mono16") for time in TIMES]
+    recorded = write_bag(tmp_path / "recorded.mcap", {"/image": (IMAGE, dark)})
+    assert run(place, recorded, tmp_path / "out.mcap") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ocdit: warning: image 1: the mono16 image is nearly black")
+
+
+@pytest.mark.parametrize("compressed_chunks", [True, False])
+def test_one_flipped_byte_in_a_chunk_is_noticed(place, tmp_path, capsys, compressed_chunks):
+    recorded = write_bag(tmp_path / ("a.mcap" if compressed_chunks else "a"), {"/image": (IMAGE, images())})
+    file = recorded if recorded.is_file() else next(recorded.glob("*.mcap"))
+    good = file.read_bytes()
+    start = good.index(b"(\xb5/\xfd" if compressed_chunks else PICTURES[0][..., ::-1].tobytes()[:64]) + 20
+    rng = np.random.default_rng(0)
+    for place_of_flip in start + rng.integers(0, 30_000, 12):
+        data = bytearray(good)
+        data[place_of_flip] ^= 1 << rng.integers(0, 8)
+        file.write_bytes(data)
+        assert run(place, recorded, tmp_path / "out.mcap") == 2, place_of_flip
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{recorded}: damaged, cut off" in line
+        assert not (tmp_path / "out.mcap").exists()
 
 
 @pytest.mark.parametrize("name", ["out.mcap", "out"])

@@ -93,6 +93,7 @@ def test_the_grasp_page_shows_the_example():
         "discarding images on ",
         "a frame could not be segmented: ",
         "is not supported",
+        "is a depth image",
         "image converter: ",
         "out of memory",
         "holds no metadata.yaml",
