@@ -151,7 +151,7 @@ def draw_curve(table: Path, path: Path) -> None:
 
 def write(figure, path: Path) -> None:
     """Write a figure, whole or not at all."""
-    with replacing(path) as temporary:
+    with replacing(path, guard=False) as temporary:
         figure.savefig(temporary, dpi=110, format=path.suffix[1:])
     print(path)
 

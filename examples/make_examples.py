@@ -58,7 +58,7 @@ def main() -> None:
             sprites = [render_sprites(renderer, renderer.upload(meshes[name]), rng, 1, 320)[0] for name in shown]
             scene = compose_scene(rng, sprites, SCENE)
             image = HERE / "pictures" / f"{picture}.jpg"
-            write_image(image, scene.image)
+            write_image(image, scene.image, guard=False)
             truth = {
                 "image": image.name,
                 "targets": list(targets),
@@ -67,7 +67,7 @@ def main() -> None:
                     for name, mask in zip(there, scene.masks, strict=False)
                 ],
             }
-            write_text(image.with_suffix(".json"), json.dumps(truth, indent=1) + "\n")
+            write_text(image.with_suffix(".json"), json.dumps(truth, indent=1) + "\n", guard=False)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from ocdit_core import __version__
 from ocdit_core.commands import (
@@ -25,6 +27,7 @@ from ocdit_core.commands import (
     synthesize,
 )
 from ocdit_core.errors import OcditError
+from ocdit_core.files import protecting, reason
 
 # Each adds its own arguments and names its function; none imports a heavy package before it runs.
 COMMANDS = (
@@ -44,6 +47,9 @@ COMMANDS = (
 
 PLUGINS = "ocdit.commands"
 """Entry point group of further commands: each names a module with a function `add_parser(subparsers)`."""
+
+OUTPUTS = ("out", "sheet", "html", "json", "plot")
+"""Options that name files to write; all other paths of a command line are inputs."""
 
 EPILOG = """\
 a first try:
@@ -87,13 +93,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = logging.getLogger("ocdit_core")
     log.addHandler(handler)
     before, log.level = log.level, level
+    # File names may hold bytes, and names of objects characters, that the terminal's encoding lacks.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return int(arguments.run(arguments))
+        with protecting(_input_files(arguments)):
+            return int(arguments.run(arguments))
     except OcditError as error:
-        if arguments.verbose:
-            log.exception("traceback:")
-        print(f"ocdit: error: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error), arguments.verbose)
     except KeyboardInterrupt:
         print("ocdit: interrupted", file=sys.stderr)
         return 130
@@ -101,9 +109,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) has gone: what is still buffered must not raise once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (OSError, UnicodeError) as error:
+        name = getattr(error, "filename", None)
+        return _fail(f"{name}: {reason(error)}" if name else reason(error), arguments.verbose)
     finally:
         log.removeHandler(handler)
         log.setLevel(before)
+
+
+def _input_files(arguments: argparse.Namespace) -> Iterator[Path]:
+    """Yield the files that the command line names as inputs: no output may replace them."""
+    for option, value in vars(arguments).items():
+        if option not in OUTPUTS:
+            values = value if isinstance(value, list) else [value]
+            yield from (Path(one) for one in values if isinstance(one, (Path, str)))
+
+
+def _fail(message: str, verbose: bool) -> int:
+    if verbose:
+        logging.getLogger("ocdit_core").exception("traceback:")
+    print(f"ocdit: error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -41,6 +41,10 @@ class UnknownObjectError(LibraryError):
         return type(self), (self.unknown, self.known)
 
 
+class OutputError(OcditError):
+    """A file cannot be written, or would replace one that this package did not write."""
+
+
 class WeightsError(OcditError):
     """A checkpoint is missing, truncated, or does not fit the model that its config describes."""
 

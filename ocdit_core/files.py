@@ -1,38 +1,157 @@
-"""Writing files so that a crash or a full disk never leaves half a file under the final name."""
+"""Write output files: atomically, and never over a file that this package did not write.
+
+Each folder that files are written to has a hidden list of them, `.ocdit-files.jsonl`, with a checksum of each. A file
+that exists is replaced or removed only if it is listed and unchanged; anything else belongs to the user.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
+
+from ocdit_core.errors import OutputError
+
+OWN_FILES = ".ocdit-files.jsonl"
+"""Name of the list of own files in a folder: a line {"file": name, "sha256": checksum} for each that was written."""
+
+_inputs: ContextVar[frozenset[tuple[int, int]]] = ContextVar("inputs", default=frozenset())
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, guard: bool = True, known: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path` that is renamed to `path` when the block ends without an error.
 
-    The folder is made when it is missing; the temporary file keeps the suffix of `path`, which many writers go by.
+    The folder is made if it is missing. The temporary file keeps the suffix of `path`, by which many writers choose
+    the format.
+
+    Args:
+        path: the file to write.
+        guard: refuse to replace files of others, and list this one as our own. False is for folders that hold nothing
+            else than ours: caches, training runs.
+        known: tells by its content whether a file that is not listed is ours after all.
 
     Raises:
-        OSError: the folder cannot be made or written to; a file that was there before is untouched.
+        OutputError: `path` exists and is not ours, is an input, or cannot be written to; a file that was there before
+            is untouched.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: its files are private, and a result is to be as readable as any other file its owner makes.
+    if guard:
+        check_output(path, known=known)
     temporary = path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not tempfile: its files are private, and a result is to be as readable as any other file its owner makes.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            yield temporary
+            if guard:
+                # Before the renaming: a process that is killed in between leaves no file that seems to be a user's.
+                _list(path, temporary)
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+    except (OSError, UnicodeError) as error:
+        raise OutputError(f"{path}: cannot be written ({reason(error)})") from error
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text to `path` atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def write_bytes(path: str | Path, data: bytes, *, guard: bool = True) -> None:
+    """Write a file atomically; see `replacing`."""
+    with replacing(path, guard=guard) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str, *, guard: bool = True) -> None:
+    """Write UTF-8 text atomically; see `replacing`."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), guard=guard)
+
+
+def reason(error: OSError | UnicodeError) -> str:
+    """Return in a few words why a file could not be read or written."""
+    if isinstance(error, UnicodeError):
+        return "its name has characters that this locale cannot encode; set LC_ALL=C.UTF-8"
+    return error.strerror or str(error)
+
+
+def check_output(*paths: str | Path, known: Callable[[Path], bool] | None = None) -> None:
+    """Check that files can be written without harm, before long work begins.
+
+    Raises:
+        OutputError: one exists that is an input of this command, a folder, or not ours.
+    """
+    for path in map(Path, paths):
+        if not os.path.lexists(path):
+            continue
+        if _identity(path) in _inputs.get():
+            raise OutputError(f"{path}: is an input of this command; choose another output")
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder, where a file is to be written")
+        if not is_own(path) and not (known is not None and known(path)):
+            raise OutputError(
+                f"{path}: exists and was not written by ocdit, or was changed since; move it or choose another output"
+            )
+
+
+def is_own(path: Path, *, changed: bool = False) -> bool:
+    """Return whether this package wrote a file and nobody has changed it since; `changed` accepts a changed one."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    checksums = _listed(path.parent).get(path.name, set())
+    return bool(checksums) if changed else bool(checksums) and _checksum(path) in checksums
+
+
+def own_files(folder: Path) -> list[Path]:
+    """Return the files in a folder that this package wrote and nobody has changed since, sorted."""
+    return [path for name in sorted(_listed(folder)) if is_own(path := folder / name)]
+
+
+@contextmanager
+def protecting(inputs: Iterable[Path]) -> Iterator[None]:
+    """Refuse to replace these files inside the block, even those that are ours: they are still to be read."""
+    token = _inputs.set(_inputs.get() | {identity for path in inputs if (identity := _identity(path))})
+    try:
+        yield
+    finally:
+        _inputs.reset(token)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _listed(folder: Path) -> dict[str, set[str]]:
+    """Return the checksums that files of a folder had when we wrote them, by name."""
+    listed: dict[str, set[str]] = {}
+    with suppress(OSError):
+        for line in (folder / OWN_FILES).read_bytes().splitlines():
+            # A line that a killed process left unfinished says nothing.
+            with suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                listed.setdefault(str(entry["file"]), set()).add(entry["sha256"])
+    return listed
+
+
+def _list(path: Path, content: Path) -> None:
+    line = json.dumps({"file": path.name, "sha256": _checksum(content)}) + "\n"
+    # One write to the end: processes that share a folder do not disturb one another.
+    with (path.parent / OWN_FILES).open("ab", buffering=0) as file:
+        file.write(line.encode("ascii"))
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

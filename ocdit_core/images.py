@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from ocdit_core.errors import ImageError
-from ocdit_core.files import replacing
+from ocdit_core.files import write_bytes
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused from their header, before they are decoded."""
@@ -261,26 +261,43 @@ def _as_uint8(array: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
 
 
-def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write a picture atomically; the suffix of `path` chooses the format.
+def encode_image(image: np.ndarray, suffix: str) -> bytes:
+    """Encode an image as a file.
 
     Args:
-        path: where to; its folder is made when missing.
         image: (H, W, 3) uint8 RGB, or (H, W) uint8 or bool for a single channel (True becomes 255).
+        suffix: one of SUFFIXES, which chooses the format.
 
     Raises:
-        ImageError: another shape or type, a suffix that names no picture format, or a path that cannot be written.
+        ImageError: another shape or type, or a suffix of no image format.
     """
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ImageError(f"{path}: cannot write a picture with the suffix {path.suffix!r}; use .png or .jpg")
+    if suffix.lower() not in SUFFIXES:
+        raise ImageError(f"{suffix!r} is not the suffix of an image file; use .png or .jpg")
     if image.ndim == 2:
         pixels = np.ascontiguousarray(_as_uint8(image))
     else:
         pixels = cv2.cvtColor(as_rgb8(image), cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(suffix.lower(), pixels)
+    if not done:
+        raise ImageError(f"an image of {pixels.shape} cannot be encoded as {suffix}")
+    return data.tobytes()
+
+
+def write_image(path: str | Path, image: np.ndarray, *, guard: bool = True) -> None:
+    """Write an image file atomically; the suffix of `path` chooses the format.
+
+    Args:
+        path: the file to write; its folder is made if it is missing.
+        image: see `encode_image`.
+        guard: see `files.replacing`.
+
+    Raises:
+        ImageError: another shape or type, or a suffix of no image format.
+        OutputError: see `files.replacing`.
+    """
     try:
-        with replacing(path) as temporary:
-            if not cv2.imwrite(str(temporary), pixels):
-                raise ImageError(f"{path}: the picture could not be written")
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be written ({error.strerror})") from error
+        # Encoded in memory: OpenCV's own writer crashes on names that are not valid UTF-8.
+        data = encode_image(image, Path(path).suffix)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    write_bytes(path, data, guard=guard)

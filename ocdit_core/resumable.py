@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ocdit_core.errors import ConfigError, DataError
-from ocdit_core.files import write_text
+from ocdit_core.files import check_output, write_text
 
 T = TypeVar("T")
 Shard = tuple[int, int]
@@ -31,8 +31,9 @@ def keep_plan(
         may_differ: top-level keys whose values may change when a run continues.
 
     Raises:
-        DataError: the folder holds something else or another plan (the message names the first difference), the plan is
-            damaged, or the file cannot be written.
+        DataError: the folder holds something else or another plan (the message names the first difference), or the
+            plan is damaged.
+        OutputError: the plan cannot be written, or an output is a file of others.
     """
     folder = path.parent
     new = json.loads(json.dumps(plan))
@@ -53,10 +54,8 @@ def keep_plan(
                 f"{folder}: holds {', '.join(foreign[:3])}{' ...' if len(foreign) > 3 else ''} but no {path.name}; "
                 "choose a new or an empty folder"
             )
-    try:
-        write_text(path, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+    check_output(*(folder / name for name in outputs or () if not (folder / name).is_dir()))
+    write_text(path, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_plan(path: Path) -> dict[str, Any]:

@@ -64,11 +64,8 @@ def write_page(path: str | Path, template: str, **context: Any) -> int:
     """
     stream = _environment().get_template(template).stream(context)
     stream.enable_buffering(64)
-    try:
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            return sum(file.write(piece) for piece in stream)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        return sum(file.write(piece) for piece in stream)
 
 
 def data_uri(image: np.ndarray) -> str:

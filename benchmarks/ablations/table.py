@@ -45,9 +45,9 @@ def main() -> int:
         if BEGIN not in page or END not in page:
             raise DataError(f"{options.page}: holds no line {BEGIN!r} and {END!r}, between which the tables go")
         before, after = page.split(BEGIN)[0], page.split(END)[1]
-        write_text(options.page, "\n".join([f"{before}{BEGIN}", "", *tables(results), f"{END}{after}"]))
+        write_text(options.page, "\n".join([f"{before}{BEGIN}", "", *tables(results), f"{END}{after}"]), guard=False)
         if options.chart:
-            with replacing(options.chart) as temporary:
+            with replacing(options.chart, guard=False) as temporary:
                 draw(results, temporary)
     except (OcditError, OSError) as error:
         print(f"table.py: error: {error}", file=sys.stderr)

@@ -60,13 +60,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure; returns 0."""
     import torch
 
-    from ocdit_core.files import write_text
+    from ocdit_core.files import check_output, write_text
     from ocdit_core.inference import benchmark
     from ocdit_core.inference.precision import computes_in_half
     from ocdit_core.inference.weights import find_weights, refine_weights
     from ocdit_core.models.checkpoints import pick_device
     from ocdit_core.models.ocdit import OCDiT
 
+    check_output(*(path for path in (arguments.json, arguments.plot) if path is not None))
     if arguments.plot:
         _require_matplotlib()
     device = pick_device(arguments.device)
@@ -148,6 +149,8 @@ def plot(measured: Sequence[Measured], header: dict[str, Any], path: Path) -> No
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from ocdit_core.files import replacing
+
     figure, axes = pyplot.subplots(figsize=(1.5 + 0.9 * len(measured), 4.5), layout="constrained")
     places = range(len(measured))
     bottom = [0.0] * len(measured)
@@ -165,8 +168,8 @@ def plot(measured: Sequence[Measured], header: dict[str, Any], path: Path) -> No
     axes.set_ylabel("milliseconds a picture")
     axes.set_title(f"{header['model']} on {header['device']}, {header['precision']}", fontsize=10)
     axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
     pyplot.close(figure)
 
 

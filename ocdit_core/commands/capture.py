@@ -47,11 +47,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Capture; returns 2 when a photo could not be used (the others are), else 0."""
+    from ocdit_core.files import check_output
     from ocdit_core.images import write_image
     from ocdit_core.objects.archive import save_templates
     from ocdit_core.objects.capture import capture_object
     from ocdit_core.objects.library import update_manifest
     from ocdit_core.visualization import capture_sheet
+
+    if arguments.sheet is not None:
+        check_output(arguments.sheet)
 
     def note(path: Path, error: OcditError) -> None:
         report(error)

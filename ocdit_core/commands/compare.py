@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ocdit_core.commands.common import add_command, fraction, positive, print_table
-from ocdit_core.errors import ConfigError, DataError
+from ocdit_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from ocdit_core.evaluation.run import Run
@@ -51,10 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare; returns 0."""
     from ocdit_core.evaluation.comparison import compare, comparison_json, comparison_table
     from ocdit_core.evaluation.run import read_run
-    from ocdit_core.files import write_text
+    from ocdit_core.files import check_output, protecting, write_text
 
     if len(arguments.runs) < 2:
         raise ConfigError("one run alone cannot be compared; name two or more")
+    if arguments.json is not None:
+        with protecting(file for run in arguments.runs for file in run.glob("*")):
+            check_output(arguments.json)
     with ExitStack() as stack:
         runs = [
             _evaluated(path, arguments, stack) if path.suffix == ".json" else read_run(path) for path in arguments.runs
@@ -66,10 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"resamples of {comparison.unit}s"
     )
     if arguments.json is not None:
-        try:
-            write_text(arguments.json, json.dumps(comparison_json(comparison), indent=1, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise DataError(f"{arguments.json}: cannot be written ({error.strerror})") from error
+        write_text(arguments.json, json.dumps(comparison_json(comparison), indent=1, ensure_ascii=False) + "\n")
     return 0
 
 

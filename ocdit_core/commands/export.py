@@ -30,13 +30,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     """Export; returns 0."""
     from ocdit_core.config import build, read_yaml, to_yaml
-    from ocdit_core.files import write_text
+    from ocdit_core.files import check_output, write_text
     from ocdit_core.inference.settings import SETTINGS_FILE, InferenceSettings
     from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE
     from ocdit_core.models.ocdit import OCDiTConfig
     from ocdit_core.training import settings as training
     from ocdit_core.training.export import export_run
 
+    check_output(arguments.out / SETTINGS_FILE)
     step = export_run(arguments.folder, arguments.out, step=arguments.step, half=arguments.half)
     stage = read_yaml(arguments.folder / training.SETTINGS_FILE)["stage"]
     if stage != "vae":

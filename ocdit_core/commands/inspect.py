@@ -56,10 +56,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     """Inspect; returns 2 when something is damaged, else 0."""
     from ocdit_core.data.dataset import open_dataset
+    from ocdit_core.files import check_output
     from ocdit_core.images import SUFFIXES, write_image
 
     if arguments.sheet is not None and arguments.sheet.suffix.lower() not in SUFFIXES:
         raise ImageError(f"{arguments.sheet}: --sheet needs a picture's suffix, such as .png")
+    check_output(*(path for path in (arguments.sheet, arguments.html) if path is not None))
     dataset = open_dataset(arguments.dataset, arguments.split)
     survey, samples = _survey(dataset, arguments)
     _print(dataset, survey)

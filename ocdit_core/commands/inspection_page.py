@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ocdit_core.errors import DataError
 from ocdit_core.files import write_text
 from ocdit_core.web_page import data_uri
 
@@ -148,10 +147,7 @@ def write_page(path: Path, title: str, summary: str, survey: Survey, samples: Se
     page = _PAGE.format(
         title=html.escape(title), summary=html.escape(summary), problems=problems, tables=tables, samples=figures
     )
-    try:
-        write_text(path, page)
-    except OSError as error:
-        raise DataError(f"{path}: the page cannot be written ({error.strerror})") from error
+    write_text(path, page)
 
 
 def _table(name: str, rows: Sequence[tuple[str, int]]) -> str:

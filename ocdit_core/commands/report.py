@@ -46,8 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     from ocdit_core.evaluation.report import write_report
     from ocdit_core.evaluation.run import read_run
     from ocdit_core.evaluation.targets import names_of_objects
+    from ocdit_core.files import check_output, protecting
     from ocdit_core.objects.library import ObjectLibrary
 
+    with protecting(file for run in arguments.runs for file in run.glob("*")):
+        check_output(arguments.out)
     runs = [read_run(path) for path in arguments.runs if not is_ablation(path)]
     ablations = [read_ablation(path) for path in arguments.runs if is_ablation(path)]
     dataset = open_dataset(arguments.dataset, arguments.split) if arguments.dataset else None

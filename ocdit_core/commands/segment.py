@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ocdit_core.commands.common import add_command, print_table, report
 from ocdit_core.commands.inference import add_inference, load_segmenter, open_library
-from ocdit_core.errors import ConfigError, ImageError
+from ocdit_core.errors import ConfigError, ImageError, OutputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,11 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Segment; returns 2 when a picture could not be used (the others are done), else 0."""
     from tqdm import tqdm
 
+    from ocdit_core.files import check_output
     from ocdit_core.images import read_image
 
     twice = [stem for stem, count in Counter(path.stem for path in arguments.images).items() if count > 1]
     if twice:
         raise ConfigError(f"two pictures are both called {twice[0]!r}: their results would overwrite each other")
+    check_output(*(file for path in arguments.images for file in _outputs(arguments.out, path)))
     library, targets = open_library(arguments)
     # Only now: loading torch and the model takes seconds.
     segmenter = load_segmenter(arguments, library, targets, uncertainty=arguments.uncertainty)
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
             image = read_image(path)
             result = segmenter.segment(image)
             write_result(arguments.out, path, image, result, model=segmenter.model_name)
-        except ImageError as error:
+        except (ImageError, OutputError) as error:
             failed += 1
             report(error)
             continue
@@ -81,36 +83,43 @@ def table_rows(path: Path, result: Segmentation) -> list[list[str]]:
 
 
 def write_result(out: Path, path: Path, image: np.ndarray, result: Segmentation, *, model: str) -> None:
-    """Write one picture's masks, JSON and overlay under `out`.
+    """Write one image's masks, JSON, overlay and, if the result has one, uncertainty map under `out`.
 
-    An uncertainty map is written where the result has one. Masks that an earlier run left for the same picture are
-    removed.
+    Masks that an earlier run wrote for the same image are removed; files of others stay, and are never replaced.
 
     Args:
         out: the folder of all results.
-        path: of the picture, which gives the results their name.
+        path: the image file, which gives the results their name.
         image: (H, W, 3) uint8 RGB.
-        result: of this image.
+        result: the result for this image.
         model: the name to note in the JSON.
 
     Raises:
-        ImageError: the results cannot be written.
+        OutputError: a result cannot be written, or a file that is not ours has its name; nothing was written then.
     """
-    from ocdit_core.files import write_text
+    from ocdit_core.files import check_output, own_files, write_text
     from ocdit_core.images import write_image
     from ocdit_core.visualization import overlay
 
-    try:
-        for old in (out / path.stem).glob("mask_*.png"):
+    data, drawing, uncertainty = _outputs(out, path)
+    masks = {
+        out / path.stem / f"mask_{number}_{instance.object_id}.png": instance.mask
+        for number, instance in enumerate(result.instances, start=1)
+    }
+    check_output(data, drawing, uncertainty, *masks)
+    for old in own_files(out / path.stem):
+        if old not in masks and old.match("mask_*.png"):
             old.unlink()
-        write_text(out / f"{path.stem}.json", json.dumps(as_json(path, result, model=model), indent=1) + "\n")
-    except OSError as error:
-        raise ImageError(f"{out}: results cannot be written ({error.strerror})") from error
-    for number, instance in enumerate(result.instances, start=1):
-        write_image(out / path.stem / f"mask_{number}_{instance.object_id}.png", instance.mask)
-    write_image(out / f"{path.stem}_overlay.png", overlay(image, result))
+    write_text(data, json.dumps(as_json(path, result, model=model), indent=1) + "\n")
+    for file, mask in masks.items():
+        write_image(file, mask)
+    write_image(drawing, overlay(image, result))
     if result.uncertainty is not None:
-        write_image(out / f"{path.stem}_uncertainty.png", (255 * result.uncertainty).round().astype("uint8"))
+        write_image(uncertainty, (255 * result.uncertainty).round().astype("uint8"))
+
+
+def _outputs(out: Path, path: Path) -> tuple[Path, Path, Path]:
+    return out / f"{path.stem}.json", out / f"{path.stem}_overlay.png", out / f"{path.stem}_uncertainty.png"
 
 
 def as_json(path: Path, result: Segmentation, *, model: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocdit_core.commands.common import add_command, fraction, positive
-from ocdit_core.errors import ConfigError, DataError
+from ocdit_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from ocdit_core.synthesis.generation import Synthesised
@@ -209,10 +209,7 @@ def _write_split(settings: SynthesisSettings, path: Path, share: float) -> None:
     from ocdit_core.synthesis.sources import split_names, write_split
 
     parts = split_names(open_source(replace(settings, split=None, part="train")).names, test_share=share)
-    try:
-        write_split(path, parts)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+    write_split(path, parts)
     print(f"{path}: {len(parts['train'])} objects for training, {len(parts['test'])} for test")
 
 

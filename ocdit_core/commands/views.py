@@ -40,10 +40,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check_options(arguments: argparse.Namespace) -> None:
     """Raise ImageError for a --sheet that could not be written in the end, before the work begins."""
+    from ocdit_core.files import check_output
     from ocdit_core.images import SUFFIXES
 
     if arguments.sheet is not None and arguments.sheet.suffix.lower() not in SUFFIXES:
         raise ImageError(f"{arguments.sheet}: --sheet needs a picture's suffix, such as .png")
+    check_output(*(path for path in (arguments.sheet, arguments.html) if path is not None))
 
 
 def review(

@@ -369,22 +369,19 @@ def write_shard(
     """
     keys: list[str] = []
     known: set[str] = set()
-    try:
-        with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, frame in frames:
-                if "." in key or key in known:
-                    raise DataError(f"{path}: the key {key!r} has a dot in it, or is there twice")
-                known.add(key)
-                keys.append(key)
-                check(frame, f"{path}: {key}")
-                for kind, data in _members(frame, quality=quality, amodal=amodal):
-                    header = tarfile.TarInfo(f"{key}.{kind}")
-                    header.size = len(data)
-                    tar.addfile(header, io.BytesIO(data))
-            if not keys:
-                raise DataError(f"{path}: a shard needs a frame")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+    with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, frame in frames:
+            if "." in key or key in known:
+                raise DataError(f"{path}: the key {key!r} has a dot in it, or is there twice")
+            known.add(key)
+            keys.append(key)
+            check(frame, f"{path}: {key}")
+            for kind, data in _members(frame, quality=quality, amodal=amodal):
+                header = tarfile.TarInfo(f"{key}.{kind}")
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+        if not keys:
+            raise DataError(f"{path}: a shard needs a frame")
     return keys
 
 
@@ -496,22 +493,19 @@ def write_model(folder: str | Path, object_id: int, model: Model) -> dict[str, A
         mesh.visual = ColorVisuals(mesh, vertex_colors=mesh.visual.vertex_colors)
     data = mesh.export(file_type="ply", encoding="ascii", vertex_normal=True)
     assert isinstance(data, bytes)
-    try:
-        if texture is not None:
-            picture = path.with_suffix(".png")
-            header, mark, body = data.partition(b"end_header\n")
-            for name, instead in _RENAMED.items():
-                header = re.sub(rb"property (\w+) " + name + b"\n", rb"property \1 " + instead + b"\n", header)
-            header = header.replace(_FORMAT, _FORMAT + b"comment TextureFile " + picture.name.encode() + b"\n", 1)
-            data = header + mark + body
-            encoded = io.BytesIO()
-            texture.convert("RGB").save(encoded, "PNG")
-            with replacing(picture) as temporary:
-                temporary.write_bytes(encoded.getvalue())
-        with replacing(path) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+    if texture is not None:
+        picture = path.with_suffix(".png")
+        header, mark, body = data.partition(b"end_header\n")
+        for name, instead in _RENAMED.items():
+            header = re.sub(rb"property (\w+) " + name + b"\n", rb"property \1 " + instead + b"\n", header)
+        header = header.replace(_FORMAT, _FORMAT + b"comment TextureFile " + picture.name.encode() + b"\n", 1)
+        data = header + mark + body
+        encoded = io.BytesIO()
+        texture.convert("RGB").save(encoded, "PNG")
+        with replacing(picture) as temporary:
+            temporary.write_bytes(encoded.getvalue())
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
     low, high = np.asarray(mesh.vertices).min(axis=0), np.asarray(mesh.vertices).max(axis=0)
     entry: dict[str, Any] = {"diameter": float(diameter(mesh.vertices))}
     for axis, letter in enumerate("xyz"):
@@ -542,7 +536,4 @@ def write_models_info(folder: str | Path, entries: dict[int, dict[str, Any]]) ->
         if not isinstance(old, dict) or not all(key.isdecimal() for key in old):
             raise DataError(f"{path}: is no object with a number for each model", kind="damaged JSON")
         known = {int(key): value for key, value in old.items()}
-    try:
-        write_text(path, line_by_line({**known, **entries}))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+    write_text(path, line_by_line({**known, **entries}))

@@ -109,8 +109,6 @@ def write_results(path: str | Path, rows: Iterable[ResultRow]) -> None:
                 file.write(separator + json.dumps(row_as_json(row), allow_nan=False))
                 separator = ",\n"
             file.write("\n]\n" if separator == ",\n" else "[]\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
     except ValueError as error:
         raise DataError(f"{path}: a row holds a number that is not finite") from error
 

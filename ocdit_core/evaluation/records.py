@@ -150,12 +150,9 @@ def write_records(path: str | Path, records: Iterable[ImageRecord]) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    try:
-        with replacing(path) as part, part.open("w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(_as_json(record)) + "\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(_as_json(record)) + "\n")
 
 
 def read_records(path: str | Path) -> list[ImageRecord]:

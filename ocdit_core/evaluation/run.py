@@ -244,10 +244,7 @@ def write_metrics(
 ) -> dict[str, Any]:
     """Write metrics.json and return its content."""
     metrics = {"schema_version": SCHEMA_VERSION, "run": plan, **summarise(records, threshold=threshold)}
-    try:
-        write_text(out / METRICS, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise DataError(f"{out / METRICS}: cannot be written ({error.strerror})") from error
+    write_text(out / METRICS, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return metrics
 
 

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ocdit_core.errors import OutputError
 from ocdit_core.files import replacing
 from ocdit_core.models.ocdit import OCDiT, TemplateFeatures
 from ocdit_core.objects.archive import ObjectTemplates
@@ -112,9 +113,9 @@ class FeatureCache:
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _parts(features).items()}
         path = self._path(key)
         try:
-            with replacing(path) as temporary:
+            with replacing(path, guard=False) as temporary:
                 safetensors.torch.save_file(tensors, temporary, metadata={"crc32": _checksum(tensors)})
-        except (OSError, safetensors.SafetensorError) as error:
+        except (OutputError, safetensors.SafetensorError) as error:
             self._writable = False
             logger.warning("%s: features of views cannot be kept there (%s); computing them each time", path, error)
 

@@ -23,7 +23,9 @@ C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 
 
-def write_checkpoint(folder: Path, config: object, state: Mapping[str, Tensor], *, half: bool = False) -> None:
+def write_checkpoint(
+    folder: Path, config: object, state: Mapping[str, Tensor], *, half: bool = False, guard: bool = True
+) -> None:
     """Write config.yaml and model.safetensors, each atomically.
 
     Args:
@@ -31,13 +33,14 @@ def write_checkpoint(folder: Path, config: object, state: Mapping[str, Tensor], 
         config: dataclass of the model's configuration.
         state: the weights.
         half: store floating-point weights as float16.
+        guard: refuse to replace files of others, see `files.replacing`.
     """
     tensors = {
         key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
         for key, value in state.items()
     }
-    write_text(folder / CONFIG_FILE, to_yaml(config))
-    with replacing(folder / WEIGHTS_FILE) as temporary:
+    write_text(folder / CONFIG_FILE, to_yaml(config), guard=guard)
+    with replacing(folder / WEIGHTS_FILE, guard=guard) as temporary:
         # save_file would create a file that only its owner can read.
         temporary.write_bytes(safetensors.torch.save(tensors))
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ocdit_core.errors import ConfigError, LibraryError
-from ocdit_core.files import replacing
+from ocdit_core.files import is_own, replacing
 from ocdit_core.objects.viewpoints import spread_indices
 
 SCHEMA_VERSION = 2
@@ -157,18 +157,26 @@ def save_templates(folder: str | Path, templates: ObjectTemplates) -> Path:
 
     Raises:
         ConfigError: the name cannot be a file's.
-        LibraryError: a field has a wrong shape or type, or the folder cannot be written to.
+        LibraryError: a field has a wrong shape or type.
+        OutputError: the folder cannot be written to, or holds a file of that name that is no archive.
     """
     path = Path(folder) / f"{check_name(templates.name)}{SUFFIX}"
     fields: dict[str, Any] = {key: np.asarray(getattr(templates, key)) for key in _FIELDS}
     fields["sources"] = np.asarray(templates.sources, dtype=np.str_)
     _check(path, fields)
-    try:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, schema_version=np.int64(SCHEMA_VERSION), **fields)
-    except OSError as error:
-        raise LibraryError(f"{path}: cannot be written ({error.strerror})") from error
+    with replacing(path, known=is_archive) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, schema_version=np.int64(SCHEMA_VERSION), **fields)
     return path
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether a file is an archive of this package, of any version, or one that was damaged since."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {"schema_version", "source_sha256"} <= set(getattr(archive, "files", ()))
+    except Exception:
+        # NumPy raises whatever its parsers meet.
+        return is_own(path, changed=True)
 
 
 def load_templates(path: Path) -> ObjectTemplates:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from ocdit_core.errors import LibraryError
 from ocdit_core.files import replacing
 from ocdit_core.objects.archive import ObjectTemplates
 from ocdit_core.objects.library import ObjectEntry
@@ -139,13 +138,10 @@ def writing_gallery(path: str | Path, title: str) -> Iterator[Gallery]:
     Raises:
         LibraryError: the file cannot be written.
     """
-    try:
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.write(_HEAD.format(title=html.escape(title)))
-            yield Gallery(file)
-            file.write(_TAIL)
-    except OSError as error:
-        raise LibraryError(f"{path}: the page cannot be written ({error.strerror})") from error
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(_HEAD.format(title=html.escape(title)))
+        yield Gallery(file)
+        file.write(_TAIL)
 
 
 def describe(templates: ObjectTemplates) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 from ocdit_core.colours import Colour, number_colour
 from ocdit_core.errors import LibraryError, UnknownObjectError
 from ocdit_core.files import write_text
-from ocdit_core.objects.archive import SUFFIX, ObjectTemplates, load_templates, read_fields, stored_names
+from ocdit_core.objects.archive import SUFFIX, ObjectTemplates, is_archive, load_templates, read_fields, stored_names
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -182,6 +182,9 @@ def remove_objects(folder: Path, names: Iterable[str]) -> None:
     unknown = [name for name in names if name not in stored]
     if unknown:
         raise UnknownObjectError(unknown, list(stored))
+    foreign = [name for name in names if not is_archive(folder / f"{name}{SUFFIX}")]
+    if foreign:
+        raise LibraryError(f"{folder / foreign[0]}{SUFFIX}: is not an object's archive; remove it yourself")
     # First of all, so that every object to be removed has a number that can be kept from others.
     update_manifest(folder)
     for name in names:
@@ -196,7 +199,7 @@ def remove_objects(folder: Path, names: Iterable[str]) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     # A file of its own: the manifest itself is replaced by each write, and a lock on the old one would lock nothing.
     try:
-        file = (folder / _LOCK).open("w")
+        file = (folder / _LOCK).open("a")
     except OSError as error:
         raise LibraryError(f"{folder}: cannot be written to ({error.strerror})") from error
     with file:
@@ -255,10 +258,9 @@ def _write(folder: Path, manifest: _Manifest) -> None:
         for name, entry in sorted(manifest.objects.items(), key=lambda item: item[1].id)
     }
     content = {"schema_version": SCHEMA_VERSION, "objects": objects, "retired": manifest.retired}
-    try:
-        write_text(folder / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise LibraryError(f"{folder / MANIFEST}: cannot be written ({error.strerror})") from error
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    # What was there has been read as a manifest of ours before.
+    write_text(folder / MANIFEST, text, guard=False)
 
 
 def _completed(folder: Path, manifest: _Manifest, names: Iterable[str], refresh: Iterable[str] = ()) -> _Manifest:

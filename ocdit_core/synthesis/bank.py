@@ -198,7 +198,7 @@ def build_bank(path: str | Path, settings: BankSettings, *, jobs: int = 1, progr
 def _only_builder(partial: Path) -> Iterator[None]:
     """Keeps two processes from building one bank; the lock goes with the process that holds it."""
     lock = partial.with_name(partial.name + ".lock")
-    with lock.open("w") as file:
+    with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -40,7 +40,7 @@ from ocdit_core.data.writers import (
     write_shard,
 )
 from ocdit_core.errors import ConfigError, DataError, ImageError, MeshError, OcditError
-from ocdit_core.files import write_text
+from ocdit_core.files import check_output, write_text
 from ocdit_core.objects import meshes
 from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.objects.templates import ViewSettings
@@ -573,6 +573,7 @@ def synthesize(
         stack.enter_context(_locked(folder / _LOCK, f"{folder}: is being written by another run", shared=count > 1))
         with _locked(folder / _PREPARING):
             keep_plan(folder, settings, names)
+            check_output(folder / "README.md")
             if count == 1:
                 _remove_leftovers(folder, settings)
             objects = prepare_objects(folder, settings, engine, jobs=jobs)
@@ -651,7 +652,7 @@ def _remove_leftovers(folder: Path, settings: SynthesisSettings) -> None:
 @contextmanager
 def _locked(path: Path, taken: str | None = None, *, shared: bool = False) -> Iterator[None]:
     """Hold a lock that ends with this process; without a message for when it is taken, wait for it."""
-    with path.open("w") as file:
+    with path.open("a") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (fcntl.LOCK_NB if taken else 0))
         except BlockingIOError as error:

@@ -21,7 +21,7 @@ _NAME = re.compile(r"step_(\d+)\.pt")
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write the state of `step`, and remove all but the newest `keep` checkpoints."""
     path = folder / f"step_{step:08d}.pt"
-    with replacing(path) as temporary:
+    with replacing(path, guard=False) as temporary:
         torch.save(state, temporary)
     for old in listed(folder)[keep:]:
         old.unlink()

@@ -21,6 +21,7 @@ from ocdit_core.training.average import WeightAverage
 from ocdit_core.training.data import TrainingData, held_out_batches
 from ocdit_core.training.engine import Engine
 from ocdit_core.training.export import MODEL_FOLDER, write_model
+from ocdit_core.training.log import LOG_FILE
 from ocdit_core.training.metrics import summarise
 from ocdit_core.training.settings import SETTINGS_FILE, LoopSettings, TrainSettings
 from ocdit_core.training.stage import Batch, Picture, Stage
@@ -50,7 +51,8 @@ def train(settings: TrainSettings, stage: Stage, engine: Engine) -> int:
     held_out = [engine.to_device(batch) for batch in held_out_batches(settings, rank=engine.rank, world=engine.world)]
     resume(state, settings, engine)
     if engine.rank == 0:
-        write_text(run / SETTINGS_FILE, to_yaml(settings))
+        check_run_folder(run)
+        write_text(run / SETTINGS_FILE, to_yaml(settings), guard=False)
 
     groups = loop.batch_groups * loop.accumulate * engine.world
     watch = Watch(run, step=state.step, steps=loop.steps, engine=engine, groups_per_step=groups)
@@ -153,6 +155,21 @@ def save(
     return state.step
 
 
+def check_run_folder(run: Path) -> None:
+    """Check that a folder is new, empty or a training run's, whose files may be replaced.
+
+    Raises:
+        ConfigError: it holds something else under the names that a run uses.
+    """
+    if (run / SETTINGS_FILE).exists():
+        if not {"stage", "loop"} <= read_yaml(run / SETTINGS_FILE).keys():
+            raise ConfigError(f"{run / SETTINGS_FILE}: is not of a training run; choose another run folder")
+        return
+    others = [name for name in (LOG_FILE, checkpoints.FOLDER, MODEL_FOLDER, "tensorboard") if (run / name).exists()]
+    if others:
+        raise ConfigError(f"{run}: holds {', '.join(others)} but no {SETTINGS_FILE}; choose another run folder")
+
+
 def resume(state: TrainingState, settings: TrainSettings, engine: Engine) -> None:
     """Go on from the checkpoint that the settings ask for, if there is one.
 
@@ -213,7 +230,7 @@ def _save_what_broke(run: Path, state: TrainingState, batches: list[Batch], loss
         "model": weights if engine.rank == 0 else {},
     }
     path = run / f"{name}.pt"
-    with replacing(path) as temporary:
+    with replacing(path, guard=False) as temporary:
         torch.save(content, temporary)
     return (
         f"step {state.step}: the loss ({float(loss)}) or its gradient is not finite; the batch and the weights are in "

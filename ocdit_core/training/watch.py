@@ -44,7 +44,9 @@ class Watch:
         self._writer: SummaryWriter | None = None
         if engine.rank == 0:
             lines = read_log(run)
-            write_text(self._log, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+            write_text(
+                self._log, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step), guard=False
+            )
             self._writer = SummaryWriter(run / "tensorboard", purge_step=step + 1 if step else None)
         self._bar = tqdm(total=steps, initial=step, desc=run.name, unit="step", mininterval=2, disable=engine.rank > 0)
         self._forget()

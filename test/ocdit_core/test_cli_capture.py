@@ -59,7 +59,7 @@ def test_a_bad_photo_costs_a_line_and_the_status_2(album, capsys):
     bad, out = errors(capsys)
     assert status == 2
     assert len(bad) == 1
-    assert "none.png: no such picture" in bad[0]
+    assert "none.png: no such file" in bad[0]
     assert "1 view\n" in out
     assert len(ObjectLibrary(album / "lib")["toy"]) == 1
 
@@ -68,7 +68,7 @@ def test_nothing_is_written_without_a_usable_photo(album, capsys):
     assert main(["capture", f"{album}/*.jpg", f"{album}", "--name", "toy", "--out", f"{album}/lib"]) == 2
     bad, _ = errors(capsys)
     assert len(bad) == 3
-    assert "*.jpg: no such picture" in bad[0]
+    assert "*.jpg: no such file" in bad[0]
     assert "is a folder" in bad[1]
     assert bad[2].endswith("toy: none of the 2 photos can be used")
     assert not (album / "lib").exists()

@@ -50,7 +50,7 @@ def test_the_exported_model_segments(run, tmp_path):
     from painted import write_library
 
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
-    files = {path.name for path in (tmp_path / "out").iterdir()}
+    files = {path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")}
     assert files == {"config.yaml", "model.safetensors", "inference.yaml", "README.md"}
     assert read_weights(tmp_path / "out" / "model.safetensors")["denoiser.head.mlp.0.weight"].dtype.itemsize == 2
     segmenter = Segmenter.from_pretrained(tmp_path / "out", device="cpu")

@@ -114,7 +114,7 @@ def test_many_objects_fill_pages(tmp_path, count, shapes):
         sheets.add(templates(f"object {number}", 3))
     sheets.finish()
     names = ["sheet.png"] if len(shapes) == 1 else [f"sheet_{page:02d}.png" for page in range(1, len(shapes) + 1)]
-    assert [path.name for path in sheets.written] == names == sorted(path.name for path in tmp_path.iterdir())
+    assert [path.name for path in sheets.written] == names == sorted(path.name for path in tmp_path.glob("[!.]*"))
     for path, (rows, columns) in zip(sheets.written, shapes, strict=True):
         page = read_image(path)
         assert page.shape == (rows * 118, columns * 288 + 12 * (columns - 1), 3)

@@ -8,7 +8,7 @@ from stand_in_methods import ByColourSpec
 
 from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.shards import ShardDataset
-from ocdit_core.errors import ConfigError, DataError, LibraryError
+from ocdit_core.errors import ConfigError, DataError, LibraryError, OutputError
 from ocdit_core.evaluation.bop_results import read_parts, read_results, write_results
 from ocdit_core.evaluation.colour_baseline import ColourSettings
 from ocdit_core.evaluation.run import EvaluationTask, evaluate, evaluate_file
@@ -116,7 +116,7 @@ def test_a_folder_holds_one_evaluation(place, task, tmp_path):
     with pytest.raises(DataError, match="targets 18, not 15"):
         evaluate(tmp_path / "out", task_of(place, tmp_path / "log", "present"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"file/evaluation\.json: cannot be written"):
+    with pytest.raises(OutputError, match=r"file/evaluation\.json: cannot be written"):
         evaluate(tmp_path / "file", task)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "results.json").write_text("mine")

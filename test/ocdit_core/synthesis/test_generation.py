@@ -21,6 +21,7 @@ import trimesh
 from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import ConfigError, DataError
+from ocdit_core.files import OWN_FILES
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.meshes import read_cad
 from ocdit_core.synthesis.generation import synthesize
@@ -51,7 +52,7 @@ def files_of(folder):
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(Path(folder).rglob("*"))
-        if path.is_file() and "lock" not in path.name
+        if path.is_file() and "lock" not in path.name and path.name != OWN_FILES
     }
 
 
@@ -341,4 +342,4 @@ def wait_for(condition, process, seconds=60):
 
 
 def count_files(folder):
-    return sum(path.is_file() for path in Path(folder).rglob("*")) if Path(folder).exists() else 0
+    return sum(path.is_file() and path.name != OWN_FILES for path in Path(folder).rglob("*"))

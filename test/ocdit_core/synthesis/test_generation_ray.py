@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from ocdit_core.errors import ConfigError, MeshError
+from ocdit_core.files import OWN_FILES
 from ocdit_core.synthesis.generation import synthesize
 from ocdit_core.synthesis.plan import SynthesisSettings
 from ocdit_core.synthesis.ray_engine import RayEngine
@@ -125,7 +126,7 @@ def test_a_lost_worker_loses_no_finished_shard_and_the_files_are_the_same(ray_en
         {
             str(path.relative_to(tmp_path / name)): path.read_bytes()
             for path in (tmp_path / name).rglob("*")
-            if path.is_file() and "lock" not in path.name
+            if path.is_file() and "lock" not in path.name and path.name != OWN_FILES
         }
         for name in ("alone", "ray")
     )
