@@ -13,7 +13,7 @@ from ocdit_core.commands.inference import add_inference, load_segmenter, open_li
 from ocdit_core.errors import BagError, ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import numpy as np
 
@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ocdit_core.inference.tracker import Tracker
     from ocdit_ros.bag_files import RecordedBag, add_copies, load_typestore, new_bag, read_image
     from ocdit_ros.converter import EncodingError
+    from ocdit_ros.messages import instance_numbers
 
     store = load_typestore()
     library, targets = open_library(arguments)
@@ -75,15 +76,14 @@ def run(arguments: argparse.Namespace) -> int:
             pass
         with new_bag(arguments.out, arguments.storage) as writer:
             labels = {name: entry.id for name, entry in library.manifest.items()}
-            results = Results(
-                writer, store, arguments.prefix, labels, overlay=not arguments.no_overlay, tracking=arguments.tracking
-            )
+            numbers = instance_numbers(unique=arguments.tracking)
+            results = Results(writer, store, arguments.prefix, labels, numbers, overlay=not arguments.no_overlay)
             copies, left_out = add_copies(writer, to_copy, store)
             for problem in left_out:
                 report(BagError(f"not copied: {problem}"))
             # Only now: loading torch and the model takes seconds.
             segmenter = load_segmenter(arguments, library, targets)
-            segment = Tracker(segmenter).segment if arguments.tracking else segmenter.segment
+            segment = Tracker(segmenter, numbers).segment if arguments.tracking else segmenter.segment
             count = sum(connection.msgcount for connection in images)
             number = failed = 0
             warned: set[str] = set()
@@ -131,25 +131,24 @@ class Results:
         store: typestore that knows vision_msgs.
         prefix: prefix of the topic names.
         labels: object name -> number.
+        numbers: numbers of instances without a track id.
         overlay: whether to write the images with the masks drawn over them.
-        tracking: whether an instance keeps its id from image to image.
 
     Attributes:
         images: number of images whose results have been written.
     """
 
     def __init__(
-        self, writer: Any, store: Any, prefix: str, labels: Mapping[str, int], *, overlay: bool, tracking: bool
+        self, writer: Any, store: Any, prefix: str, labels: Mapping[str, int], numbers: Iterator[int], *, overlay: bool
     ):
         from ocdit_ros.bag_files import message_maker, quality_of_service
-        from ocdit_ros.messages import InstanceNumbers, Numbering
 
         self.images = 0
         self._writer = writer
         self._store = store
         self._labels = labels
         self._maker = message_maker(store)
-        self._numbering = Numbering(InstanceNumbers(reuse=not tracking))
+        self._numbers = numbers
         self._scores: dict[str, list[float]] = defaultdict(list)
         kinds = {
             "detections": "vision_msgs/msg/Detection2DArray",
@@ -182,7 +181,9 @@ class Results:
             header: header of the image.
             time: when the image was recorded (ns), which becomes the time of the results.
         """
-        numbers = self._numbering(segmentation.instances)
+        from ocdit_ros.messages import number
+
+        numbers = number(segmentation.instances, self._numbers)
         self._write("instances", self._maker.to_instances(segmentation, numbers, header), time)
         self._write("classes", self._maker.to_classes(segmentation, self._labels, header), time)
         self._write("detections", self._maker.to_detections(segmentation, numbers, header), time)

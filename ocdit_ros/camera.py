@@ -1,11 +1,11 @@
-"""One camera of the node: its subscriptions, the topics of its results, and the numbers of its instances."""
+"""One camera of the node: its subscriptions, and the topics of its results."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -14,7 +14,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.subscription import Subscription
 
 from ocdit_ros import topics
-from ocdit_ros.messages import InstanceNumbers, Numbering
+from ocdit_ros.messages import number
 
 if TYPE_CHECKING:
     from rclpy.callback_groups import CallbackGroup
@@ -157,7 +157,7 @@ class Camera:
         group: callback group whose callbacks may run in parallel.
         settings: parameters of the node.
         submit: `Worker.submit`.
-        numbers: instance numbers of the node.
+        numbers: numbers of instances without a track id.
         labels: object name -> number in ~/label_info.
     """
 
@@ -168,7 +168,7 @@ class Camera:
         group: CallbackGroup,
         settings: Settings,
         submit: Callable[..., None],
-        numbers: InstanceNumbers,
+        numbers: Iterator[int],
         labels: Mapping[str, int],
     ):
         self.name = name
@@ -180,7 +180,6 @@ class Camera:
         self._submit = submit
         self._numbers = numbers
         self._labels = labels
-        self._numbering = Numbering(numbers)
         self._calibrations = Calibrations(self._outputs.publish_camera_info)
         self._subscriptions: list[Any] = []
 
@@ -193,8 +192,6 @@ class Camera:
         """Subscribe to images and their calibrations."""
         # Silence counts from now on.
         self.monitor = CameraMonitor(received_at=time.monotonic())
-        # The tracker is a new one after each pause, and counts from 1.
-        self._numbering = Numbering(self._numbers)
         qos = QoSProfile(depth=settings.image_depth, reliability=topics.RELIABILITY[settings.image_reliability])
         kind = topics.SUBSCRIBED["image" if settings.image_transport == "raw" else "image/compressed"].kind
         # rclpy of Humble passes nothing but the message to callbacks.
@@ -234,7 +231,7 @@ class Camera:
         started = time.monotonic()
         segmentation = topics.above(result.segmentation, threshold)
         self._calibrations.publish(result.frame)
-        numbers = self._numbering(segmentation.instances)
+        numbers = number(segmentation.instances, self._numbers)
         self._outputs.publish(result, segmentation, numbers, settings.mask_object, self._labels)
         now = time.monotonic()
         self.monitor.note(result, now=now, publishing=now - started, age=self._age(result.frame.message))

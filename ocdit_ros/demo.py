@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, node_command: Sequence[str] = NODE_COMMAND)
         OcditError: invalid input, or something did not arrive in time.
     """
     prepare_environment()
-    from ocdit_ros.demo_client import DemoClient, Seen, print_report, read_ground_truth, to_json
+    from ocdit_ros.demo_client import DemoClient, Seen, read_ground_truth, report
     from ocdit_ros.picture_camera import find_images
 
     images = find_images(options.pictures)
@@ -114,8 +114,8 @@ def run(options: argparse.Namespace, node_command: Sequence[str] = NODE_COMMAND)
         for name, code in codes.items():
             if code != 0:
                 raise OcditError(f"the {name} ended with code {code}")
-    write_text(options.out / "results.json", json.dumps(to_json(truths, seen), indent=2))
-    print_report(truths, {name: seen[name] for name in images})
+    results = report(truths, {name: seen[name] for name in images})
+    write_text(options.out / "results.json", json.dumps(results, indent=2))
 
 
 def start(options: argparse.Namespace, scratch: Path, node_command: Sequence[str]) -> list[Child]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.srv import SetParameters
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from vision_msgs.msg import Detection2DArray
@@ -25,10 +24,10 @@ from ocdit_core.masks import decode_mask, mask_iou
 from ocdit_interfaces.srv import SetTargetObjects  # type: ignore[attr-defined]
 from ocdit_ros import converter
 
-STAGES = ("waiting", "reading", "backbone", "sampling", "decoding")
 NODE = "/ocdit_segmentation"
 CAMERA = "/picture_camera"
-Key = tuple[str, float]
+STAGES = ("waiting", "reading", "backbone", "sampling", "decoding")
+PARTS = {"detections", "instances", "overlay", "stages"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,27 +58,8 @@ class Seen:
     stages: dict[str, float]
 
 
-@dataclass
-class _Parts:
-    """Messages that have arrived for one frame."""
-
-    detections: Detection2DArray | None = None
-    arrived: float = 0.0
-    instances: Image | None = None
-    overlay: Image | None = None
-    stages: dict[str, float] = field(default_factory=dict)
-
-    def complete(self) -> bool:
-        return None not in (self.detections, self.instances, self.overlay) and bool(self.stages)
-
-
-def _key(message: Any) -> Key:
-    stamp = message.header.stamp
-    return message.header.frame_id, round(stamp.sec + stamp.nanosec * 1e-9, 6)
-
-
 class DemoClient:
-    """Client of the node and the camera; it spins in a thread of its own until `close`.
+    """Client of the node and the camera; it spins while it waits.
 
     Args:
         check: called while waiting; raises OcditError when a process of the demo has ended.
@@ -89,29 +69,19 @@ class DemoClient:
     def __init__(self, *, check: Callable[[], None], timeout: float):
         self._check = check
         self._timeout = timeout
-        self._changed = threading.Condition()
-        self._frames: dict[Key, _Parts] = {}
+        # (frame_id, stamp in seconds) -> messages that have arrived for this frame
+        self._frames: dict[tuple[str, float], dict[str, Any]] = defaultdict(dict)
         self._state, self._failure = "", ""
         rclpy.init(args=[])
         self._node = rclpy.create_node("ocdit_demo")
-        for kind, topic, callback in (
-            (Detection2DArray, f"{NODE}/detections", self._on_detections),
-            (Image, f"{NODE}/instances", lambda message: self._note(message, "instances")),
-            (Image, f"{NODE}/overlay", lambda message: self._note(message, "overlay")),
-            (DiagnosticArray, "/diagnostics", self._on_diagnostics),
-        ):
-            self._node.create_subscription(kind, topic, callback, 20)
+        for kind, name in ((Detection2DArray, "detections"), (Image, "instances"), (Image, "overlay")):
+            self._node.create_subscription(kind, f"{NODE}/{name}", lambda found, of=name: self._note(of, found), 20)
+        self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 20)
         self._set_targets: Any = self._node.create_client(SetTargetObjects, f"{NODE}/set_target_objects")
         self._set_camera: Any = self._node.create_client(SetParameters, f"{CAMERA}/set_parameters")
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self._node)
-        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
-        self._thread.start()
 
     def close(self) -> None:
-        """Stop spinning and shut down ROS."""
-        self._executor.shutdown()
-        self._thread.join(10)
+        """Shut down ROS."""
         self._node.destroy_node()
         rclpy.try_shutdown()
 
@@ -144,66 +114,48 @@ class DemoClient:
             The image's name, what was published for it, and the overlay, (H, W, 3) uint8 RGB.
         """
 
-        def ready() -> Key | None:
-            for key, parts in self._frames.items():
-                if key[0] in images and key[1] > since and parts.complete():
-                    return key
-            return None
+        def complete() -> list[tuple[str, float]]:
+            return [
+                key
+                for key, found in self._frames.items()
+                if key[0] in images and key[1] > since and found.keys() >= PARTS
+            ]
 
-        self._wait(lambda: ready() is not None, f"the result for {', '.join(images)}")
-        with self._changed:
-            key = ready()
-            assert key is not None
-            parts = self._frames[key]
-            self._frames.clear()
-        assert parts.detections is not None
-        assert parts.instances is not None
-        assert parts.overlay is not None
-        labels = np.frombuffer(parts.instances.data, np.uint16).reshape(parts.instances.height, parts.instances.width)
-        instances = tuple(
-            (
-                detection.results[0].hypothesis.class_id,
-                detection.results[0].hypothesis.score,
-                labels == int(detection.id),
-            )
-            for detection in parts.detections.detections
-        )
-        seen = Seen(instances=instances, latency=parts.arrived - key[1], stages=parts.stages)
-        return key[0], seen, converter.to_rgb(parts.overlay)
+        self._wait(lambda: bool(complete()), f"the result for {', '.join(images)}")
+        name, stamp = complete()[0]
+        found = self._frames[name, stamp]
+        self._frames.clear()
+        labels = np.frombuffer(found["instances"].data, np.uint16).reshape(found["instances"].height, -1)
+        instances = []
+        for detection in found["detections"].detections:
+            best = detection.results[0].hypothesis
+            instances.append((best.class_id, best.score, labels == int(detection.id)))
+        seen = Seen(instances=tuple(instances), latency=found["arrived"] - stamp, stages=found["stages"])
+        return name, seen, converter.to_rgb(found["overlay"])
 
     def _now(self) -> float:
-        return self._node.get_clock().now().nanoseconds * 1e-9
+        return float(self._node.get_clock().now().nanoseconds) * 1e-9
 
-    def _parts(self, key: Key) -> _Parts:
-        return self._frames.setdefault(key, _Parts())
-
-    def _note(self, message: Any, name: str) -> None:
-        with self._changed:
-            setattr(self._parts(_key(message)), name, message)
-            self._changed.notify_all()
-
-    def _on_detections(self, message: Detection2DArray) -> None:
-        arrived = self._now()
-        with self._changed:
-            parts = self._parts(_key(message))
-            parts.detections, parts.arrived = message, arrived
-            self._changed.notify_all()
+    def _note(self, name: str, message: Any) -> None:
+        stamp = message.header.stamp
+        found = self._frames[message.header.frame_id, round(stamp.sec + stamp.nanosec * 1e-9, 6)]
+        found[name] = message
+        if name == "detections":
+            found["arrived"] = self._now()
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if not status.name.startswith(NODE):
                 continue
             values = {entry.key: entry.value for entry in status.values}
-            with self._changed:
-                self._state = values.get("state", "")
-                if status.level == DiagnosticStatus.ERROR:
-                    self._failure = status.message
-                if values.get("frame stamp"):
-                    key = (values["frame id"], round(float(values["frame stamp"]), 6))
-                    self._parts(key).stages = {
-                        name.removesuffix(" ms"): float(value) for name, value in values.items() if name.endswith(" ms")
-                    }
-                self._changed.notify_all()
+            self._state = values.get("state", "")
+            if status.level == DiagnosticStatus.ERROR:
+                self._failure = status.message
+            if values.get("frame stamp"):
+                found = self._frames[values["frame id"], round(float(values["frame stamp"]), 6)]
+                found["stages"] = {
+                    name.removesuffix(" ms"): float(value) for name, value in values.items() if name.endswith(" ms")
+                }
 
     def _call(self, client: Any, request: Any, what: str) -> Any:
         future = client.call_async(request)
@@ -212,14 +164,12 @@ class DemoClient:
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + self._timeout
-        with self._changed:
-            while not condition():
-                self._check()
-                if time.monotonic() > deadline:
-                    reason = f"; the node says: {self._failure}" if self._failure else ""
-                    raise OcditError(f"timeout: waited {self._timeout:.0f} s for {what}{reason}")
-                # Services and the end of a process are not announced by the condition.
-                self._changed.wait(0.05)
+        while not condition():
+            self._check()
+            if time.monotonic() > deadline:
+                reason = f"; the node says: {self._failure}" if self._failure else ""
+                raise OcditError(f"timeout: waited {self._timeout:.0f} s for {what}{reason}")
+            rclpy.spin_once(self._node, timeout_sec=0.05)
 
 
 def read_ground_truth(image: Path) -> GroundTruth:
@@ -237,76 +187,63 @@ def read_ground_truth(image: Path) -> GroundTruth:
         masks: dict[str, np.ndarray] = {}
         for entry in content["objects"]:
             mask = decode_mask(entry["segmentation"])
-            known = masks.get(entry["object_id"])
-            masks[entry["object_id"]] = mask if known is None else known | mask
+            masks[entry["object_id"]] = mask | masks.get(entry["object_id"], mask)
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise DataError(f"{path}: not a ground truth file ({' '.join(str(error).split())})") from error
     return GroundTruth(targets=targets, masks=masks)
 
 
-def compare(truth: GroundTruth, seen: Seen) -> list[tuple[str, float | None, float | None, str]]:
-    """Return one row for each object: name, score, IoU in [0, 1] with the ground truth, and a remark."""
-    rows: list[tuple[str, float | None, float | None, str]] = []
+def compare(truth: GroundTruth, seen: Seen) -> list[dict[str, Any]]:
+    """Return for each object its object_id, its score, its iou in [0, 1] with the ground truth, and a remark."""
+    rows: list[dict[str, Any]] = []
     best: dict[str, tuple[float, np.ndarray]] = {}
     for name, score, mask in seen.instances:
         if name not in best or score > best[name][0]:
             best[name] = score, mask
     for name in truth.targets or tuple(best):
-        found, found_mask = best.get(name, (None, None))
+        found = best.get(name)
         target = truth.masks.get(name) if truth.masks is not None else None
+        row = {"object_id": name, "score": found[0] if found else None, "iou": None, "remark": ""}
         if truth.masks is None:
-            rows.append((name, found, None, "no ground truth"))
+            row["remark"] = "no ground truth"
         elif target is None:
-            rows.append((name, found, None, "not in the image" if found_mask is None else "FALSE ALARM"))
-        elif found_mask is None:
-            rows.append((name, None, 0.0, "MISSED"))
-        elif found_mask.shape != target.shape:
-            raise DataError(f"the ground truth of {name!r} is {target.shape} pixels, its image {found_mask.shape}")
+            row["remark"] = "FALSE ALARM" if found else "not in the image"
+        elif found is None:
+            row |= {"iou": 0.0, "remark": "MISSED"}
+        elif found[1].shape != target.shape:
+            raise DataError(f"the ground truth of {name!r} is {target.shape} pixels, its image {found[1].shape}")
         else:
-            rows.append((name, found, float(mask_iou(found_mask, target)), ""))
+            row["iou"] = float(mask_iou(found[1], target))
+        rows.append(row)
     return rows
 
 
-def print_report(truths: dict[str, GroundTruth], seen: dict[str, Seen]) -> None:
-    """Print the tables of objects and latencies, and one line of summary."""
-    objects, overlaps, alarms = [], [], 0
-    for image, result in seen.items():
-        for name, score, overlap, remark in compare(truths[image], result):
-            objects.append([image, name, _number(score, 2), _number(overlap, 2), remark])
-            if overlap is not None:
-                overlaps.append(overlap)
-            alarms += remark == "FALSE ALARM"
+def report(truths: dict[str, GroundTruth], seen: dict[str, Seen]) -> dict[str, Any]:
+    """Print the tables of objects and latencies with a summary; return them as data."""
+    rows = {image: compare(truths[image], result) for image, result in seen.items()}
+    objects = [
+        [image, row["object_id"], _text(row["score"], 2), _text(row["iou"], 2), row["remark"]]
+        for image, found in rows.items()
+        for row in found
+    ]
     print_table(["image", "object", "score", "IoU", ""], objects)
     print()
-    print_table(
-        ["image", "camera to result, ms", *STAGES],
-        [
-            [image, _number(1000 * result.latency), *(_number(result.stages.get(stage)) for stage in STAGES)]
-            for image, result in seen.items()
-        ],
-    )
+    latencies = [
+        [image, _text(1000 * result.latency), *(_text(result.stages.get(stage)) for stage in STAGES)]
+        for image, result in seen.items()
+    ]
+    print_table(["image", "camera to result, ms", *STAGES], latencies)
     summary = f"{len(seen)} images"
-    if overlaps:
+    if overlaps := [row["iou"] for found in rows.values() for row in found if row["iou"] is not None]:
+        alarms = sum(row["remark"] == "FALSE ALARM" for found in rows.values() for row in found)
         summary += f", mean IoU {np.mean(overlaps):.2f} over {len(overlaps)} objects, {alarms} false alarms"
-    if seen:
-        summary += f", median latency {1000 * float(np.median([result.latency for result in seen.values()])):.0f} ms"
+    summary += f", median latency {1000 * float(np.median([result.latency for result in seen.values()])):.0f} ms"
     print(f"\n{summary}")
-
-
-def to_json(truths: dict[str, GroundTruth], seen: dict[str, Seen]) -> dict[str, Any]:
-    """Return the report as data."""
     return {
-        image: {
-            "objects": [
-                {"object_id": name, "score": score, "iou": overlap, "remark": remark}
-                for name, score, overlap, remark in compare(truths[image], result)
-            ],
-            "latency_ms": 1000 * result.latency,
-            "stages_ms": result.stages,
-        }
+        image: {"objects": rows[image], "latency_ms": 1000 * result.latency, "stages_ms": result.stages}
         for image, result in seen.items()
     }
 
 
-def _number(value: float | None, digits: int = 0) -> str:
+def _text(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{value:.{digits}f}"

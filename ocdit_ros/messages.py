@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,65 +15,21 @@ if TYPE_CHECKING:
     from ocdit_core.inference.results import Instance, Segmentation
 
 MAX_MONO16 = 65535
-KEPT_TRACKS = 4096
 
 
-class InstanceNumbers:
-    """Numbers that continue from frame to frame, for all cameras and services of a node. Thread-safe.
-
-    Args:
-        reuse: whether 1 follows 65535. Without tracking a number is valid on one frame only, and 30 frames a second use
-            up 65535 within minutes; with tracking a number is never used again.
-        first: first number.
-    """
-
-    def __init__(self, *, reuse: bool, first: int = 1):
-        self.reuse = reuse
-        self._next = first
-        self._lock = threading.Lock()
-
-    def take(self, count: int) -> list[int]:
-        """Return the next `count` numbers, all different.
-
-        Raises:
-            ValueError: more than 65535 at once, where numbers are reused.
-        """
-        if self.reuse and count > MAX_MONO16:
-            raise ValueError(f"{count} instances on one frame: at most {MAX_MONO16} can be numbered")
-        with self._lock:
-            first = self._next
-            self._next += count
-        if not self.reuse:
-            return list(range(first, first + count))
-        return [(number - 1) % MAX_MONO16 + 1 for number in range(first, first + count)]
-
-
-class Numbering:
-    """Numbers of one camera's instances: that of its track for a tracked instance, else a new one.
-
-    The tracker's own numbers start again at 1 when the network is reloaded, so they are mapped.
+def instance_numbers(*, unique: bool) -> Iterator[int]:
+    """Return the numbers of instances, from 1; `next` may be called from several threads.
 
     Args:
-        numbers: numbers of the node.
+        unique: whether a number is never used again, as for tracked instances. Otherwise a number is valid on one frame
+            only, and 1 follows 65535, which 30 frames a second use up within minutes.
     """
+    return itertools.count(1) if unique else itertools.cycle(range(1, MAX_MONO16 + 1))
 
-    def __init__(self, numbers: InstanceNumbers):
-        self._numbers = numbers
-        self._of_track: OrderedDict[int, int] = OrderedDict()
 
-    def __call__(self, instances: Sequence[Instance]) -> list[int]:
-        """Return the number of each instance of the next frame."""
-        return [self._number(instance.track_id) for instance in instances]
-
-    def _number(self, track: int | None) -> int:
-        if track is None:
-            return self._numbers.take(1)[0]
-        if track not in self._of_track:
-            self._of_track[track] = self._numbers.take(1)[0]
-            if len(self._of_track) > KEPT_TRACKS:
-                self._of_track.popitem(last=False)
-        self._of_track.move_to_end(track)
-        return self._of_track[track]
+def number(instances: Sequence[Instance], numbers: Iterator[int]) -> list[int]:
+    """Return the number of each instance: its track id, or the next one."""
+    return [next(numbers) if instance.track_id is None else instance.track_id for instance in instances]
 
 
 class MessageMaker:

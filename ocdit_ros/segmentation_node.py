@@ -7,7 +7,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ with interruptible_imports():
     from ocdit_core.errors import OcditError, UnknownObjectError
     from ocdit_ros import converter, diagnostics, parameters, topics
     from ocdit_ros.camera import Camera, Frame
-    from ocdit_ros.messages import InstanceNumbers
+    from ocdit_ros.messages import instance_numbers, number
     from ocdit_ros.spinning import run
     from ocdit_ros.worker import Result, StaleFrameError, Worker, describe
 
@@ -79,12 +79,12 @@ class Network:
 
     Args:
         segmenter: an `ocdit_core.Segmenter`.
-        tracking: whether instances keep their track id from frame to frame.
+        numbers: track ids of new instances; None: no tracking.
     """
 
-    def __init__(self, segmenter: Any, *, tracking: bool):
+    def __init__(self, segmenter: Any, numbers: Iterator[int] | None):
         self._segmenter = segmenter
-        self._tracking = tracking
+        self._numbers = numbers
         self._trackers: dict[str, Tracker] = {}
 
     def encode_objects(self, library: Any, object_ids: Sequence[str]) -> Any:
@@ -94,11 +94,18 @@ class Network:
     def segment_batch(
         self, images: Sequence[np.ndarray], objects: Any, sources: Sequence[str | None], *, uncertainty: bool
     ) -> list[Segmentation]:
-        """Segment images of several cameras; see `worker.Network`."""
+        """Segment (H, W, 3) uint8 RGB images of several cameras.
+
+        Args:
+            images: the images.
+            objects: features from `encode_objects`.
+            sources: camera whose video an image continues; None for a single image.
+            uncertainty: whether to compute the uncertainty maps.
+        """
         if self._segmenter.settings.uncertainty != uncertainty:
             self._segmenter.settings = dataclasses.replace(self._segmenter.settings, uncertainty=uncertainty)
         found: list[Segmentation] = self._segmenter.segment_batch(images, objects)
-        if not self._tracking:
+        if self._numbers is None:
             return found
         return [
             result if source is None else self._tracker(source).update(result)
@@ -109,7 +116,7 @@ class Network:
         from ocdit_core.inference.tracker import Tracker
 
         if source not in self._trackers:
-            self._trackers[source] = Tracker(self._segmenter)
+            self._trackers[source] = Tracker(self._segmenter, self._numbers)
         return self._trackers[source]
 
 
@@ -139,7 +146,8 @@ class SegmentationNode(LifecycleNode):
         self._labels: dict[str, int] = {}
         self._model_name = self._device = ""
         self._recommended_threshold = 0.0
-        self._numbers = InstanceNumbers(reuse=True)
+        # Of the node, not of a network: with tracking, no number is used twice while the node lives.
+        self._track_numbers, self._frame_numbers = instance_numbers(unique=True), instance_numbers(unique=False)
         self._cameras: dict[str, Camera] = {}
         self._info: topics.InfoTopics | None = None
         self._monitor = diagnostics.Monitor()
@@ -178,6 +186,10 @@ class SegmentationNode(LifecycleNode):
         """The threshold in force: the parameter, or the model's recommendation."""
         threshold = self._settings.score_threshold
         return threshold if threshold >= 0 else self._recommended_threshold
+
+    @property
+    def _numbers(self) -> Iterator[int]:
+        return self._track_numbers if self._settings.tracking else self._frame_numbers
 
     def close(self) -> None:
         """Stop the worker, if its frame ends soon; the node can be destroyed afterwards."""
@@ -220,7 +232,6 @@ class SegmentationNode(LifecycleNode):
         self._load(worker)
         self._worker = worker
         self._info = topics.InfoTopics(self)
-        self._numbers.reuse = not settings.tracking
         for name in settings.cameras or ("",):
             self._cameras[name] = Camera(self, name, self._group, settings, worker.submit, self._numbers, self._labels)
         self.get_logger().info(
@@ -239,7 +250,7 @@ class SegmentationNode(LifecycleNode):
         # The node applies its own threshold, which can change while it runs.
         self._recommended_threshold = segmenter.settings.score_threshold
         segmenter.settings = dataclasses.replace(segmenter.settings, score_threshold=0.0)
-        return Network(segmenter, tracking=self._settings.tracking)
+        return Network(segmenter, self._track_numbers if self._settings.tracking else None)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the network if `deactivate` has freed it, and subscribe to the images."""
@@ -357,7 +368,7 @@ class SegmentationNode(LifecycleNode):
             # A thread of the executor waits here; the worker limits how many requests wait.
             result = worker.request(Frame(request.image)).result()
             segmentation = topics.above(result.segmentation, self.score_threshold)
-            numbers = self._numbers.take(len(segmentation.instances))
+            numbers = number(segmentation.instances, self._numbers)
             response.detections = topics.maker.to_detections(segmentation, numbers, header)
             response.instances = topics.maker.to_instances(segmentation, numbers, header)
             response.success = True

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -30,25 +30,6 @@ WARM_UP_SIZE = (480, 640, 3)
 
 class StaleFrameError(OcditError):
     """A frame was too old when its turn came."""
-
-
-class Network(Protocol):
-    """What the worker needs of the network; the methods are called in the worker's thread only."""
-
-    def encode_objects(self, library: Any, object_ids: Sequence[str]) -> Any:
-        """Return the template features of the objects."""
-
-    def segment_batch(
-        self, images: Sequence[np.ndarray], objects: Any, sources: Sequence[str | None], *, uncertainty: bool
-    ) -> list[Segmentation]:
-        """Segment several (H, W, 3) uint8 RGB images.
-
-        Args:
-            images: one of each camera.
-            objects: features from `encode_objects`.
-            sources: camera whose video an image continues; None for a single image.
-            uncertainty: whether to compute the uncertainty maps.
-        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +102,11 @@ class Worker:
         self._batch = 1
         self._stopping = True
 
-    def start(self, load: Callable[[], Network], *, batch: int = 1) -> None:
+    def start(self, load: Callable[[], Any], *, batch: int = 1) -> None:
         """Start the thread; return after it has loaded the network, encoded the targets and run once.
 
         Args:
-            load: loads the network.
+            load: loads the network, an object with the methods of `segmentation_node.Network`.
             batch: maximum number of cameras whose frames are segmented at once.
 
         Raises:
@@ -269,7 +250,7 @@ class Worker:
             self._targets = TargetSet(version=self._targets.version + 1 if self._targets else 1, object_ids=names)
         return self._targets
 
-    def _run(self, load: Callable[[], Network], ready: Future[None]) -> None:
+    def _run(self, load: Callable[[], Any], ready: Future[None]) -> None:
         # Only this thread references the network, so its memory is free when the thread has ended.
         try:
             network = load()
@@ -303,7 +284,7 @@ class Worker:
             del jobs
 
     def _encode(
-        self, network: Network, wanted: tuple[tuple[str, ...], Future[TargetSet]], targets: TargetSet, objects: Any
+        self, network: Any, wanted: tuple[tuple[str, ...], Future[TargetSet]], targets: TargetSet, objects: Any
     ) -> Any:
         """Put the wanted set in force; return its features, or the old ones on failure."""
         names, reply = wanted
@@ -323,7 +304,7 @@ class Worker:
         reply.set_result(in_force)
         return objects
 
-    def _process(self, network: Network, jobs: list[Job], targets: TargetSet, objects: Any, epoch: int) -> None:
+    def _process(self, network: Any, jobs: list[Job], targets: TargetSet, objects: Any, epoch: int) -> None:
         begun = time.monotonic()
         ready: list[tuple[Job, np.ndarray, dict[str, float]]] = []
         for job in jobs:
@@ -361,7 +342,7 @@ class Worker:
 
     def _segment(
         self,
-        network: Network,
+        network: Any,
         images: Sequence[np.ndarray],
         objects: Any,
         sources: Sequence[str | None],

@@ -11,7 +11,7 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import Image
 
 from ocdit_ros import camera, parameters
-from ocdit_ros.messages import InstanceNumbers
+from ocdit_ros.messages import instance_numbers
 
 needs_message_info = pytest.mark.skipif(
     not hasattr(Subscription, "CallbackType"), reason="rclpy of Humble tells callbacks nothing but the message"
@@ -34,7 +34,7 @@ class Place:
             ReentrantCallbackGroup(),
             self.settings,
             self.submit,
-            InstanceNumbers(reuse=True),
+            instance_numbers(unique=False),
             {},
         )
         self.executor = SingleThreadedExecutor(context=self.context)

@@ -9,7 +9,7 @@ import pytest
 from ocdit_core.errors import DataError
 from ocdit_core.masks import encode_mask
 from ocdit_ros import demo
-from ocdit_ros.demo_client import GroundTruth, Seen, compare, print_report, read_ground_truth
+from ocdit_ros.demo_client import GroundTruth, Seen, compare, read_ground_truth, report
 
 STAND_IN = (str(Path(__file__).with_name("stand_in_node.py")),)
 
@@ -85,13 +85,14 @@ def test_results_are_compared_with_the_ground_truth(capsys):
     seen = Seen(
         instances=(("mug", 0.9, square(0)), ("mug", 0.6, square(3)), ("drill", 0.7, square(2))), latency=0.2, stages={}
     )
-    assert compare(truth, seen) == [
+    assert [tuple(row.values()) for row in compare(truth, seen)] == [
         ("mug", 0.9, 1.0, ""),
         ("can", None, 0.0, "MISSED"),
         ("drill", 0.7, None, "FALSE ALARM"),
         ("box", None, None, "not in the image"),
     ]
-    print_report({"desk": truth}, {"desk": seen})
+    data = report({"desk": truth}, {"desk": seen})
+    assert data["desk"]["objects"][1] == {"object_id": "can", "score": None, "iou": 0.0, "remark": "MISSED"}
     text = capsys.readouterr().out
     assert "1 images, mean IoU 0.50 over 2 objects, 1 false alarms, median latency 200 ms" in text
 

@@ -11,9 +11,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from harness import NODE, Client, NodeProcess
 from PIL import Image as Picture
 from sensor_msgs.msg import CompressedImage, Image
-from test_messages import make_message, oracle
-
-from ocdit_ros import converter
+from test_messages import make_message, oracle, tolerance
 
 STAND_IN = str(Path(__file__).with_name("stand_in_node.py"))
 
@@ -49,12 +47,12 @@ def seen_by_the_node(client, message, publisher=None):
     return np.frombuffer(overlay.data, np.uint8).reshape(overlay.height, overlay.width, 3)
 
 
-@pytest.mark.parametrize("encoding", list(converter.ENCODINGS))
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr16", "bayer_gbrg8", "mono16", "yuyv", "nv12"])
 def test_every_encoding_with_padded_rows(client, encoding):
     message = make_message(encoding, width=66, height=34, padding=6)
     seen = seen_by_the_node(client, message)
     assert seen.shape == (34, 66, 3)
-    assert np.abs(seen.astype(int) - oracle(message)).max() <= (1 if "16" in encoding else 0)
+    assert np.abs(seen.astype(int) - oracle(message)).max() <= tolerance(encoding)
 
 
 def test_big_endian(client):
@@ -113,11 +111,11 @@ def test_compressed_pictures_and_bombs(client):
     client.wait_until(camera.get_subscription_count, what="the subscription of compressed images")
     pixels = np.random.default_rng(1).integers(0, 256, (48, 64, 3), np.uint8)
     smooth = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None] * 3, 48, axis=0).repeat(3, axis=2)
-    for kind, image, tolerance in (("PNG", pixels, 0), ("JPEG", smooth, 4)):
+    for kind, image, difference in (("PNG", pixels, 0), ("JPEG", smooth, 4)):
         buffer = io.BytesIO()
         Picture.fromarray(image).save(buffer, kind)
         message = CompressedImage(format=kind.lower(), data=buffer.getvalue())
-        assert np.abs(seen_by_the_node(client, message, camera).astype(int) - image).max() <= tolerance
+        assert np.abs(seen_by_the_node(client, message, camera).astype(int) - image).max() <= difference
     refused = {
         "has far more than the 100,000,000 pixels": bomb(50_000),
         "12000 x 12000 pixels": bomb(12_000),
