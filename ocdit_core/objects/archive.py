@@ -141,9 +141,10 @@ def check_name(name: str) -> str:
     Raises:
         ConfigError: it is empty, too long, or holds characters that file names or messages cannot.
     """
-    if not _NAME.fullmatch(name) or name != name.strip():
+    if not _NAME.fullmatch(name) or name != name.strip() or len(name.encode()) > 240:  # bytes that a file name holds
+        shown = name if len(name) <= 100 else f"{name[:40]}... ({len(name)} characters)"
         raise ConfigError(
-            f"object name {name!r}: use 1 to 100 letters, digits, spaces or any of _ - . ( ) + @, "
+            f"object name {shown!r}: use 1 to 100 letters, digits, spaces or any of _ - . ( ) + @, "
             "with a letter or digit first"
         )
     return name

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,9 @@ from ocdit_core.workers import Died, Work, run_tasks
 
 logger = logging.getLogger(__name__)
 
+# File names that data sets give to every object's mesh: there its folder is the name.
+_COMMON_STEMS = ("textured", "textured_simple", "nontextured", "model", "model_normalized", "mesh", "object", "scene")
+_NOT_IN_NAMES = re.compile(r"[^\w .()+@-]+")
 POINTS = 2048
 """Surface points stored for each object."""
 VIEWS_A_JOB = 300
@@ -113,13 +117,14 @@ def add_objects(
     """Render CAD files into a library folder, which is made when it is missing.
 
     Only what has changed is rendered: an object whose archive is sound, and was made of the same files, with the same
-    settings and `unit`, stays as it is. Otherwise an object of the same name is replaced; each is there whole or not
-    at all, whenever the work is broken off. Several processes may add to one library at once.
+    settings and `unit`, stays as it is. Otherwise an object of the same name is replaced, which is logged as a
+    warning if it was made of other files; each is written atomically. Several processes may add to one library at
+    once.
 
     Args:
         library: the folder.
         meshes: CAD files; a folder of BOP models stands for all its models, unless names are given.
-        names: of the objects, one a file; default: the files' names without suffix.
+        names: of the objects, one a file; default: `object_names`, and a file given twice counts once.
         unit: of all files: "auto", "m", "cm", "mm" or "in".
         settings: which views; default: 12 directions, drawn by moderngl.
         jobs: processes that share the work; 1: this one alone; 0: one for each core, but fewer for little work.
@@ -133,7 +138,7 @@ def add_objects(
         The names of the objects rendered, and of those left as they were.
 
     Raises:
-        ConfigError: another number of names than of files, two files with one name, or a negative number of jobs.
+        ConfigError: another number of names than of files, one name given twice, or a negative number of jobs.
         LibraryError: the library's manifest is damaged, or its folder cannot be written to.
         RenderingError: the renderer cannot be opened.
         OcditError: what `make_templates` raises, when there is no `on_error`.
@@ -185,6 +190,48 @@ class _Task:
 _Outcome = Literal["rendered", "unchanged"] | OcditError
 
 
+def object_names(paths: Sequence[str | Path]) -> list[str | None]:
+    """Return a name for the object of each mesh file: the file's name without its suffix.
+
+    Files of one name are told apart by the first part of their paths that differs, as data sets of objects have them:
+    ycb/002_master_chef_can/google_16k/textured.obj is `002_master_chef_can`, left/wheel.stl is `left_wheel`. None
+    stands for what no folder tells apart from another file.
+    """
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    stems: dict[str, list[int]] = {}
+    for index, path in enumerate(absolute):
+        stems.setdefault(path.stem, []).append(index)
+    names: list[str | None] = [path.stem for path in absolute]
+    for stem, members in stems.items():
+        if len(members) > 1:
+            labels = _apart([absolute[index].parent.parts for index in members])
+            for index, label in zip(members, labels, strict=True):
+                whole = label if label and stem.lower() in _COMMON_STEMS else f"{label or ''}_{stem}"
+                names[index] = None if label is None else _NOT_IN_NAMES.sub("_", whole).strip(" _")[:100]
+    taken = [name for name in names if name is not None]
+    return [None if name is None or taken.count(name) > 1 else name for name in names]
+
+
+def _apart(folders: list[tuple[str, ...]]) -> list[str | None]:
+    """Return for each folder the parts of its path that tell it from the others, from the first that differs."""
+    if len(folders) == 1:
+        return [""]
+    depth = 0
+    while len({folder[depth : depth + 1] for folder in folders}) == 1:
+        if len(folders[0]) <= depth:
+            return [None] * len(folders)  # one folder for all
+        depth += 1
+    labels: list[str | None] = [None] * len(folders)
+    buckets: dict[str, list[int]] = {}
+    for index, folder in enumerate(folders):
+        buckets.setdefault("".join(folder[depth : depth + 1]), []).append(index)
+    for part, members in buckets.items():
+        inner = _apart([folders[index][depth + 1 :] for index in members])
+        for index, label in zip(members, inner, strict=True):
+            labels[index] = None if label is None else "_".join(filter(None, (part, label)))
+    return labels
+
+
 def _tasks(meshes: Sequence[str | Path], names: Sequence[str] | None) -> list[_Task]:
     paths = [Path(mesh) for mesh in meshes]
     if not paths:
@@ -192,20 +239,32 @@ def _tasks(meshes: Sequence[str | Path], names: Sequence[str] | None) -> list[_T
     if names is not None:
         if len(names) != len(paths):
             raise ConfigError(f"{len(names)} names were given for {len(paths)} meshes; give one for each")
-        tasks = [_Task(path, name) for path, name in zip(paths, names, strict=True)]
-    else:
-        tasks = []
-        for path in paths:
-            try:
-                tasks += [_Task(file, file.stem) for file in expand_meshes([path])]
-            except MeshError as error:
-                tasks.append(_Task(path, path.name, error))
-    first: dict[str, Path] = {}
-    for task in tasks:
-        if task.error is None and first.setdefault(task.name, task.path) is not task.path:
-            raise ConfigError(
-                f"{first[task.name]} and {task.path} would both be called {task.name!r}; name them one by one (--name)"
-            )
+        first: dict[str, Path] = {}
+        for path, name in zip(paths, names, strict=True):
+            if first.setdefault(check_name(name), path) is not path:
+                raise ConfigError(f"{first[name]} and {path} would both be called {name!r}; give each its own name")
+        return [_Task(path, name) for path, name in zip(paths, names, strict=True)]
+    tasks: list[_Task] = []
+    seen: set[str] = set()
+    for path in paths:
+        try:
+            files = [file for file in expand_meshes([path]) if os.path.realpath(file) not in seen]
+        except MeshError as error:
+            tasks.append(_Task(path, path.name, error))
+            continue
+        seen |= {os.path.realpath(file) for file in files}
+        tasks += [_Task(file, file.stem) for file in dict.fromkeys(files)]
+    usable = [index for index, task in enumerate(tasks) if task.error is None]
+    for index, chosen in zip(usable, object_names([tasks[index].path for index in usable]), strict=True):
+        task = tasks[index]
+        try:
+            tasks[index] = replace(task, name=check_name(chosen or task.name))
+        except ConfigError as error:
+            tasks[index] = replace(task, error=ConfigError(f"{task.path}: {error}; or give one (--name)"))
+        if chosen is None:
+            twin = next(o.path for i, o in enumerate(tasks) if i != index and o.path.stem == task.path.stem)
+            reason = f"would be called {task.name!r}, as {twin} would; render them one by one (--name)"
+            tasks[index] = replace(task, error=ConfigError(f"{task.path}: {reason}"))
     return tasks
 
 
@@ -253,12 +312,22 @@ class _Onboarding:
             templates = make_templates(
                 self._renderer, task.path, name=task.name, unit=self._unit, settings=self._settings
             )
+            self._name_replaced(templates)
             for problem in check_views(templates):
                 logger.warning("%s: %s", task.name, problem)
             save_templates(self._folder, templates)
         except OcditError as error:
             return error
         return "rendered"
+
+    def _name_replaced(self, templates: ObjectTemplates) -> None:
+        """Warn that an object of the same name, which was made of other files, is about to be replaced."""
+        with suppress(LibraryError):
+            known = read_fields(self._folder / f"{templates.name}{SUFFIX}", ("sources", "source_sha256", "origin"))
+            if str(known["source_sha256"]) != templates.source_sha256:
+                named = [*known["sources"].tolist(), "file"][0]
+                source = "photographs" if known["origin"] == "photos" else f"another {named}"
+                logger.warning("%s: replaces an object that was made of %s; --name keeps both", templates.name, source)
 
     def _is_current(self, task: _Task) -> bool:
         archive = self._folder / f"{task.name}{SUFFIX}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ocdit_core.errors import ConfigError
 from ocdit_core.objects.archive import TEMPLATE_SIZE, ObjectTemplates
 from ocdit_core.objects.renderers import RENDERERS, Light, Lighting, TemplateRenderer, UploadedMesh, Views
-from ocdit_core.objects.surfaces import Surface, points_of
+from ocdit_core.objects.surfaces import points_of
 from ocdit_core.objects.viewpoints import (
     TUDL_K,
     TUDL_SIZE,
@@ -53,7 +53,7 @@ MIN_EXTENT = 0.5
 """Of the view's side: the longer side of the object's box; a crop is made to fit the object."""
 MIN_INSIDE = 0.99
 """Share of the surface points that fall onto the mask in each view."""
-RENDERING_VERSION = 2
+RENDERING_VERSION = 3
 """Raised whenever the pictures change, so that libraries are rendered again."""
 
 
@@ -135,10 +135,15 @@ def render_templates(
         light = lighting or TEMPLATE_LIGHTING
         drawn = renderer.render(handle, pose, K, (size, size), light)
         rgba = drawn.rgba
-        mask, thin = _masks(handle.surface, drawn, pose, K)
+        points = points_of(surface, CHECKED_POINTS)
+        mask, thin = _masks(points, drawn, pose, K)
         if thin.any():
             drawn = renderer.render(handle, pose[thin], K[thin], (size, size), light, edges=True)
             rgba[thin], mask[thin] = drawn.rgba, drawn.near
+            for index in np.flatnonzero(thin):
+                # A lattice seen from its edge: its lines fall into holes, its surface does not.
+                column, row = _pixels(points, pose[index], K[index], mask.shape[1:])
+                mask[index, row, column] = True
         if lighting is None:
             dark = _too_dark(renderer, handle, rgba, pose, K)
             for views, edges in ((dark & ~thin, False), (dark & thin, True)):
@@ -153,10 +158,9 @@ def render_templates(
 
 
 def _masks(
-    surface: Surface, drawn: Views, poses: NDArray[np.float64], K: NDArray[np.float64]
+    points: NDArray[np.float64], drawn: Views, poses: NDArray[np.float64], K: NDArray[np.float64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """The smallest masks (V, h, w) that hold the surface's points; and the views (V,) where a thin part is missing."""
-    points = points_of(surface, CHECKED_POINTS)
     mask = drawn.alpha > 0
     thin = np.zeros(len(mask), bool)
     for i, pose in enumerate(poses):
@@ -170,12 +174,18 @@ def points_inside(
     mask: NDArray[np.bool_], points: NDArray[np.floating], pose: NDArray[np.float64], K: NDArray[np.float64]
 ) -> float:
     """Returns the share of object points (n, 3), metres, that a pose (4, 4) and K (3, 3) project into a mask (h, w)."""
+    column, row = _pixels(points, pose, K, mask.shape)
+    return float(np.count_nonzero(mask[row, column]) / len(points))
+
+
+def _pixels(
+    points: NDArray[np.floating], pose: NDArray[np.float64], K: NDArray[np.float64], size: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """Return columns and rows (2, m) of the object points (n, 3) that a camera sees within an image of (h, w)."""
     camera = np.asarray(points, dtype=np.float64) @ pose[:3, :3].T + pose[:3, 3]
     ahead = camera[camera[:, 2] > 0] @ K.T
-    column, row = np.floor(ahead[:, :2] / ahead[:, 2:]).T
-    height, width = mask.shape
-    seen = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    return float(np.count_nonzero(mask[row[seen].astype(int), column[seen].astype(int)]) / len(points))
+    at = np.floor(ahead[:, :2] / ahead[:, 2:])
+    return at[((at >= 0) & (at < size[::-1])).all(axis=1)].astype(np.int64).T
 
 
 def _too_dark(
@@ -215,6 +225,10 @@ def _own_colours(rgba: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np
         around = cv2.boxFilter(rgba[i], cv2.CV_32F, (3, 3), normalize=False)
         bare = mask[i] & (alpha[i] == 0)
         rgb[i][bare] = np.rint(255 * around[bare, :3] / np.maximum(around[bare, 3:], 1))
+        alone = bare & (around[..., 3] == 0)
+        covered = rgba[i][alpha[i] > 0]
+        if alone.any() and len(covered):
+            rgb[i][alone] = np.rint(255 * covered[:, :3].mean(axis=0) / covered[:, 3].mean())
     return rgb
 
 

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import trimesh
 
 from ocdit_core.errors import ConfigError, LibraryError, MeshError
 from ocdit_core.objects.library import ObjectLibrary
-from ocdit_core.objects.onboarding import _fitting_jobs, add_objects
+from ocdit_core.objects.onboarding import _fitting_jobs, add_objects, object_names
 from ocdit_core.objects.templates import ViewSettings
 
 
@@ -85,14 +86,61 @@ def test_names_and_replacement(folder, tmp_path):
     assert not np.array_equal(ObjectLibrary(tmp_path)["thing"].rgb, before)
     with pytest.raises(ConfigError, match="2 names were given for 1"):
         add_objects(tmp_path, [folder / "ball.glb"], names=["a", "b"])
-    with pytest.raises(ConfigError, match="both be called 'ball'"):
-        add_objects(tmp_path, [folder / "ball.glb", folder / "ball.glb"])
-    with pytest.raises(ConfigError, match="object name"):
-        add_objects(tmp_path, [folder / "ball.glb"], names=["../ball"])
+    with pytest.raises(ConfigError, match="both be called 'a'"):
+        add_objects(tmp_path, [folder / "ball.glb", folder / "block.ply"], names=["a", "a"])
+    for name in ("../ball", "x" * 300, "名" * 90):
+        with pytest.raises(ConfigError, match="object name"):
+            add_objects(tmp_path, [folder / "ball.glb"], names=[name])
     with pytest.raises(ConfigError, match="jobs: -1"):
         add_objects(tmp_path, [folder / "ball.glb"], jobs=-1)
     with pytest.raises(ConfigError, match="no mesh"):
         add_objects(tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/drill.glb", "a/mug.ply"], ["drill", "mug"]),
+        (
+            ["ycb/002_can/google_16k/textured.obj", "ycb/003_box/google_16k/textured.obj", "mug.glb"],
+            ["002_can", "003_box", "mug"],
+        ),
+        (["gso/Red Cup/meshes/model.obj", "gso/Toy/meshes/model.obj"], ["Red Cup", "Toy"]),
+        (
+            ["shapenet/0289/a1/models/model_normalized.obj", "shapenet/0289/b2/models/model_normalized.obj"],
+            ["a1", "b2"],
+        ),
+        (["s/02/a/models/model.obj", "s/02/b/models/model.obj", "s/03/a/models/model.obj"], ["02_a", "02_b", "03"]),
+        (["left/wheel.stl", "right/wheel.stl", "left/door.stl"], ["left_wheel", "right_wheel", "door"]),
+        (["wheel.stl", "spare/wheel.stl"], ["wheel", "spare_wheel"]),
+        (["textured.obj", "b/textured.obj"], ["textured", "b"]),
+        (["a/mug.obj", "a/mug.glb"], [None, None]),
+        (["a#1/model.obj", "b?2/model.obj"], ["a_1", "b_2"]),
+    ],
+)
+def test_files_of_one_name_are_told_apart_by_their_folders(paths, names):
+    assert object_names(paths) == names
+
+
+def test_only_true_conflicts_are_refused_and_replacing_is_said(folder, tmp_path, caplog):
+    layout = tmp_path / "ycb"
+    for name, source in (("002_block", "block.ply"), ("003_ball", "block.ply"), ("004_sheet", "block.ply")):
+        (layout / name / "google_16k").mkdir(parents=True)
+        shutil.copy(folder / source, layout / name / "google_16k" / "textured.ply")
+    shutil.copy(folder / "ball.glb", layout / "ball.glb")
+    shutil.copy(folder / "block.ply", layout / "ball.ply")
+    failed = []
+    meshes = [*sorted(layout.rglob("textured.ply")), layout / "ball.glb", layout / "ball.ply", layout / "ball.glb"]
+    added = add_objects(tmp_path / "lib", meshes, on_error=lambda path, error: failed.append(str(error)))
+    assert added.rendered == ("002_block", "003_ball", "004_sheet")
+    assert len(failed) == 2
+    assert f"would be called 'ball', as {layout / 'ball.ply'} would" in failed[0]
+    caplog.clear()
+    add_objects(tmp_path / "lib", [folder / "ball.glb"], names=["002_block"])
+    assert "002_block: replaces an object that was made of another textured.ply; --name keeps both" in caplog.text
+    caplog.clear()
+    add_objects(tmp_path / "lib", [folder / "ball.glb"], names=["002_block"], force=True)
+    assert "replaces" not in caplog.text
 
 
 def test_more_views_and_their_best_twelve(folder, tmp_path):
