@@ -30,8 +30,13 @@ extras = {
         "ros-diagnostic-msgs",
         "ros-lifecycle-msgs",
     ],
-    # scipy for convex hulls, the last three for DAE, 3MF and Draco-compressed glTF
-    "render": ["trimesh>=4.6", "moderngl>=5.10", "scipy", "pycollada", "lxml", "DracoPy"],
+    # scipy for convex hulls, DracoPy for compressed glTF
+    "render": ["trimesh>=4.6", "moderngl>=5.10", "scipy", "DracoPy"],
+    # further mesh formats: STEP and IGES; USD; FBX, 3DS and others; glTF compressed with meshopt (builds from source)
+    "cad": ["cascadio>=0.1.1"],
+    "usd": ["usd-core>=24.5"],
+    "assimp": ["assimp-py>=1.1"],
+    "meshopt": ["meshoptimizer>=0.2.20a0"],
     # VTK renders views where there is no EGL; Mitsuba path-traces a fraction of the synthetic images
     "renderers": ["pyvista>=0.44", "mitsuba>=3.5"],
     "synthesize": ["mujoco>=3.1"],

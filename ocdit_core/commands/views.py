@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +13,12 @@ from ocdit_core.commands.common import report
 from ocdit_core.errors import ImageError, LibraryError
 
 if TYPE_CHECKING:
+    from ocdit_core.objects.gallery import Card
     from ocdit_core.objects.library import ObjectEntry, ObjectLibrary
+    from ocdit_core.visualization import ContactSheets
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Review:
     """What was seen: a row of facts for each sound archive, and how many objects have something wrong with them."""
 
@@ -55,47 +57,54 @@ def review(
 
     What is wrong with them is printed on stderr, or only counted where it is `known` from the rendering.
     """
-    from ocdit_core.objects.gallery import length, symmetry_text, writing_gallery
-    from ocdit_core.objects.templates import check_views
     from ocdit_core.visualization import ContactSheets
+    from ocdit_core.web_page import write_page
 
     names = list(names)
-    entries, bad = _entries(library)
-    rows = []
-    with ExitStack() as stack:
-        sheets = None if arguments.sheet is None else ContactSheets(arguments.sheet, len(names))
-        page = None
-        if arguments.html is not None:
-            page = stack.enter_context(writing_gallery(arguments.html, library.path.resolve().name))
-        for name in names:
-            try:
-                templates = library[name]
-            except LibraryError as error:
-                bad += 1
-                report(error)
-                if page is not None:
-                    page.add_damaged(name, str(error))
-                continue
-            problems = check_views(templates)
-            bad += bool(problems)
-            for problem in problems if not known else []:
-                report(LibraryError(f"{name}: {problem}"))
-            if sheets is not None:
-                sheets.add(templates)
-            entry = entries.get(name)
-            if page is not None:
-                page.add(templates, entry, problems)
-            number = str(entry.id) if entry else "-"
-            main = templates.sources[0] if templates.sources else "-"
-            facts = [length(templates.diameter), templates.unit or "-", templates.origin]
-            rows.append([name, number, str(len(templates)), *facts, symmetry_text(templates) or "-", main])
-        if sheets is not None:
-            sheets.finish()
+    sheets = None if arguments.sheet is None else ContactSheets(arguments.sheet, len(names))
+    result = Review(rows=[], bad=0)
+    cards = _inspected(library, names, sheets, result, known)
+    if arguments.html is not None:
+        write_page(arguments.html, "gallery.html", title=library.path.resolve().name, cards=cards)
+    else:
+        deque(cards, maxlen=0)
+    if sheets is not None:
+        sheets.finish()
     for path in sheets.written if sheets is not None else []:
         print(f"{path}: contact sheet")
-    if page is not None:
+    if arguments.html is not None:
         print(f"{arguments.html}: page of {len(names)} object{'s' if len(names) > 1 else ''}")
-    return Review(rows=rows, bad=bad)
+    return result
+
+
+def _inspected(
+    library: ObjectLibrary, names: list[str], sheets: ContactSheets | None, result: Review, known: bool
+) -> Iterator[Card]:
+    """Yield each object for the page, after adding it to the contact sheets and to the result."""
+    from ocdit_core.objects.gallery import Card, length, symmetry_text
+    from ocdit_core.objects.templates import check_views
+
+    entries, result.bad = _entries(library)
+    for name in names:
+        try:
+            templates = library[name]
+        except LibraryError as error:
+            result.bad += 1
+            report(error)
+            yield Card(name=name, problems=[str(error)])
+            continue
+        problems = check_views(templates)
+        result.bad += bool(problems)
+        for problem in problems if not known else []:
+            report(LibraryError(f"{name}: {problem}"))
+        if sheets is not None:
+            sheets.add(templates)
+        entry = entries.get(name)
+        number = str(entry.id) if entry else "-"
+        main = templates.sources[0] if templates.sources else "-"
+        facts = [length(templates.diameter), templates.unit or "-", templates.origin]
+        result.rows.append([name, number, str(len(templates)), *facts, symmetry_text(templates) or "-", main])
+        yield Card(name=name, templates=templates, entry=entry, problems=problems)
 
 
 def _entries(library: ObjectLibrary) -> tuple[dict[str, ObjectEntry], int]:

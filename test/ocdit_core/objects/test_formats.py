@@ -302,7 +302,6 @@ DAE = """<?xml version="1.0"?>
 
 def test_collada_with_its_texture_in_a_folder_beside_its_own(tmp_path):
     # As in Gazebo's models: meshes/x.dae and materials beside that folder.
-    pytest.importorskip("collada")
     (tmp_path / "meshes").mkdir()
     (tmp_path / "textures").mkdir()
     (tmp_path / "meshes" / "a.dae").write_text(DAE)

@@ -9,8 +9,9 @@ from made_up import made_up
 from PIL import Image
 
 from ocdit_core.errors import OutputError
-from ocdit_core.objects.gallery import describe, writing_gallery
+from ocdit_core.objects.gallery import Card
 from ocdit_core.objects.library import ObjectEntry
+from ocdit_core.web_page import write_page
 
 
 class Page(HTMLParser):
@@ -34,11 +35,13 @@ class Page(HTMLParser):
 def test_all_views_of_all_objects_are_on_one_page(tmp_path):
     path = tmp_path / "new" / "page.html"
     mug, drill = made_up("mug", views=3), made_up("drill", views=42, sources=("drill.obj", "drill.mtl"))
-    with writing_gallery(path, "my objects") as page:
-        page.add(mug, ObjectEntry(id=7, colour=(230, 25, 75)), ["view 2 of 3: black"])
-        page.add(drill)
-        page.add_damaged("kettle", "kettle.npz: truncated")
-        assert not path.exists()
+    mug_card = Card(
+        name="mug", templates=mug, entry=ObjectEntry(id=7, colour=(230, 25, 75)), problems=["view 2 of 3: black"]
+    )
+    damaged = Card(name="kettle", problems=["kettle.npz: truncated"])
+    write_page(
+        path, "gallery.html", title="my objects", cards=iter([mug_card, Card(name="drill", templates=drill), damaged])
+    )
     found = Page(path.read_text())
     pictures = found.of("img")
     assert len(pictures) == 45
@@ -59,14 +62,13 @@ def test_all_views_of_all_objects_are_on_one_page(tmp_path):
         assert text in found.text
     # Nothing is loaded from elsewhere, and nothing is left beside the page.
     assert not re.search(r"(src|href)=\"(?!data:)", path.read_text())
-    assert [entry.name for entry in path.parent.glob("[!.]*")] == ["page.html"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["page.html"]
 
 
 def test_names_cannot_break_the_page(tmp_path):
     evil = '<script>alert("1")</script>" onload="x'
-    with writing_gallery(tmp_path / "page.html", evil) as page:
-        page.add(made_up(evil, views=1, sources=(evil,)), problems=[evil])
-        page.add_damaged(evil, evil)
+    sound = Card(name=evil, templates=made_up(evil, views=1, sources=(evil,)), problems=[evil])
+    write_page(tmp_path / "page.html", "gallery.html", title=evil, cards=[sound, Card(name=evil, problems=[evil])])
     found = Page((tmp_path / "page.html").read_text())
     assert len(found.of("script")) == 1
     assert all("onload" not in attributes for _, attributes in found.tags)
@@ -75,24 +77,25 @@ def test_names_cannot_break_the_page(tmp_path):
 
 
 def test_a_page_that_fails_is_not_there(tmp_path):
-    with pytest.raises(OutputError, match="is a folder"), writing_gallery(tmp_path, "t"):
-        pass
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_page(tmp_path, "gallery.html", title="t", cards=[])
 
     def broken():
-        with writing_gallery(tmp_path / "page.html", "t") as page:
-            page.add(made_up(views=1))
-            raise KeyError("x")
+        yield Card(name="mug", templates=made_up(views=1))
+        raise KeyError("x")
 
     with pytest.raises(KeyError):
-        broken()
+        write_page(tmp_path / "page.html", "gallery.html", title="t", cards=broken())
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_known_is_said_in_words():
     turn = np.tile(np.eye(4), (3, 1, 1))
     axis = np.zeros((1, 2, 3))
-    assert describe(made_up(symmetries_continuous=axis, symmetries_discrete=turn, diameter=1.2)) == [
+    assert Card(
+        name="a", templates=made_up(symmetries_continuous=axis, symmetries_discrete=turn, diameter=1.2)
+    ).facts() == [
         "1.20 m", "12 views", "unit mm", "symmetric: 1 axis, 3 discrete",
     ]  # fmt: skip
     photos = made_up(views=5, origin="photos", unit="", diameter=float("nan"), sources=("a.jpg",))
-    assert describe(photos) == ["size unknown", "5 views", "from photographs", "source a.jpg"]
+    assert Card(name="a", templates=photos).facts() == ["size unknown", "5 views", "from photographs", "source a.jpg"]
