@@ -22,7 +22,7 @@ import torch
 from ocdit_core.data.dataset import open_dataset
 from ocdit_core.data.frame import Frame
 from ocdit_core.errors import OcditError
-from ocdit_core.evaluation.targets import choose_targets, frames_of, image_key, names_of_objects
+from ocdit_core.evaluation.targets import choose_targets, image_key, names_of_objects
 from ocdit_core.inference.segmenter import Segmenter
 from ocdit_core.inference.weights import recommended_settings
 from ocdit_core.masks import Box, tight_box
@@ -74,7 +74,7 @@ def label_images(options: argparse.Namespace) -> tuple[dict[str, Counter[str]], 
     thresholds = sorted({*options.thresholds, settings.label_threshold})
     segmenter = Segmenter.from_pretrained(options.weights, settings=settings)
     seconds, regions_seen = 0.0, 0
-    for frame in frames_of(dataset, targets):
+    for frame in dataset.frames(targets):
         image, shown = frame.image(), instances(frame)
         asked = [number for place, number in enumerate(targets[image_key(frame)]) if place % 3 != 2]
         if not shown or not asked:

@@ -24,7 +24,7 @@ from ocdit_core.data.dataset import open_dataset
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.failures import KINDS, draw_comparison, draw_failure, find_failures, rank_images
 from ocdit_core.evaluation.run import Run, read_run
-from ocdit_core.evaluation.targets import frames_of, image_key, names_of_objects
+from ocdit_core.evaluation.targets import image_key, names_of_objects
 from ocdit_core.files import replacing
 from ocdit_core.objects.library import ObjectLibrary
 
@@ -72,14 +72,14 @@ def draw_run(run: Run, path: Path, split: str, out: Path, name: str) -> None:
 
     rows, asked = run.rows(), run.asked
     threshold = float(run.metrics["score_threshold"])
-    analysis = find_failures(frames_of(dataset, asked), asked, rows, threshold)
+    analysis = find_failures(dataset.frames(asked), asked, rows, threshold)
     counts = Counter(failure.kind for failure in analysis.failures)
     shown = [failure for kind in KINDS for failure in spread(analysis.of_kind(kind), FAILURE_COLUMNS)]
     ranked = rank_images(run.records, threshold)
     middle = len(ranked) // 2
     chosen = [*ranked[:3], *ranked[middle - 1 : middle + 2], *ranked[-3:]]
     wanted = {image for image, _ in chosen} | {failure.image for failure in shown}
-    frames = {image_key(frame): frame for frame in frames_of(dataset, wanted)}
+    frames = {image_key(frame): frame for frame in dataset.frames(wanted)}
 
     tiles = []
     for kind in KINDS:

@@ -28,7 +28,7 @@ from ocdit_core.data.sampling import SampleSettings
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.data.streaming import Source, TrainingLoader, TrainingStream
 from ocdit_core.data.templates import TemplateCache
-from ocdit_core.data.writers import FrameTruth, ObjectTruth, shard_path, write_scene, write_shard
+from ocdit_core.data.writers import LabelledFrame, LabelledObject, shard_path, write_scene, write_shard
 from ocdit_core.errors import OcditError
 from ocdit_core.images import write_image
 from ocdit_core.objects.library import ObjectLibrary
@@ -64,13 +64,13 @@ def make_dataset(folder: Path, *, objects: int, pictures: int, scenes: int = 4) 
         write_shard(shard_path(folder / "shards", scene), keyed)
 
 
-def compose(rng: np.random.Generator, sprites: list[np.ndarray]) -> FrameTruth:
+def compose(rng: np.random.Generator, sprites: list[np.ndarray]) -> LabelledFrame:
     """A picture with its truth; poses are of no account here."""
     shown = rng.choice(len(sprites), IN_A_PICTURE, replace=False)
     settings = SceneSettings(image_size=(480, 640), object_size=(0.15, 0.5))
     scene = compose_scene(rng, [sprites[i][rng.integers(len(sprites[i]))] for i in shown], settings)
     objects = [
-        ObjectTruth(
+        LabelledObject(
             object_id=int(number) + 1,
             rotation=np.eye(3),
             translation=np.array([0.0, 0.0, 1.0]),
@@ -79,14 +79,14 @@ def compose(rng: np.random.Generator, sprites: list[np.ndarray]) -> FrameTruth:
         )
         for number, mask in zip(shown, scene.masks, strict=True)
     ]
-    return FrameTruth(image=scene.image, K=TUDL_K, objects=objects)
+    return LabelledFrame(image=scene.image, K=TUDL_K, objects=objects)
 
 
 def open_stream(folder: Path, kind: str, settings: SampleSettings) -> TrainingStream:
     """Return the stream over the folder or the shards."""
     templates = TemplateCache(ObjectLibrary(folder / "objects"), size=settings.template_size)
     frames = BopFolder(folder / "folder", "train") if kind == "folder" else ShardDataset(folder / "shards")
-    return TrainingStream([Source(frames=frames, templates=templates)], settings, block=64)
+    return TrainingStream([Source(frames=frames, templates=templates)], settings)
 
 
 def rate(stream: TrainingStream, *, workers: int, seconds: float, batch_size: int = 8) -> tuple[float, float, float]:

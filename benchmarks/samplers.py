@@ -30,7 +30,7 @@ from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.bop_results import rows_of
 from ocdit_core.evaluation.metrics import summarise
 from ocdit_core.evaluation.records import ImageRecord, record_image
-from ocdit_core.evaluation.targets import choose_targets, frames_of, image_key, names_of_objects
+from ocdit_core.evaluation.targets import choose_targets, image_key, names_of_objects
 from ocdit_core.inference.segmenter import Segmenter
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.inference.weights import find_weights, recommended_settings, refine_weights
@@ -134,7 +134,7 @@ def frames(options: argparse.Namespace) -> Iterator[tuple[Path, Frame, tuple[int
     for path in options.dataset:
         dataset = BopFolder(path, options.split)
         targets = choose_targets(dataset, options.targets)
-        every.append([(path, frame, targets[image_key(frame)]) for frame in frames_of(dataset, targets)])
+        every.append([(path, frame, targets[image_key(frame)]) for frame in dataset.frames(targets)])
     for row in range(max(map(len, every))):
         if row < (options.images or row + 1):
             yield from (of_one[row] for of_one in every if row < len(of_one))

@@ -28,7 +28,7 @@ from ocdit_core.config import apply_overrides, as_dict, build, read_yaml
 from ocdit_core.errors import ConfigError, OcditError
 from ocdit_core.files import write_text
 from ocdit_core.synthesis.bank import BankSettings, build_bank
-from ocdit_core.synthesis.composed_dataset import SyntheticDataSettings
+from ocdit_core.synthesis.composed_dataset import ComposedDataSettings
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED
 from ocdit_core.training import checkpoints
 from ocdit_core.training.data import TrainingData
@@ -79,7 +79,7 @@ def cell_settings(cell: str, seed: int, out: Path, overrides: list[str]) -> Trai
 
 def ensure_banks(settings: TrainSettings, objects: int) -> None:
     """Draw the banks of objects that are missing."""
-    assert isinstance(settings.data, SyntheticDataSettings)
+    assert isinstance(settings.data, ComposedDataSettings)
     assert settings.held_out_bank is not None
     wanted = {
         settings.data.bank: BankSettings(objects=objects),
@@ -129,7 +129,7 @@ def run_cell(cell: str, settings: TrainSettings, result: Path, groups: int) -> b
 
 def held_out(settings: TrainSettings, groups: int) -> list[Batch]:
     """Return batches of unseen objects, the same for all cells and seeds."""
-    assert isinstance(settings.data, SyntheticDataSettings)
+    assert isinstance(settings.data, ComposedDataSettings)
     data = dataclasses.replace(settings.data, seed=HELD_OUT_STREAM)
     batches = TrainingData(dataclasses.replace(settings, data=data), held_out=True)
     return list(itertools.islice(batches, max(groups // settings.loop.batch_groups, 1)))

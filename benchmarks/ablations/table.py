@@ -90,7 +90,7 @@ def error_at(level: int) -> Figure:
 def tables(results: Results) -> list[str]:
     """Return the lines of all tables."""
     example = next(iter(results["base"].values()))
-    steps, scenes = example["settings"]["loop"]["steps"], example["settings"]["data"]["scenes_per_group"]
+    steps, scenes = example["settings"]["loop"]["steps"], example["settings"]["data"]["sample"]["crops"]
     runs = sum(map(len, results.values()))
     title = ["", "error", "change", "IoU, posterior mean", "change", "IoU, Heun", "change", "false masks", "change"]
     lines = [

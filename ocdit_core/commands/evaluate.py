@@ -12,8 +12,7 @@ from ocdit_core.commands.common import add_command, fraction, positive, print_ta
 from ocdit_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ocdit_core.data.bop import BopFolder
-    from ocdit_core.data.shards import ShardDataset
+    from ocdit_core.data.dataset import Dataset
     from ocdit_core.evaluation.methods import MethodSpec
     from ocdit_core.evaluation.run import EvaluationTask
     from ocdit_core.evaluation.targets import Targets
@@ -78,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def task_of(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) -> Callable[[list[str]], EvaluationTask]:
+def task_of(dataset: Dataset, arguments: argparse.Namespace) -> Callable[[list[str]], EvaluationTask]:
     """Return what makes evaluations with these overrides of settings; raises what is wrong with the arguments."""
     from ocdit_core.evaluation.methods import method_spec
     from ocdit_core.evaluation.run import EvaluationTask
@@ -102,7 +101,7 @@ def task_of(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) ->
     # Settings are the first thing to be wrong, and the targets of a large dataset take long to find.
     method(arguments.settings)
     targets: Targets = choose_targets(dataset, arguments.targets)
-    names = names_of_objects(library, _folder(dataset, arguments))
+    names = names_of_objects(library, dataset.path)
     require_templates(library, targets, names)
     return lambda overrides: EvaluationTask(
         dataset=arguments.dataset,
@@ -140,27 +139,20 @@ def add_work(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _by_method(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) -> dict[str, Any] | None:
+def _by_method(dataset: Dataset, arguments: argparse.Namespace) -> dict[str, Any] | None:
     from ocdit_core.evaluation.run import evaluate
 
     task = task_of(dataset, arguments)([])
     return evaluate(arguments.out, task, jobs=arguments.jobs, shard=arguments.shard, progress=True)
 
 
-def _from_file(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) -> dict[str, Any]:
+def _from_file(dataset: Dataset, arguments: argparse.Namespace) -> dict[str, Any]:
     from ocdit_core.evaluation.run import evaluate_file
     from ocdit_core.evaluation.targets import choose_targets
 
     threshold = 0.5 if arguments.threshold is None else arguments.threshold
     targets = choose_targets(dataset, arguments.targets)
     return evaluate_file(arguments.out, arguments.results, dataset, targets, threshold=threshold)
-
-
-def _folder(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) -> Path:
-    """The folder that may hold objects.json."""
-    from ocdit_core.data.bop import BopFolder
-
-    return dataset.path if isinstance(dataset, BopFolder) else Path(arguments.dataset)
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -13,10 +13,9 @@ from ocdit_core.errors import DataError, ImageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from ocdit_core.data.bop import BopFolder
+    from ocdit_core.data.dataset import Dataset
     from ocdit_core.data.frame import Frame
-    from ocdit_core.data.shards import ShardDataset
-    from ocdit_core.data.statistics import Survey
+    from ocdit_core.data.statistics import DatasetStatistics
 
 EXAMPLES = """\
   ocdit inspect data/bop/ycbv --split test
@@ -69,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         from ocdit_core.commands.inspection_page import write_page
 
         drawings = _drawn(samples, DRAWN_WIDTH)
-        write_page(arguments.html, _title(dataset), summary(survey), survey, drawings)
+        write_page(arguments.html, dataset.title, summary(survey), survey, drawings)
         print(f"{arguments.html}: page with {_count(len(drawings), 'sample')}")
     if arguments.sheet is not None and samples:
         from ocdit_core.commands.inspection_page import sheet
@@ -85,21 +84,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 2 if survey.damaged else 0
 
 
-def _survey(dataset: BopFolder | ShardDataset, arguments: argparse.Namespace) -> tuple[Survey, list[Frame]]:
+def _survey(dataset: Dataset, arguments: argparse.Namespace) -> tuple[DatasetStatistics, list[Frame]]:
     """Count all frames; return the sound ones among the samples as well."""
     from tqdm import tqdm
 
-    from ocdit_core.data.bop import BopFolder
-    from ocdit_core.data.statistics import Survey, spread, survey_frames
+    from ocdit_core.data.bop import spread
+    from ocdit_core.data.statistics import DatasetStatistics
 
-    survey = Survey()
+    survey = DatasetStatistics()
     samples: list[Frame] = []
-    total = None
-    chosen: set[int] | None = None
-    if isinstance(dataset, BopFolder):
-        total = min(len(dataset), arguments.limit or len(dataset))
-        chosen = set(spread(total, arguments.samples))
-    frames = survey_frames(dataset, limit=arguments.limit, on_error=survey.note)
+    total = None if dataset.count is None else min(dataset.count, arguments.limit or dataset.count)
+    chosen = None if total is None else set(spread(total, arguments.samples))
+    frames = dataset.frames(limit=arguments.limit, on_error=survey.note)
     # None: a bar on a terminal only, so that log files stay readable.
     for number, frame in enumerate(tqdm(frames, total=total, desc="looking", unit="image", disable=None)):
         # How many frames shards hold is known at their end only: the first ones are the samples there.
@@ -117,10 +113,10 @@ def _drawn(samples: list[Frame], width: int) -> list[tuple[str, np.ndarray]]:
     return [(frame.key, draw_frame(frame, width)) for frame in samples]
 
 
-def summary(survey: Survey) -> str:
+def summary(survey: DatasetStatistics) -> str:
     """Return the numbers that come first, in a line."""
-    sizes = ", ".join(f"{width} x {height}" for (height, width), _ in survey.picture_sizes.most_common(3))
-    more = ", ..." if len(survey.picture_sizes) > 3 else ""
+    sizes = ", ".join(f"{width} x {height}" for (height, width), _ in survey.image_sizes.most_common(3))
+    more = ", ..." if len(survey.image_sizes) > 3 else ""
     per_frame = survey.instances / survey.frames if survey.frames else 0.0
     parts = [
         _count(survey.frames, "image") + (f" of {sizes}{more}" if sizes else ""),
@@ -136,16 +132,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _title(dataset: BopFolder | ShardDataset) -> str:
-    from ocdit_core.data.bop import BopFolder
-
-    if isinstance(dataset, BopFolder):
-        return f"{dataset.name} {dataset.split}"
-    return f"{dataset.name}, {_count(len(dataset.shards), 'shard')}"
-
-
-def _print(dataset: BopFolder | ShardDataset, survey: Survey) -> None:
-    print(f"{_title(dataset)}: {summary(survey)}")
+def _print(dataset: Dataset, survey: DatasetStatistics) -> None:
+    print(f"{dataset.title}: {summary(survey)}")
     for name, rows in survey.histograms().items():
         total = sum(count for _, count in rows) or 1
         print()

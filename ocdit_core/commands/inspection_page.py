@@ -15,7 +15,7 @@ from ocdit_core.web_page import data_uri
 
 if TYPE_CHECKING:
     from ocdit_core.data.frame import Frame
-    from ocdit_core.data.statistics import Survey
+    from ocdit_core.data.statistics import DatasetStatistics
 
 _PAGE = """\
 <!DOCTYPE html>
@@ -118,7 +118,9 @@ def sheet(drawings: Sequence[np.ndarray], *, columns: int = 5) -> np.ndarray:
     return np.concatenate(strips)
 
 
-def write_page(path: Path, title: str, summary: str, survey: Survey, samples: Sequence[tuple[str, np.ndarray]]) -> None:
+def write_page(
+    path: Path, title: str, summary: str, survey: DatasetStatistics, samples: Sequence[tuple[str, np.ndarray]]
+) -> None:
     """Write the page, atomically; it holds its pictures and loads nothing from elsewhere.
 
     Args:

@@ -9,42 +9,52 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from ocdit_core.data.painting import random_background
-from ocdit_core.errors import ConfigError, DataError
-from ocdit_core.images import SUFFIXES
+from ocdit_core.errors import ConfigError, DataError, ImageError
+from ocdit_core.images import SUFFIXES, decode_image, image_size, read_bytes
 
 logger = logging.getLogger(__name__)
 
 Rng = np.random.Generator
+Image = NDArray[np.uint8]
 Size = tuple[int, int]
-Box = tuple[float, float, float, float]
+Rectangle = tuple[float, float, float, float]
 """x, y, width, height in pixels; x and y are the upper left corner."""
-Picture = NDArray[np.uint8]
+
+EACH_PROBABILITY = 0.5
+"""Probability of each change of an image that is changed: blur, sharpness, contrast, brightness, colour."""
+MAX_BLUR, MAX_SHARPNESS = 1.5, 1.5
+"""Standard deviation in pixels for an image of 240 rows; 1 doubles the difference to a blurred image."""
+CONTRAST, BRIGHTNESS, SATURATION, TINT = 0.4, 0.4, 0.4, 0.12
+"""Factors range from 1 / (1 + x) to 1 + x; the tint is a factor of each channel."""
+TEMPLATE_BRIGHTNESS, TEMPLATE_TINT = 0.3, 0.06
+TEMPLATE_ROTATION = 15.0
+"""In-plane rotation of each template, at most so many degrees."""
+
 _LUMA = np.array([0.299, 0.587, 0.114])
 _ATTEMPTS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class CropSettings:
-    """How the window is drawn that a sample shows.
+    """How the crop that a sample shows is drawn.
 
     Attributes:
-        random_share: coarse samples: chance of a random window; else a tight one around the chosen objects.
-        random_scale: least and most size of a random window, as a share of the largest that fits into the frame.
-        margin: least and most free border on each side of a tight window, as a share of the objects' box.
-        shift: a tight window is moved by up to this share of the box, either way.
+        random_probability: coarse samples: probability of a random crop; else a tight one around the chosen objects.
+        random_scale: range of the size of a random crop, relative to the largest that fits into the frame.
+        margin: range of the border on each side of a tight crop, relative to the objects' box.
+        shift: largest shift of a tight crop, relative to the objects' box.
     """
 
-    random_share: float = 0.5
+    random_probability: float = 0.5
     random_scale: tuple[float, float] = (0.5, 1.0)
     margin: tuple[float, float] = (0.05, 0.35)
     shift: float = 0.15
 
     def __post_init__(self) -> None:
-        if not 0 <= self.random_share <= 1:
-            raise ConfigError(f"random_share: {self.random_share} is not in 0..1")
+        if not 0 <= self.random_probability <= 1:
+            raise ConfigError(f"random_probability: {self.random_probability} is not in 0..1")
         low, high = self.random_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"random_scale: {self.random_scale} has to be two rising numbers above 0 and up to 1")
@@ -55,23 +65,48 @@ class CropSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
-    """A rectangle of whole pixels that a sample shows; what lies outside the frame repeats the frame's border."""
+class AugmentSettings:
+    """How samples are augmented.
+
+    Attributes:
+        image_probability: probability that an image's colours and focus are changed (paper A.3: 0.9).
+        background_probability: probability that all that belongs to no annotated object is replaced (paper A.3: 0.2).
+        backgrounds: folder of images to take backgrounds from, searched recursively; default: painted ones.
+        template_probability: probability for each object that its templates are changed.
+    """
+
+    image_probability: float = 0.9
+    background_probability: float = 0.2
+    backgrounds: str | None = None
+    template_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("image_probability", "background_probability", "template_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not in 0..1")
+
+
+NO_AUGMENTATION = AugmentSettings(image_probability=0, background_probability=0, template_probability=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """A rectangle of whole pixels that a sample shows; outside the frame, the frame's border is repeated."""
 
     top: int
     left: int
     height: int
     width: int
 
-    def image(self, image: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-        """Return this part of an (H, W, 3) or (H, W) picture, scaled to `size` (h, w)."""
+    def image(self, image: Image, size: Size) -> Image:
+        """Return this part of an (H, W, 3) or (H, W) image, resized to `size` (h, w)."""
         part = self._cut(image, cv2.BORDER_REPLICATE)
         if part.shape[:2] == size:
             return np.ascontiguousarray(part)
         return _resized(part, size, cv2.INTER_AREA if size[0] < part.shape[0] else cv2.INTER_LINEAR)
 
     def mask(self, mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
-        """Return this part of an (H, W) mask, scaled to `size` (h, w); outside the frame there is nothing."""
+        """Return this part of an (H, W) mask, resized to `size` (h, w); False outside the frame."""
         part = self._cut(mask.view(np.uint8), cv2.BORDER_CONSTANT)
         if not part.any():
             return np.zeros(size, bool)
@@ -79,8 +114,8 @@ class Window:
         how = cv2.INTER_AREA if part.shape[0] >= 2 * size[0] else cv2.INTER_LINEAR
         return _resized(part * np.uint8(255), size, how) > 127
 
-    def meets(self, box: Box) -> bool:
-        """Whether any of the box is inside."""
+    def meets(self, box: Rectangle) -> bool:
+        """Return whether any of the box is inside."""
         x, y, width, height = box
         return (
             x < self.left + self.width
@@ -89,22 +124,22 @@ class Window:
             and self.top < y + height
         )
 
-    def aligned(self, factor: int) -> Window:
-        """Return the nearest window whose numbers are all multiples of `factor`."""
+    def aligned(self, factor: int) -> Crop:
+        """Return the nearest crop whose numbers are all multiples of `factor`."""
         top, left = factor * (self.top // factor), factor * (self.left // factor)
         height, width = (max(round(side / factor), 1) * factor for side in (self.height, self.width))
-        return Window(top=top, left=left, height=height, width=width)
+        return Crop(top=top, left=left, height=height, width=width)
 
-    def reduced(self, factor: int) -> Window:
-        """Return the same window on the frame at 1/factor of its size; it has to be aligned to it."""
-        return Window(
+    def reduced(self, factor: int) -> Crop:
+        """Return the same crop of the frame at 1/factor of its size; it has to be aligned to `factor`."""
+        return Crop(
             top=self.top // factor,
             left=self.left // factor,
             height=self.height // factor,
             width=self.width // factor,
         )
 
-    def _cut(self, image: NDArray[np.uint8], border: int) -> NDArray[np.uint8]:
+    def _cut(self, image: Image, border: int) -> Image:
         height, width = image.shape[:2]
         bottom, right = self.top + self.height, self.left + self.width
         part = image[max(self.top, 0) : bottom, max(self.left, 0) : right]
@@ -114,21 +149,17 @@ class Window:
         return np.asarray(cv2.copyMakeBorder(part, *outside, border), dtype=np.uint8)
 
 
-def _resized(part: NDArray[np.uint8], size: Size, how: int) -> NDArray[np.uint8]:
-    return np.asarray(cv2.resize(part, size[::-1], interpolation=how), dtype=np.uint8)
-
-
-def random_window(
+def random_crop(
     rng: Rng, frame: Size, output: Size, scale: tuple[float, float], point: tuple[float, float] | None = None
-) -> Window:
-    """Draw a window with the output's aspect anywhere in the frame.
+) -> Crop:
+    """Draw a crop with the output's aspect ratio anywhere in the frame.
 
     Args:
         rng: source of randomness.
         frame: height and width of the frame.
         output: height and width of the sample.
-        scale: least and most size, as a share of the largest window that fits.
-        point: x, y in the frame that the window has to show.
+        scale: range of the size, relative to the largest crop that fits.
+        point: x, y in the frame that the crop has to show.
     """
     largest = min(frame[0] / output[0], frame[1] / output[1])
     size = largest * rng.uniform(*scale)
@@ -140,13 +171,13 @@ def random_window(
         high = np.clip(at, 0, high)
     top, left = np.floor(rng.uniform(low, high + 1 - 1e-9)).astype(int)
     top, left = min(int(top), frame[0] - height), min(int(left), frame[1] - width)
-    return Window(top=top, left=left, height=height, width=width)
+    return Crop(top=top, left=left, height=height, width=width)
 
 
-def tight_window(rng: Rng, box: Box, frame: Size, output: Size, settings: CropSettings) -> Window:
-    """Draw a window with the output's aspect around a box, with random margin and shift.
+def tight_crop(rng: Rng, box: Rectangle, frame: Size, output: Size, settings: CropSettings) -> Crop:
+    """Draw a crop with the output's aspect ratio around a box, with random margin and shift.
 
-    It keeps inside the frame where it can; one that is wider or higher than the frame covers all of that side.
+    It stays inside the frame where it can; one that is wider or higher than the frame covers all of that side.
     """
     x, y, width, height = box
     grown_w = width * (1 + 2 * rng.uniform(*settings.margin))
@@ -159,172 +190,123 @@ def tight_window(rng: Rng, box: Box, frame: Size, output: Size, settings: CropSe
     top = y + height / 2 + rng.uniform(-1, 1) * settings.shift * height - high / 2
     left = np.clip(left, min(0.0, frame[1] - wide), max(0.0, frame[1] - wide))
     top = np.clip(top, min(0.0, frame[0] - high), max(0.0, frame[0] - high))
-    return Window(top=round(float(top)), left=round(float(left)), height=max(round(high), 1), width=max(round(wide), 1))
+    return Crop(top=round(float(top)), left=round(float(left)), height=max(round(high), 1), width=max(round(wide), 1))
 
 
-Mask = NDArray[np.bool_]
-# Objects at this share of the frame's diagonal from the foreground point are half as probable as those at it.
-_REACH = 0.05
-_ATTEMPTS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentSettings:
-    """How much samples are changed.
-
-    Attributes:
-        rgb_share: chance that a picture's colours and focus are changed at all (paper A.3: 0.9).
-        each_share: chance then of each change: blur, sharpness, contrast, brightness, colour.
-        blur: most blur, standard deviation in pixels for a picture of 240 rows.
-        sharpness: most sharpening; 1 doubles the difference to a blurred picture.
-        contrast: a contrast of 1 is multiplied or divided by up to 1 + contrast.
-        brightness: brightness is multiplied or divided by up to 1 + brightness.
-        saturation: so is the distance of colours to grey.
-        tint: so is each channel.
-        background_share: chance that all that belongs to no annotated object is replaced (paper A.3: 0.2).
-        backgrounds: folder of pictures to take backgrounds from, folders in it as well; without one they are drawn.
-        template_share: chance for each object that its templates are changed.
-        template_light: their brightness is multiplied or divided by up to 1 + template_light, the same in all views.
-        template_tint: so is each channel.
-        template_turn: most turn of a template in its plane, degrees, another one in each view.
-    """
-
-    rgb_share: float = 0.9
-    each_share: float = 0.5
-    blur: float = 1.5
-    sharpness: float = 1.5
-    contrast: float = 0.4
-    brightness: float = 0.4
-    saturation: float = 0.4
-    tint: float = 0.12
-    background_share: float = 0.2
-    backgrounds: str | None = None
-    template_share: float = 0.5
-    template_light: float = 0.3
-    template_tint: float = 0.06
-    template_turn: float = 15.0
-
-    def __post_init__(self) -> None:
-        for name in ("rgb_share", "each_share", "background_share", "template_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not in 0..1")
-        for name in ("blur", "sharpness", "contrast", "brightness", "saturation", "tint", "template_light"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: {getattr(self, name)} is negative")
-        if self.template_tint < 0 or not 0 <= self.template_turn <= 180:
-            raise ConfigError("template_tint has to be 0 or more, and template_turn 0 to 180 degrees")
-
-
-NO_AUGMENTATION = AugmentSettings(rgb_share=0, background_share=0, template_share=0)
-"""For evaluation: samples as they are."""
-
-
-def augment_rgb(rng: Rng, image: Picture, settings: AugmentSettings) -> Picture:
-    """Return an (H, W, 3) picture with other colours and focus, or with chance 1 - rgb_share the same."""
-    if rng.random() >= settings.rgb_share:
+def augment_image(rng: Rng, image: Image, settings: AugmentSettings) -> Image:
+    """Return an (H, W, 3) image with changed colours and focus, or unchanged."""
+    if rng.random() >= settings.image_probability:
         return image
-    blur, sharpen, contrast, brighten, colour = rng.random(5) < settings.each_share
+    blur, sharpen, contrast, brighten, colour = rng.random(5) < EACH_PROBABILITY
     matrix, offset = np.eye(3), np.zeros(3)
     if colour:
-        matrix = _tint(rng, settings.tint) @ _saturation(_factor(rng, settings.saturation))
+        matrix = _tint(rng, TINT) @ _saturation(_factor(rng, SATURATION))
     if brighten:
-        matrix = _factor(rng, settings.brightness) * matrix
+        matrix = _factor(rng, BRIGHTNESS) * matrix
     if contrast:
-        factor = _factor(rng, settings.contrast)
+        factor = _factor(rng, CONTRAST)
         grey = float(_LUMA @ np.clip(matrix @ np.array(cv2.mean(image)[:3]), 0, 255))
         matrix, offset = factor * matrix, offset + (1 - factor) * grey
     if colour or brighten or contrast:
         image = _transform(image, np.column_stack([matrix, offset]))
     unit = image.shape[0] / 240
     if blur:
-        image = _blurred(image, unit * rng.uniform(0.2, max(settings.blur, 0.2)))
+        image = _blurred(image, unit * rng.uniform(0.2, max(MAX_BLUR, 0.2)))
     elif sharpen:
-        amount = rng.uniform(0, settings.sharpness)
+        amount = rng.uniform(0, MAX_SHARPNESS)
         image = np.asarray(cv2.addWeighted(image, 1 + amount, _blurred(image, unit), -amount, 0), dtype=np.uint8)
     return image
 
 
-def augment_templates(rng: Rng, views: Picture, settings: AugmentSettings) -> Picture:
-    """Return the (V, h, w, 4) views of one object under other light and turned, or with 1 - template_share the same.
+def augment_templates(rng: Rng, views: Image, settings: AugmentSettings) -> Image:
+    """Return the (V, h, w, 4) templates of one object with other brightness and tint and rotated, or unchanged.
 
     Colours are RGB on black, the fourth channel is the mask, 0 or 255; both stay so.
     """
-    if rng.random() >= settings.template_share:
+    if rng.random() >= settings.template_probability:
         return views
     matrix = np.eye(4)
-    matrix[:3, :3] = _factor(rng, settings.template_light) * _tint(rng, settings.template_tint)
+    matrix[:3, :3] = _factor(rng, TEMPLATE_BRIGHTNESS) * _tint(rng, TEMPLATE_TINT)
     side = views.shape[1]
-    turned = np.empty_like(views)
-    for view, out in zip(views, turned, strict=True):
-        angle = rng.uniform(-1, 1) * settings.template_turn
+    rotated = np.empty_like(views)
+    for view, out in zip(views, rotated, strict=True):
+        angle = rng.uniform(-1, 1) * TEMPLATE_ROTATION
         c, s = abs(np.cos(np.radians(angle))), abs(np.sin(np.radians(angle)))
-        # Small enough that no corner of the crop is cut off.
-        turn = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), angle, 1 / (c + s))
-        out[...] = cv2.warpAffine(view, turn, (side, side), flags=cv2.INTER_LINEAR)
-    turned = _transform(turned.reshape(-1, side, 4), matrix).reshape(views.shape)
-    turned[..., 3] = np.where(turned[..., 3] > 127, np.uint8(255), np.uint8(0))
-    return turned
+        # Scaled down so that no corner of the template is cut off.
+        rotation = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), angle, 1 / (c + s))
+        out[...] = cv2.warpAffine(view, rotation, (side, side), flags=cv2.INTER_LINEAR)
+    rotated = _transform(rotated.reshape(-1, side, 4), matrix).reshape(views.shape)
+    rotated[..., 3] = np.where(rotated[..., 3] > 127, np.uint8(255), np.uint8(0))
+    return rotated
 
 
-def replace_background(image: Picture, foreground: NDArray[np.bool_], background: Picture) -> Picture:
-    """Return the picture (H, W, 3) with all that is not foreground (H, W) taken from the background (H, W, 3)."""
+def replace_background(image: Image, foreground: NDArray[np.bool_], background: Image) -> Image:
+    """Return the (H, W, 3) image with all that is not foreground (H, W) taken from the background (H, W, 3)."""
     # A hard edge would give every mask away: it is softened as a lens does.
     alpha = cv2.blur(foreground.astype(np.float32), (3, 3))
     return np.asarray(cv2.blendLinear(image, background, alpha, 1 - alpha), dtype=np.uint8)
 
 
 class Backgrounds:
-    """Where replaced backgrounds come from: a folder of pictures, or drawn ones.
+    """Replacement backgrounds: images of a folder, or painted ones.
 
     Args:
-        folder: any folder of pictures (PNG, JPEG and the like), folders in it included; None draws them.
+        folder: images (PNG, JPEG and the like), searched recursively; None: painted ones.
 
     Raises:
-        DataError: the folder is missing or holds no picture.
+        DataError: the folder is missing or holds no image.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self._paths: list[Path] = []
-        if folder is not None:
-            root = Path(folder)
-            if not root.is_dir():
-                raise DataError(f"{root}: no such folder of background pictures")
-            self._paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not self._paths:
-                raise DataError(f"{root}: holds no picture to take backgrounds from ({', '.join(SUFFIXES)})")
+        self._paths = [] if folder is None else find_images(folder)
         self._damaged: set[Path] = set()
 
-    def draw(self, rng: Rng, size: tuple[int, int]) -> Picture:
+    def draw(self, rng: Rng, size: Size) -> Image:
         """Return a background of `size` (h, w): (h, w, 3) uint8 RGB.
 
         Raises:
-            DataError: one picture after the other cannot be read.
+            DataError: several images in a row cannot be read.
         """
         if not self._paths:
             return random_background(rng, size).astype(np.uint8)
         for _ in range(_ATTEMPTS):
             path = self._paths[int(rng.integers(len(self._paths)))]
             try:
-                picture = _read_at_least(path, size)
-            except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+                image = _read_at_least(path, size)
+            except ImageError as error:
                 if path not in self._damaged:
-                    logger.warning("%s: left out, no picture that can be read (%s)", path, error)
+                    logger.warning("background left out: %s", error)
                     self._damaged.add(path)
                 continue
-            window = random_window(rng, (picture.shape[0], picture.shape[1]), size, (0.5, 1.0))
-            return window.image(picture, size)
-        raise DataError(f"{path}: not readable as a background picture, nor were {_ATTEMPTS - 1} others before it")
+            return random_crop(rng, (image.shape[0], image.shape[1]), size, (0.5, 1.0)).image(image, size)
+        raise DataError(f"{path}: not readable as a background image, nor were {_ATTEMPTS - 1} others before it")
 
 
-def _read_at_least(path: Path, size: tuple[int, int]) -> Picture:
-    """A picture as RGB; a large JPEG is decoded at the least scale that still has `size`, which saves most of it."""
-    with Image.open(path) as image:
-        image.draft("RGB", (2 * size[1], 2 * size[0]))
-        return np.asarray(image.convert("RGB"))
+def find_images(folder: str | Path) -> list[Path]:
+    """Return the image files in a folder and its subfolders, sorted.
+
+    Raises:
+        DataError: the folder is missing or holds no image.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder of images")
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise DataError(f"{root}: holds no image ({', '.join(SUFFIXES)})")
+    return paths
+
+
+def _read_at_least(path: Path, size: Size) -> Image:
+    """Read an image as RGB, reduced as far as it still has twice `size`: large JPEGs are faster to decode so."""
+    data = read_bytes(path)
+    height, width = image_size(data, str(path))
+    factor = next(f for f in (8, 4, 2, 1) if f == 1 or min(height / size[0], width / size[1]) >= 2 * f)
+    return decode_image(data, str(path), reduction=factor)
 
 
 def _factor(rng: Rng, most: float) -> float:
-    """1 / (1 + most) to 1 + most, either way with the same chance."""
+    """Draw a factor of 1 / (1 + most) to 1 + most, log-uniformly."""
     return float(np.exp(rng.uniform(-1, 1) * np.log1p(most)))
 
 
@@ -336,9 +318,13 @@ def _tint(rng: Rng, most: float) -> NDArray[np.float64]:
     return np.diag([_factor(rng, most) for _ in range(3)])
 
 
-def _transform(image: Picture, matrix: NDArray[np.float64]) -> Picture:
+def _transform(image: Image, matrix: NDArray[np.float64]) -> Image:
     return np.asarray(cv2.transform(image, matrix.astype(np.float32)), dtype=np.uint8)
 
 
-def _blurred(image: Picture, sigma: float) -> Picture:
+def _blurred(image: Image, sigma: float) -> Image:
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), dtype=np.uint8)
+
+
+def _resized(part: Image, size: Size, how: int) -> Image:
+    return np.asarray(cv2.resize(part, size[::-1], interpolation=how), dtype=np.uint8)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,29 +15,253 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.decoding import decode_mask_image
-from ocdit_core.data.frame import Annotation, Camera, Frame, parse_annotations, parse_camera, parse_json
+from ocdit_core.data.frame import (
+    START,
+    Annotation,
+    Camera,
+    Frame,
+    ImageKey,
+    OnError,
+    Position,
+    decode_mask_image,
+    parse_annotations,
+    parse_camera,
+    parse_json,
+    read_bytes,
+    read_json,
+)
 from ocdit_core.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+Targets = Mapping[ImageKey, Mapping[int, int]]
+
+_IMAGES = (".jpg", ".png", ".tif", ".tiff", ".jpeg")
+_DEPTHS = (".png", ".tif", ".tiff")
+_MODEL = re.compile(r"obj_(\d+)\.ply")
 # BOP's scene files are one object whose keys are image numbers, and no key within an entry is a number.
 _KEY = re.compile(rb'"(\d+)"\s*:')
 
 
-class JsonIndex:
-    """Where in a file {"0": ..., "1": ...} the entry of each number stands; the entries are read when asked for.
+class BopFolder:
+    """A split of a dataset in BOP's folders: a `Dataset`, and a sequence of frames.
 
-    It holds 24 bytes for each entry, whatever the size of the file.
+    Opening it reads the lists of cameras only. The annotations of a frame are parsed when they are asked for, without
+    the rest of the scene's file: a million images take some seconds to open, and about 70 bytes of memory each.
 
     Args:
-        path: the file: scene_camera.json, scene_gt.json or scene_gt_info.json.
+        path: the dataset's folder.
+        split: its subfolder: "train_pbr", "test", "test_primesense" ...
+
+    Attributes:
+        name: the name of the dataset's folder.
+        path: the dataset's folder.
+        title: name and split, for people.
+        damaged: an error for each scene that had to be left out; they are logged.
+
+    Raises:
+        DataError: the folder or the split is missing, there is no scene, or all scenes are damaged.
+    """
+
+    def __init__(self, path: str | Path, split: str) -> None:
+        self.path = Path(path)
+        self.split = split
+        self.name = self.path.resolve().name
+        self.title = f"{self.name} {split}"
+        self.damaged: list[DataError] = []
+        self._scenes: list[_Scene] = []
+        self._images: list[NDArray[np.int64]] = []
+        for folder in self._scene_folders():
+            try:
+                scene = _Scene(folder)
+                self._images.append(scene.cameras.numbers)
+                self._scenes.append(scene)
+            except DataError as error:
+                logger.warning("scene left out: %s", error)
+                self.damaged.append(error)
+        if not self._scenes:
+            raise self.damaged[0]
+        self._ends = np.cumsum([len(images) for images in self._images])
+
+    @property
+    def count(self) -> int:
+        """Number of frames."""
+        return int(self._ends[-1])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Frame:
+        """Return a frame, of which nothing is read yet; scenes and their images are in ascending order.
+
+        Raises:
+            IndexError: outside 0 .. len - 1.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path}: frame {index} of {len(self)}")
+        at = int(np.searchsorted(self._ends, index, side="right"))
+        first = int(self._ends[at - 1]) if at else 0
+        return _FolderFrame(self.name, self._scenes[at], int(self._images[at][index - first]))
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[index] for index in range(len(self)))
+
+    def frames(
+        self,
+        images: Iterable[ImageKey] | None = None,
+        *,
+        limit: int | None = None,
+        on_error: OnError | None = None,
+    ) -> Iterator[Frame]:
+        """Yield frames in ascending order; see `Dataset.frames`. With a limit they are spread evenly over the scenes.
+
+        Raises:
+            DataError: one of `images` is not there.
+        """
+        if on_error is not None:
+            for error in self.damaged:
+                on_error(error)
+        indices = spread(len(self), None) if images is None else sorted(self.index(*image) for image in images)
+        yield from (self[indices[i]] for i in spread(len(indices), limit))
+
+    def units(self, images: Iterable[ImageKey]) -> list[str]:
+        """Return a unit for each image."""
+        return [f"{scene:06d}/{image:06d}" for scene, image in images]
+
+    def read(self, unit: str) -> Iterator[Frame]:
+        """Yield the frame of a unit."""
+        scene, image = map(int, unit.split("/"))
+        yield self[self.index(scene, image)]
+
+    def stream(self, *, seed: Sequence[int], index: int, streams: int, on_error: OnError) -> FolderStream:
+        """Return endless frames in random order; see `Dataset.stream`."""
+        return FolderStream(self, seed=seed, index=index, streams=streams)
+
+    def index(self, scene_id: int, image_id: int) -> int:
+        """Return the position of an image.
+
+        Raises:
+            DataError: there is no such image.
+        """
+        for at, scene in enumerate(self._scenes):
+            if scene.number == scene_id:
+                position = int(np.searchsorted(self._images[at], image_id))
+                if position < len(self._images[at]) and self._images[at][position] == image_id:
+                    return (int(self._ends[at - 1]) if at else 0) + position
+        raise DataError(f"{self.path / self.split}: has no image {scene_id:06d}/{image_id:06d}", kind="missing entry")
+
+    def __repr__(self) -> str:
+        return f"BopFolder({str(self.path)!r}, {self.split!r}, {len(self)} images of {len(self._scenes)} scenes)"
+
+    def _scene_folders(self) -> list[Path]:
+        folder = self.path / self.split
+        if not folder.is_dir():
+            known = ", ".join(splits_of(self.path))
+            raise DataError(f"{folder}: no such split; {self.path} has {known or 'none'}", kind="missing file")
+        scenes = [path for path in _listed(folder) if path.name.isdecimal() and path.is_dir()]
+        if not scenes:
+            raise DataError(f"{folder}: holds no scene (000000, 000001 ...)", kind="missing file")
+        return sorted(scenes, key=lambda path: int(path.name))
+
+
+class FolderStream:
+    """Endless frames of a folder, each once in an epoch, in another order in each; a `FrameStream`.
+
+    Stream `index` of `streams` takes every `streams`-th frame of an epoch's order.
+    """
+
+    def __init__(self, frames: BopFolder, *, seed: Sequence[int], index: int, streams: int) -> None:
+        self._frames, self._seed, self._index, self._streams = frames, tuple(seed), index, streams
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self.position: Position = START
+
+    def take(self) -> Frame:
+        """Return the next frame."""
+        epoch, at, *_ = self.position
+        order = self._ordered(epoch)
+        self.position = (epoch, at + 1, 0, 0) if at + 1 < len(order) else (epoch + 1, 0, 0, 0)
+        return self._frames[int(order[at])]
+
+    def _ordered(self, epoch: int) -> NDArray[np.int64]:
+        if self._order is None or self._order[0] != epoch:
+            order = np.random.default_rng([*self._seed, epoch]).permutation(len(self._frames))
+            # With more streams than frames, several share one.
+            self._order = (epoch, order[self._index % len(order) :: self._streams])
+        return self._order[1]
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """Return at most `limit` of the numbers from 0 to count - 1, evenly spread, ascending."""
+    if limit is None or count <= limit:
+        return list(range(count))
+    return [int(index) for index in (np.arange(limit) + 0.5) * count / limit]
+
+
+def splits_of(path: str | Path) -> list[str]:
+    """Return the names of the splits in a dataset's folder: its subfolders that hold scenes.
+
+    Raises:
+        DataError: the folder is missing or cannot be listed.
+    """
+    return sorted(
+        folder.name
+        for folder in _listed(Path(path))
+        if folder.is_dir() and any(scene.name.isdecimal() for scene in _listed(folder))
+    )
+
+
+def model_paths(folder: str | Path) -> dict[int, Path]:
+    """Return the mesh (PLY, millimetres) of each obj_id in a folder of models.
+
+    Raises:
+        DataError: there is no such folder, or no obj_NNNNNN.ply in it.
+    """
+    models = {int(match[1]): path for path in _listed(Path(folder)) if (match := _MODEL.fullmatch(path.name))}
+    if not models:
+        raise DataError(f"{folder}: holds no models (obj_000001.ply ...)", kind="missing file")
+    return dict(sorted(models.items()))
+
+
+def read_targets(path: Path) -> Targets:
+    """Return {(scene_id, image_id): {obj_id: instances}} of a targets file.
+
+    Files of the localisation task (test_targets_bop19.json) list objects; those of the detection task
+    (test_targets_bop24.json) only images: then the inner dictionaries are empty.
+
+    Raises:
+        DataError: missing, damaged, or without a number that belongs there.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"{path}: is not a list of targets", kind="damaged JSON")
+    targets: dict[ImageKey, dict[int, int]] = {}
+    for number, entry in enumerate(entries):
+        try:
+            objects = targets.setdefault((int(entry["scene_id"]), int(entry["im_id"])), {})
+            if "obj_id" in entry:
+                objects[int(entry["obj_id"])] = int(entry.get("inst_count", 1))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}[{number}]: not a target; it needs the numbers scene_id and im_id, and may have obj_id and "
+                "inst_count",
+                kind="damaged JSON",
+            ) from error
+    return targets
+
+
+class JsonIndex:
+    """The positions of the entries in a file {"0": ..., "1": ...}; an entry is read when it is asked for.
+
+    It takes 24 bytes for each entry, whatever the size of the file.
+
+    Args:
+        path: scene_camera.json, scene_gt.json or scene_gt_info.json.
 
     Attributes:
         numbers: (N,) int64, the keys in ascending order.
 
     Raises:
-        DataError: missing, unreadable, empty, truncated, no object, or with a number twice.
+        DataError: missing, unreadable, empty, truncated, not a JSON object, or with a number twice.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +269,7 @@ class JsonIndex:
         data = read_bytes(path)
         text = data.strip()
         if not text.startswith(b"{") or not text.endswith(b"}"):
-            raise DataError(f"{path}: truncated or damaged JSON (it is no object in braces)", kind="damaged JSON")
+            raise DataError(f"{path}: truncated or damaged JSON (not an object in braces)", kind="damaged JSON")
         found = [(int(match[1]), match.start(), match.end()) for match in _KEY.finditer(data)]
         table = np.array(found, dtype=np.int64).reshape(-1, 3)
         ends = np.append(table[1:, 1], data.rindex(b"}"))
@@ -64,7 +288,7 @@ class JsonIndex:
         """Return the entry of a number.
 
         Raises:
-            DataError: it has none, or it is damaged; the message names file and key.
+            DataError: there is none, or it is damaged; the message names file and key.
         """
         at = self._position(number)
         if at is None:
@@ -83,208 +307,8 @@ class JsonIndex:
         return at if at < len(self.numbers) and self.numbers[at] == number else None
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return a file's contents.
-
-    Raises:
-        DataError: missing or unreadable.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file", kind="missing file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})", kind="missing file") from error
-
-
-Targets = Mapping[tuple[int, int], Mapping[int, int]]
-
-_PICTURES = (".jpg", ".png", ".tif", ".tiff", ".jpeg")
-_DEPTHS = (".png", ".tif", ".tiff")
-_MODEL = re.compile(r"obj_(\d+)\.ply")
-
-
-class BopFolder:
-    """A split of a dataset in BOP's folders, as a sequence of frames.
-
-    Opening it looks through the scenes' lists of cameras only. Annotations are found in a scene's files when a frame
-    of it is first asked for them, and parsed frame by frame: a million images take some seconds to open, and about
-    70 bytes of memory each.
-
-    Args:
-        path: the dataset's folder.
-        split: its subfolder: "train_pbr", "test", "test_primesense" ...
-        targets: a file such as test_targets_bop19.json, a path or a name in `path`: only its images are listed.
-
-    Attributes:
-        name: the dataset's, that of its folder.
-        targets: {(scene, image): {object: instances}} of the targets file; no objects where it names images only;
-            None without a file.
-        damaged: an error for each scene that had to be left out, logged already.
-
-    Raises:
-        DataError: the folder, the split or the targets file is missing or damaged, there is no scene, all scenes are
-            damaged, or the targets name images that are not there.
-    """
-
-    def __init__(self, path: str | Path, split: str, targets: str | Path | None = None) -> None:
-        self.path = Path(path)
-        self.split = split
-        self.name = self.path.resolve().name
-        self.targets = None if targets is None else read_targets(self._targets_path(targets))
-        self.damaged: list[DataError] = []
-        self._scenes: list[_Scene] = []
-        self._images: list[NDArray[np.int64]] = []
-        left_out = set()
-        for folder in self._scene_folders():
-            try:
-                scene = _Scene(folder)
-                images = scene.cameras.numbers
-            except DataError as error:
-                logger.warning("scene left out: %s", error)
-                self.damaged.append(error)
-                left_out.add(int(folder.name))
-                continue
-            self._scenes.append(scene)
-            self._images.append(images)
-        if not self._scenes:
-            raise self.damaged[0]
-        if self.targets is not None:
-            self._keep(self.targets, left_out)
-        self._ends = np.cumsum([len(images) for images in self._images])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, index: int) -> Frame:
-        """Return a frame, of which nothing is read yet; scenes and their images are in ascending order.
-
-        Raises:
-            IndexError: outside 0 .. len - 1.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.path}: frame {index} of {len(self)}")
-        at = int(np.searchsorted(self._ends, index, side="right"))
-        first = int(self._ends[at - 1]) if at else 0
-        return _FolderFrame(self.name, self._scenes[at], int(self._images[at][index - first]))
-
-    def __iter__(self) -> Iterator[Frame]:
-        return (self[index] for index in range(len(self)))
-
-    @property
-    def scene_ids(self) -> tuple[int, ...]:
-        """The numbers of the scenes that have images."""
-        return tuple(scene.number for scene, images in zip(self._scenes, self._images, strict=True) if len(images))
-
-    def index(self, scene_id: int, image_id: int) -> int:
-        """Return the position of an image.
-
-        Raises:
-            DataError: there is no such image.
-        """
-        for at, scene in enumerate(self._scenes):
-            if scene.number == scene_id:
-                position = int(np.searchsorted(self._images[at], image_id))
-                if position < len(self._images[at]) and self._images[at][position] == image_id:
-                    return (int(self._ends[at - 1]) if at else 0) + position
-        raise DataError(f"{self.path / self.split}: has no image {scene_id:06d}/{image_id:06d}", kind="missing entry")
-
-    def model_paths(self, kind: str = "models") -> dict[int, Path]:
-        """Return the mesh (PLY, millimetres) of each object number.
-
-        Args:
-            kind: the folder's name: "models", "models_eval", "models_cad" ...
-
-        Raises:
-            DataError: there is no such folder, or no obj_NNNNNN.ply in it.
-        """
-        folder = self.path / kind
-        models = {int(match[1]): path for path in _listed(folder) if (match := _MODEL.fullmatch(path.name))}
-        if not models:
-            raise DataError(f"{folder}: holds no models (obj_000001.ply ...)", kind="missing file")
-        return dict(sorted(models.items()))
-
-    def __repr__(self) -> str:
-        return f"BopFolder({str(self.path)!r}, {self.split!r}, {len(self)} images of {len(self._scenes)} scenes)"
-
-    def _targets_path(self, targets: str | Path) -> Path:
-        return self.path / targets if (self.path / targets).is_file() else Path(targets)
-
-    def _scene_folders(self) -> list[Path]:
-        folder = self.path / self.split
-        if not folder.is_dir():
-            known = ", ".join(splits_of(self.path))
-            raise DataError(f"{folder}: no such split; {self.path} has {known or 'none'}", kind="missing file")
-        scenes = [path for path in _listed(folder) if path.name.isdecimal() and path.is_dir()]
-        if not scenes:
-            raise DataError(f"{folder}: holds no scene (000000, 000001 ...)", kind="missing file")
-        return sorted(scenes, key=lambda path: int(path.name))
-
-    def _keep(self, targets: Targets, left_out: set[int]) -> None:
-        wanted: dict[int, list[int]] = {}
-        for scene, image in targets:
-            wanted.setdefault(scene, []).append(image)
-        for at, scene_files in enumerate(self._scenes):
-            chosen = np.array(sorted(wanted.pop(scene_files.number, [])), dtype=np.int64)
-            missing = np.setdiff1d(chosen, self._images[at])
-            if missing.size:
-                raise DataError(
-                    f"{scene_files.path}: {missing.size} images of the targets file are missing, such as {missing[0]}",
-                    kind="missing entry",
-                )
-            self._images[at] = chosen
-        wanted = {scene: images for scene, images in wanted.items() if scene not in left_out}
-        if wanted:
-            scene, images = next(iter(wanted.items()))
-            raise DataError(
-                f"{self.path / self.split}: {len(wanted)} scenes of the targets file are missing, such as {scene:06d} "
-                f"with image {images[0]}",
-                kind="missing file",
-            )
-
-
-def splits_of(path: str | Path) -> list[str]:
-    """Return the names of the splits in a dataset's folder: its subfolders that hold scenes.
-
-    Raises:
-        DataError: the folder is missing or cannot be listed.
-    """
-    return sorted(
-        folder.name
-        for folder in _listed(Path(path))
-        if folder.is_dir() and any(scene.name.isdecimal() for scene in _listed(folder))
-    )
-
-
-def read_targets(path: Path) -> Targets:
-    """Return {(scene, image): {object: instances}} of a targets file.
-
-    Files of the localisation task (test_targets_bop19.json) list objects; those of the detection task
-    (test_targets_bop24.json) only images: then the inner dictionaries are empty.
-
-    Raises:
-        DataError: missing, damaged, or without a number that belongs there.
-    """
-    entries = parse_json(read_bytes(path), str(path))
-    if not isinstance(entries, list) or not entries:
-        raise DataError(f"{path}: is not a list of targets", kind="damaged JSON")
-    targets: dict[tuple[int, int], dict[int, int]] = {}
-    for number, entry in enumerate(entries):
-        try:
-            objects = targets.setdefault((int(entry["scene_id"]), int(entry["im_id"])), {})
-            if "obj_id" in entry:
-                objects[int(entry["obj_id"])] = int(entry.get("inst_count", 1))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}[{number}]: is no target with the numbers scene_id and im_id, or scene_id, im_id, obj_id and "
-                "inst_count",
-                kind="damaged JSON",
-            ) from error
-    return targets
-
-
 class _Scene:
-    """The files of one scene; what is known of where things stand in them is not sent to other processes."""
+    """The files of one scene; their indices are not sent to other processes, which read them again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -296,7 +320,7 @@ class _Scene:
         return JsonIndex(self.path / "scene_camera.json")
 
     @cached_property
-    def truth(self) -> JsonIndex:
+    def annotations(self) -> JsonIndex:
         return JsonIndex(self.path / "scene_gt.json")
 
     @cached_property
@@ -308,7 +332,7 @@ class _Scene:
         return {"path": self.path, "number": self.number, "_suffixes": {}}
 
     def find(self, folders: tuple[str, ...], stem: str, suffixes: tuple[str, ...]) -> tuple[bytes, Path] | None:
-        """Return the first of the possible files; which one it was is tried first the next time."""
+        """Return the contents and path of the first file that exists; next time its folder and suffix come first."""
         key = folders[0]
         known = self._suffixes.get(key)
         tails = [f"{folder}/{{}}{suffix}" for folder in folders for suffix in suffixes]
@@ -340,18 +364,18 @@ class _FolderFrame(Frame):
         return parse_camera(cameras.read(self.image_id), f"{cameras.path}: {self.image_id}")
 
     def _read_annotations(self) -> tuple[Annotation, ...]:
-        truth, info = self._scene.truth, self._scene.info
+        entries, info = self._scene.annotations, self._scene.info
         return parse_annotations(
-            truth.read(self.image_id),
+            entries.read(self.image_id),
             None if info is None else info.read(self.image_id),
-            f"{truth.path}: {self.image_id}",
+            f"{entries.path}: {self.image_id}",
             f"{self._scene.path / 'scene_gt_info.json'}: {self.image_id}",
         )
 
     def _image_data(self) -> tuple[bytes, str]:
-        found = self._scene.find(("rgb", "gray"), f"{self.image_id:06d}", _PICTURES)
+        found = self._scene.find(("rgb", "gray"), f"{self.image_id:06d}", _IMAGES)
         if found is None:
-            raise DataError(f"{self.where}: has no picture in rgb/ or gray/", kind="missing picture")
+            raise DataError(f"{self.where}: has no image in rgb/ or gray/", kind="missing image")
         return found[0], str(found[1])
 
     def _depth_data(self) -> tuple[bytes, str] | None:

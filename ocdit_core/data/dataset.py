@@ -1,21 +1,83 @@
-"""Open a dataset by its path, whatever layout it is in."""
+"""The interface of datasets of annotated images, and how one is opened by its path."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from ocdit_core.data.bop import BopFolder, splits_of
+from ocdit_core.data.frame import Frame, FrameStream, ImageKey, OnError
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import DataError
 
 
-def open_dataset(path: str | Path, split: str | None = None) -> BopFolder | ShardDataset:
+class Dataset(Protocol):
+    """Annotated images in any layout. A new layout implements this, and `open_dataset` recognises it."""
+
+    @property
+    def name(self) -> str:
+        """Short name, for results and logs."""
+
+    @property
+    def title(self) -> str:
+        """Name and extent, for people."""
+
+    @property
+    def path(self) -> Path:
+        """The dataset's folder, with models/, objects.json and targets files, where it has them."""
+
+    @property
+    def count(self) -> int | None:
+        """Number of frames; None where it is not known before all are read."""
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Iterate over all frames; raises DataError for a damaged one."""
+
+    def frames(
+        self,
+        images: Iterable[ImageKey] | None = None,
+        *,
+        limit: int | None = None,
+        on_error: OnError | None = None,
+    ) -> Iterator[Frame]:
+        """Yield frames.
+
+        Args:
+            images: only these; a layout that is read sequentially leaves out those that it does not have.
+            limit: at most so many.
+            on_error: called for parts that cannot be opened, and then they are left out; default: raise.
+
+        Raises:
+            DataError: see `on_error`; or one of `images` is missing.
+        """
+
+    def units(self, images: Iterable[ImageKey]) -> list[str]:
+        """Return the parts that have to be read for these images, as work to share among processes."""
+
+    def read(self, unit: str) -> Iterator[Frame]:
+        """Yield the frames of a unit, which may be more than were asked for."""
+
+    def stream(self, *, seed: Sequence[int], index: int, streams: int, on_error: OnError) -> FrameStream:
+        """Return endless frames in random order for training.
+
+        What it yields depends on these arguments and the data alone.
+
+        Args:
+            seed: random seed of the order.
+            index: number of this stream; the streams of one seed divide the frames among them.
+            streams: number of streams.
+            on_error: called for damaged parts that are skipped.
+        """
+
+
+def open_dataset(path: str | Path, split: str | None = None) -> Dataset:
     """Open a dataset.
 
     Args:
         path: BOP's folder of a dataset, or of one of its splits; a .tar shard, a folder of shards, or a pattern
             such as shard-{000000..000099}.tar.
-        split: of a dataset's folder; default: the only one that it has.
+        split: subfolder of a dataset's folder; default: the only one that it has.
 
     Raises:
         DataError: nothing there that can be read, or a split has to be chosen; the message lists them.
@@ -23,9 +85,9 @@ def open_dataset(path: str | Path, split: str | None = None) -> BopFolder | Shar
     text, folder = str(path), Path(path)
     sharded = "{" in text or text.endswith(".tar") or folder.is_file()
     if split is not None and not sharded and next((folder / split).glob("*.tar"), None) is not None:
-        folder, sharded = folder / split, True
+        return ShardDataset(folder / split, path=folder)
     if sharded or (split is None and next(folder.glob("*.tar"), None) is not None):
-        return ShardDataset(text if not folder.is_dir() else folder)
+        return ShardDataset(text)
     if split is not None:
         return BopFolder(folder, split)
     if next(folder.glob("*/scene_camera.json"), None) is not None:

@@ -1,22 +1,33 @@
-"""Annotated images, whatever files they come from: nothing is decoded before it is needed."""
+"""Annotated images, whatever files they come from, and what datasets of them have in common.
+
+Nothing is decoded before it is needed. The format of the JSON entries:
+https://github.com/thodan/bop_toolkit/blob/master/docs/bop_datasets_format.md
+"""
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.decoding import decode_depth, decode_image, picture_size
-from ocdit_core.errors import DataError
+from ocdit_core.errors import DataError, ImageError
+from ocdit_core.images import decode_image, decode_pixels, image_size
 from ocdit_core.masks import Box, tight_box
 
+ImageKey = tuple[int, int]
+"""scene_id and image_id."""
+OnError = Callable[[DataError], None]
+
 MIN_DISTANCE, MAX_DISTANCE = 0.01, 100.0
-"""Metres from the camera to an object's origin: what lies outside is a wrong unit."""
+"""Range in metres from the camera to an object's origin, and of a median depth; values outside have a wrong unit."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,11 +38,11 @@ class Annotation:
         object_id: BOP's obj_id.
         rotation: (3, 3) float64 camera-from-model.
         translation: (3,) float64 camera-from-model, metres (BOP stores millimetres).
-        visible_fraction: pixels seen / pixels of the whole silhouette, what lies outside the picture included; NaN
+        visible_fraction: visible pixels / pixels of the whole silhouette, including its part outside the image; NaN
             where the dataset does not say.
-        box_visible: x, y, width, height in pixels of what is seen, the last column and row counted (BOP's files leave
-            them out); None when nothing is seen, or the dataset does not say.
-        box_object: the same of the whole silhouette, which may reach outside the picture.
+        box_visible: x, y, width, height in pixels of the visible part, including the last column and row (BOP's files
+            leave them out); None when nothing is visible, or the dataset does not say.
+        box_object: the same of the whole silhouette, which may reach outside the image.
     """
 
     object_id: int
@@ -44,14 +55,42 @@ class Annotation:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Camera:
-    """The pinhole camera of a frame: K (3, 3) float64 in pixels, and millimetres of one unit of its depth map."""
+    """The pinhole camera of a frame.
+
+    Attributes:
+        K: (3, 3) float64 intrinsics in pixels.
+        depth_scale: millimetres of one unit of the depth map.
+    """
 
     K: NDArray[np.float64]
     depth_scale: float
 
 
+def read_bytes(path: Path) -> bytes:
+    """Return a file's contents.
+
+    Raises:
+        DataError: missing or unreadable.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file", kind="missing file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})", kind="missing file") from error
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        DataError: missing, unreadable, truncated or damaged.
+    """
+    return parse_json(read_bytes(path), str(path))
+
+
 def parse_json(data: bytes | str, where: str) -> Any:
-    """Return what a JSON text holds.
+    """Return what a JSON text holds; `where` names it in errors.
 
     Raises:
         DataError: truncated or damaged.
@@ -67,8 +106,8 @@ def parse_camera(entry: Any, where: str) -> Camera:
     """Return the camera of a frame from its entry in scene_camera.json, or a shard's camera.json.
 
     Raises:
-        DataError: K is missing or no pinhole camera's, or depth_scale is not a number above 0; the message names
-            `where` and the key. A missing depth_scale is 1.
+        DataError: K is missing or not that of a pinhole camera, or depth_scale is not a number above 0; the message
+            names `where` and the key. A missing depth_scale is 1.
     """
     entry = _object(entry, where)
     if "cam_K" not in entry and "cam_model" in entry:
@@ -82,20 +121,20 @@ def parse_camera(entry: Any, where: str) -> Camera:
     return Camera(K=K, depth_scale=float(scale))
 
 
-def parse_annotations(truth: Any, info: Any | None, where: str, where_info: str) -> tuple[Annotation, ...]:
-    """Return the objects of a frame from its entries in scene_gt.json and scene_gt_info.json (None: it has none).
+def parse_annotations(entries: Any, info: Any | None, where: str, where_info: str) -> tuple[Annotation, ...]:
+    """Return the objects of a frame from its entries in scene_gt.json and scene_gt_info.json (None: there is none).
 
     Raises:
-        DataError: an entry or key is missing, of another type or not finite, a rotation is none, a translation is
-            outside 1 cm .. 100 m, or the two files disagree in number; the message names `where`, number and key.
+        DataError: an entry or key is missing, of a wrong type or not finite, a matrix is not a rotation, a translation
+            is outside 1 cm .. 100 m, or the two files disagree in number; the message names `where`, number and key.
     """
-    truth = _list(truth, where)
-    infos: list[Any] = [None] * len(truth) if info is None else _list(info, where_info)
-    if len(infos) != len(truth):
-        raise DataError(f"{where_info}: has {len(infos)} entries for {len(truth)} objects", kind="gt_info")
+    entries = _list(entries, where)
+    infos: list[Any] = [None] * len(entries) if info is None else _list(info, where_info)
+    if len(infos) != len(entries):
+        raise DataError(f"{where_info}: has {len(infos)} entries for {len(entries)} objects", kind="gt_info")
     return tuple(
         _annotation(entry, extra, f"{where}[{number}]", f"{where_info}[{number}]")
-        for number, (entry, extra) in enumerate(zip(truth, infos, strict=True))
+        for number, (entry, extra) in enumerate(zip(entries, infos, strict=True))
     )
 
 
@@ -170,22 +209,18 @@ def _list(value: Any, where: str) -> list[Any]:
     return value
 
 
-MAX_DEPTH = 100.0
-"""Metres: a median depth beyond is a wrong depth_scale."""
-
-
 class Frame(ABC):
-    """A picture with its camera and its objects; frames can be sent to other processes.
+    """An image with its camera and its annotated objects; frames can be sent to other processes.
 
-    Everything but the names is read when asked for, and whatever is wrong with it is a DataError then: it names file
-    (or shard) and key, and its `kind` groups such errors.
+    Files are read and decoded when a property is asked for; a DataError names file (or shard) and key, and its `kind`
+    groups such errors.
 
     Attributes:
         dataset: the name of the dataset it comes from.
         key: unique in the dataset: "000003/000012" (scene and image) of a folder, the shard's key of a shard.
         scene_id: BOP's number of the scene; -1 where a shard's key does not tell.
         image_id: BOP's number of the image in its scene; -1 likewise.
-        where: the file (or shard) and key, as messages name it.
+        where: the file (or shard) and key, for error messages.
     """
 
     def __init__(self, *, dataset: str, key: str, scene_id: int, image_id: int, where: str) -> None:
@@ -197,70 +232,62 @@ class Frame(ABC):
 
     @cached_property
     def camera(self) -> Camera:
-        """Intrinsics, and the unit of the depth map.
-
-        Raises:
-            DataError: missing or damaged.
-        """
+        """Intrinsics, and the unit of the depth map; raises DataError."""
         return self._read_camera()
 
     @property
     def K(self) -> NDArray[np.float64]:  # noqa: N802 - the field's letter
-        """(3, 3) float64 intrinsics in pixels.
-
-        Raises:
-            DataError: missing or damaged.
-        """
+        """(3, 3) float64 intrinsics in pixels; raises DataError."""
         return self.camera.K
 
     @cached_property
     def annotations(self) -> tuple[Annotation, ...]:
-        """The objects, in the dataset's order; an index into them is that of `mask`.
-
-        Raises:
-            DataError: missing or damaged.
-        """
+        """The objects, in the dataset's order, which is that of the indices of `mask`; raises DataError."""
         return self._read_annotations()
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels, from the picture's header.
-
-        Raises:
-            DataError: the picture is missing or damaged.
-        """
-        return picture_size(*self._image_data())
+        """Height and width in pixels, from the image's header; raises DataError."""
+        return self._size_of(*self._image_data())
 
     def image(self, *, reduction: int = 1) -> NDArray[np.uint8]:
-        """Return (H, W, 3) uint8 RGB; a grey picture has three equal channels.
+        """Return (H, W, 3) uint8 RGB; a grey image has three equal channels.
 
         Args:
-            reduction: 1, 2, 4 or 8: decode at so small a share of each side (rounded up).
+            reduction: 1, 2, 4 or 8: decode at this fraction of each side (rounded up), which is faster for JPEG.
 
         Raises:
             DataError: missing, truncated or damaged.
         """
         data, where = self._image_data()
-        # Read already: `size` needs no second look at the file.
-        self.__dict__.setdefault("size", picture_size(data, where))
-        return decode_image(data, where, reduction=reduction)
+        # So that `size` does not read the file again.
+        self.__dict__.setdefault("size", self._size_of(data, where))
+        with _data_errors("damaged image"):
+            # Not upright: poses and masks belong to the pixels as stored.
+            return decode_image(data, where, upright=False, reduction=reduction)
 
     def depth(self) -> NDArray[np.float32] | None:
-        """Return (H, W) float32 metres along the optical axis, 0 where nothing was measured; None: it has no depth map.
+        """Return (H, W) float32 metres along the optical axis, 0 where nothing was measured; None without a depth map.
 
         Raises:
-            DataError: truncated, damaged, of another size than the picture, or so far from the objects' poses (or
-                from any robot's world) that the depth scale is wrong.
+            DataError: truncated, damaged, not the size of the image, or so far from the objects' poses (or beyond
+                MAX_DISTANCE) that the depth scale is wrong.
         """
         found = self._depth_data()
         if found is None:
             return None
-        depth = decode_depth(*found, self.camera.depth_scale)
-        if depth.shape != self.size:
+        data, where = found
+        with _data_errors("damaged depth"):
+            values = decode_pixels(data, where)
+        if values.ndim != 2:
             raise DataError(
-                f"{found[1]}: depth is {_size(depth.shape)}, the picture {_size(self.size)}", kind="depth size"
+                f"{where}: is {values.dtype} {values.shape}, not one channel of 16 bits", kind="damaged depth"
             )
-        self._check_depth_scale(depth, found[1])
+        depth = values.astype(np.float32) * np.float32(self.camera.depth_scale / 1000)
+        if not np.isfinite(depth).all():
+            raise DataError(f"{where}: depth holds values that are not finite", kind="damaged depth")
+        self._check_size(depth.shape, "depth", where)
+        self._check_depth_scale(depth, where)
         return depth
 
     def mask(self, index: int, *, visible: bool = True) -> NDArray[np.bool_]:
@@ -268,33 +295,29 @@ class Frame(ABC):
 
         Args:
             index: of the object in `annotations`.
-            visible: what is seen of it (modal); else its whole silhouette within the picture (amodal).
+            visible: its visible part (modal); else its whole silhouette within the image (amodal).
 
         Raises:
-            DataError: missing, damaged, or of another size than the picture.
+            DataError: missing, damaged, or not the size of the image.
             IndexError: there is no such object.
         """
         if not 0 <= index < len(self.annotations):
             raise IndexError(f"{self.where}: has {len(self.annotations)} objects, none with the index {index}")
         mask, where = self._read_mask(index, visible)
-        if mask.shape != self.size:
-            raise DataError(
-                f"{where}: the mask is {_size(mask.shape)}, the picture {_size(self.size)}", kind="mask size"
-            )
+        self._check_size(mask.shape, "mask", where)
         return mask
 
     def visible_box(self, index: int) -> Box | None:
-        """Return x, y, width, height in pixels of what is seen of an object, from its mask if the dataset does not say.
+        """Return the tight box of an object's visible part, from its mask if the dataset does not say.
 
         Returns:
-            None when nothing is seen of it.
+            x, y, width, height in pixels; None when nothing is visible.
 
         Raises:
             DataError: it has to come from the mask, which cannot be read.
         """
         annotation = self.annotations[index]
-        known = annotation.box_visible is not None or annotation.visible_fraction == annotation.visible_fraction
-        if known:
+        if annotation.box_visible is not None or not np.isnan(annotation.visible_fraction):
             return annotation.box_visible
         mask = self.mask(index)
         return tight_box(mask) if mask.any() else None
@@ -310,7 +333,7 @@ class Frame(ABC):
 
     @abstractmethod
     def _image_data(self) -> tuple[bytes, str]:
-        """The picture's file, and its name for messages."""
+        """Return the image file's bytes, and its name for messages."""
 
     @abstractmethod
     def _depth_data(self) -> tuple[bytes, str] | None: ...
@@ -318,18 +341,28 @@ class Frame(ABC):
     @abstractmethod
     def _read_mask(self, index: int, visible: bool) -> tuple[NDArray[np.bool_], str]: ...
 
+    @staticmethod
+    def _size_of(data: bytes, where: str) -> tuple[int, int]:
+        with _data_errors("damaged image"):
+            return image_size(data, where)
+
+    def _check_size(self, shape: tuple[int, ...], what: str, where: str) -> None:
+        if shape != self.size:
+            (height, width), (h, w) = self.size, shape
+            raise DataError(f"{where}: the {what} is {w} x {h}, the image {width} x {height}", kind=f"{what} size")
+
     def _check_depth_scale(self, depth: NDArray[np.float32], where: str) -> None:
         measured = depth[depth > 0]
-        if measured.size and not 1e-3 < float(np.median(measured)) < MAX_DEPTH:
+        if measured.size and not 1e-3 < float(np.median(measured)) < MAX_DISTANCE:
             raise DataError(
-                f"{where}: half of the depths are beyond {float(np.median(measured)):.4g} m; is depth_scale "
+                f"{where}: the median depth is {float(np.median(measured)):.4g} m; is depth_scale "
                 f"{self.camera.depth_scale:g} right?",
                 kind="depth scale",
             )
         try:
             annotations = self.annotations
         except DataError:
-            return  # a depth map can be used without them, and whoever asks for them is told
+            return  # a depth map is usable without them, and asking for them raises
         ratios = []
         for annotation in annotations:
             if annotation.box_visible is None or not annotation.visible_fraction > 0.5:
@@ -339,7 +372,7 @@ class Frame(ABC):
             there = there[there > 0]
             if there.size and annotation.translation[2] > 0:
                 ratios.append(float(np.median(there)) / float(annotation.translation[2]))
-        # Sensors lack objects, and boxes hold background: only most objects together tell, and only of factors.
+        # Sensors miss objects, and boxes hold background: only the median over objects tells, and only of factors.
         if ratios and not 1 / 4 < float(np.median(ratios)) < 4:
             raise DataError(
                 f"{where}: depths are {float(np.median(ratios)):.3g} times those of the objects' poses; is depth_scale "
@@ -348,5 +381,41 @@ class Frame(ABC):
             )
 
 
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]} x {shape[0]}"
+def decode_mask_image(data: bytes, where: str) -> NDArray[np.bool_]:
+    """Decode a mask that is stored as an image: (H, W) bool, True where it is not black.
+
+    Raises:
+        DataError: truncated, damaged or not an image.
+    """
+    with _data_errors("damaged mask"):
+        pixels = decode_pixels(data, where)
+    return np.asarray(pixels > 0 if pixels.ndim == 2 else pixels[..., :3].any(axis=2))
+
+
+@contextmanager
+def _data_errors(kind: str) -> Iterator[None]:
+    """Raise image errors as data errors of a kind, which are counted."""
+    try:
+        yield
+    except ImageError as error:
+        raise DataError(str(error), kind=kind) from error
+
+
+Position = tuple[int, int, int, int]
+"""A frame stream's position, as plain numbers for checkpoints."""
+START: Position = (0, 0, 0, 0)
+NO_FRAMES = "no frames"
+"""The kind of the DataError that ends a stream."""
+
+
+class FrameStream(Protocol):
+    """Endless frames of a dataset in random order, which continue from a position.
+
+    Attributes:
+        position: after the frames taken so far; setting it continues from there.
+    """
+
+    position: Position
+
+    def take(self) -> Frame:
+        """Return the next frame and advance, also past a damaged one, for which it raises DataError."""

@@ -18,26 +18,25 @@ from ocdit_core.objects.viewpoints import spread_indices
 
 logger = logging.getLogger(__name__)
 
-Rng = np.random.Generator
-
 
 class TemplateCache:
-    """Views of a library's objects by object number, the most recently used objects decoded in memory.
+    """Templates of a library's objects by object number; the most recently used objects stay decoded in memory.
 
-    An archive is compressed as a whole, so reading one view costs as much as reading all; hot objects are therefore
-    kept decoded. Each loader worker has a cache of its own.
+    An archive is compressed as a whole, so reading one template costs as much as reading all. Each loader worker has a
+    cache of its own.
 
     Args:
-        library: of the data set's objects; their numbers are those of its manifest (obj_000005 is number 5).
+        library: templates of the dataset's objects; their numbers are those of its manifest (obj_000005 is number 5).
         size: side of a template in pixels, at most 128.
-        keep_views: of an object with more views, so many that cover it best are kept in memory.
-        byte_limit: of decoded views in memory; one object is kept whatever its size.
+        keep_views: of an object with more templates, so many that cover it best are kept in memory.
+        byte_limit: size of decoded templates in memory; one object is kept whatever its size.
 
     Attributes:
         object_ids: numbers of the library's objects, ascending.
-        missing: how often objects were met in frames that it has no templates of, by number.
-        hits, misses: how often an object was found decoded, or had to be read.
-        bytes: of decoded views in memory.
+        missing: how often frames showed an object that the library does not have, by number.
+        hits: how often an object was found decoded.
+        misses: how often an object had to be read.
+        bytes: size of the decoded templates in memory.
 
     Raises:
         ConfigError: a size or a number is out of range.
@@ -48,23 +47,19 @@ class TemplateCache:
         self, library: ObjectLibrary, *, size: int = TEMPLATE_SIZE, keep_views: int = 12, byte_limit: int = 512 << 20
     ) -> None:
         if not 8 <= size <= TEMPLATE_SIZE:
-            raise ConfigError(f"template_size: {size} is not in 8..{TEMPLATE_SIZE}, the size of stored views")
+            raise ConfigError(f"template_size: {size} is not in 8..{TEMPLATE_SIZE}, the size of stored templates")
         if keep_views < 1:
             raise ConfigError(f"keep_views: {keep_views} has to be at least 1")
         self.library, self.size, self.keep_views, self.byte_limit = library, size, keep_views, byte_limit
         self._names = {entry.id: name for name, entry in library.manifest.items()}
         self.object_ids: tuple[int, ...] = tuple(sorted(self._names))
-        self._clear()
-
-    def _clear(self) -> None:
-        # The least recently used first.
-        self._views: OrderedDict[int, _Views] = OrderedDict()
-        self._colours: dict[int, NDArray[np.float64]] = {}
+        self._views: OrderedDict[int, _Views] = OrderedDict()  # the least recently used first
+        self._histograms: dict[int, NDArray[np.float64]] = {}
         self.missing: Counter[int] = Counter()
         self.bytes = self.hits = self.misses = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """A worker started afresh gets no copy of what is decoded here."""
+        """Leave out what is decoded: a worker that is spawned gets no copy."""
         return {**self.__dict__, "_views": OrderedDict(), "missing": Counter(), "bytes": 0, "hits": 0, "misses": 0}
 
     def __contains__(self, object_id: object) -> bool:
@@ -74,7 +69,7 @@ class TemplateCache:
         return len(self._names)
 
     def has(self, object_id: int, where: str) -> bool:
-        """Whether there are templates of an object; the first time that some are lacking is logged with `where`."""
+        """Return whether there are templates of an object; the first time that they are missing is logged."""
         if object_id in self._names:
             return True
         if not self.missing[object_id]:
@@ -84,12 +79,12 @@ class TemplateCache:
         self.missing[object_id] += 1
         return False
 
-    def draw(self, rng: Rng, object_id: int, count: int) -> NDArray[np.uint8]:
-        """Return `count` views of an object that cover it well, starting from a random one.
+    def draw(self, rng: np.random.Generator, object_id: int, count: int) -> NDArray[np.uint8]:
+        """Return `count` templates of an object that cover it well, starting from a random one.
 
         Returns:
-            (count, size, size, 4) uint8: RGB on black, and the mask, 0 or 255. An object with fewer views shows some
-            of them again.
+            (count, size, size, 4) uint8: RGB on black, and the mask, 0 or 255. An object with fewer templates shows
+            some of them again.
 
         Raises:
             DataError: the library has no such object.
@@ -99,27 +94,27 @@ class TemplateCache:
         stored = len(views.rgba)
         if np.isfinite(views.directions).all():
             chosen = views.spread(min(count, stored), int(rng.integers(stored)))
-        else:  # photographs
+        else:  # photographs have no poses
             chosen = rng.permutation(stored)[:count]
         if stored < count:
             chosen = np.concatenate([chosen, rng.integers(stored, size=count - stored)])
         return np.asarray(views.rgba[chosen])
 
-    def alike(self, one: int, other: int) -> float:
-        """Return how much the colours of two objects are alike, 0 to 1: the Bhattacharyya coefficient of histograms.
+    def similarity(self, one: int, other: int) -> float:
+        """Return the Bhattacharyya coefficient of the colour histograms of two objects, 0 to 1.
 
         Raises as `draw` does.
         """
-        return float((self._colour(one) * self._colour(other)).sum())
+        return float((self._histogram(one) * self._histogram(other)).sum())
 
-    def _colour(self, object_id: int) -> NDArray[np.float64]:
-        """The root of an object's colour histogram, which stays when its views have gone."""
-        if object_id not in self._colours:
+    def _histogram(self, object_id: int) -> NDArray[np.float64]:
+        """Return the square root of an object's colour histogram; it stays in memory when its templates do not."""
+        if object_id not in self._histograms:
             rgba = self._load(object_id).rgba
             steps = rgba[..., :3][rgba[..., 3] > 0].astype(np.int64) // 64
             counts = np.bincount(steps @ (16, 4, 1), minlength=64)
-            self._colours[object_id] = np.sqrt(counts / max(counts.sum(), 1))
-        return self._colours[object_id]
+            self._histograms[object_id] = np.sqrt(counts / max(counts.sum(), 1))
+        return self._histograms[object_id]
 
     def _load(self, object_id: int) -> _Views:
         if object_id in self._views:
@@ -132,8 +127,8 @@ class TemplateCache:
         templates = self.library[self._names[object_id]].best_views(self.keep_views)
         views = np.empty((len(templates), self.size, self.size, 4), np.uint8)
         for out, rgb, mask in zip(views, templates.rgb, templates.mask, strict=True):
-            out[..., :3] = _scaled(rgb, self.size)
-            out[..., 3] = np.where(_scaled(mask.view(np.uint8) * np.uint8(255), self.size) > 127, 255, 0)
+            out[..., :3] = _resized(rgb, self.size)
+            out[..., 3] = np.where(_resized(mask.view(np.uint8) * np.uint8(255), self.size) > 127, 255, 0)
         self._views[object_id] = _Views(views, templates.directions())
         self.bytes += views.nbytes
         while self.bytes > self.byte_limit and len(self._views) > 1:
@@ -143,20 +138,20 @@ class TemplateCache:
 
 @dataclass
 class _Views:
-    """One object: its views (V, size, size, 4), where from (V, 3), and the choices that were worked out."""
+    """One object's templates (V, size, size, 4), their directions (V, 3), and the choices that were worked out."""
 
     rgba: NDArray[np.uint8]
     directions: NDArray[np.float64]
     chosen: dict[tuple[int, int], NDArray[np.int64]] = field(default_factory=dict)
 
     def spread(self, count: int, first: int) -> NDArray[np.int64]:
-        """Return the indices of `count` views, from `first` on each the farthest from those before."""
+        """Return the indices of `count` templates, from `first` on each the farthest from those before."""
         if (count, first) not in self.chosen:
             self.chosen[count, first] = spread_indices(self.directions, count, first)
         return self.chosen[count, first]
 
 
-def _scaled(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    if picture.shape[0] == size:
-        return picture
-    return np.asarray(cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+def _resized(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    if image.shape[0] == size:
+        return image
+    return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ocdit_core.data.bop import BopFolder
+from ocdit_core.data.dataset import Dataset
 from ocdit_core.data.frame import Frame
-from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import DataError
 from ocdit_core.evaluation.ablate import Ablation, Cell
 from ocdit_core.evaluation.bop_results import ImageKey
@@ -28,7 +27,7 @@ from ocdit_core.evaluation.failures import (
 )
 from ocdit_core.evaluation.metrics import percent, significant
 from ocdit_core.evaluation.run import Run, require_same_task, unique_names
-from ocdit_core.evaluation.targets import frames_of, image_key
+from ocdit_core.evaluation.targets import image_key
 from ocdit_core.web_page import Table, data_uri, write_page
 
 # AP in percent on BOP's test targets (test_targets_bop19.json), model-based 2D segmentation of unseen objects. Source:
@@ -95,7 +94,7 @@ def write_report(
     ablations: Sequence[Ablation] = (),
     *,
     title: str = "Evaluation",
-    dataset: BopFolder | ShardDataset | None = None,
+    dataset: Dataset | None = None,
     names: Mapping[int, str] | None = None,
     images: int = 6,
     resamples: int = 1000,
@@ -241,20 +240,20 @@ def _objects(runs: Sequence[Run], names: Mapping[int, str]) -> Part:
     return Part(tables=[Table(header=header, rows=rows)])
 
 
-def _failures(run: Run, dataset: BopFolder | ShardDataset, names: Mapping[int, str], images: int) -> list[Part]:
+def _failures(run: Run, dataset: Dataset, names: Mapping[int, str], images: int) -> list[Part]:
     """Return the best and worst images, the failures by kind, and the confusions of a run."""
     if dataset.name != run.plan["dataset"]:
         raise DataError(f"{run.path}: is an evaluation of {run.plan['dataset']}, not of {dataset.name}")
     threshold = float(run.metrics["score_threshold"])
     rows, asked = run.rows(), run.asked
-    analysis = find_failures(frames_of(dataset, asked), asked, rows, threshold)
+    analysis = find_failures(dataset.frames(asked), asked, rows, threshold)
     ranked = rank_images(run.records, threshold)
     count = min(images, len(ranked) // 2)
     chosen = {"Best images": ranked[:count], "Worst images": ranked[::-1][:count]}
     shown = {kind: analysis.of_kind(kind)[:images] for kind in KINDS}
     wanted = {image for some in chosen.values() for image, _ in some}
     wanted |= {failure.image for some in shown.values() for failure in some}
-    frames: dict[ImageKey, Frame] = {image_key(frame): frame for frame in frames_of(dataset, wanted)}
+    frames: dict[ImageKey, Frame] = {image_key(frame): frame for frame in dataset.frames(wanted)}
     parts = [
         Part(
             notes=[

@@ -19,10 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ocdit_core import __version__
-from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.dataset import open_dataset
+from ocdit_core.data.dataset import Dataset, open_dataset
 from ocdit_core.data.frame import Frame
-from ocdit_core.data.shards import ShardDataset, iterate_shard
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.evaluation.bop_results import (
     PARTS,
@@ -39,7 +37,7 @@ from ocdit_core.evaluation.bop_results import (
 from ocdit_core.evaluation.methods import MethodSpec
 from ocdit_core.evaluation.metrics import summarise
 from ocdit_core.evaluation.records import ImageRecord, read_records, record_image, write_records
-from ocdit_core.evaluation.targets import Targets, digest_of, frames_of, image_key, objects_of
+from ocdit_core.evaluation.targets import Targets, digest_of, image_key, objects_of
 from ocdit_core.files import write_text
 from ocdit_core.objects.archive import SUFFIX, ObjectTemplates
 from ocdit_core.objects.library import ObjectLibrary
@@ -145,8 +143,7 @@ def evaluate(
     if jobs < 1:
         raise ConfigError(f"jobs: {jobs} must be at least 1")
     dataset = open_dataset(task.dataset, task.split)
-    is_folder = isinstance(dataset, BopFolder)
-    mine: list[Any] = take_shard(list(task.targets) if isinstance(dataset, BopFolder) else dataset.shards, shard)
+    mine = take_shard(dataset.units(task.targets), shard)
     plan = _plan(
         dataset,
         task.targets,
@@ -156,10 +153,8 @@ def evaluate(
     )
     keep_plan(out / PLAN, plan, outputs=_OUTPUTS, may_differ=_MAY_DIFFER)
     done = read_parts(out)
-    if is_folder:
-        mine = [image for image in mine if image not in done]
-    elif len(done) == len(task.targets):
-        mine = []
+    waiting = set(dataset.units([image for image in task.targets if image not in done]))
+    mine = [unit for unit in mine if unit in waiting]
     jobs = min(jobs, max(1, len(mine)))
     opener = partial(_open_worker, out, task, jobs)
     with tqdm(
@@ -176,9 +171,7 @@ def evaluate(
     return _compare_with_truth(out, plan, dataset, task.targets, done, progress=progress)
 
 
-def evaluate_file(
-    out: Path, path: Path, dataset: BopFolder | ShardDataset, targets: Targets, *, threshold: float
-) -> dict[str, Any]:
+def evaluate_file(out: Path, path: Path, dataset: Dataset, targets: Targets, *, threshold: float) -> dict[str, Any]:
     """Compare a BOP results file of any program with the ground truth; write records.jsonl and metrics.json.
 
     Args:
@@ -194,7 +187,7 @@ def evaluate_file(
     Raises:
         DataError: the file is invalid; the message has the row's index and the reason.
     """
-    sizes = {image_key(frame): frame.size for frame in frames_of(dataset, targets)}
+    sizes = {image_key(frame): frame.size for frame in dataset.frames(targets)}
     rows = read_results(path, objects=objects_of(dataset), size_of=sizes.get)
     plan = _plan(
         dataset,
@@ -219,7 +212,7 @@ def evaluate_file(
 def _compare_with_truth(
     out: Path,
     plan: dict[str, Any],
-    dataset: BopFolder | ShardDataset,
+    dataset: Dataset,
     targets: Targets,
     results: dict[ImageKey, ImageResult],
     *,
@@ -227,7 +220,7 @@ def _compare_with_truth(
 ) -> dict[str, Any]:
     """Write records.jsonl and metrics.json; an image without a result is one without instances."""
     records = []
-    frames = frames_of(dataset, targets)
+    frames = dataset.frames(targets)
     hidden = None if progress else True
     for frame in tqdm(frames, desc="comparing", total=len(targets), unit="image", disable=hidden):
         image = image_key(frame)
@@ -296,7 +289,7 @@ def require_same_task(runs: Sequence[Run]) -> None:
                 )
 
 
-def _plan(dataset: BopFolder | ShardDataset, targets: Targets, **method: Any) -> dict[str, Any]:
+def _plan(dataset: Dataset, targets: Targets, **method: Any) -> dict[str, Any]:
     """Return the content of evaluation.json: equal plans give equal results on one machine."""
     import cv2
     import numpy as np
@@ -329,7 +322,7 @@ class _CachedLibrary(ObjectLibrary):
 
 
 @contextmanager
-def _open_worker(out: Path, task: EvaluationTask, jobs: int) -> Iterator[Work[Any, int]]:
+def _open_worker(out: Path, task: EvaluationTask, jobs: int) -> Iterator[Work[str, int]]:
     """Yield a function that processes an image, or a shard, and returns the number of images done."""
     if jobs > 1:
         import torch
@@ -358,13 +351,12 @@ def _open_worker(out: Path, task: EvaluationTask, jobs: int) -> Iterator[Work[An
             result = ImageResult(image=image, rows=rows, time=seconds, timings=segmentation.timings)
         write_result(file, result)
 
-    def work(item: Any) -> int:
-        if isinstance(dataset, BopFolder):
-            segment(dataset[dataset.index(*item)])
-            return 1
-        done = read_parts(out)
+    # A process that ended before may have done a part of its unit.
+    done = read_parts(out)
+
+    def work(unit: str) -> int:
         count = 0
-        for frame in iterate_shard(item, dataset=dataset.name, depth=False, amodal=False):
+        for frame in dataset.read(unit):
             image = image_key(frame)
             if image in task.targets and image not in done:
                 segment(frame)

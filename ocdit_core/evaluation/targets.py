@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
-from ocdit_core.data.bop import BopFolder, read_bytes, read_targets
-from ocdit_core.data.frame import Frame, parse_json
-from ocdit_core.data.shards import ShardDataset
+from ocdit_core.data.bop import model_paths, read_targets
+from ocdit_core.data.dataset import Dataset
+from ocdit_core.data.frame import Frame, read_json
 from ocdit_core.errors import DataError, LibraryError
 from ocdit_core.evaluation.bop_results import ImageKey
 from ocdit_core.objects.library import MANIFEST, ObjectLibrary
@@ -26,7 +26,7 @@ OBJECTS = "objects.json"
 _BOP_NAME = re.compile(r"obj_(\d{6})")
 
 
-def choose_targets(dataset: BopFolder | ShardDataset, choice: str | Path) -> Targets:
+def choose_targets(dataset: Dataset, choice: str | Path) -> Targets:
     """Return the targets of each image.
 
     Args:
@@ -41,7 +41,7 @@ def choose_targets(dataset: BopFolder | ShardDataset, choice: str | Path) -> Tar
     """
     asked = None if choice in (ALL, PRESENT) else read_targets(_targets_path(dataset, choice))
     shown: dict[ImageKey, set[int]] = {}
-    for frame in frames_of(dataset, asked):
+    for frame in dataset.frames(asked):
         image = image_key(frame)
         shown[image] = {annotation.object_id for annotation in frame.annotations}
     missing = sorted(set(asked or ()) - set(shown))
@@ -57,23 +57,12 @@ def choose_targets(dataset: BopFolder | ShardDataset, choice: str | Path) -> Tar
     return {image: tuple(sorted(shown[image] | everything)) for image in sorted(shown)}
 
 
-def objects_of(dataset: BopFolder | ShardDataset) -> set[int]:
+def objects_of(dataset: Dataset) -> set[int]:
     """Return the obj_ids of a dataset: those of its models folder if it has one, else those that images show."""
-    if isinstance(dataset, BopFolder) and (dataset.path / "models").is_dir():
-        return set(dataset.model_paths())
+    models = dataset.path / "models"
+    if models.is_dir():
+        return set(model_paths(models))
     return {annotation.object_id for frame in dataset for annotation in frame.annotations}
-
-
-def frames_of(dataset: BopFolder | ShardDataset, images: Iterable[ImageKey] | None = None) -> Iterator[Frame]:
-    """Yield the frames of these images (default: all), in order for a folder, in stored order for shards."""
-    if isinstance(dataset, BopFolder):
-        if images is None:
-            yield from dataset
-        else:
-            yield from (dataset[dataset.index(*image)] for image in sorted(images))
-        return
-    wanted = None if images is None else set(images)
-    yield from (frame for frame in dataset if wanted is None or image_key(frame) in wanted)
 
 
 def image_key(frame: Frame) -> ImageKey:
@@ -112,7 +101,7 @@ def names_of_objects(library: ObjectLibrary, dataset: Path) -> dict[int, str]:
         return numbered
     path = dataset / OBJECTS
     if path.is_file():
-        content = parse_json(read_bytes(path), str(path))
+        content = read_json(path)
         try:
             named = {int(number): str(name) for number, name in content["objects"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -144,7 +133,6 @@ def require_templates(library: ObjectLibrary, targets: Targets, names: Mapping[i
         )
 
 
-def _targets_path(dataset: BopFolder | ShardDataset, choice: str | Path) -> Path:
-    if isinstance(dataset, BopFolder) and (dataset.path / choice).is_file():
-        return dataset.path / choice
-    return Path(choice)
+def _targets_path(dataset: Dataset, choice: str | Path) -> Path:
+    inside = dataset.path / choice
+    return inside if inside.is_file() else Path(choice)

@@ -1,89 +1,71 @@
-"""Training data of composed scenes: samples of scenes that share one set of objects, endless and repeatable."""
+"""Training samples of composed scenes that share one set of objects: endless, and each depends on its number alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ocdit_core.data.augment import CropSettings, Window, tight_window
+from ocdit_core.data.augment import Crop, tight_crop
+from ocdit_core.data.sampling import MIN_PIXELS, SampleSettings, pack_sample
 from ocdit_core.errors import ConfigError, DataError
+from ocdit_core.masks import tight_box
 from ocdit_core.objects.viewpoints import icosphere_directions, spread_indices
 from ocdit_core.synthesis.bank import ObjectBank
 from ocdit_core.synthesis.composed import SceneSettings, compose_scene, random_recolouring, recolour
+
+Rng = np.random.Generator
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Recolouring = NDArray[np.float32] | None
+
+RECOLOUR_PROBABILITY = 0.7
+"""Probability for an object to get new colours, the same in its templates and in the scenes."""
+LOOKALIKE_PROBABILITY = 0.1
+"""Probability for a distractor to have a target's shape in other colours."""
 
 _ATTEMPTS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyntheticDataSettings:
-    """What a group holds and how it is drawn."""
+class ComposedDataSettings:
+    """Training data composed on the fly from an object bank.
+
+    Attributes:
+        kind: synthetic.
+        bank: folder of an object bank.
+        scene: how scenes look. Coarse samples show whole scenes, so that `sample.image_size` replaces its image_size;
+            refine samples show crops of scenes.
+        sample: what a sample holds; composed scenes have effects of their own instead of `sample.augment`, and draw
+            absent objects at random instead of `sample.hard_negatives`.
+        distractors: smallest and largest number of other objects in a scene.
+        recolour: give objects new colours at random.
+        seed: random seed.
+    """
 
     kind: Literal["synthetic"] = "synthetic"
-    """Composed on the fly from drawn objects."""
-    mode: Literal["coarse", "refine"] = "coarse"
-    """Whole pictures and several targets, or the surroundings of one object in a picture, and one target."""
     bank: str
-    """Folder of an object bank."""
     scene: SceneSettings = field(default_factory=SceneSettings)
-    """How scenes look; in the mode coarse its image_size is that of the pictures."""
-    objects: int = 4
-    """Targets in a group (O)."""
-    views: int = 4
-    """Templates of a target (V)."""
-    scenes_per_group: int = 2
-    """Pictures with the same targets (S)."""
-    absent_share: float = 0.25
-    """Coarse: chance for each target to be missing from a picture."""
-    crop_size: tuple[int, int] = (96, 96)
-    """Refine: height and width in pixels of a picture, which is a window of a scene."""
-    crop: CropSettings = field(default_factory=CropSettings)
-    """Refine: how tightly windows are laid around objects."""
-    negative_share: float = 0.3
-    """Refine: chance for a picture to show another object than the target, which half of the time is elsewhere in the
-    scene and otherwise not there at all."""
+    sample: SampleSettings = field(default_factory=SampleSettings)
     distractors: tuple[int, int] = (0, 3)
-    """Fewest and most other objects in a picture."""
-    lookalike_share: float = 0.1
-    """Chance for a distractor to have a target's shape in other colours."""
-    recolour_share: float = 0.7
-    """Chance for an object to get new colours, the same in its templates and in the scenes."""
-    min_visible_pixels: int = 12
-    """A target of which less is seen counts as absent."""
+    recolour: bool = True
     seed: int = 0
-    """Of the whole stream."""
 
     def __post_init__(self) -> None:
-        if self.objects < 1 or self.views < 1 or self.scenes_per_group < 1:
-            raise ConfigError("objects, views and scenes_per_group have to be at least 1")
-        if not 0 <= self.absent_share <= 1:
-            raise ConfigError(f"absent_share: {self.absent_share} is not in 0..1")
         if not 0 <= self.distractors[0] <= self.distractors[1]:
             raise ConfigError(f"distractors: {self.distractors} has to be two rising numbers from 0 on")
-        if self.mode == "refine":
-            if self.objects != 1:
-                raise ConfigError(f"objects: a refine picture has 1 target, not {self.objects}")
-            if not 0 <= self.negative_share <= 1:
-                raise ConfigError(f"negative_share: {self.negative_share} is not in 0..1")
-            if self.negative_share > 0 and self.distractors[1] < 1:
-                raise ConfigError(f"distractors: {self.distractors} leaves no other object for a negative picture")
-
-    @property
-    def picture_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the pictures."""
-        return self.crop_size if self.mode == "refine" else self.scene.image_size
+        if self.sample.mode == "refine" and self.sample.negative_probability > 0 and self.distractors[1] < 1:
+            raise ConfigError(f"distractors: {self.distractors} leaves no other object for a negative sample")
 
 
 class ConsecutiveBatches(Sampler[list[int]]):
-    """The numbers of the groups of each batch: batch b of a process is the (b world + rank)-th of the whole stream.
+    """Sample numbers of each batch: batch b of a process is the (b world + rank)-th of the whole run.
 
     An endless batch sampler for `torch.utils.data.DataLoader`, which keeps its order whatever the number of workers.
     """
@@ -100,160 +82,116 @@ class ConsecutiveBatches(Sampler[list[int]]):
             batch += 1
 
 
-class SyntheticScenes(Dataset[dict[str, Tensor]]):
-    """Endlessly many groups; group k depends on the settings and k alone, so a run can be continued at any of them.
+class ComposedScenes(Dataset[dict[str, Tensor]]):
+    """Endless samples by number; sample k depends on the settings and k alone, so a run can continue at any of them.
 
     Use it with `torch.utils.data.DataLoader(dataset, batch_sampler=ConsecutiveBatches(...), num_workers=W)`.
 
-    A group is a dict of tensors:
-        images (S, 3, H, W) uint8 sRGB; templates (O, V, 3, h, w) uint8 on black; template_masks (O, V, h, w) uint8,
-        0 or 255; masks (S, O, H, W) uint8, 0 or 1, what is seen of each target; present (S, O) bool.
+    Raises:
+        DataError: the bank is missing or damaged.
+        ConfigError: the bank is too small for the settings, or has templates of another size.
     """
 
-    def __init__(self, settings: SyntheticDataSettings):
-        """Opens the bank once to check it.
-
-        Raises:
-            DataError: the bank is missing or damaged.
-            ConfigError: the bank is too small for the settings.
-        """
+    def __init__(self, settings: ComposedDataSettings):
         self.settings = settings
-        self._bank: ObjectBank | None = None
+        self._bank: ObjectBank | None = None  # opened in each worker
+        sample = settings.sample
+        self._scene_settings = (
+            replace(settings.scene, image_size=sample.image_size) if sample.mode == "coarse" else settings.scene
+        )
         bank = ObjectBank.open(Path(settings.bank))
-        if len(bank) < settings.objects + settings.distractors[1]:
+        if len(bank) < sample.objects + settings.distractors[1]:
             raise ConfigError(
-                f"objects: {settings.objects} targets and {settings.distractors[1]} distractors "
-                f"need a bank of that many objects; {settings.bank} holds {len(bank)}"
+                f"objects: {sample.objects} targets and {settings.distractors[1]} distractors need a bank of that many "
+                f"objects; {settings.bank} holds {len(bank)}"
             )
-        if settings.views > bank.settings.views:
-            raise ConfigError(f"views: {settings.views} wanted, the bank holds {bank.settings.views} of each object")
+        if sample.views > bank.settings.views:
+            raise ConfigError(f"views: {sample.views} wanted, the bank holds {bank.settings.views} of each object")
+        if sample.template_size != bank.settings.template_size:
+            raise ConfigError(
+                f"template_size: {sample.template_size} wanted, {settings.bank} holds {bank.settings.template_size}"
+            )
         self._directions = icosphere_directions(bank.settings.views)
 
     def __getitem__(self, k: int) -> dict[str, Tensor]:
-        return self.group(k)
-
-    def group(self, k: int) -> dict[str, Tensor]:
-        """Draws group k."""
+        """Return sample k; see `pack_sample`. The object numbers are indices into the bank."""
         if self._bank is None:
             self._bank = ObjectBank.open(Path(self.settings.bank))
-        bank, settings = self._bank, self.settings
-        rng = np.random.default_rng([settings.seed, k])
-        targets = rng.choice(len(bank), settings.objects, replace=False)
-        maps = [self._colours(rng) for _ in targets]
+        bank, sample = self._bank, self.settings.sample
+        rng = np.random.default_rng([self.settings.seed, k])
+        targets = rng.choice(len(bank), sample.objects, replace=False)
+        colours = [self._recolouring(rng) for _ in targets]
+        views = []
+        for target, matrix in zip(targets, colours, strict=True):
+            chosen = spread_indices(self._directions, sample.views, int(rng.integers(len(self._directions))))
+            views.append(_recoloured(bank.templates[target][chosen], matrix))
+        draw = self._refine if sample.mode == "refine" else self._coarse
+        drawn = [draw(rng, bank, targets, colours) for _ in range(sample.crops)]
+        return pack_sample([image for image, _ in drawn], [masks for _, masks in drawn], views, targets.tolist())
 
-        templates = []
-        for target, colours in zip(targets, maps, strict=True):
-            chosen = spread_indices(self._directions, settings.views, int(rng.integers(len(self._directions))))
-            templates.append(_coloured(bank.templates[target][chosen], colours))
-        views = np.stack(templates)
+    def _recolouring(self, rng: Rng) -> Recolouring:
+        # Drawn in any case, so that scenes stay the same without recolouring.
+        wanted = rng.random() < (RECOLOUR_PROBABILITY if self.settings.recolour else 0)
+        return random_recolouring(rng) if wanted else None
 
-        draw = self._window if settings.mode == "refine" else self._scene
-        drawn = [draw(rng, bank, targets, maps) for _ in range(settings.scenes_per_group)]
-        images, masks, present = (np.stack(parts) for parts in zip(*drawn, strict=True))
-        return {
-            "images": _channels_first(images),
-            "templates": _channels_first(views[..., :3]),
-            "template_masks": torch.from_numpy(np.where(views[..., 3] > 127, np.uint8(255), np.uint8(0))),
-            "masks": torch.from_numpy(masks),
-            "present": torch.from_numpy(present),
-        }
-
-    def _colours(self, rng: np.random.Generator) -> NDArray[np.float32] | None:
-        return random_recolouring(rng) if rng.random() < self.settings.recolour_share else None
-
-    def _scene(
-        self,
-        rng: np.random.Generator,
-        bank: ObjectBank,
-        targets: NDArray[np.int64],
-        maps: list[NDArray[np.float32] | None],
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
-        """One picture (H, W, 3), its masks (O, H, W) and who is present (O,)."""
+    def _coarse(
+        self, rng: Rng, bank: ObjectBank, targets: NDArray[np.int64], colours: Sequence[Recolouring]
+    ) -> tuple[Image, Mask]:
+        """Return a scene (H, W, 3) and the masks of the targets in it (O, H, W)."""
         settings = self.settings
-        there = np.flatnonzero(rng.random(len(targets)) >= settings.absent_share)
-        sprites = [self._sprite(rng, bank, int(targets[i]), maps[i]) for i in there]
+        present = np.flatnonzero(rng.random(len(targets)) >= settings.sample.absent_probability)
+        sprites = [_sprite(rng, bank, int(targets[i]), colours[int(i)]) for i in present]
         sprites += self._distractors(rng, bank, targets, settings.distractors[0])
-        scene = compose_scene(rng, sprites, settings.scene)
-        masks = np.zeros((len(targets), *settings.scene.image_size), np.uint8)
-        seen = scene.masks[: len(there)]
-        enough = seen.sum(axis=(1, 2)) >= settings.min_visible_pixels
-        masks[there[enough]] = seen[enough]
-        present = np.zeros(len(targets), bool)
-        present[there[enough]] = True
-        return scene.image, masks, present
+        scene = compose_scene(rng, sprites, self._scene_settings)
+        masks = np.zeros((len(targets), *self._scene_settings.image_size), bool)
+        masks[present] = scene.masks[: len(present)]
+        return scene.image, masks
 
-    def _distractors(
-        self, rng: np.random.Generator, bank: ObjectBank, targets: NDArray[np.int64], least: int
-    ) -> list[NDArray[np.uint8]]:
-        settings, sprites = self.settings, []
-        for _ in range(int(rng.integers(least, settings.distractors[1] + 1))):
+    def _refine(
+        self, rng: Rng, bank: ObjectBank, targets: NDArray[np.int64], colours: Sequence[Recolouring]
+    ) -> tuple[Image, Mask]:
+        """Return a crop of a scene (h, w, 3) and the target's mask in it (1, h, w)."""
+        settings, size = self.settings, self.settings.sample.image_size
+        negative = bool(rng.random() < settings.sample.negative_probability)
+        present = not negative or bool(rng.random() < settings.sample.elsewhere_probability)
+        for _ in range(_ATTEMPTS):
+            sprites = [_sprite(rng, bank, int(targets[0]), colours[0])] if present else []
+            sprites += self._distractors(rng, bank, targets, max(settings.distractors[0], int(negative)))
+            scene = compose_scene(rng, sprites, self._scene_settings)
+            mask = scene.masks[0] if present else np.zeros(self._scene_settings.image_size, bool)
+            crop = self._crop(rng, scene.masks[int(present) :], mask) if negative else self._crop(rng, [mask], None)
+            if crop is not None:
+                return crop.image(scene.image, size), crop.mask(mask, size)[None]
+            # Another object covers the target, or the target is in every crop: without it there is always one.
+            present = present and not negative
+        raise DataError(f"in {_ATTEMPTS} scenes no object shows {MIN_PIXELS} pixels; raise scene.object_size")
+
+    def _distractors(self, rng: Rng, bank: ObjectBank, targets: NDArray[np.int64], least: int) -> list[Image]:
+        sprites = []
+        for _ in range(int(rng.integers(least, self.settings.distractors[1] + 1))):
             other = int(rng.integers(len(bank)))
-            if other in targets or rng.random() < settings.lookalike_share:
+            if other in targets or rng.random() < LOOKALIKE_PROBABILITY:
                 other = int(rng.choice(targets))
-                sprites.append(self._sprite(rng, bank, other, random_recolouring(rng)))
+                sprites.append(_sprite(rng, bank, other, random_recolouring(rng)))
             else:
-                sprites.append(self._sprite(rng, bank, other, self._colours(rng)))
+                sprites.append(_sprite(rng, bank, other, self._recolouring(rng)))
         return sprites
 
-    def _window(
-        self,
-        rng: np.random.Generator,
-        bank: ObjectBank,
-        targets: NDArray[np.int64],
-        maps: list[NDArray[np.float32] | None],
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
-        """A refine picture (h, w, 3), the target's mask in it (1, h, w) and whether it is there (1,)."""
-        settings = self.settings
-        negative = bool(rng.random() < settings.negative_share)
-        there = not negative or bool(rng.random() < 0.5)
-        for _ in range(_ATTEMPTS):
-            sprites = [self._sprite(rng, bank, int(targets[0]), maps[0])] if there else []
-            sprites += self._distractors(rng, bank, targets, max(settings.distractors[0], int(negative)))
-            scene = compose_scene(rng, sprites, settings.scene)
-            mask = scene.masks[0] if there else np.zeros(settings.scene.image_size, bool)
-            window = self._around(rng, scene.masks[int(there) :], mask) if negative else self._around(rng, [mask], None)
-            if window is not None:
-                break
-            # Another object covers the target, or the target is in every window: without it there is always one.
-            there = there and not negative
-        else:
-            raise DataError(
-                f"in {_ATTEMPTS} scenes no object shows {settings.min_visible_pixels} pixels: "
-                "raise scene.object_size, or lower min_visible_pixels"
-            )
-        image, seen = window.image(scene.image, settings.crop_size), window.mask(mask, settings.crop_size)
-        present = seen.sum() >= settings.min_visible_pixels
-        return image, (seen & present)[None].astype(np.uint8), np.array([present])
-
-    def _around(
-        self,
-        rng: np.random.Generator,
-        masks: Sequence[NDArray[np.bool_]] | NDArray[np.bool_],
-        avoid: NDArray[np.bool_] | None,
-    ) -> Window | None:
-        """A window around one of the masks, any of them, that shows nothing of `avoid`; None where there is none."""
+    def _crop(self, rng: Rng, masks: Sequence[Mask] | Mask, avoid: Mask | None) -> Crop | None:
+        """Draw a crop around any of the masks that shows nothing of `avoid`; None where there is none."""
+        sample = self.settings.sample
         for i in rng.permutation(len(masks)):
-            if masks[i].sum() < self.settings.min_visible_pixels:
+            if masks[i].sum() < MIN_PIXELS:
                 continue
-            x, y, width, height = cv2.boundingRect(masks[i].astype(np.uint8))
-            window = tight_window(
-                rng, (x, y, width, height), self.settings.scene.image_size, self.settings.crop_size, self.settings.crop
-            )
-            if avoid is None or not window.mask(avoid, self.settings.crop_size).any():
-                return window
+            crop = tight_crop(rng, tight_box(masks[i]), self._scene_settings.image_size, sample.image_size, sample.crop)
+            if avoid is None or not crop.mask(avoid, sample.image_size).any():
+                return crop
         return None
 
-    @staticmethod
-    def _sprite(
-        rng: np.random.Generator, bank: ObjectBank, index: int, colours: NDArray[np.float32] | None
-    ) -> NDArray[np.uint8]:
-        return _coloured(bank.sprites[index, rng.integers(bank.settings.sprites)], colours)
+
+def _sprite(rng: Rng, bank: ObjectBank, index: int, colours: Recolouring) -> Image:
+    return _recoloured(bank.sprites[index, rng.integers(bank.settings.sprites)], colours)
 
 
-def _coloured(rgba: NDArray[np.uint8], colours: NDArray[np.float32] | None) -> NDArray[np.uint8]:
-    return np.asarray(rgba) if colours is None else recolour(rgba, colours)
-
-
-def _channels_first(pictures: NDArray[np.uint8]) -> Tensor:
-    """(..., h, w, 3) to a tensor (..., 3, h, w)."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pictures, -1, -3)))
+def _recoloured(rgba: Image, matrix: Recolouring) -> Image:
+    return np.asarray(rgba) if matrix is None else recolour(rgba, matrix)

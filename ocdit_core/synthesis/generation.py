@@ -20,18 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ocdit_core.data.frame import parse_json
+from ocdit_core.data.frame import read_json
 from ocdit_core.data.writers import (
-    INFO,
-    FrameTruth,
-    Model,
-    ObjectTruth,
+    MODELS_INFO,
+    LabelledFrame,
+    LabelledObject,
     encode_image,
     model_path,
     remove_unfinished,
     scene_folder,
     shard_path,
-    visible_fraction,
     write_camera,
     write_key_to_shard,
     write_model,
@@ -153,8 +151,8 @@ def prepared_source(settings: SynthesisSettings, prepared: PreparedObjects) -> O
 def _write_models(out: Path, settings: SynthesisSettings, names: dict[int, str], engine: Engine) -> dict[str, str]:
     """Write the models that are missing; return why others cannot be, by name."""
     folder = out / MODELS
-    info = folder / INFO
-    known = parse_json(info.read_bytes(), str(info)) if info.exists() else {}
+    info = folder / MODELS_INFO
+    known = read_json(info) if info.exists() else {}
     missing = [n for n in names if str(n) not in known or not model_path(folder, n).is_file()]
     skipped: dict[str, str] = {}
     entries: dict[int, dict[str, object]] = {}
@@ -194,7 +192,7 @@ def _modelling(folder: Path, settings: SynthesisSettings) -> Iterator[Work[tuple
         except MeshError as error:
             # Errors of the mesh alone do not say whose it is.
             return str(error) if name in str(error) else f"{name}: {error}"
-        return write_model(folder, number, Model(mesh=mesh))
+        return write_model(folder, number, mesh)
 
     try:
         yield work
@@ -228,7 +226,6 @@ def _draw_templates(out: Path, names: dict[int, str], skipped: dict[str, str], j
 
 
 RECORDS = ".done"
-JPEG_QUALITY = 95
 SEEN = 0.1
 """Visible share of an object from which on it counts as seen, as in BOP's targets."""
 _TRIES = 6
@@ -332,26 +329,26 @@ class SceneWork:
         if self._settings.format == "bop":
             self._write_scene(task.scenes[0], (frame for _, frame in frames))
         else:
-            write_shard(shard_path(self._out / self._settings.shards_folder, task.number), frames, quality=JPEG_QUALITY)
+            write_shard(shard_path(self._out / self._settings.shards_folder, task.number), frames)
         return read_record(self._out, task)
 
-    def _frames(self, task: Task) -> Iterator[tuple[str, FrameTruth]]:
+    def _frames(self, task: Task) -> Iterator[tuple[str, LabelledFrame]]:
         """Yield the task's pictures by their keys; its record is there before the last of its files is."""
         images = instances = seen = 0
         for scene, views in zip(task.scenes, task.views, strict=True):
-            frames: Iterable[FrameTruth] = self._scene(scene, views)
+            frames: Iterable[LabelledFrame] = self._scene(scene, views)
             if self._settings.format == "both":
                 frames = list(frames)
                 self._write_scene(scene, frames)
             for number, frame in enumerate(frames):
                 images += 1
                 instances += len(frame.objects)
-                seen += sum(visible_fraction(truth) >= SEEN for truth in frame.objects)
+                seen += sum(item.visible_fraction >= SEEN for item in frame.objects)
                 yield f"{scene:06d}_{number:06d}", frame
         record = TaskRecord(images=images, instances=instances, seen=seen)
         write_text(record_path(self._out, task), json.dumps(asdict(record)) + "\n")
 
-    def _write_scene(self, scene: int, frames: Iterable[FrameTruth]) -> None:
+    def _write_scene(self, scene: int, frames: Iterable[LabelledFrame]) -> None:
         folder = scene_folder(self._out, self._settings.bop_split, scene)
         if folder.exists():
             # Of a task that was broken off between its scenes: they are counted only.
@@ -359,13 +356,13 @@ class SceneWork:
                 pass
             return
         try:
-            write_scene(self._out, self._settings.bop_split, scene, frames, quality=JPEG_QUALITY)
+            write_scene(self._out, self._settings.bop_split, scene, frames)
         except DataError:
             # A process of a run that was killed may have lived on, and have made the very same.
             if not folder.exists():
                 raise
 
-    def _scene(self, scene: int, views: int) -> Iterator[FrameTruth]:
+    def _scene(self, scene: int, views: int) -> Iterator[LabelledFrame]:
         """Yield the pictures of a scene; where nothing comes to rest or into view, of another one in its place."""
         reason: Exception | None = None
         for attempt in range(_TRIES):
@@ -381,18 +378,18 @@ class SceneWork:
             return
         raise DataError(f"scene {scene}: given up after {_TRIES} tries: {reason}")
 
-    def _truth(self, image: SceneImage) -> FrameTruth:
+    def _truth(self, image: SceneImage) -> LabelledFrame:
         pixels: NDArray[np.uint8] | bytes = image.rgb
         if self._settings.format == "both":
-            pixels, _ = encode_image(image.rgb, quality=JPEG_QUALITY)
-        return FrameTruth(
+            pixels, _ = encode_image(image.rgb)
+        return LabelledFrame(
             image=pixels,
             K=image.K,
             depth=image.depth / 1000 if self._settings.depth else None,
             rotation=image.cam_R_w2c,
             translation=image.cam_t_w2c / 1000,
             objects=tuple(
-                ObjectTruth(
+                LabelledObject(
                     object_id=self._numbers[item.name],
                     rotation=item.cam_R_m2c,
                     translation=item.cam_t_m2c / 1000,

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.shards import ShardDataset
+from ocdit_core.data.dataset import open_dataset
 from ocdit_core.data.streaming import Source, TrainingLoader, TrainingStream
 from ocdit_core.data.templates import TemplateCache
 from ocdit_core.objects.library import ObjectLibrary
-from ocdit_core.synthesis.composed_dataset import ConsecutiveBatches, SyntheticScenes
+from ocdit_core.synthesis.composed_dataset import ComposedScenes, ConsecutiveBatches
 from ocdit_core.training.settings import BopDataset, BopDataSettings, TrainSettings
 from ocdit_core.training.stage import Batch
 from ocdit_core.training.stopping import leave_signals_to_the_loop
@@ -41,7 +40,7 @@ class TrainingData:
         if self._workers:
             options |= {"prefetch_factor": loop.prefetch, "worker_init_fn": leave_signals_to_the_loop}
         self._options = options
-        self._scenes: SyntheticScenes | None = None
+        self._scenes: ComposedScenes | None = None
         self._loader: TrainingLoader | None = None
         if isinstance(data, BopDataSettings):
             datasets, seed = (data.held_out, data.seed + _HELD_OUT_SEED) if held_out else (data.datasets, data.seed)
@@ -52,8 +51,8 @@ class TrainingData:
             if held_out:
                 assert settings.held_out_bank is not None
                 # In their own colours.
-                data = dataclasses.replace(data, bank=settings.held_out_bank, recolour_share=0.0)
-            self._scenes = SyntheticScenes(data)
+                data = dataclasses.replace(data, bank=settings.held_out_bank, recolour=False)
+            self._scenes = ComposedScenes(data)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches from where the data stands."""
@@ -100,9 +99,7 @@ def held_out_batches(settings: TrainSettings, *, rank: int = 0, world: int = 1) 
 
 
 def _source(dataset: BopDataset, settings: BopDataSettings) -> Source:
-    frames: BopFolder | ShardDataset = (
-        ShardDataset(dataset.path) if dataset.split == "shards" else BopFolder(dataset.path, dataset.split)
-    )
+    frames = open_dataset(dataset.path, None if dataset.split == "shards" else dataset.split)
     templates = TemplateCache(
         ObjectLibrary(dataset.library),
         size=settings.sample.template_size,

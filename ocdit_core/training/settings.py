@@ -10,7 +10,7 @@ from ocdit_core.diffusion.edm import NoiseConfig
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.embeddings import TrainingPositions
 from ocdit_core.models.ocdit import OCDiTConfig
-from ocdit_core.synthesis.composed_dataset import SyntheticDataSettings
+from ocdit_core.synthesis.composed_dataset import ComposedDataSettings
 
 SETTINGS_FILE = "settings.yaml"
 """Where a run keeps its settings."""
@@ -217,7 +217,7 @@ class TrainSettings:
     stage: Literal["vae", "coarse", "refine"]
     run: str
     model: OCDiTConfig
-    data: SyntheticDataSettings | BopDataSettings
+    data: ComposedDataSettings | BopDataSettings
     loop: LoopSettings
     held_out_bank: str | None = None
     vae_loss: VAELossSettings = field(default_factory=VAELossSettings)
@@ -228,17 +228,14 @@ class TrainSettings:
     resume: str = "auto"
 
     def __post_init__(self) -> None:
-        if isinstance(self.data, SyntheticDataSettings):
-            if self.held_out_bank is None:
-                raise ConfigError("held_out_bank: missing; synthetic data needs objects to be validated on")
-            mode, size, objects = self.data.mode, self.data.picture_size, self.data.objects
-        else:
-            sample, templates = self.data.sample, self.model.template_size
-            if templates != (sample.template_size, sample.template_size):
-                raise ConfigError(
-                    f"model.template_size: {list(templates)}, but data.sample.template_size is {sample.template_size}"
-                )
-            mode, size, objects = sample.mode, sample.image_size, sample.objects
+        if isinstance(self.data, ComposedDataSettings) and self.held_out_bank is None:
+            raise ConfigError("held_out_bank: missing; synthetic data needs objects to be validated on")
+        sample, templates = self.data.sample, self.model.template_size
+        if templates != (sample.template_size, sample.template_size):
+            raise ConfigError(
+                f"model.template_size: {list(templates)}, but data.sample.template_size is {sample.template_size}"
+            )
+        mode, size, objects = sample.mode, sample.image_size, sample.objects
         if not self.init_parts:
             raise ConfigError("init_parts: empty; init: null starts from random weights")
         if self.stage != "vae" and mode != self.stage:

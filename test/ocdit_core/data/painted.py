@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ocdit_core.data.writers import FrameTruth, ObjectTruth
+from ocdit_core.data.writers import LabelledFrame, LabelledObject
 from ocdit_core.objects.archive import ObjectTemplates, save_templates
 
 SIZE = (240, 320)
@@ -47,7 +47,7 @@ def write_library(folder, objects=range(1, OBJECTS + 1), views=6):
 
 
 def paint(seed, object_ids=None, size=SIZE):
-    """A grey picture with shapes, later ones over earlier ones, as FrameTruth; five objects unless they are given."""
+    """Return a grey image with shapes, later ones over earlier ones; five objects unless they are given."""
     rng = np.random.default_rng(seed)
     ids = rng.choice(np.arange(1, OBJECTS + 1), 5, replace=False) if object_ids is None else object_ids
     grey = rng.integers(90, 110, size, dtype=np.uint8)
@@ -63,7 +63,7 @@ def paint(seed, object_ids=None, size=SIZE):
         image[shape > 0] = colour_of(object_id)
         whole.append(shape > 0)
     objects = [
-        ObjectTruth(
+        LabelledObject(
             object_id=int(object_id),
             rotation=np.eye(3),
             translation=np.array([0.0, 0.0, 1.0]),
@@ -72,7 +72,7 @@ def paint(seed, object_ids=None, size=SIZE):
         )
         for number, (object_id, silhouette) in enumerate(zip(ids, whole, strict=True), start=1)
     ]
-    return FrameTruth(image=image, K=np.array([[300.0, 0, 160], [0, 300, 120], [0, 0, 1]]), objects=objects)
+    return LabelledFrame(image=image, K=np.array([[300.0, 0, 160], [0, 300, 120], [0, 0, 1]]), objects=objects)
 
 
 def looks_like(image, object_id, tolerance=40):

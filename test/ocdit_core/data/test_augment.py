@@ -2,11 +2,12 @@ import cv2
 import numpy as np
 import pytest
 
+from ocdit_core.data import augment
 from ocdit_core.data.augment import (
     NO_AUGMENTATION,
     AugmentSettings,
     Backgrounds,
-    augment_rgb,
+    augment_image,
     augment_templates,
     replace_background,
 )
@@ -24,35 +25,47 @@ def picture():
     return (40 + random_background(rng(3), (120, 160)) * 0.6).astype(np.uint8)
 
 
-def only(**values):
-    """Settings that always make the named changes and no other."""
-    off = dict.fromkeys(("blur", "sharpness", "contrast", "brightness", "saturation", "tint"), 0.0)
-    return AugmentSettings(rgb_share=1.0, each_share=1.0, **{**off, **values})
+RANGES = ("MAX_BLUR", "MAX_SHARPNESS", "CONTRAST", "BRIGHTNESS", "SATURATION", "TINT")
+ALWAYS = AugmentSettings(image_probability=1, template_probability=1)
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """Return a function that turns all changes off but those named."""
+
+    def turn_on(**ranges):
+        monkeypatch.setattr(augment, "EACH_PROBABILITY", 1.0)
+        for name in RANGES:
+            monkeypatch.setattr(augment, name, ranges.get(name, 0.0))
+
+    return turn_on
 
 
 def sharpness(image):
     return float(cv2.Laplacian(image.astype(np.float32), cv2.CV_32F).std())
 
 
-def test_the_share_of_changed_pictures_is_that_of_the_settings(picture):
-    settings = AugmentSettings(each_share=1.0)
-    changed = [not np.array_equal(augment_rgb(rng(seed), picture, settings), picture) for seed in range(400)]
-    assert np.mean(changed) == pytest.approx(0.9, abs=0.04)
+def test_images_are_changed_with_the_given_probability(picture, monkeypatch):
+    monkeypatch.setattr(augment, "EACH_PROBABILITY", 1.0)
+    settings = AugmentSettings(image_probability=0.6)
+    changed = [not np.array_equal(augment_image(rng(seed), picture, settings), picture) for seed in range(200)]
+    assert np.mean(changed) == pytest.approx(0.6, abs=0.08)
 
 
 def test_the_same_randomness_changes_alike_and_the_input_stays(picture):
     before = picture.copy()
-    a, b = (augment_rgb(rng(5), picture, AugmentSettings(rgb_share=1)) for _ in range(2))
+    a, b = (augment_image(rng(5), picture, ALWAYS) for _ in range(2))
     np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(picture, before)
     assert a.shape == picture.shape
     assert a.dtype == np.uint8
 
 
-def test_brightness_scales_all_channels_within_its_range(picture):
+def test_brightness_scales_all_channels_within_its_range(picture, only):
+    only(BRIGHTNESS=0.3)
     ratios = []
     for seed in range(60):
-        out = augment_rgb(rng(seed), picture, only(brightness=0.3))
+        out = augment_image(rng(seed), picture, ALWAYS)
         ratio = out.astype(float).mean(axis=(0, 1)) / picture.mean(axis=(0, 1))
         assert np.ptp(ratio) < 0.02  # but for rounding and a few saturated pixels
         ratios.append(ratio.mean())
@@ -60,35 +73,38 @@ def test_brightness_scales_all_channels_within_its_range(picture):
     assert 1.15 < max(ratios) < 1.31
 
 
-def test_contrast_keeps_the_mean_and_changes_the_spread(picture):
+def test_contrast_keeps_the_mean_and_changes_the_spread(picture, only):
+    only(CONTRAST=0.3)
     spreads = []
     for seed in range(40):
-        out = augment_rgb(rng(seed), picture, only(contrast=0.3))
+        out = augment_image(rng(seed), picture, ALWAYS)
         assert abs(float(out.mean()) - float(picture.mean())) < 4
         spreads.append(out.std() / picture.std())
     assert min(spreads) < 0.9
     assert max(spreads) > 1.1
 
 
-def test_saturation_keeps_grey_and_luma():
+def test_saturation_keeps_grey_and_luma(only):
+    only(SATURATION=0.5)
     grey = np.full((20, 20, 3), 90, np.uint8)
-    np.testing.assert_array_equal(augment_rgb(rng(), grey, only(saturation=0.9)), grey)
+    np.testing.assert_array_equal(augment_image(rng(), grey, ALWAYS), grey)
     red = np.full((20, 20, 3), (140, 70, 70), np.uint8)
     luma = np.array([0.299, 0.587, 0.114])
     differences = set()
     for seed in range(20):
-        out = augment_rgb(rng(seed), red, only(saturation=0.5))[0, 0].astype(float)
+        out = augment_image(rng(seed), red, ALWAYS)[0, 0].astype(float)
         assert out @ luma == pytest.approx(red[0, 0] @ luma, abs=1.5)
         differences.add(out[0] - out[1])
     assert min(differences) < 60
     assert max(differences) > 80
 
 
-def test_blur_takes_detail_and_sharpening_adds_some(picture):
-    blurred = augment_rgb(rng(1), picture, only(blur=3.0))
-    assert sharpness(blurred) < 0.9 * sharpness(picture)
-    settings = AugmentSettings(rgb_share=1, each_share=0.5, contrast=0, brightness=0, saturation=0, tint=0, blur=1.5)
-    values = [sharpness(augment_rgb(rng(seed), picture, settings)) for seed in range(40)]
+def test_blur_takes_detail_and_sharpening_adds_some(picture, only, monkeypatch):
+    only(MAX_BLUR=3.0)
+    assert sharpness(augment_image(rng(1), picture, ALWAYS)) < 0.9 * sharpness(picture)
+    only(MAX_BLUR=1.5, MAX_SHARPNESS=1.5)
+    monkeypatch.setattr(augment, "EACH_PROBABILITY", 0.5)
+    values = [sharpness(augment_image(rng(seed), picture, ALWAYS)) for seed in range(40)]
     assert max(values) > 1.1 * sharpness(picture)
     assert min(values) < 0.95 * sharpness(picture)
 
@@ -124,7 +140,7 @@ def test_backgrounds_are_drawn_or_come_from_a_folder(tmp_path):
 def test_a_folder_without_usable_pictures_is_refused(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         Backgrounds(tmp_path / "missing")
-    with pytest.raises(DataError, match="holds no picture"):
+    with pytest.raises(DataError, match="holds no image"):
         Backgrounds(tmp_path)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
     with pytest.raises(DataError, match=r"broken\.jpg: not readable"):
@@ -141,9 +157,8 @@ def template(side=64):
 
 def test_templates_stay_on_black_with_a_mask_of_two_values_and_whole():
     views = np.repeat(template(), 6, axis=0)
-    settings = AugmentSettings(template_share=1, template_turn=20)
     for seed in range(10):
-        out = augment_templates(rng(seed), views, settings)
+        out = augment_templates(rng(seed), views, ALWAYS)
         assert set(np.unique(out[..., 3])) == {0, 255}
         # Half-covered pixels aside, what is not object is black.
         far = cv2.dilate(out[0, ..., 3], np.ones((3, 3), np.uint8)) == 0
@@ -156,7 +171,7 @@ def test_templates_stay_on_black_with_a_mask_of_two_values_and_whole():
 
 def test_templates_of_one_object_share_their_light_and_turn_each_for_itself():
     views = np.repeat(template(), 4, axis=0)
-    out = augment_templates(rng(2), views, AugmentSettings(template_share=1, template_light=0.5, template_turn=15))
+    out = augment_templates(rng(2), views, ALWAYS)
     means = np.array([v[..., :3][v[..., 3] > 0].mean(axis=0) for v in out])
     assert np.ptp(means, axis=0).max() < 5
     assert np.abs(means.mean(axis=0) - views[0, 3:-3, 3:-3, :3].mean(axis=(0, 1))).max() > 5
@@ -170,10 +185,6 @@ def test_some_templates_stay_as_they_are():
     assert augment_templates(rng(), views, NO_AUGMENTATION) is views
 
 
-@pytest.mark.parametrize(
-    ("values", "named"),
-    [({"rgb_share": -0.1}, "rgb_share: -0.1"), ({"blur": -1}, "blur: -1"), ({"template_turn": 200}, "template_turn")],
-)
-def test_impossible_settings_are_refused(values, named):
-    with pytest.raises(ConfigError, match=named):
-        AugmentSettings(**values)
+def test_impossible_settings_are_refused():
+    with pytest.raises(ConfigError, match=r"image_probability: -0\.1"):
+        AugmentSettings(image_probability=-0.1)

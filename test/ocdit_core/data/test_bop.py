@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from layouts import DEPTH, SILHOUETTES, TRUTH, VISIBLE, encoded, picture, write_bop_scene
 
-from ocdit_core.data.bop import BopFolder, splits_of
+from ocdit_core.data.bop import BopFolder, model_paths, read_targets, splits_of
 from ocdit_core.errors import DataError
 
 
@@ -83,7 +83,6 @@ def test_scenes_and_images_come_in_order_and_are_found(tmp_path):
     keys = [frame.key for frame in folder]
     assert keys == ["000009/000007", "000010/000003", "000010/000020", "000010/000100"]
     assert folder.index(10, 20) == 2
-    assert folder.scene_ids == (9, 10)
     assert splits_of(tmp_path) == ["test"]
     with pytest.raises(DataError, match="has no image 000010/000004"):
         folder.index(10, 4)
@@ -123,43 +122,38 @@ def test_a_depth_map_may_be_missing(scene, folder):
     assert folder[0].depth() is None
 
 
-def test_targets_of_both_kinds(scene):
-    root = scene.parents[1]
+def test_targets_of_both_kinds(tmp_path):
+    path = tmp_path / "targets.json"
     located = [
         {"im_id": 5, "inst_count": 2, "obj_id": 3, "scene_id": 2},
         {"im_id": 5, "inst_count": 1, "obj_id": 7, "scene_id": 2},
     ]
-    (root / "test_targets_bop19.json").write_text(json.dumps(located))
-    folder = BopFolder(root, "test", targets="test_targets_bop19.json")
-    assert [frame.key for frame in folder] == ["000002/000005"]
-    assert folder.targets == {(2, 5): {3: 2, 7: 1}}
-
-    (root / "test_targets_bop24.json").write_text(json.dumps([{"im_id": 0, "scene_id": 2}]))
-    folder = BopFolder(root, "test", targets=root / "test_targets_bop24.json")
-    assert folder.targets == {(2, 0): {}}
-    assert len(folder) == 1
-
-    (root / "bad.json").write_text(json.dumps([{"im_id": 1, "scene_id": 2}]))
-    with pytest.raises(DataError, match="1 images of the targets file are missing, such as 1"):
-        BopFolder(root, "test", targets="bad.json")
-    (root / "bad.json").write_text(json.dumps([{"im_id": 1, "scene_id": 4}]))
-    with pytest.raises(DataError, match="scenes of the targets file are missing, such as 000004"):
-        BopFolder(root, "test", targets="bad.json")
-    (root / "bad.json").write_text(json.dumps([{"image": 1}]))
-    with pytest.raises(DataError, match=r"bad.json\[0\]: is no target"):
-        BopFolder(root, "test", targets="bad.json")
+    path.write_text(json.dumps(located))
+    assert read_targets(path) == {(2, 5): {3: 2, 7: 1}}
+    path.write_text(json.dumps([{"im_id": 0, "scene_id": 2}]))
+    assert read_targets(path) == {(2, 0): {}}
+    path.write_text(json.dumps([{"image": 1}]))
+    with pytest.raises(DataError, match=r"targets.json\[0\]: not a target"):
+        read_targets(path)
 
 
-def test_models_are_found(scene):
-    root = scene.parents[1]
-    folder = BopFolder(root, "test")
+def test_chosen_images_are_read_by_number_and_a_limit_spreads_them(scene):
+    folder = BopFolder(scene.parents[1], "test")
+    assert [frame.key for frame in folder.frames([(2, 5)])] == ["000002/000005"]
+    assert [frame.key for frame in folder.read(*folder.units([(2, 5)]))] == ["000002/000005"]
+    assert len(list(folder.frames(limit=1))) == 1
+    with pytest.raises(DataError, match="has no image 000002/000077"):
+        list(folder.frames([(2, 77)]))
+
+
+def test_models_are_found(tmp_path):
     with pytest.raises(DataError, match="models: no such folder"):
-        folder.model_paths()
-    (root / "models_eval").mkdir()
+        model_paths(tmp_path / "models")
+    (tmp_path / "models").mkdir()
     with pytest.raises(DataError, match="holds no models"):
-        folder.model_paths("models_eval")
-    (root / "models_eval" / "obj_000012.ply").touch()
-    assert folder.model_paths("models_eval") == {12: root / "models_eval" / "obj_000012.ply"}
+        model_paths(tmp_path / "models")
+    (tmp_path / "models" / "obj_000012.ply").touch()
+    assert model_paths(tmp_path / "models") == {12: tmp_path / "models" / "obj_000012.ply"}
 
 
 def test_what_is_not_there_is_named(tmp_path):
@@ -181,7 +175,7 @@ def test_a_damaged_scene_is_left_out_and_named(tmp_path, caplog):
         BopFolder(tmp_path, "test")
     write_bop_scene(tmp_path, scene=2)
     folder = BopFolder(tmp_path, "test")
-    assert folder.scene_ids == (2,)
+    assert {frame.scene_id for frame in folder} == {2}
     assert len(folder.damaged) == 1
     assert "000001" in caplog.text
 
@@ -243,7 +237,7 @@ DAMAGE = {
         lambda f: f.K,
         "only pinhole cameras",
     ),
-    "no picture": (lambda s: (s / "rgb/000000.png").unlink(), lambda f: f.image(), "000002: 0: has no picture"),
+    "no picture": (lambda s: (s / "rgb/000000.png").unlink(), lambda f: f.image(), "000002: 0: has no image"),
     "an empty picture": (
         lambda s: (s / "rgb/000000.png").write_bytes(b""),
         lambda f: f.image(),
@@ -267,12 +261,12 @@ DAMAGE = {
     "a mask of another size": (
         lambda s: (s / "mask_visib/000000_000001.png").write_bytes(encoded(np.zeros((3, 4), np.uint8))),
         lambda f: f.mask(1),
-        "000000_000001.png: the mask is 4 x 3, the picture 8 x 6",
+        "000000_000001.png: the mask is 4 x 3, the image 8 x 6",
     ),
     "depth of another size": (
         lambda s: (s / "depth/000000.png").write_bytes(encoded(np.full((3, 4), 5000, np.uint16))),
         lambda f: f.depth(),
-        "depth/000000.png: depth is 4 x 3, the picture 8 x 6",
+        "depth/000000.png: the depth is 4 x 3, the image 8 x 6",
     ),
     "depth in colours": (
         lambda s: (s / "depth/000000.png").write_bytes(encoded(picture())),
@@ -304,8 +298,8 @@ def test_a_depth_scale_that_is_none(scene, scale):
     ("scale", "message"),
     [
         (1.0, "depths are 10 times those of the objects' poses; is depth_scale 1 right"),
-        (100.0, "half of the depths are beyond 9"),
-        (1e-5, "half of the depths are beyond"),
+        (100.0, "the median depth is 900 m"),
+        (1e-5, "the median depth is 9e-05 m"),
         (0.01, "0.1 times"),
     ],
 )

@@ -8,10 +8,10 @@ import pytest
 from layouts import encoded, shard_members, write_bop_scene, write_tar
 
 from ocdit_core.cli import main
-from ocdit_core.data.bop import BopFolder
+from ocdit_core.data.bop import BopFolder, spread
 from ocdit_core.data.dataset import open_dataset
 from ocdit_core.data.shards import ShardDataset
-from ocdit_core.data.statistics import Survey, spread
+from ocdit_core.data.statistics import MAX_PROBLEMS, DatasetStatistics
 from ocdit_core.errors import DataError
 from ocdit_core.images import read_image
 
@@ -37,7 +37,7 @@ def test_numbers_of_a_folder(tmp_path, capsys):
     assert len(visible) == 10
     # Their longer sides are 3 and 4 pixels, of 6 on the shorter side of the picture: 50% and 67%.
     assert rows(text, "size in pixels")["0 .. 16"] == 10
-    assert rows(text, "share of the shorter side")["50% .. 75%"] == 10
+    assert rows(text, "size / shorter side")["50% .. 75%"] == 10
 
 
 def test_numbers_of_shards_and_a_limit(tmp_path, capsys):
@@ -136,12 +136,12 @@ def test_samples_are_spread():
     assert spread(7, None) == list(range(7))
 
 
-def test_a_survey_keeps_the_first_problems_only():
-    survey = Survey(max_problems=2)
-    for number in range(5):
-        survey.note(DataError(f"file {number}", kind="missing mask"))
-    assert survey.problems == ["file 0", "file 1"]
-    assert survey.damaged["missing mask"] == 5
+def test_only_the_first_problems_are_kept():
+    statistics = DatasetStatistics()
+    for number in range(MAX_PROBLEMS + 3):
+        statistics.note(DataError(f"file {number}", kind="missing mask"))
+    assert statistics.problems == [f"file {number}" for number in range(MAX_PROBLEMS)]
+    assert statistics.damaged["missing mask"] == MAX_PROBLEMS + 3
 
 
 @pytest.mark.parametrize("option", ["--samples", "--limit"])

@@ -40,8 +40,8 @@ def templates(library):
     return TemplateCache(library, size=64)
 
 
-def one_frame(path, truth, **options):
-    write_scene(path, "train", 0, [truth], **options)
+def one_frame(path, truth):
+    write_scene(path, "train", 0, [truth])
     return BopFolder(path, "train")[0]
 
 
@@ -71,10 +71,12 @@ def test_a_coarse_sample_has_the_tensors_that_training_takes(frames, templates):
     assert set(sample["masks"].unique().tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("random_share", [0.0, 1.0])
-def test_masks_templates_and_numbers_of_a_coarse_sample_belong_together(frames, templates, random_share):
+@pytest.mark.parametrize("random_probability", [0.0, 1.0])
+def test_masks_templates_and_numbers_of_a_coarse_sample_belong_together(frames, templates, random_probability):
     """Colours tell: under a mask the picture has the object's, nowhere else, and so have its templates."""
-    settings = SampleSettings(objects=4, absent_share=0.2, crop=CropSettings(random_share=random_share), **PLAIN)
+    settings = SampleSettings(
+        objects=4, absent_probability=0.2, crop=CropSettings(random_probability=random_probability), **PLAIN
+    )
     seen = 0
     for seed in range(60):
         sample = make_sample(frames[seed % FRAMES], templates, settings, rng(seed))
@@ -98,13 +100,13 @@ def test_masks_templates_and_numbers_of_a_coarse_sample_belong_together(frames, 
 
 
 def test_objects_that_are_there_are_preferred_and_others_are_really_absent(frames, templates):
-    settings = SampleSettings(objects=4, absent_share=0.0, crop=CropSettings(random_share=0.0), **PLAIN)
+    settings = SampleSettings(objects=4, absent_probability=0.0, crop=CropSettings(random_probability=0.0), **PLAIN)
     for seed in range(FRAMES):
         frame = frames[seed]
         sample = make_sample(frame, templates, settings, rng(seed))
         assert set(sample["object_ids"].tolist()) <= {a.object_id for a in frame.annotations}
         assert sample["present"].all()
-    many = SampleSettings(objects=8, absent_share=0.0, crop=CropSettings(random_share=0.0), **PLAIN)
+    many = SampleSettings(objects=8, absent_probability=0.0, crop=CropSettings(random_probability=0.0), **PLAIN)
     sample = make_sample(frames[0], templates, many, rng())
     there = {a.object_id for a in frames[0].annotations}
     known = [i in there for i in sample["object_ids"].tolist()]
@@ -113,25 +115,25 @@ def test_objects_that_are_there_are_preferred_and_others_are_really_absent(frame
 
 
 def test_the_chosen_share_of_objects_is_absent(frames, templates):
-    settings = SampleSettings(objects=3, absent_share=0.3, crop=CropSettings(random_share=0.0), **PLAIN)
+    settings = SampleSettings(objects=3, absent_probability=0.3, crop=CropSettings(random_probability=0.0), **PLAIN)
     present = [make_sample(frames[s % FRAMES], templates, settings, rng(s))["present"] for s in range(200)]
     # One object at least is kept: the mean of max(binomial, 1) / 3.
     assert torch.stack(present).float().mean().item() == pytest.approx(0.709, abs=0.04)
 
 
-def test_tight_windows_show_more_of_the_objects_than_the_whole_frame(frames, templates):
+def test_tight_crops_show_more_of_the_objects_than_the_whole_frame(frames, templates):
     def share(crop):
-        settings = SampleSettings(objects=2, absent_share=0.0, crop=crop, **PLAIN)
+        settings = SampleSettings(objects=2, absent_probability=0.0, crop=crop, **PLAIN)
         samples = [make_sample(frames[s % FRAMES], templates, settings, rng(s)) for s in range(30)]
         return float(np.mean([s["masks"].float().mean().item() for s in samples]))
 
-    whole = share(CropSettings(random_share=1.0, random_scale=(1.0, 1.0)))
-    assert share(CropSettings(random_share=0.0, margin=(0.05, 0.1))) > 1.5 * whole
+    whole = share(CropSettings(random_probability=1.0, random_scale=(1.0, 1.0)))
+    assert share(CropSettings(random_probability=0.0, margin=(0.05, 0.1))) > 1.5 * whole
 
 
 def test_refine_samples_show_one_object_or_none(frames, templates):
     """The share of negatives is as asked for; in these the picture has nothing of the object."""
-    settings = SampleSettings(mode="refine", objects=1, negative_share=0.4, **PLAIN)
+    settings = SampleSettings(mode="refine", objects=1, negative_probability=0.4, **PLAIN)
     negatives = strangers = 0
     for seed in range(400):
         frame = frames[seed % FRAMES]
@@ -151,14 +153,19 @@ def test_refine_samples_show_one_object_or_none(frames, templates):
     assert 0.3 < strangers / negatives < 0.8
 
 
-def test_hard_negatives_look_like_what_the_window_shows(tmp_path, templates):
+def test_hard_negatives_look_like_what_the_crop_shows(tmp_path, templates):
     frame = one_frame(tmp_path, paint(3, [4]))
     others = [i for i in templates.object_ids if i != 4]
-    likest = max(others, key=lambda i: templates.alike(i, 4))
+    likest = max(others, key=lambda i: templates.similarity(i, 4))
 
     def asked(hard_negatives: int) -> list[int]:
         settings = SampleSettings(
-            mode="refine", objects=1, negative_share=1.0, elsewhere_share=0.0, hard_negatives=hard_negatives, **PLAIN
+            mode="refine",
+            objects=1,
+            negative_probability=1.0,
+            elsewhere_probability=0.0,
+            hard_negatives=hard_negatives,
+            **PLAIN,
         )
         return [make_sample(frame, templates, settings, rng(seed))["object_ids"].item() for seed in range(30)]
 
@@ -170,13 +177,15 @@ def test_hard_negatives_look_like_what_the_window_shows(tmp_path, templates):
 def test_of_two_instances_a_coarse_mask_holds_both_and_a_refine_mask_one(tmp_path, templates):
     truth = paint(3, [4, 4, 7])
     frame = one_frame(tmp_path, truth)
-    whole = CropSettings(random_share=1.0, random_scale=(1.0, 1.0))
+    whole = CropSettings(random_probability=1.0, random_scale=(1.0, 1.0))
     both = {**PLAIN, "image_size": (240, 320)}
-    sample = make_sample(frame, templates, SampleSettings(objects=2, absent_share=0, crop=whole, **both), rng())
+    sample = make_sample(frame, templates, SampleSettings(objects=2, absent_probability=0, crop=whole, **both), rng())
     mask = sample["masks"][0, sample["object_ids"].tolist().index(4)].numpy() > 0
     np.testing.assert_array_equal(mask, truth.objects[0].visible | truth.objects[1].visible)
 
-    refine = SampleSettings(mode="refine", objects=1, negative_share=0.0, crop=CropSettings(margin=(3, 3)), **PLAIN)
+    refine = SampleSettings(
+        mode="refine", objects=1, negative_probability=0.0, crop=CropSettings(margin=(3, 3)), **PLAIN
+    )
     areas = {4: set(), 7: set()}
     for seed in range(40):
         sample = make_sample(frame, templates, refine, rng(seed))
@@ -193,8 +202,8 @@ def test_large_frames_are_decoded_small_where_that_is_enough(tmp_path, templates
     monkeypatch.setattr(
         type(frame), "image", lambda self, *, reduction=1: asked.append(reduction) or decode(self, reduction=reduction)
     )
-    whole = CropSettings(random_share=1.0, random_scale=(1.0, 1.0))
-    settings = SampleSettings(objects=4, absent_share=0, crop=whole, **PLAIN)
+    whole = CropSettings(random_probability=1.0, random_scale=(1.0, 1.0))
+    settings = SampleSettings(objects=4, absent_probability=0, crop=whole, **PLAIN)
     sample = make_sample(frame, templates, settings, rng())
     assert asked == [4]
     for number, object_id in enumerate(sample["object_ids"].tolist()):
@@ -213,7 +222,7 @@ def test_only_what_a_sample_needs_is_read(frames, library, monkeypatch):
     read = []
     mask = type(frame).mask
     monkeypatch.setattr(type(frame), "mask", lambda self, index, **k: read.append(index) or mask(self, index, **k))
-    settings = SampleSettings(mode="refine", objects=1, negative_share=0.0, **PLAIN)
+    settings = SampleSettings(mode="refine", objects=1, negative_probability=0.0, **PLAIN)
     make_sample(frame, templates, settings, rng(1))
     assert len(read) == 1
     assert templates.misses == 1
@@ -221,9 +230,9 @@ def test_only_what_a_sample_needs_is_read(frames, library, monkeypatch):
 
 def test_a_replaced_background_changes_all_but_the_objects(frames, library, templates):
     """All annotated objects stay, those that are not asked for as well."""
-    augment = AugmentSettings(rgb_share=0, template_share=0, background_share=1.0)
-    settings = SampleSettings(objects=2, absent_share=0, **{**PLAIN, "augment": augment})
-    plain = make_sample(frames[0], templates, SampleSettings(objects=2, absent_share=0, **PLAIN), rng(4))
+    augment = AugmentSettings(image_probability=0, template_probability=0, background_probability=1.0)
+    settings = SampleSettings(objects=2, absent_probability=0, **{**PLAIN, "augment": augment})
+    plain = make_sample(frames[0], templates, SampleSettings(objects=2, absent_probability=0, **PLAIN), rng(4))
     sample = make_sample(frames[0], templates, settings, rng(4))
     torch.testing.assert_close(sample["masks"], plain["masks"], rtol=0, atol=0)
     before, after = picture(plain).astype(int), picture(sample).astype(int)
@@ -261,7 +270,7 @@ def test_hidden_and_tiny_objects_are_not_looked_for(tmp_path, templates):
     info["0"][1]["bbox_visib"][2] = 3
     path.write_text(json.dumps(info))
     frame = BopFolder(tmp_path, "train")[0]
-    settings = SampleSettings(mode="refine", objects=1, negative_share=0, **PLAIN)
+    settings = SampleSettings(mode="refine", objects=1, negative_probability=0, **PLAIN)
     assert {make_sample(frame, templates, settings, rng(s))["object_ids"].item() for s in range(20)} == {3}
     for entry in info["0"]:
         entry["visib_fract"] = 0.05
@@ -292,7 +301,7 @@ def test_a_frame_with_all_objects_of_the_library_has_negatives_only_elsewhere(tm
     write_library(tmp_path / "objects", [1, 2])
     templates = TemplateCache(ObjectLibrary(tmp_path / "objects"), size=64)
     frame = one_frame(tmp_path, paint(8, [1, 2]))
-    settings = SampleSettings(mode="refine", objects=1, negative_share=1.0, **PLAIN)
+    settings = SampleSettings(mode="refine", objects=1, negative_probability=1.0, **PLAIN)
     samples = [make_sample(frame, templates, settings, rng(seed)) for seed in range(20)]
     absent = [s for s in samples if not s["present"].item()]
     assert absent
@@ -306,7 +315,7 @@ def test_a_frame_with_all_objects_of_the_library_has_negatives_only_elsewhere(tm
         ({"mode": "refine"}, "objects: a refine sample"),
         ({"views": 0}, "views"),
         ({"image_size": (8, 200)}, "image_size"),
-        ({"negative_share": 1.1}, "negative_share: 1.1"),
+        ({"negative_probability": 1.1}, "negative_probability: 1.1"),
     ],
 )
 def test_impossible_settings_are_refused(values, named):

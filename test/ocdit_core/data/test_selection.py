@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from ocdit_core.data.augment import CropSettings, Window, random_window, tight_window
-from ocdit_core.data.sampling import around, distance, nearest_objects, random_point
+from ocdit_core.data.augment import Crop, CropSettings, random_crop, tight_crop
+from ocdit_core.data.sampling import distance, nearest_objects, random_point, union_box
 from ocdit_core.errors import ConfigError
 
 FRAME = (480, 640)
@@ -19,7 +19,7 @@ def test_distance_is_to_the_nearest_point_of_the_box():
 
 
 def test_a_box_around_others_is_tight():
-    assert around([(10, 20, 30, 5), (0, 22, 5, 40)]) == (0, 20, 40, 42)
+    assert union_box([(10, 20, 30, 5), (0, 22, 5, 40)]) == (0, 20, 40, 42)
 
 
 def test_near_objects_are_drawn_more_often_in_proportion_to_their_weights():
@@ -45,55 +45,55 @@ def test_a_random_point_is_on_the_mask():
 
 
 @pytest.mark.parametrize("output", [(240, 320), (224, 224), (320, 240)])
-def test_random_windows_show_the_point_and_keep_inside(output):
+def test_random_crops_show_the_point_and_keep_inside(output):
     """Also for points in the corners of the frame; sizes are those asked for."""
     for seed in range(200):
         point = [(0, 0), (639, 479), (639, 0), (320, 240)][seed % 4]
-        window = random_window(rng(seed), FRAME, output, (0.5, 0.9), point)
-        assert 0 <= window.top <= FRAME[0] - window.height
-        assert 0 <= window.left <= FRAME[1] - window.width
-        assert window.left <= point[0] < window.left + window.width
-        assert window.top <= point[1] < window.top + window.height
-        assert window.height / window.width == pytest.approx(output[0] / output[1], rel=0.02)
+        crop = random_crop(rng(seed), FRAME, output, (0.5, 0.9), point)
+        assert 0 <= crop.top <= FRAME[0] - crop.height
+        assert 0 <= crop.left <= FRAME[1] - crop.width
+        assert crop.left <= point[0] < crop.left + crop.width
+        assert crop.top <= point[1] < crop.top + crop.height
+        assert crop.height / crop.width == pytest.approx(output[0] / output[1], rel=0.02)
         largest = min(FRAME[0] / output[0], FRAME[1] / output[1])
-        assert 0.49 < window.height / (largest * output[0]) < 0.91
+        assert 0.49 < crop.height / (largest * output[0]) < 0.91
 
 
-def test_random_windows_reach_all_of_the_frame():
-    windows = [random_window(rng(seed), FRAME, (240, 320), (0.5, 0.5)) for seed in range(400)]
-    assert min(w.left for w in windows) < 8
-    assert max(w.left + w.width for w in windows) > 632
-    assert min(w.top for w in windows) < 8
-    assert max(w.top + w.height for w in windows) > 472
+def test_random_crops_reach_all_of_the_frame():
+    crops = [random_crop(rng(seed), FRAME, (240, 320), (0.5, 0.5)) for seed in range(400)]
+    assert min(w.left for w in crops) < 8
+    assert max(w.left + w.width for w in crops) > 632
+    assert min(w.top for w in crops) < 8
+    assert max(w.top + w.height for w in crops) > 472
 
 
-def test_tight_windows_show_the_object_and_vary():
+def test_tight_crops_show_the_object_and_vary():
     """With these margins and shifts an object in the middle is seen altogether, and is at least a third of a side."""
     settings = CropSettings(margin=(0.2, 0.35), shift=0.15)
     box = (250.0, 180.0, 120.0, 60.0)
-    windows = [tight_window(rng(seed), box, FRAME, (240, 320), settings) for seed in range(200)]
-    for window in windows:
-        assert window.left <= 250
-        assert window.left + window.width >= 370
-        assert window.top <= 180
-        assert window.top + window.height >= 240
-        assert window.width < 3 * 120
-    assert len({(w.left, w.top, w.width) for w in windows}) > 150
+    crops = [tight_crop(rng(seed), box, FRAME, (240, 320), settings) for seed in range(200)]
+    for crop in crops:
+        assert crop.left <= 250
+        assert crop.left + crop.width >= 370
+        assert crop.top <= 180
+        assert crop.top + crop.height >= 240
+        assert crop.width < 3 * 120
+    assert len({(w.left, w.top, w.width) for w in crops}) > 150
 
 
-def test_tight_windows_are_moved_into_the_frame():
+def test_tight_crops_are_moved_into_the_frame():
     for box in [(0.0, 0.0, 50.0, 50.0), (600.0, 430.0, 40.0, 50.0)]:
-        window = tight_window(rng(), box, FRAME, (224, 224), CropSettings(margin=(0.35, 0.35)))
-        assert window.top >= 0
-        assert window.left >= 0
-        assert window.top + window.height <= 480
-        assert window.left + window.width <= 640
+        crop = tight_crop(rng(), box, FRAME, (224, 224), CropSettings(margin=(0.35, 0.35)))
+        assert crop.top >= 0
+        assert crop.left >= 0
+        assert crop.top + crop.height <= 480
+        assert crop.left + crop.width <= 640
 
 
-def test_the_largest_tight_window_is_all_of_the_frame():
-    window = tight_window(rng(), (0, 0, 640, 480), FRAME, (240, 320), CropSettings())
-    assert (window.top, window.left, window.height, window.width) == (0, 0, 480, 640)
-    square = tight_window(rng(), (0, 0, 640, 480), FRAME, (224, 224), CropSettings())
+def test_the_largest_tight_crop_is_all_of_the_frame():
+    crop = tight_crop(rng(), (0, 0, 640, 480), FRAME, (240, 320), CropSettings())
+    assert (crop.top, crop.left, crop.height, crop.width) == (0, 0, 480, 640)
+    square = tight_crop(rng(), (0, 0, 640, 480), FRAME, (224, 224), CropSettings())
     assert (square.height, square.width) == (640, 640)
     assert square.left == 0
     assert -160 <= square.top <= 0
@@ -105,8 +105,8 @@ def test_image_and_mask_stay_together_under_cropping_and_scaling():
     image[200:280, 300:420] = 255
     mask = image[..., 0] > 0
     for seed in range(40):
-        window = tight_window(rng(seed), (300, 200, 120, 80), FRAME, (240, 320), CropSettings(margin=(0, 1), shift=0.5))
-        shown, part = window.image(image, (240, 320)), window.mask(mask, (240, 320))
+        crop = tight_crop(rng(seed), (300, 200, 120, 80), FRAME, (240, 320), CropSettings(margin=(0, 1), shift=0.5))
+        shown, part = crop.image(image, (240, 320)), crop.mask(mask, (240, 320))
         assert shown.shape == (240, 320, 3)
         assert part.any()
         assert np.mean((shown[..., 0] > 127) != part) < 0.002
@@ -115,38 +115,38 @@ def test_image_and_mask_stay_together_under_cropping_and_scaling():
 def test_outside_the_frame_the_border_is_repeated_and_masks_are_empty():
     image = np.full((*FRAME, 3), 9, np.uint8)
     image[0] = 77
-    window = Window(top=-40, left=0, height=80, width=80)
-    shown = window.image(image, (80, 80))
+    crop = Crop(top=-40, left=0, height=80, width=80)
+    shown = crop.image(image, (80, 80))
     assert (shown[:41] == 77).all()
     assert (shown[41:] == 9).all()
-    part = window.mask(np.ones(FRAME, bool), (80, 80))
+    part = crop.mask(np.ones(FRAME, bool), (80, 80))
     assert not part[:40].any()
     assert part[40:].all()
 
 
-def test_an_aligned_window_is_the_same_on_the_reduced_frame():
+def test_an_aligned_crop_is_the_same_on_the_reduced_frame():
     """What is decoded at half the size shows the same part: a picture of its own coordinates tells."""
     x = np.tile(np.linspace(0, 255, 640, dtype=np.float32), (480, 1)).astype(np.uint8)
     image = np.repeat(x[..., None], 3, axis=2)
     half = image.reshape(240, 2, 320, 2, 3).mean(axis=(1, 3)).astype(np.uint8)
-    window = Window(top=-31, left=101, height=403, width=507).aligned(2)
-    assert (window.top, window.left, window.height, window.width) == (-32, 100, 404, 508)
-    a, b = window.image(image, (200, 250)), window.reduced(2).image(half, (200, 250))
+    crop = Crop(top=-31, left=101, height=403, width=507).aligned(2)
+    assert (crop.top, crop.left, crop.height, crop.width) == (-32, 100, 404, 508)
+    a, b = crop.image(image, (200, 250)), crop.reduced(2).image(half, (200, 250))
     assert np.abs(a.astype(int) - b).max() <= 1
 
 
-def test_windows_know_what_they_meet():
-    window = Window(top=10, left=20, height=30, width=40)
-    assert window.meets((0, 0, 20.5, 10.5))
-    assert not window.meets((0, 0, 20, 50))
-    assert not window.meets((60, 10, 5, 5))
-    assert window.meets((59, 39, 100, 100))
+def test_crops_know_what_they_meet():
+    crop = Crop(top=10, left=20, height=30, width=40)
+    assert crop.meets((0, 0, 20.5, 10.5))
+    assert not crop.meets((0, 0, 20, 50))
+    assert not crop.meets((60, 10, 5, 5))
+    assert crop.meets((59, 39, 100, 100))
 
 
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"random_share": 1.5}, "random_share: 1.5"),
+        ({"random_probability": 1.5}, "random_probability: 1.5"),
         ({"random_scale": (0.0, 1.0)}, "random_scale"),
         ({"random_scale": (0.9, 0.5)}, "random_scale"),
         ({"margin": (0.5, 0.1)}, "margin"),

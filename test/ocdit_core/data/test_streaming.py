@@ -14,10 +14,11 @@ import pytest
 import torch
 from painted import paint, write_library
 
-from ocdit_core.data.bop import BopFolder
+from ocdit_core.data import shards, streaming
+from ocdit_core.data.bop import BopFolder, FolderStream
 from ocdit_core.data.sampling import SampleSettings
-from ocdit_core.data.shards import ShardDataset
-from ocdit_core.data.streaming import FolderStream, ShardStream, Source, TrainingLoader, TrainingStream
+from ocdit_core.data.shards import ShardDataset, ShardStream
+from ocdit_core.data.streaming import SkipCounter, Source, TrainingLoader, TrainingStream
 from ocdit_core.data.templates import TemplateCache
 from ocdit_core.data.writers import shard_path, write_scene, write_shard
 from ocdit_core.errors import ConfigError, DataError
@@ -26,6 +27,11 @@ from ocdit_core.objects.library import ObjectLibrary
 SETTINGS = SampleSettings(objects=2, views=2, image_size=(48, 64), template_size=16)
 FRAMES = 10  # of the folder; three shards hold 4 each
 BLOCK = 5
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(shards, "BLOCK", BLOCK)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,7 @@ def make_stream(data, **options):
         Source(frames=BopFolder(data / "folder", "train"), templates=templates, weight=1.0),
         Source(frames=ShardDataset(data / "shards"), templates=templates, weight=2.0),
     ]
-    return TrainingStream(sources, SETTINGS, **{"seed": 3, "block": BLOCK, **options})
+    return TrainingStream(sources, SETTINGS, **{"seed": 3, **options})
 
 
 def digest(batch):
@@ -68,9 +74,9 @@ def never(error):
     raise AssertionError(error)
 
 
-def shard_stream(data, index, streams, on_error=never, block=BLOCK):
+def shard_stream(data, index, streams, on_error=never):
     dataset = ShardDataset(data / "shards")
-    return ShardStream(dataset, on_error=on_error, seed=[3], index=index, streams=streams, block=block)
+    return ShardStream(dataset, on_error=on_error, seed=[3], index=index, streams=streams)
 
 
 @pytest.mark.parametrize("streams", [1, 2, 3])
@@ -92,9 +98,10 @@ def test_more_streams_than_frames_share_them(data):
 
 
 @pytest.mark.parametrize("streams", [1, 2, 3, 5])
-def test_streams_share_shards_and_each_epoch_has_every_frame_once(data, streams):
+def test_streams_share_shards_and_each_epoch_has_every_frame_once(data, streams, monkeypatch):
     """With blocks of one frame the position tells the epoch, up to a frame: a shard's end is known when it is read."""
-    parts = [shard_stream(data, i, streams, block=1) for i in range(streams)]
+    monkeypatch.setattr(shards, "BLOCK", 1)
+    parts = [shard_stream(data, i, streams) for i in range(streams)]
     counts = Counter()
     for part in parts:
         while part.position[0] == 0:
@@ -103,8 +110,9 @@ def test_streams_share_shards_and_each_epoch_has_every_frame_once(data, streams)
     assert sum(counts.values()) - 12 <= streams
 
 
-def test_blocks_mix_the_shards_neighbours(data):
-    order = keys(shard_stream(data, 0, 1, block=12), 12)
+def test_blocks_mix_the_shards_neighbours(data, monkeypatch):
+    monkeypatch.setattr(shards, "BLOCK", 12)
+    order = keys(shard_stream(data, 0, 1), 12)
     assert len(set(order)) == 12
     neighbours = [a[:6] == b[:6] for a, b in itertools.pairwise(order)]
     assert sum(neighbours) < 8  # unshuffled shards have 9
@@ -146,7 +154,7 @@ def test_shards_without_a_frame_end_the_stream(data, tmp_path):
     shutil.copytree(data / "objects", tmp_path / "objects")
     templates = TemplateCache(ObjectLibrary(tmp_path / "objects"), size=16)
     stream = TrainingStream([Source(frames=ShardDataset(tmp_path / "shards"), templates=templates)], SETTINGS)
-    with pytest.raises(DataError, match="none of the shards holds a whole frame"):
+    with pytest.raises(DataError, match="none of the shards holds a complete frame"):
         next(iter(stream))
 
 
@@ -197,11 +205,13 @@ RUN = """
 import itertools, sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_mixing import digest, make_stream
+from test_streaming import BLOCK, digest, make_stream
+from ocdit_core.data import shards
 from ocdit_core.data.streaming import TrainingLoader
 from ocdit_core.files import replacing
 
 if __name__ == "__main__":
+    shards.BLOCK = BLOCK
     data, checkpoint, count = Path({data!r}), Path({checkpoint!r}), {count}
     loader = TrainingLoader(make_stream(data), batch_size=2, workers={workers})
     if checkpoint.exists():
@@ -237,14 +247,15 @@ def test_a_killed_process_leaves_a_state_that_goes_on_exactly(data, tmp_path, wo
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_damaged_frames_are_skipped_and_counted(data, tmp_path, workers, caplog):
+def test_damaged_frames_are_skipped_and_counted(data, tmp_path, workers, caplog, monkeypatch):
+    monkeypatch.setattr(streaming, "MAX_SKIPPED", 0.3)
     shutil.copytree(data, tmp_path, dirs_exist_ok=True)
     scene = tmp_path / "folder" / "train" / "000000"
     (scene / "rgb" / "000003.jpg").write_bytes((scene / "rgb" / "000003.jpg").read_bytes()[:900])
-    loader = TrainingLoader(make_stream(tmp_path, max_skip_share=0.3), batch_size=2, workers=workers)
+    loader = TrainingLoader(make_stream(tmp_path), batch_size=2, workers=workers)
     digests(loader, 60)
     assert 1 <= loader.skipped <= 12
-    resumed = TrainingLoader(make_stream(tmp_path, max_skip_share=0.3), batch_size=2, workers=workers)
+    resumed = TrainingLoader(make_stream(tmp_path), batch_size=2, workers=workers)
     resumed.load_state_dict(loader.state_dict())
     assert digests(resumed, 6) == digests(loader, 6)
     assert resumed.skipped == loader.skipped
@@ -263,10 +274,11 @@ def test_too_many_damaged_frames_stop_with_one_line(data, tmp_path, workers):
     assert "\n" not in str(caught.value)
 
 
-def test_damaged_templates_are_skipped_with_their_name(data, tmp_path, caplog):
+def test_damaged_templates_are_skipped_with_their_name(data, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(streaming, "MAX_SKIPPED", 1.0)
     shutil.copytree(data, tmp_path, dirs_exist_ok=True)
     (tmp_path / "objects" / "obj_000002.npz").write_bytes(b"PK nothing")
-    loader = TrainingLoader(make_stream(tmp_path, max_skip_share=1.0), batch_size=2)
+    loader = TrainingLoader(make_stream(tmp_path), batch_size=2)
     for batch in itertools.islice(loader, 30):
         assert not (batch["object_ids"] == 2).any()
     assert loader.skipped > 0
@@ -320,3 +332,25 @@ def test_worker_processes_leave_with_the_loop(data):
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not multiprocessing.active_children()
+
+
+def test_a_few_skips_are_counted_and_many_stop(caplog):
+    counter = SkipCounter()
+    counter.used += 97
+    for number in range(4):
+        counter.skip(DataError(f"file {number}", kind="missing mask"))
+    assert counter.skipped == {"missing mask": 4}
+    assert caplog.text.count("skipped") == 1
+    assert "file 0" in caplog.text
+    counter.skip(DataError("other", kind="depth scale"))
+    assert "other" in caplog.text
+    with pytest.raises(DataError, match=r"6 of 103 .*missing mask 4, depth scale 2\), more than the 5%.*: last"):
+        counter.skip(DataError("last", kind="depth scale"))
+
+
+def test_few_samples_are_not_judged():
+    counter = SkipCounter()
+    for _ in range(99):
+        counter.skip(DataError("x"))
+    with pytest.raises(DataError, match="100 of 100"):
+        counter.skip(DataError("x"))

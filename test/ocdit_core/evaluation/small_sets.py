@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ocdit_core.data.writers import FrameTruth, ObjectTruth, shard_path, write_scene, write_shard
+from ocdit_core.data.writers import LabelledFrame, LabelledObject, shard_path, write_scene, write_shard
 from ocdit_core.objects.archive import ObjectTemplates, save_templates
 
 SIZE = (60, 80)
@@ -17,7 +17,7 @@ def block(left, top, width, height, size=SIZE):
 
 
 def truth(number, visible, silhouette=None):
-    return ObjectTruth(
+    return LabelledObject(
         object_id=number, rotation=np.eye(3), translation=np.array([0, 0, 0.5]), visible=visible,
         silhouette=visible if silhouette is None else silhouette,
     )  # fmt: skip
@@ -27,7 +27,7 @@ def frame(*objects):
     image = np.full((*SIZE, 3), 120, np.uint8)
     for one in objects:
         image[one.visible] = COLOURS[one.object_id]
-    return FrameTruth(image=image, K=K, depth=None, objects=objects)
+    return LabelledFrame(image=image, K=K, depth=None, objects=objects)
 
 
 def scenes(images):

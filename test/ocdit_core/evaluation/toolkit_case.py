@@ -5,7 +5,7 @@ What the BOP toolkit says of it is in test_average_precision.py.
 
 import numpy as np
 
-from ocdit_core.data.writers import FrameTruth, ObjectTruth, write_scene
+from ocdit_core.data.writers import LabelledFrame, LabelledObject, write_scene
 from ocdit_core.evaluation.bop_results import ResultRow
 from ocdit_core.masks import encode_mask
 
@@ -53,7 +53,7 @@ def write_truth(path):
         objects = []
         for box, mask in reversed(list(zip(boxes_of(image), silhouettes, strict=True))):
             objects.append(
-                ObjectTruth(
+                LabelledObject(
                     object_id=box[0],
                     rotation=np.eye(3),
                     translation=np.array([0, 0, 1]),
@@ -62,7 +62,7 @@ def write_truth(path):
                 )
             )
             covered |= mask
-        frames.append(FrameTruth(image=np.zeros((*SIZE, 3), np.uint8), K=K, depth=None, objects=tuple(objects)))
+        frames.append(LabelledFrame(image=np.zeros((*SIZE, 3), np.uint8), K=K, depth=None, objects=tuple(objects)))
     write_scene(path, "test", SCENE, frames)
 
 

@@ -8,12 +8,15 @@ import torch
 import trimesh
 from torch.utils.data import DataLoader
 
+from ocdit_core.data.sampling import SampleSettings
 from ocdit_core.errors import ConfigError, DataError
+from ocdit_core.synthesis import composed_dataset
 from ocdit_core.synthesis.bank import BankSettings, ObjectBank, build_bank, main
 from ocdit_core.synthesis.composed import SceneSettings
-from ocdit_core.synthesis.composed_dataset import ConsecutiveBatches, SyntheticDataSettings, SyntheticScenes
+from ocdit_core.synthesis.composed_dataset import ComposedDataSettings, ComposedScenes, ConsecutiveBatches
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, find_meshes, scanned_object
 
+SCENE = SceneSettings(image_size=(144, 192))
 SETTINGS = BankSettings(objects=10, template_size=32, sprites=4, sprite_size=48)
 
 
@@ -113,42 +116,49 @@ def test_the_command_line_reports_errors_in_one_line(bank_folder, capsys):
     assert capsys.readouterr().err.startswith("bank: error: ")
 
 
-def settings_for(folder, **changes):
-    return SyntheticDataSettings(bank=str(folder), **changes)
+def settings_for(folder, *, scene=SCENE, distractors=(0, 3), seed=0, **sample):
+    defaults = {"image_size": (144, 192), "template_size": 32, "views": 4, "crops": 2, "absent_probability": 0.25}
+    return ComposedDataSettings(
+        bank=str(folder),
+        scene=scene,
+        sample=SampleSettings(**{**defaults, **sample}),
+        distractors=distractors,
+        seed=seed,
+    )
 
 
-def test_groups_have_the_promised_shapes_and_agree(bank_folder):
-    dataset = SyntheticScenes(settings_for(bank_folder))
+def test_samples_have_the_promised_shapes_and_agree(bank_folder):
+    dataset = ComposedScenes(settings_for(bank_folder))
     absent = present = 0
     for k in range(12):
-        group = dataset.group(k)
-        assert group["images"].shape == (2, 3, 144, 192)
-        assert group["templates"].shape == (4, 4, 3, 32, 32)
-        assert group["template_masks"].shape == (4, 4, 32, 32)
-        assert group["masks"].shape == (2, 4, 144, 192)
+        sample = dataset[k]
+        assert sample["images"].shape == (2, 3, 144, 192)
+        assert sample["templates"].shape == (4, 4, 3, 32, 32)
+        assert sample["template_masks"].shape == (4, 4, 32, 32)
+        assert sample["masks"].shape == (2, 4, 144, 192)
         for name in ("images", "templates", "template_masks", "masks"):
-            assert group[name].dtype == torch.uint8
-        assert set(group["template_masks"].unique().tolist()) == {0, 255}
-        pixels = group["masks"].sum(dim=(2, 3))
-        assert torch.equal(pixels > 0, group["present"])
-        assert pixels[group["present"]].min() >= 12
-        assert group["masks"].sum(dim=1).max() <= 1
-        present += int(group["present"].sum())
-        absent += int((~group["present"]).sum())
+            assert sample[name].dtype == torch.uint8
+        assert set(sample["template_masks"].unique().tolist()) == {0, 255}
+        pixels = sample["masks"].sum(dim=(2, 3))
+        assert torch.equal(pixels > 0, sample["present"])
+        assert pixels[sample["present"]].min() >= 12
+        assert sample["masks"].sum(dim=1).max() <= 1
+        present += int(sample["present"].sum())
+        absent += int((~sample["present"]).sum())
     assert 0.1 < absent / (absent + present) < 0.45
 
 
-def test_group_k_depends_on_the_seed_and_k_alone(bank_folder):
-    first, second = (SyntheticScenes(settings_for(bank_folder)) for _ in range(2))
-    second.group(3)
-    for name, value in first.group(8).items():
-        assert torch.equal(value, second.group(8)[name])
-    other = SyntheticScenes(settings_for(bank_folder, seed=1)).group(8)
-    assert not torch.equal(first.group(8)["images"], other["images"])
+def test_sample_k_depends_on_the_seed_and_k_alone(bank_folder):
+    first, second = (ComposedScenes(settings_for(bank_folder)) for _ in range(2))
+    second[3]
+    for name, value in first[8].items():
+        assert torch.equal(value, second[8][name])
+    other = ComposedScenes(settings_for(bank_folder, seed=1))[8]
+    assert not torch.equal(first[8]["images"], other["images"])
 
 
 def test_workers_keep_the_order_and_any_batch_can_be_the_first(bank_folder):
-    dataset = SyntheticScenes(settings_for(bank_folder, scenes_per_group=1))
+    dataset = ComposedScenes(settings_for(bank_folder, crops=1))
     stream = iter(DataLoader(dataset, batch_sampler=ConsecutiveBatches(2, start=3), num_workers=2))
     for batch in range(3, 6):
         images = next(stream)["images"]
@@ -162,65 +172,65 @@ def test_processes_take_turns():
 
 
 def refine_settings(folder, **changes):
-    options = {"mode": "refine", "objects": 1, "distractors": (1, 3), "crop_size": (48, 64), "negative_share": 0.4}
-    return settings_for(folder, **{**options, **changes})
+    options = {"mode": "refine", "objects": 1, "image_size": (48, 64), "negative_probability": 0.4}
+    return settings_for(folder, **{"distractors": (1, 3), **options, **changes})
 
 
-def test_refine_groups_show_one_object_close_up_or_another_one(bank_folder):
-    dataset = SyntheticScenes(refine_settings(bank_folder))
+def test_refine_samples_show_one_object_close_up_or_another_one(bank_folder):
+    dataset = ComposedScenes(refine_settings(bank_folder))
     present, areas = [], []
     for k in range(40):
-        group = dataset.group(k)
-        assert group["images"].shape == (2, 3, 48, 64)
-        assert group["templates"].shape[:2] == (1, 4)
-        assert group["masks"].shape == (2, 1, 48, 64)
-        pixels = group["masks"].sum(dim=(2, 3))
-        assert torch.equal(pixels > 0, group["present"])
-        present += group["present"].flatten().tolist()
-        areas += (pixels[group["present"]] / (48 * 64)).tolist()
+        sample = dataset[k]
+        assert sample["images"].shape == (2, 3, 48, 64)
+        assert sample["templates"].shape[:2] == (1, 4)
+        assert sample["masks"].shape == (2, 1, 48, 64)
+        pixels = sample["masks"].sum(dim=(2, 3))
+        assert torch.equal(pixels > 0, sample["present"])
+        present += sample["present"].flatten().tolist()
+        areas += (pixels[sample["present"]] / (48 * 64)).tolist()
     assert 0.4 < np.mean(present) < 0.8
     # Close up: of a picture that a whole scene fills, an object covers a few hundredths.
     assert np.mean(areas) > 0.12
-    for name, value in dataset.group(7).items():
-        assert torch.equal(value, SyntheticScenes(refine_settings(bank_folder)).group(7)[name])
+    for name, value in dataset[7].items():
+        assert torch.equal(value, ComposedScenes(refine_settings(bank_folder))[7][name])
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_share_of_negatives_is_what_is_asked_for(bank_folder, share):
-    dataset = SyntheticScenes(refine_settings(bank_folder, negative_share=share))
-    present = torch.cat([dataset.group(k)["present"].flatten() for k in range(10)])
+    dataset = ComposedScenes(refine_settings(bank_folder, negative_probability=share))
+    present = torch.cat([dataset[k]["present"].flatten() for k in range(10)])
     assert present.float().mean() == 1 - share
 
 
 def test_refine_settings_that_make_no_sense_are_refused(bank_folder):
-    with pytest.raises(ConfigError, match="1 target, not 2"):
+    with pytest.raises(ConfigError, match="1 object, not 2"):
         refine_settings(bank_folder, objects=2)
     with pytest.raises(ConfigError, match="no other object"):
         refine_settings(bank_folder, distractors=(0, 0))
     tiny = SceneSettings(image_size=(144, 192), object_size=(0.01, 0.02))
     with pytest.raises(DataError, match="in 100 scenes no object shows"):
-        SyntheticScenes(refine_settings(bank_folder, scene=tiny)).group(0)
+        ComposedScenes(refine_settings(bank_folder, scene=tiny))[0]
 
 
-def test_all_present_without_absent_share(bank_folder):
-    dataset = SyntheticScenes(settings_for(bank_folder, absent_share=0.0, distractors=(0, 0)))
-    shares = [dataset.group(k)["present"].float().mean().item() for k in range(8)]
+def test_all_are_present_with_an_absent_probability_of_0(bank_folder):
+    dataset = ComposedScenes(settings_for(bank_folder, absent_probability=0.0, distractors=(0, 0)))
+    shares = [dataset[k]["present"].float().mean().item() for k in range(8)]
     assert np.mean(shares) > 0.97
 
 
-def test_colours_of_templates_are_found_in_the_scene(bank_folder):
+def test_colours_of_templates_are_found_in_the_scene(bank_folder, monkeypatch):
     """A target's mean colour in the picture is nearer to its own templates than to those of the others."""
-    clean = settings_for(bank_folder, recolour_share=1.0)
-    dataset = SyntheticScenes(clean)
+    monkeypatch.setattr(composed_dataset, "RECOLOUR_PROBABILITY", 1.0)
+    dataset = ComposedScenes(settings_for(bank_folder))
     right = total = 0
     for k in range(15):
-        group = dataset.group(k)
-        covered = group["template_masks"].bool()
+        sample = dataset[k]
+        covered = sample["template_masks"].bool()
         colours = torch.stack(
-            [group["templates"][o].permute(0, 2, 3, 1)[covered[o]].float().mean(dim=0) for o in range(4)]
+            [sample["templates"][o].permute(0, 2, 3, 1)[covered[o]].float().mean(dim=0) for o in range(4)]
         )
-        for s, o in group["present"].nonzero().tolist():
-            seen = group["images"][s].permute(1, 2, 0)[group["masks"][s, o].bool()].float().mean(dim=0)
+        for s, o in sample["present"].nonzero().tolist():
+            seen = sample["images"][s].permute(1, 2, 0)[sample["masks"][s, o].bool()].float().mean(dim=0)
             distance = torch.linalg.norm(colours / colours.norm(dim=1, keepdim=True) - seen / seen.norm(), dim=1)
             right += int(distance.argmin() == o)
             total += 1
@@ -229,8 +239,8 @@ def test_colours_of_templates_are_found_in_the_scene(bank_folder):
 
 def test_settings_that_the_bank_cannot_serve_are_refused(bank_folder):
     with pytest.raises(ConfigError, match="holds 10"):
-        SyntheticScenes(settings_for(bank_folder, objects=9, distractors=(0, 3)))
+        ComposedScenes(settings_for(bank_folder, objects=9, distractors=(0, 3)))
     with pytest.raises(ConfigError, match="views"):
-        SyntheticScenes(settings_for(bank_folder, views=13))
-    with pytest.raises(ConfigError, match="absent_share"):
-        settings_for(bank_folder, absent_share=1.5)
+        ComposedScenes(settings_for(bank_folder, views=13))
+    with pytest.raises(ConfigError, match="template_size: 64 wanted"):
+        ComposedScenes(settings_for(bank_folder, template_size=64))

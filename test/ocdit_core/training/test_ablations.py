@@ -69,7 +69,7 @@ def made_up(cell, seed, iou, error):
         "groups": 4,
         "levels": [0.1, 10.0],
         "figures": {"averaged": {"error": [error, error], **dict.fromkeys(tasks, figures)}},
-        "settings": {"loop": {"steps": 7}, "data": {"scenes_per_group": 2}},
+        "settings": {"loop": {"steps": 7}, "data": {"sample": {"crops": 2}}},
     }
 
 

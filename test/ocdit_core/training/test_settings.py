@@ -23,7 +23,7 @@ from ocdit_core.training.settings import LoopSettings, TrainSettings
         (["stage=refine"], "'coarse' does not train the stage refine"),
         (["data.kind=pictures"], "data.kind: 'pictures' is not one of 'synthetic', 'bop'"),
         (["model.image_size=[64, 64]"], "model.image_size: [64, 64], but the data's pictures are [64, 96]"),
-        (["data.objects=5"], "4 positions are too few for the 5 objects"),
+        (["data.sample.objects=5"], "4 positions are too few for the 5 objects"),
         (["diffusion_loss.positions=random"], "is not one of 'first', 'random_interval'"),
         (["diffusion_loss.max_targets=1"], "diffusion_loss.max_targets: 1 is below min_targets, 2"),
         (["init_parts=[head]"], "init_parts[0]: 'head' is not one of 'backbone', 'vae', 'denoiser', 'prior'"),
