@@ -251,8 +251,7 @@ def test_dae_skin_in_its_pose(tmp_path, found):
     assert len(model.warnings) == (not found)
 
 
-def test_dae_morph_and_nested_nodes(tmp_path):
-    controllers = """<library_controllers><controller id="morph"><morph source="#geo" method="NORMALIZED">
+MORPH = """<library_controllers><controller id="morph"><morph source="#geo" method="NORMALIZED">
 <source id="mt"><IDREF_array count="1">geo2</IDREF_array></source><source id="mw"><float_array>0.5</float_array>
 <technique_common><accessor count="1" stride="1"/></technique_common></source><targets>
 <input semantic="MORPH_TARGET" source="#mt"/>
@@ -260,9 +259,12 @@ def test_dae_morph_and_nested_nodes(tmp_path):
 </library_controllers><library_geometries><geometry id="geo2"><mesh><source id="p2"><float_array>0 0 0 0.1 0 0 0.1 0.3 0
 0 0.3 0</float_array><technique_common><accessor count="4" stride="3"/></technique_common></source><vertices id="v2">
 <input semantic="POSITION" source="#p2"/></vertices></mesh></geometry></library_geometries>"""
+
+
+def test_dae_morph_and_nested_nodes(tmp_path):
     inner = '<node><translate>0.5 0 0</translate><instance_controller url="#morph"/></node>'
     nodes = f"<node><rotate>0 0 1 90</rotate>{inner}</node>"
-    mesh = read_cad(write_dae(tmp_path / "a.dae", controllers=controllers, nodes=nodes)).mesh
+    mesh = read_cad(write_dae(tmp_path / "a.dae", controllers=MORPH, nodes=nodes)).mesh
     np.testing.assert_allclose(mesh.bounds, [[-0.2, 0.5, 0], [0, 0.6, 0]], atol=1e-9)
 
 
