@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ocdit_core.commands.options import add_settings
 from ocdit_core.data.dataset import open_dataset
 from ocdit_core.data.frame import Frame
 from ocdit_core.errors import OcditError
@@ -115,7 +116,7 @@ def main() -> int:
     parser.add_argument("--exact", action="store_true", help="boxes as the truth has them")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the inference")
+    add_settings(parser, "an inference setting")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     try:

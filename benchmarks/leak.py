@@ -1,6 +1,6 @@
 """Does memory grow over many frames? Segments one picture again and again, and prints the memory by tenths of them.
 
-    python benchmarks/leak.py [--frames 10000] [--image-size 64x96] [--device cuda] [key=value ...]
+    python benchmarks/leak.py [--frames 10000] [--image-size 64x96] [--device cuda] [--set key=value ...]
 
 The targets change every hundred frames, as a robot's may, and each tenth frame has another size than the others. What
 the last tenth of the frames takes on average may be 1% more than the second tenth, else the exit status is 1: the first
@@ -21,6 +21,7 @@ import torch
 from tqdm import trange
 
 from ocdit_core import ObjectLibrary, Segmenter
+from ocdit_core.commands.options import add_settings
 from ocdit_core.config import apply_overrides, build
 from ocdit_core.inference.benchmark import made_up
 from ocdit_core.inference.settings import InferenceSettings
@@ -38,7 +39,7 @@ def main() -> int:
     parser.add_argument("--image-size", default="64x96", metavar="HxW", help="that the network sees")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    add_settings(parser, "an inference setting")
     options = parser.parse_intermixed_args()
     if options.threads:
         torch.set_num_threads(options.threads)

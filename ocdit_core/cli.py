@@ -1,4 +1,4 @@
-"""The command `ocdit`: one subcommand a task, each in its own module of `ocdit_core.commands`."""
+"""The command line `ocdit`, with the subcommands of `ocdit_core.commands`."""
 
 from __future__ import annotations
 
@@ -12,47 +12,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ocdit_core import __version__
-from ocdit_core.commands import (
-    ablate,
-    benchmark,
-    capture,
-    compare,
-    evaluate,
-    export,
-    inspect,
-    objects,
-    render,
-    report,
-    segment,
-    synthesize,
-)
+from ocdit_core.commands import benchmark, datasets, evaluation, library, segment, training
 from ocdit_core.errors import OcditError
 from ocdit_core.files import protecting, reason
 
-# Each adds its own arguments and names its function; none imports a heavy package before it runs.
-COMMANDS = (
-    render,
-    capture,
-    objects,
-    segment,
-    synthesize,
-    inspect,
-    evaluate,
-    compare,
-    ablate,
-    report,
-    benchmark,
-    export,
-)
+COMMANDS = (library, segment, datasets, training, evaluation, benchmark)
+"""Modules with `add_parsers(subparsers)`; they import heavy packages only when a command runs."""
 
 PLUGINS = "ocdit.commands"
-"""Entry point group of further commands: each names a module with a function `add_parser(subparsers)`."""
+"""Entry point group of further commands: each names a module with a function `add_parsers(subparsers)`."""
 
 OUTPUTS = ("out", "sheet", "html", "json", "plot")
 """Options that name files to write; all other paths of a command line are inputs."""
 
 EPILOG = """\
-a first try:
+quick start:
   ocdit render drill.glb mug.ply --out my_objects/
   ocdit segment table.jpg --objects my_objects/ --targets drill mug --out out/
 """
@@ -62,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all subcommands."""
     parser = argparse.ArgumentParser(
         prog="ocdit",
-        description="Find objects in pictures by their CAD models or photographs: no training, one mask for each.",
+        description="Segment objects in images, given their CAD models or photos; no training for new objects.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -70,13 +44,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="show debug messages, and tracebacks of errors")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        command.add_parser(subparsers)
+        command.add_parsers(subparsers)
     for plugin in sorted(importlib.metadata.entry_points(group=PLUGINS)):
         try:
             module = plugin.load()
         except ModuleNotFoundError:
-            continue  # somebody took ocdit_core alone
-        module.add_parser(subparsers)
+            continue  # ocdit_ros is not there
+        module.add_parsers(subparsers)
     return parser
 
 

@@ -8,8 +8,15 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ocdit_core.commands.common import add_command, print_table, report
-from ocdit_core.commands.inference import add_inference, load_segmenter, open_library
+from ocdit_core.commands.options import (
+    add_command,
+    add_model,
+    add_targets,
+    load_segmenter,
+    open_library,
+    print_table,
+    report,
+)
 from ocdit_core.errors import BagError, ImageError
 
 if TYPE_CHECKING:
@@ -30,11 +37,12 @@ images.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
     parser = add_command(subparsers, "bag", "find objects of a library in a recorded bag of ROS 2", EXAMPLES)
     parser.add_argument("bag", metavar="BAG", type=Path, help="folder of `ros2 bag record`, or an .mcap or .db3 file")
-    add_inference(parser)
+    add_targets(parser)
+    add_model(parser)
     parser.add_argument(
         "--out", required=True, type=Path, metavar="OUT", help="new bag: an .mcap file, or else a folder (must be new)"
     )

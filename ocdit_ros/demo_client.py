@@ -18,7 +18,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from vision_msgs.msg import Detection2DArray
 
-from ocdit_core.commands.common import print_table
+from ocdit_core.commands.options import print_table
 from ocdit_core.errors import DataError, OcditError
 from ocdit_core.masks import decode_mask, mask_iou
 from ocdit_interfaces.srv import SetTargetObjects  # type: ignore[attr-defined]

@@ -37,6 +37,13 @@ def make_untrained_model(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def set_options(overrides: Sequence[str]) -> list[str]:
+    """Return settings such as "loop.steps=6" as options of the command line; options among them stay as they are."""
+    return [
+        word for override in overrides for word in ([override] if override.startswith("--") else ["--set", override])
+    ]
+
+
 def make_mesh(path: Path, name: str = "box") -> Path:
     """Write one of MESHES, coloured; the suffix of `path` chooses the format."""
     build, colour = MESHES[name]

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Train a stage of OC-DiT: python training/train.py --config config/train/tiny_coarse.yaml loop.steps=1000."""
+"""Train a stage of a model, as `ocdit train` does: python training/train.py --config config/train/tiny_coarse.yaml."""
 
 import sys
 
-from ocdit_core.training.main import main
+from ocdit_core.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 """Train and measure every cell of the ablations' grid: one setting changed, everything else the same, three seeds.
 
     python benchmarks/ablations/run.py                                # all of it: about an hour on one core
-    python benchmarks/ablations/run.py --cells base log_normal --seeds 0 loop.steps=1000
+    python benchmarks/ablations/run.py --cells base log_normal --seeds 0 --set loop.steps=1000
     python benchmarks/ablations/table.py                              # what came out, into docs/ablations.md
 
 A finished cell is a small JSON file in --out and is not run again; an interrupted one goes on from its checkpoint. All
@@ -24,6 +24,7 @@ from pathlib import Path
 from cells import CELLS, FEW, RAW, TASKS
 from measure import LEVELS, measure
 
+from ocdit_core.commands.options import add_settings
 from ocdit_core.config import apply_overrides, as_dict, build, read_yaml
 from ocdit_core.errors import ConfigError, OcditError
 from ocdit_core.files import write_text
@@ -53,15 +54,15 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default 0 1 2")
     parser.add_argument("--groups", type=int, default=24, help="held-out groups of three pictures (default 24)")
     parser.add_argument("--objects", type=int, default=600, help="in the training bank, where there is none")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all cells, over base.yaml")
+    add_settings(parser, "a setting of all cells, over base.yaml")
     options = parser.parse_intermixed_args()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     try:
-        ensure_banks(cell_settings("base", 0, options.out, options.overrides), options.objects)
+        ensure_banks(cell_settings("base", 0, options.out, options.settings), options.objects)
         # Seed by seed: what is done of an unfinished grid can be compared.
         for seed, cell in itertools.product(options.seeds, options.cells):
-            settings = cell_settings(cell, seed, options.out, options.overrides)
+            settings = cell_settings(cell, seed, options.out, options.settings)
             if not run_cell(cell, settings, options.out / f"{cell}_{seed}.json", options.groups):
                 print("stopped; the same command goes on from there")
                 return 0

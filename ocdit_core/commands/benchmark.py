@@ -1,4 +1,4 @@
-"""`ocdit benchmark`: how long segmentation takes on this machine."""
+"""`ocdit benchmark`: time of segmentation on this machine."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ocdit_core.commands.common import add_command, positive, print_table
+from ocdit_core.commands.options import add_command, add_model, positive, print_table
 from ocdit_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,40 +20,34 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   ocdit benchmark
   ocdit benchmark --full --plot latency.png --json latency.json
-  ocdit benchmark --sizes paper --device cuda --objects 8 --ensembles 1 4 16 sampler.steps=9
+  ocdit benchmark --sizes paper --device cuda --objects 8 --ensembles 1 4 16 --set sampler.steps=9
   ocdit benchmark --sizes small --image-sizes 224x224 --objects 1 4 --threads 2
 
-Times are medians of one picture, in milliseconds. "plain" computes as published, with nothing saved between
-evaluations; both are measured in turn, so that their ratio holds on a busy machine too. "floor" is the share of the
-time that the bare arithmetic would take at the rate of a large matrix product.
+Times are medians for one image, in milliseconds, for all combinations of --objects, --ensembles and --image-sizes.
+"plain" is the method as published, without any caching; both are measured alternately, so that their ratio holds on a
+busy machine, too. "floor": the fraction of the time that the arithmetic takes at the rate of a large matrix product.
 """
 
-QUICK = {"objects": (1, 4, 8), "ensembles": (1, 4)}
-FULL = {"objects": (1, 4, 8, 16, 24), "ensembles": (1, 4, 16)}
+QUICK: dict[str, tuple[int, ...]] = {"objects": (1, 4, 8), "ensembles": (1,)}
+FULL: dict[str, tuple[int, ...]] = {"objects": (1, 4, 8, 16, 24), "ensembles": (1, 4, 16)}
 _POST_PROCESSING = ("proposals", "instances")
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
-    parser = add_command(subparsers, "benchmark", "measure how long segmentation takes on this machine", EXAMPLES)
-    parser.add_argument("--weights", default="ocdit-tiny", help="an embedded model's name or a folder (ocdit-tiny)")
+    parser = add_command(subparsers, "benchmark", "measure the time of segmentation on this machine", EXAMPLES)
+    add_model(parser, preset=False)
     parser.add_argument("--sizes", choices=("small", "guide", "paper"), help="random weights of these sizes instead")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of the CPU (default: torch's choice)")
-    parser.add_argument("--full", action="store_true", help="up to 24 objects and ensembles of 16; takes its time")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: those of torch)")
+    parser.add_argument("--full", action="store_true", help="up to 24 objects, ensembles of 16 and two image sizes")
     parser.add_argument("--objects", type=positive, nargs="+", metavar="N", help="numbers of target objects")
     parser.add_argument("--ensembles", type=positive, nargs="+", metavar="N", help="sizes of the ensemble")
-    parser.add_argument("--image-sizes", type=_size, nargs="+", metavar="HxW", help="that the network sees")
-    parser.add_argument("--repeats", type=positive, default=3, metavar="N", help="of each measurement (default: 3)")
-    parser.add_argument("--no-plain", action="store_true", help="leave out the plain path")
-    parser.add_argument(
-        "--peak-tflops", type=float, metavar="RATE", help="of the device (default: measured by a matrix product)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a chart there (needs matplotlib)")
-    parser.add_argument(
-        "settings", nargs="*", metavar="KEY=VALUE", help="settings of the inference: sampler.steps=9 ..."
-    )
+    parser.add_argument("--image-sizes", type=_size, nargs="+", metavar="HxW", help="sizes of the model input")
+    parser.add_argument("--repeats", type=positive, default=3, metavar="N", help="measurements of each (default: 3)")
+    parser.add_argument("--no-plain", action="store_true", help="do not measure the plain method")
+    parser.add_argument("--peak-tflops", type=float, metavar="RATE", help="peak rate of the device (default: measured)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a chart (needs matplotlib)")
     parser.set_defaults(run=run)
 
 
@@ -174,18 +169,16 @@ def plot(measured: Sequence[Measured], header: dict[str, Any], path: Path) -> No
 
 
 def _cases(arguments: argparse.Namespace, image_size: tuple[int, int]) -> list[Case]:
-    """All numbers of objects, then all ensembles, then all sizes: each beside the first of the others."""
     from ocdit_core.inference.benchmark import Case
 
     chosen = FULL if arguments.full else QUICK
-    objects = arguments.objects or chosen["objects"]
-    ensembles = arguments.ensembles or chosen["ensembles"]
-    smaller = tuple(max(side // 32, 1) * 16 for side in image_size)
-    sizes = arguments.image_sizes or [image_size, (smaller[0], smaller[1])]
-    few = objects[min(1, len(objects) - 1)]
-    cases = [Case(objects=count, ensemble=ensembles[0], image_size=sizes[0]) for count in objects]
-    cases += [Case(objects=few, ensemble=count, image_size=sizes[0]) for count in ensembles[1:]]
-    return cases + [Case(objects=few, ensemble=ensembles[0], image_size=size) for size in sizes[1:]]
+    half = (max(image_size[0] // 32, 1) * 16, max(image_size[1] // 32, 1) * 16)
+    combinations = product(
+        arguments.image_sizes or ([image_size, half] if arguments.full else [image_size]),
+        arguments.ensembles or chosen["ensembles"],
+        arguments.objects or chosen["objects"],
+    )
+    return [Case(objects=objects, ensemble=ensemble, image_size=size) for size, ensemble, objects in combinations]
 
 
 def _settings(arguments: argparse.Namespace) -> InferenceSettings:

@@ -1,4 +1,4 @@
-"""`ocdit segment`: masks of the wanted objects in pictures."""
+"""`ocdit segment`: masks of the target objects in images."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ocdit_core.commands.common import add_command, print_table, report
-from ocdit_core.commands.inference import add_inference, load_segmenter, open_library
+from ocdit_core.commands.options import (
+    add_command,
+    add_model,
+    add_targets,
+    load_segmenter,
+    open_library,
+    print_table,
+    report,
+)
 from ocdit_core.errors import ConfigError, ImageError, OutputError
 
 if TYPE_CHECKING:
@@ -19,26 +26,27 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   ocdit segment table.jpg --objects my_objects/ --targets drill mug --out out/
-  ocdit segment photos/*.png --objects my_objects/ --out out/ --threshold 0.5 --device cuda
+  ocdit segment photos/*.png --objects my_objects/ --out out/ --threshold 0.5 --set ensemble=4 --device cuda
 
-for each picture, OUT holds: STEM_overlay.png, STEM.json (COCO run lengths, scores, boxes), STEM/mask_N_OBJECT.png
+For each image, OUT holds STEM_overlay.png, STEM.json (COCO run lengths, scores, boxes) and STEM/mask_N_OBJECT.png.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
-    parser = add_command(subparsers, "segment", "find objects of a library in pictures", EXAMPLES)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="PNG, JPEG, BMP, TIFF, WebP ...")
-    add_inference(parser)
-    parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="folder of the results (made if new)")
+    parser = add_command(subparsers, "segment", "segment the objects of a library in images", EXAMPLES)
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="PNG, JPEG, BMP, TIFF or WebP file")
+    add_targets(parser)
+    add_model(parser)
+    parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="output folder")
     parser.add_argument(
-        "--uncertainty", action="store_true", help="write STEM_uncertainty.png too: white where a pixel is a toss-up"
+        "--uncertainty", action="store_true", help="also write STEM_uncertainty.png: white where a pixel is undecided"
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Segment; returns 2 when a picture could not be used (the others are done), else 0."""
+    """Segment; return 2 if an image could not be used (the others are done), else 0."""
     from tqdm import tqdm
 
     from ocdit_core.files import check_output
@@ -46,14 +54,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     twice = [stem for stem, count in Counter(path.stem for path in arguments.images).items() if count > 1]
     if twice:
-        raise ConfigError(f"two pictures are both called {twice[0]!r}: their results would overwrite each other")
+        raise ConfigError(f"two images are called {twice[0]!r}: their results would have the same names")
     check_output(*(file for path in arguments.images for file in _outputs(arguments.out, path)))
     library, targets = open_library(arguments)
-    # Only now: loading torch and the model takes seconds.
+    # Last, as loading torch and the model takes seconds.
     segmenter = load_segmenter(arguments, library, targets, uncertainty=arguments.uncertainty)
     rows: list[list[str]] = []
     failed = 0
-    # None: a bar on a terminal only, so that log files stay readable.
+    # disable=None: a progress bar on a terminal only, so that log files stay readable.
     hidden = None if len(arguments.images) > 1 else True
     for path in tqdm(arguments.images, desc="segmenting", unit="image", disable=hidden):
         try:
@@ -71,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def table_rows(path: Path, result: Segmentation) -> list[list[str]]:
-    """Return a line for each instance, and one for each target that was not found."""
+    """Return a row for each instance, and one for each target that was not found."""
     seconds = f"{result.timings['total']:.2f}" if "total" in result.timings else ""
     rows = []
     for instance in result.instances:
@@ -123,7 +131,7 @@ def _outputs(out: Path, path: Path) -> tuple[Path, Path, Path]:
 
 
 def as_json(path: Path, result: Segmentation, *, model: str) -> dict[str, Any]:
-    """Return one picture's result as JSON holds it: masks as COCO run lengths, boxes as x, y, width, height."""
+    """Return the result of one image for JSON: masks as COCO run lengths, boxes as x, y, width, height."""
     from ocdit_core.masks import encode_mask
 
     height, width = result.image_size

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import set_options
 
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.cli import main
@@ -12,7 +13,6 @@ from ocdit_core.models.checkpoints import read_weights
 from ocdit_core.synthesis.bank import BankSettings, build_bank
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED
 from ocdit_core.training import checkpoints
-from ocdit_core.training.main import main as train_main
 
 sys.path.append(str(Path(__file__).parent / "data"))
 
@@ -27,8 +27,8 @@ def run(tmp_path_factory):
     common = [f"data.bank={folder / 'bank'}", f"held_out_bank={folder / 'held_out'}", "loop.log_every=1"]
     common += ["loop.steps=6", "loop.checkpoint_every=3", "loop.validate_every=3", "diffusion_loss.prior_only_steps=0"]
     for stage, more in (("vae", []), ("coarse", [f"vae={folder / 'vae' / 'model'}"])):
-        arguments = ["--config", str(configs / f"smoke_{stage}.yaml"), f"run={folder / stage}"]
-        assert train_main([*arguments, *common, *more]) == 0
+        arguments = ["train", "--config", str(configs / f"smoke_{stage}.yaml")]
+        assert main([*arguments, *set_options([f"run={folder / stage}", *common, *more])]) == 0
     return folder / "coarse"
 
 

@@ -29,7 +29,7 @@ def test_numbers_of_a_folder(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "ycbv")]) == 0
     text = capsys.readouterr().out
     assert text.splitlines()[0] == (
-        "ycbv test: 5 images of 8 x 6, 2 scenes, 2 objects, 10 instances (2.0 an image), 0 damaged"
+        "ycbv test: 5 images of 8 x 6, 2 scenes, 2 objects, 10 instances (2.0 per image), 0 damaged"
     )
     # Object 3 is seen to 7/9, object 7 entirely.
     visible = rows(text, "visible")
@@ -112,7 +112,7 @@ def test_wrong_arguments(tmp_path, capsys):
         ([str(tmp_path / "d"), "--split", "val"], "val: no such split"),
         ([str(tmp_path / "none")], "none: no such folder"),
         ([str(tmp_path)], "holds neither BOP scenes nor shards"),
-        ([str(tmp_path / "d"), "--split", "test", "--sheet", "a.txt"], "--sheet needs a picture's suffix"),
+        ([str(tmp_path / "d"), "--split", "test", "--sheet", "a.txt"], "--sheet needs the suffix"),
     ):
         assert main(["inspect", *arguments]) == 2
         assert message in capsys.readouterr().err

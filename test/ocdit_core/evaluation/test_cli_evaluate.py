@@ -30,7 +30,7 @@ def objects(place):
 
 
 def test_the_colour_baseline_on_a_targets_file(place, tmp_path, capsys):
-    more = ["--targets", "targets.json", "--method", "colour", "--threshold", "0.3", "blur=0.004"]
+    more = ["--targets", "targets.json", "--method", "colour", "--threshold", "0.3", "--set", "blur=0.004"]
     assert evaluate(place, tmp_path, *objects(place), *more) == 0
     printed = capsys.readouterr().out
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -50,7 +50,7 @@ def test_the_colour_baseline_on_a_targets_file(place, tmp_path, capsys):
 
 
 def test_the_embedded_model(place, tmp_path):
-    more = ["--targets", "targets.json", "--device", "cpu", "--preset", "fast", "image_size=[96,128]"]
+    more = ["--targets", "targets.json", "--device", "cpu", "--preset", "fast", "--set", "image_size=[96,128]"]
     assert evaluate(place, tmp_path, *objects(place), *more) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["run"]["weights"] == "ocdit-tiny"
@@ -61,7 +61,7 @@ def test_the_embedded_model(place, tmp_path):
 
 
 def test_the_cnos_like_baseline(place, tmp_path):
-    more = ["--targets", "targets.json", "--method", "cnos", "--device", "cpu", "instances=2"]
+    more = ["--targets", "targets.json", "--method", "cnos", "--device", "cpu", "--set", "instances=2"]
     assert evaluate(place, tmp_path, *objects(place), *more) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["run"]["weights"], metrics["run"]["settings"]["instances"]) == ("ocdit-tiny", 2)
@@ -76,7 +76,7 @@ def test_the_cnos_like_baseline(place, tmp_path):
         (["--method", "magic"], "method: 'magic' is unknown; use ocdit, colour, cnos"),
         (["--preset", "hasty"], "preset: 'hasty' is not one of fast"),
         (["--method", "colour", "--preset", "fast"], "colour has none"),
-        (["ensembel=4"], "ensembel: unknown setting; did you mean 'ensemble'?"),
+        (["--set", "ensembel=4"], "ensembel: unknown setting; did you mean 'ensemble'?"),
         (["--weights", "no-such-model"], "no-such-model"),
         (["--targets", "nowhere.json"], "nowhere.json"),
         (["--results", "nowhere.json"], "nowhere.json: cannot be read"),
@@ -91,13 +91,13 @@ def test_bad_wishes_are_one_line_and_status_2(place, tmp_path, capsys, more, rea
     assert not (tmp_path / "out").exists()
 
 
-def test_shares_are_counted_from_0(place, tmp_path, capsys):
+def test_shards_are_counted_from_0(place, tmp_path, capsys):
     more = [*objects(place), "--method", "colour", "--targets", "targets.json"]
     assert evaluate(place, tmp_path, *more, "--shard", "1/2") == 0
-    assert "this share is done" in capsys.readouterr().out
+    assert "this shard is done" in capsys.readouterr().out
     assert not (tmp_path / "metrics.json").exists()
     assert evaluate(place, tmp_path, *more, "--shard", "0/2") == 0
     assert (tmp_path / "metrics.json").exists()
     with pytest.raises(SystemExit):
         evaluate(place, tmp_path, *more, "--shard", "2/2")
-    assert "shares of 2 are counted from 0 to 1" in capsys.readouterr().err
+    assert "shards of 2 are counted from 0 to 1" in capsys.readouterr().err

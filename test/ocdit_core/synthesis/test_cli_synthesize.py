@@ -65,7 +65,6 @@ def test_a_split_file_is_written_once_and_kept_to(tmp_path, capsys):
         (["--objects", "6", "--targets", "5", "3"], "targets: 5 3"),
         (["--objects", "2"], "there are 2; give more"),
         (["--objects", "6", "--size", "10", "10"], "at least 64"),
-        (["--objects", "6", "--shard-index", "3", "--shard-count", "2"], "from 0 to 1"),
         (["--objects", "0"], "--meshes"),
     ],
 )

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import set_options
 
+from ocdit_core.cli import main
 from ocdit_core.config import apply_overrides, build, read_yaml
 from ocdit_core.synthesis.bank import BankSettings, build_bank
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED
-from ocdit_core.training.main import main
 from ocdit_core.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[3]
@@ -24,12 +25,15 @@ class Lab:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def arguments(self, config: str, run: str, *overrides: str) -> list[str]:
+    def overrides(self, run: str, *overrides: str) -> list[str]:
         paths = [f"data.bank={self.folder / 'bank'}", f"held_out_bank={self.folder / 'held_out'}"]
-        return ["--config", str(CONFIGS / f"{config}.yaml"), *paths, f"run={self.folder / run}", *overrides]
+        return [*paths, f"run={self.folder / run}", *overrides]
+
+    def arguments(self, config: str, run: str, *overrides: str) -> list[str]:
+        return ["--config", str(CONFIGS / f"{config}.yaml"), *set_options(self.overrides(run, *overrides))]
 
     def train(self, config: str, run: str, *overrides: str) -> int:
-        return main(self.arguments(config, run, *overrides))
+        return main(["train", *self.arguments(config, run, *overrides)])
 
     def train_together(self, processes: int, config: str, run: str, *overrides: str) -> None:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -39,8 +43,8 @@ class Lab:
         assert done.returncode == 0, done.stderr[-3000:]
 
     def settings(self, config: str, run: str, *overrides: str) -> TrainSettings:
-        _, file, *rest = self.arguments(config, run, *overrides)
-        return build(TrainSettings, apply_overrides(read_yaml(Path(file)), rest))
+        values = read_yaml(CONFIGS / f"{config}.yaml")
+        return build(TrainSettings, apply_overrides(values, self.overrides(run, *overrides)))
 
     def logged(self, run: str, name: str = "train/loss") -> dict[int, float]:
         lines = map(json.loads, (self.folder / run / "log.jsonl").read_text().splitlines())

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from builders import set_options
 
+from ocdit_core.cli import main
 from ocdit_core.config import build
 from ocdit_core.data.writers import write_scene
 from ocdit_core.errors import ConfigError
 from ocdit_core.training import checkpoints
 from ocdit_core.training.data import TrainingData, held_out_batches
-from ocdit_core.training.main import main
 from ocdit_core.training.settings import TrainSettings
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
@@ -47,7 +48,7 @@ def test_a_run_on_bop_data_resumes_exactly(config):
     path = config.parent
 
     def train(run, *overrides):
-        return main(["--config", str(config), f"run={path / run}", *overrides])
+        return main(["train", "--config", str(config), *set_options([f"run={path / run}", *overrides])])
 
     def losses(run):
         lines = map(yaml.safe_load, (path / run / "log.jsonl").read_text().splitlines())

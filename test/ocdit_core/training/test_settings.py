@@ -40,7 +40,7 @@ def test_mistakes_get_one_line(lab, vae, capsys, overrides, message):
     assert lab.train("smoke_coarse", "bad", f"vae={vae}", *overrides) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert message in error[-1]
-    assert error[-1].startswith("train.py: error: ")
+    assert error[-1].startswith("ocdit: error: ")
     assert not (lab.folder / "bad").exists()
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 import yaml
 
+from ocdit_core.cli import main
 from ocdit_core.errors import WeightsError
 from ocdit_core.models.checkpoints import read_weights
 from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.training.data import TrainingData
 from ocdit_core.training.diffusion import DiffusionStage, choose_targets
 from ocdit_core.training.initialise import start_from
-from ocdit_core.training.main import main
 from ocdit_core.training.randomness import SampleRandom, step_generator
 from ocdit_core.training.settings import DiffusionLossSettings
 from ocdit_core.training.vae import move_masks, random_affine
@@ -196,5 +196,5 @@ def test_augmented_masks_stay_binary_and_move():
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml"), key=str), ids=lambda path: path.stem)
 def test_every_config_is_valid(config, capsys):
-    assert main(["--config", str(config), "--print-config"]) == 0
+    assert main(["train", "--config", str(config), "--print-config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["stage"] in ("vae", "coarse", "refine")

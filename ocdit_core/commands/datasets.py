@@ -1,0 +1,391 @@
+"""`ocdit synthesize` and `ocdit inspect`: make and check labelled datasets."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ocdit_core.commands.options import (
+    add_command,
+    add_dataset,
+    add_pages,
+    add_workers,
+    check_pages,
+    counted,
+    fraction,
+    positive,
+    print_table,
+)
+from ocdit_core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ocdit_core.data.dataset import Dataset
+    from ocdit_core.data.frame import Frame
+    from ocdit_core.data.statistics import DatasetStatistics
+    from ocdit_core.synthesis.generation import Synthesised
+    from ocdit_core.synthesis.plan import SynthesisSettings
+    from ocdit_core.synthesis.ray_engine import RayEngine
+
+SYNTHESIZE_EXAMPLES = """\
+  ocdit synthesize --out data/train --images 2000 --objects 200
+  ocdit synthesize --out data/train --images 20000 --meshes ~/cad --split split.json --test-share 0.1
+  ocdit synthesize --out data/shards --images 1000000 --objects 5000 --format shards --ray auto
+"""
+INSPECT_EXAMPLES = """\
+  ocdit inspect data/bop/ycbv --split test
+  ocdit inspect data/scenes --html scenes.html --sheet scenes.png
+  ocdit inspect data/shards/shard-{000000..000009}.tar --thorough
+"""
+_OBJECTS = 200
+"""Procedural objects, if neither their number nor meshes are given."""
+_PAGE_WIDTH, _SHEET_WIDTH, _SHEET_COLUMNS = 640, 400, 5
+"""Sizes of drawn samples in pixels."""
+
+
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommands."""
+    _add_synthesize(subparsers)
+    parser = add_command(subparsers, "inspect", "count and check the contents of a dataset", INSPECT_EXAMPLES)
+    add_dataset(parser, positional=True)
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="read only N images: spread evenly over a folder, the first ones of shards (default: all)",
+    )
+    parser.add_argument(
+        "--samples", type=positive, default=40, metavar="N", help="images to draw and check (default: 40)"
+    )
+    parser.add_argument("--thorough", action="store_true", help="decode and check all images, not only the samples")
+    add_pages(parser, "annotated samples")
+    parser.set_defaults(run=inspect)
+
+
+def _add_synthesize(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        subparsers, "synthesize", "generate labelled training data, or continue to do so", SYNTHESIZE_EXAMPLES
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DATASET", help="dataset folder")
+    parser.add_argument("--images", type=positive, default=2000, metavar="N", help="images in total (default: 2000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+
+    objects = parser.add_argument_group("objects")
+    objects.add_argument(
+        "--objects", type=int, metavar="N", help=f"procedural objects (default: {_OBJECTS}, or none with --meshes)"
+    )
+    objects.add_argument(
+        "--first-object",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of the first procedural object; from 1000000000 on they are for evaluation (default: 0)",
+    )
+    objects.add_argument("--meshes", type=Path, metavar="FOLDER", help="folder of mesh files, with its subfolders")
+    objects.add_argument("--split", type=Path, metavar="FILE", help='JSON: {"train": [names], "test": [names]}')
+    objects.add_argument("--part", default="train", choices=("train", "test"), help="part of --split (default: train)")
+    objects.add_argument(
+        "--test-share",
+        type=fraction,
+        metavar="FRACTION",
+        help="if the --split file is missing, write it first, with this fraction of the objects for test",
+    )
+
+    scenes = parser.add_argument_group("scenes")
+    scenes.add_argument("--textures", type=Path, metavar="FOLDER", help="images for floors, walls and tables")
+    _add_range(scenes, "--size", (480, 640), ("H", "W"), "image height and width in pixels")
+    _add_range(scenes, "--targets", (2, 16), ("MIN", "MAX"), "labelled objects in a scene")
+    scenes.add_argument(
+        "--repeats",
+        type=fraction,
+        default=0.0,
+        metavar="PROBABILITY",
+        help="probability that a target is a further instance of an object of the scene (default: 0)",
+    )
+    _add_range(scenes, "--distractors", (0, 4), ("MIN", "MAX"), "unlabelled objects in a scene")
+    _add_range(scenes, "--views-per-scene", (5, 20), ("MIN", "MAX"), "images of a scene")
+    scenes.add_argument(
+        "--quality", default="fast", choices=("fast", "good"), help="good: four samples per pixel (default: fast)"
+    )
+    scenes.add_argument(
+        "--path-traced",
+        type=fraction,
+        default=0.0,
+        metavar="FRACTION",
+        help="fraction of the images to render by path tracing (Mitsuba), seconds for each (default: 0)",
+    )
+
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--format",
+        default="bop",
+        choices=("bop", "shards", "both"),
+        help="BOP folders, webdataset shards, or both (default: bop)",
+    )
+    output.add_argument(
+        "--bop-split", default="train_pbr", metavar="NAME", help="folder of the scenes (default: train_pbr)"
+    )
+    output.add_argument(
+        "--scenes-per-shard", type=positive, default=20, metavar="N", help="scenes in a shard (default: 20)"
+    )
+    output.add_argument(
+        "--depth", action=argparse.BooleanOptionalAction, default=True, help="write depth maps (default: yes)"
+    )
+
+    add_workers(parser, "scenes", jobs=None).add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help='generate on a Ray cluster; "auto": that of this machine; without ADDRESS: a new one on this machine',
+    )
+    parser.set_defaults(run=synthesize)
+
+
+def _add_range(
+    group: argparse._ArgumentGroup, name: str, default: tuple[int, int], metavar: tuple[str, str], text: str
+) -> None:
+    text += f" (default: {default[0]} {default[1]})"
+    group.add_argument(name, type=int, nargs=2, default=default, metavar=metavar, help=text)
+
+
+def synthesize(arguments: argparse.Namespace) -> int:
+    """Generate the dataset; return 0."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from ocdit_core.synthesis.generation import synthesize
+
+    with logging_redirect_tqdm([logging.getLogger("ocdit_core")]):
+        settings = _settings(arguments)
+        with _engine(arguments) as engine:
+            done = synthesize(
+                arguments.out,
+                settings,
+                jobs=arguments.jobs or 0,
+                engine=engine,
+                share=arguments.shard,
+                progress=True,
+            )
+    print(f"{arguments.out}: {_summary(done)}")
+    return 0
+
+
+def _engine(arguments: argparse.Namespace) -> AbstractContextManager[RayEngine | None]:
+    if arguments.ray is None:
+        return nullcontext()
+    from ocdit_core.synthesis.ray_engine import RayEngine
+
+    return RayEngine(arguments.ray, arguments.jobs or 0)
+
+
+def _settings(arguments: argparse.Namespace) -> SynthesisSettings:
+    from ocdit_core.synthesis.plan import SynthesisSettings
+
+    if arguments.test_share is not None and arguments.split is None:
+        raise ConfigError("--test-share needs --split FILE, the file to write")
+    objects = arguments.objects
+    settings = SynthesisSettings(
+        images=arguments.images,
+        seed=arguments.seed,
+        objects=(_OBJECTS if arguments.meshes is None else 0) if objects is None else objects,
+        first_object=arguments.first_object,
+        meshes=_absolute(arguments.meshes),
+        split=_absolute(arguments.split),
+        part=arguments.part,
+        textures=_absolute(arguments.textures),
+        size=tuple(arguments.size),
+        targets=tuple(arguments.targets),
+        repeats=arguments.repeats,
+        distractors=tuple(arguments.distractors),
+        views=tuple(arguments.views_per_scene),
+        format=arguments.format,
+        depth=arguments.depth,
+        quality=arguments.quality,
+        path_traced=arguments.path_traced,
+        scenes_a_shard=arguments.scenes_per_shard,
+        bop_split=arguments.bop_split,
+    )
+    if arguments.test_share is not None and not arguments.split.exists():
+        _write_split(settings, arguments.split, arguments.test_share)
+    return settings
+
+
+def _absolute(path: Path | None) -> str | None:
+    # The plan must name the same folder wherever the command is repeated.
+    return None if path is None else str(path.expanduser().resolve())
+
+
+def _write_split(settings: SynthesisSettings, path: Path, test_share: float) -> None:
+    from ocdit_core.synthesis.generation import open_source
+    from ocdit_core.synthesis.sources import split_names, write_split
+
+    names = open_source(replace(settings, split=None, part="train")).names
+    parts = split_names(names, test_share=test_share)
+    write_split(path, parts)
+    print(f"{path}: {len(parts['train'])} objects for training, {len(parts['test'])} for test")
+
+
+def _summary(done: Synthesised) -> str:
+    parts = [counted(done.images + done.there, "image") + (f" ({done.there:,} were there)" if done.there else "")]
+    parts.append(f"{done.objects:,} objects" + (f" ({done.skipped:,} left out)" if done.skipped else ""))
+    if done.images:
+        parts.append(f"{done.images / max(done.seconds, 1e-9):.1f} images/s")
+    if done.missing:
+        parts.append(f"{done.missing:,} of the dataset are still missing")
+    return ", ".join(parts)
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Inspect; return 2 if something is damaged, else 0."""
+    from ocdit_core.data.dataset import open_dataset
+    from ocdit_core.images import write_image
+
+    check_pages(arguments)
+    dataset = open_dataset(arguments.dataset, arguments.split)
+    statistics, samples = _count(dataset, arguments)
+    _print(dataset, statistics)
+    if arguments.html is not None:
+        _write_page(arguments.html, dataset, statistics, samples)
+        print(f"{arguments.html}: page with {counted(len(samples), 'sample')}")
+    if arguments.sheet is not None and samples:
+        # Drawn again: the labels of larger drawings would be unreadable.
+        write_image(arguments.sheet, _sheet([draw_frame(frame, _SHEET_WIDTH) for frame in samples]))
+        print(f"{arguments.sheet}: sheet of {counted(len(samples), 'sample')}")
+    for problem in statistics.problems:
+        print(f"ocdit: error: {problem}", file=sys.stderr)
+    hidden = statistics.damaged.total() - len(statistics.problems)
+    if hidden:
+        print(f"ocdit: error: and {hidden} more", file=sys.stderr)
+    return 2 if statistics.damaged else 0
+
+
+def _count(dataset: Dataset, arguments: argparse.Namespace) -> tuple[DatasetStatistics, list[Frame]]:
+    """Count all frames; return the sound ones among the samples as well."""
+    from tqdm import tqdm
+
+    from ocdit_core.data.bop import spread
+    from ocdit_core.data.statistics import DatasetStatistics
+
+    statistics = DatasetStatistics()
+    samples: list[Frame] = []
+    total = None if dataset.count is None else min(dataset.count, arguments.limit or dataset.count)
+    chosen = None if total is None else set(spread(total, arguments.samples))
+    frames = dataset.frames(limit=arguments.limit, on_error=statistics.note)
+    # disable=None: a progress bar on a terminal only, so that log files stay readable.
+    for number, frame in enumerate(tqdm(frames, total=total, desc="reading", unit="image", disable=None)):
+        # The number of frames in shards is known at their end only: their samples are the first frames.
+        sample = number in chosen if chosen is not None else len(samples) < arguments.samples
+        if statistics.add(frame, thorough=sample or arguments.thorough) and sample:
+            samples.append(frame)
+    if not statistics.frames and not statistics.damaged:
+        raise DataError(f"{arguments.dataset}: holds no image")
+    return statistics, samples
+
+
+def summary(statistics: DatasetStatistics) -> str:
+    """Return the main numbers in one line."""
+    sizes = ", ".join(f"{width} x {height}" for (height, width), _ in statistics.image_sizes.most_common(3))
+    more = ", ..." if len(statistics.image_sizes) > 3 else ""
+    per_frame = statistics.instances / statistics.frames if statistics.frames else 0.0
+    parts = [
+        counted(statistics.frames, "image") + (f" of {sizes}{more}" if sizes else ""),
+        counted(len(statistics.scenes), "scene"),
+        counted(len(statistics.objects), "object"),
+        f"{counted(statistics.instances, 'instance')} ({per_frame:.1f} per image)",
+        f"{statistics.damaged.total():,} damaged",
+    ]
+    return ", ".join(parts)
+
+
+def _print(dataset: Dataset, statistics: DatasetStatistics) -> None:
+    print(f"{dataset.title}: {summary(statistics)}")
+    for name, rows in statistics.histograms().items():
+        total = sum(count for _, count in rows) or 1
+        print()
+        print_table(
+            [name, "instances", "fraction"], [[label, f"{count}", f"{count / total:.1%}"] for label, count in rows]
+        )
+    if statistics.damaged:
+        print()
+        print_table(["damaged", "count"], [[kind, str(count)] for kind, count in statistics.damaged.most_common()])
+
+
+def _write_page(path: Path, dataset: Dataset, statistics: DatasetStatistics, samples: Sequence[Frame]) -> None:
+    from ocdit_core.web_page import write_page
+
+    counts = [
+        *statistics.histograms().items(),
+        ("most frequent objects", [(str(number), count) for number, count in statistics.objects.most_common(20)]),
+        ("instances per image", [(str(number), count) for number, count in sorted(statistics.per_frame.items())]),
+    ]
+    write_page(
+        path,
+        "inspection.html",
+        title=dataset.title,
+        summary=summary(statistics),
+        statistics=statistics,
+        counts=counts,
+        # Drawn one by one, while the page is written.
+        samples=((frame.key, draw_frame(frame, _PAGE_WIDTH)) for frame in samples),
+    )
+
+
+def draw_frame(frame: Frame, width: int) -> np.ndarray:
+    """Draw the visible masks of a frame over its image, labelled with object number and visible fraction.
+
+    Args:
+        frame: a sound frame.
+        width: width of the drawing in pixels.
+
+    Returns:
+        (H, width, 3) uint8 RGB.
+
+    Raises:
+        DataError: the image or a mask is missing or damaged.
+    """
+    import cv2
+    import numpy as np
+
+    from ocdit_core.inference.results import Instance, Segmentation
+    from ocdit_core.visualization import overlay
+
+    image = frame.image()
+    scale = width / image.shape[1]
+    size = (width, max(1, round(image.shape[0] * scale)))
+    instances = []
+    for index, annotation in enumerate(frame.annotations):
+        box = frame.visible_box(index)
+        if box is None:
+            continue
+        mask = cv2.resize(frame.mask(index).astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
+        x, y, w, h = (round(value * scale) for value in box)
+        known = annotation.visible_fraction == annotation.visible_fraction
+        score = annotation.visible_fraction if known else 1.0
+        instances.append(Instance(object_id=str(annotation.object_id), score=score, box=(x, y, w, h), mask=mask))
+    # Large ones first, below the small ones.
+    instances.sort(key=lambda instance: int(instance.mask.sum()))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    result = Segmentation(instances=tuple(instances), image_size=(size[1], size[0]), target_ids=())
+    return overlay(np.asarray(small, dtype=np.uint8), result)
+
+
+def _sheet(drawings: Sequence[np.ndarray]) -> np.ndarray:
+    """Return drawings of one width side by side, row by row: (H, W, 3) uint8 RGB."""
+    import numpy as np
+
+    cell = drawings[0].shape[1] + 4
+    strips = []
+    for start in range(0, len(drawings), _SHEET_COLUMNS):
+        row = drawings[start : start + _SHEET_COLUMNS]
+        strip = np.full((max(d.shape[0] for d in row) + 4, min(_SHEET_COLUMNS, len(drawings)) * cell, 3), 32, np.uint8)
+        for column, drawing in enumerate(row):
+            strip[: drawing.shape[0], column * cell : column * cell + drawing.shape[1]] = drawing
+        strips.append(strip)
+    return np.concatenate(strips)

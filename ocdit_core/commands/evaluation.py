@@ -1,0 +1,322 @@
+"""`ocdit evaluate`, `ocdit ablate`, `ocdit compare` and `ocdit report`: accuracy on labelled datasets."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from ocdit_core.commands.options import (
+    add_command,
+    add_dataset,
+    add_model,
+    add_workers,
+    fraction,
+    positive,
+    print_table,
+)
+from ocdit_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ocdit_core.data.dataset import Dataset
+    from ocdit_core.evaluation.run import EvaluationTask, Run
+
+EVALUATE_EXAMPLES = """\
+  ocdit evaluate --dataset data/bop/ycbv --split test --targets test_targets_bop19.json --objects ycbv_objects/ \\
+      --weights my_model --out runs/ycbv
+  ocdit evaluate --dataset data/rooms --split test --objects data/rooms/templates --method colour --out runs/colour
+  ocdit evaluate --dataset data/bop/ycbv --split test --results cnos_ycbv-test.json --out runs/cnos
+  ocdit evaluate ... --out runs/many --set ensemble=4 --set sampler.steps=9 --shard 0/8 --jobs 4
+
+OUT holds metrics.json, results.json (BOP results file), records.jsonl (each image and object) and evaluation.json (what
+was evaluated). The same command continues an interrupted run.
+"""
+ABLATE_EXAMPLES = """\
+  ocdit ablate --config config/evaluate/steps.yaml --dataset data/rooms --split test --targets targets.json \\
+      --objects data/rooms/library --out runs/steps
+  ocdit report runs/steps --out steps.html
+
+CONFIG lists values for dotted keys; all their combinations are evaluated:
+  title: Steps
+  settings: {refine.enabled: false}       # the same for all
+  grids:
+    - {sampler.steps: [3, 9, 18], sampler.rho: [7.0, 9.0]}
+
+Each combination has a folder in OUT, in the format of `ocdit evaluate`. The same command continues an interrupted grid.
+"""
+COMPARE_EXAMPLES = """\
+  ocdit compare runs/cnos runs/fast runs/paper
+  ocdit compare runs/fast cnos_ycbv-test.json --dataset data/bop/ycbv --split test --targets test_targets_bop19.json
+
+Brackets hold 95% confidence intervals, by the bootstrap over images or scenes. Differences are to the first run; a star
+marks an interval that excludes 0.
+"""
+REPORT_EXAMPLES = """\
+  ocdit report runs/fast runs/paper --out report.html
+  ocdit report runs/fast runs/cnos --dataset data/rooms --split test --objects data/rooms/templates --out report.html
+  ocdit report runs/steps --out steps.html
+
+RUN is a folder of `ocdit evaluate` or `ocdit ablate`. The page is one file without external content. With --dataset it
+shows images, failures and confusions between objects.
+"""
+
+
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommands."""
+    _add_evaluate(subparsers)
+    _add_ablate(subparsers)
+    _add_compare(subparsers)
+    _add_report(subparsers)
+
+
+def _add_evaluate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(subparsers, "evaluate", "measure accuracy on a labelled dataset", EVALUATE_EXAMPLES)
+    _add_task(parser)
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--method", default="ocdit", metavar="NAME", help="ocdit, or a baseline: colour, cnos (default: ocdit)"
+    )
+    add_model(method)
+    method.add_argument(
+        "--results", type=Path, metavar="FILE", help="evaluate this BOP results file instead of a method"
+    )
+    add_workers(parser, "images", jobs=1)
+    parser.set_defaults(run=evaluate)
+
+
+def _add_ablate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(subparsers, "ablate", "evaluate many combinations of settings", ABLATE_EXAMPLES)
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file with the grid")
+    _add_task(parser)
+    add_model(parser, preset=False)
+    _add_resamples(parser)
+    add_workers(parser, "images", jobs=1)
+    parser.set_defaults(run=ablate)
+
+
+def _add_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(subparsers, "compare", "compare evaluations, with confidence intervals", COMPARE_EXAMPLES)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="evaluation folder or BOP results file")
+    _add_resamples(parser)
+    parser.add_argument(
+        "--unit", choices=["image", "scene"], help="what is resampled (default: scenes if there are 20 or more)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the comparison as JSON")
+    files = parser.add_argument_group("for results files")
+    add_dataset(files, required=False)
+    _add_which(files)
+    files.add_argument("--threshold", type=fraction, default=0.5, help="score threshold (default: 0.5)")
+    parser.set_defaults(run=compare)
+
+
+def _add_report(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(subparsers, "report", "write a web page about evaluations", REPORT_EXAMPLES)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of an evaluation or of a grid")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="page to write, such as report.html")
+    parser.add_argument("--title", help="title of the page (default: the name of the dataset)")
+    add_dataset(parser, required=False)
+    parser.add_argument("--objects", type=Path, metavar="LIBRARY", help="object library, for the names of the objects")
+    parser.add_argument(
+        "--images", type=positive, default=6, metavar="N", help="best, worst and failed images to show (default: 6)"
+    )
+    _add_resamples(parser)
+    parser.set_defaults(run=write_report)
+
+
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    add_dataset(parser)
+    _add_which(parser)
+    parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="output folder")
+    parser.add_argument("--objects", type=Path, metavar="LIBRARY", help="object library, made by `ocdit render`")
+    parser.add_argument(
+        "--threshold",
+        type=fraction,
+        help="score threshold for all metrics but AP and AR (default: that of the method)",
+    )
+
+
+def _add_which(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--targets",
+        default="present",
+        metavar="WHICH",
+        help="objects to search for: all (each object in each image), present (those in the image), or a targets file "
+        "such as test_targets_bop19.json, where inst_count 0 asks for an absent object (default: present)",
+    )
+
+
+def _add_resamples(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resamples", type=positive, default=1000, metavar="N", help="bootstrap resamples (default: 1000)"
+    )
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Evaluate; return 0."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from ocdit_core.data.dataset import open_dataset
+    from ocdit_core.evaluation import run
+    from ocdit_core.evaluation.metrics import table
+    from ocdit_core.evaluation.targets import choose_targets
+
+    metrics: dict[str, Any] | None
+    with logging_redirect_tqdm([logging.getLogger("ocdit_core")]):
+        dataset = open_dataset(arguments.dataset, arguments.split)
+        if arguments.results is None:
+            task = _task_of(dataset, arguments)([])
+            metrics = run.evaluate(arguments.out, task, jobs=arguments.jobs, shard=arguments.shard, progress=True)
+        else:
+            threshold = 0.5 if arguments.threshold is None else arguments.threshold
+            targets = choose_targets(dataset, arguments.targets)
+            metrics = run.evaluate_file(arguments.out, arguments.results, dataset, targets, threshold=threshold)
+    if metrics is None:
+        print(f"{arguments.out}: this shard is done; the last of the others writes the metrics")
+        return 0
+    header, *rows = ([*row, *[""] * (6 - len(row))] for row in table(metrics))
+    print_table(header, rows)
+    print(f"{arguments.out}: metrics.json, results of {metrics['images']:,} images")
+    return 0
+
+
+def ablate(arguments: argparse.Namespace) -> int:
+    """Evaluate the grid; return 0."""
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from ocdit_core.data.dataset import open_dataset
+    from ocdit_core.evaluation.ablate import ablate, read_grid
+    from ocdit_core.evaluation.comparison import compare, comparison_table
+
+    grid = read_grid(arguments.config)
+    arguments.method, arguments.preset = grid.method, grid.preset
+    with logging_redirect_tqdm([logging.getLogger("ocdit_core")]):
+        result = ablate(
+            arguments.out,
+            grid,
+            _task_of(open_dataset(arguments.dataset, arguments.split), arguments),
+            jobs=arguments.jobs,
+            shard=arguments.shard,
+            progress=lambda name, number, count: tqdm.write(f"{number} of {count}: {name}"),
+        )
+    if result.cells:
+        print_table(*comparison_table(compare([cell for _, cell in result.cells], resamples=arguments.resamples)))
+    unfinished = f", {result.unfinished} not finished" if result.unfinished else ""
+    print(f"{arguments.out}: {len(result.cells)} combinations{unfinished}; `ocdit report {arguments.out}` draws curves")
+    return 0
+
+
+def _task_of(dataset: Dataset, arguments: argparse.Namespace) -> Callable[[list[str]], EvaluationTask]:
+    """Return a function of further settings that returns the evaluation; raises OcditError for wrong arguments."""
+    from ocdit_core.evaluation.methods import MethodSpec, method_spec
+    from ocdit_core.evaluation.run import EvaluationTask
+    from ocdit_core.evaluation.targets import choose_targets, names_of_objects, require_templates
+    from ocdit_core.objects.library import ObjectLibrary
+
+    if arguments.objects is None:
+        raise ConfigError("--objects is missing: the object library, made by `ocdit render`")
+    library = ObjectLibrary(arguments.objects)
+
+    def method(overrides: list[str]) -> MethodSpec:
+        return method_spec(
+            arguments.method,
+            weights=arguments.weights,
+            device=arguments.device,
+            preset=arguments.preset,
+            overrides=overrides,
+            threshold=arguments.threshold,
+        )
+
+    # Check the settings first: finding the targets of a large dataset takes long.
+    method(arguments.settings)
+    targets = choose_targets(dataset, arguments.targets)
+    names = names_of_objects(library, dataset.path)
+    require_templates(library, targets, names)
+    return lambda overrides: EvaluationTask(
+        dataset=arguments.dataset,
+        split=arguments.split,
+        targets=targets,
+        library=library.path,
+        names=names,
+        method=method([*arguments.settings, *overrides]),
+    )
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Compare; return 0."""
+    from ocdit_core.evaluation.comparison import compare, comparison_json, comparison_table
+    from ocdit_core.evaluation.run import read_run
+    from ocdit_core.files import check_output, protecting, write_text
+
+    if len(arguments.runs) < 2:
+        raise ConfigError("give two or more runs to compare")
+    if arguments.json is not None:
+        with protecting(file for run in arguments.runs for file in run.glob("*")):
+            check_output(arguments.json)
+    with ExitStack() as stack:
+        runs = [
+            _evaluated(path, arguments, stack) if path.suffix == ".json" else read_run(path) for path in arguments.runs
+        ]
+        comparison = compare(runs, resamples=arguments.resamples, unit=arguments.unit)
+    print_table(*comparison_table(comparison))
+    print(
+        f"{comparison.dataset}: {comparison.images} images; 95% confidence intervals by {comparison.resamples} "
+        f"resamples of {comparison.unit}s"
+    )
+    if arguments.json is not None:
+        write_text(arguments.json, json.dumps(comparison_json(comparison), indent=1, ensure_ascii=False) + "\n")
+    return 0
+
+
+def _evaluated(path: Path, arguments: argparse.Namespace, stack: ExitStack) -> Run:
+    """Evaluate a results file in a folder that is removed with `stack`."""
+    from ocdit_core.data.dataset import open_dataset
+    from ocdit_core.evaluation.run import evaluate_file, read_run
+    from ocdit_core.evaluation.targets import choose_targets
+
+    if arguments.dataset is None:
+        raise ConfigError(f"--dataset is missing: {path} is a results file, to be compared with the ground truth")
+    dataset = open_dataset(arguments.dataset, arguments.split)
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="ocdit_")))
+    targets = choose_targets(dataset, arguments.targets)
+    evaluate_file(folder, path, dataset, targets, threshold=arguments.threshold)
+    return read_run(folder, path.stem)
+
+
+def write_report(arguments: argparse.Namespace) -> int:
+    """Write the page; return 0."""
+    from ocdit_core.data.dataset import open_dataset
+    from ocdit_core.evaluation.ablate import is_ablation, read_ablation
+    from ocdit_core.evaluation.report import write_report
+    from ocdit_core.evaluation.run import read_run
+    from ocdit_core.evaluation.targets import names_of_objects
+    from ocdit_core.files import check_output, protecting
+    from ocdit_core.objects.library import ObjectLibrary
+
+    with protecting(file for run in arguments.runs for file in run.glob("*")):
+        check_output(arguments.out)
+    runs = [read_run(path) for path in arguments.runs if not is_ablation(path)]
+    ablations = [read_ablation(path) for path in arguments.runs if is_ablation(path)]
+    dataset = open_dataset(arguments.dataset, arguments.split) if arguments.dataset else None
+    names = None
+    if arguments.objects is not None:
+        folder = Path(".") if dataset is None else dataset.path
+        names = names_of_objects(ObjectLibrary(arguments.objects), folder)
+    known = [run.plan["dataset"] for run in runs] or [ablation.title for ablation in ablations]
+    size = write_report(
+        arguments.out,
+        runs,
+        ablations,
+        title=arguments.title or f"Evaluation: {known[0]}",
+        dataset=dataset,
+        names=names,
+        images=arguments.images,
+        resamples=arguments.resamples,
+    )
+    print(f"{arguments.out}: {size / 1e6:.1f} MB")
+    return 0

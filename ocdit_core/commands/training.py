@@ -1,0 +1,79 @@
+"""`ocdit train` and `ocdit export`: training runs, and the models that they made."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ocdit_core.commands.options import add_command, add_settings, positive
+
+TRAIN_EXAMPLES = """\
+  ocdit train --config config/train/smoke_vae.yaml --set loop.steps=200 --set run=runs/try
+  ocdit train --config config/train/coarse.yaml --dry-run
+  torchrun --nproc_per_node=8 training/train.py --config config/train/coarse.yaml --set loop.strategy=fsdp2
+
+SIGTERM, SIGINT and SIGUSR1 end a run after the current step, with a checkpoint; the same command continues it.
+training/train.py is the same program, for launchers such as torchrun.
+"""
+EXPORT_EXAMPLES = """\
+  ocdit export runs/coarse --out my_model
+  ocdit export runs/coarse --out my_model --step 120000 --full
+"""
+
+
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommands."""
+    parser = add_command(subparsers, "train", "train one stage of a model, or continue its run", TRAIN_EXAMPLES)
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file, see config/train/")
+    parser.add_argument("--print-config", action="store_true", help="print the resulting settings and exit")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="process one batch and print shapes, memory and time; write nothing"
+    )
+    add_settings(parser, "a setting that replaces the one in the file, such as loop.steps=200")
+    parser.set_defaults(run=train)
+
+    parser = add_command(subparsers, "export", "write the model of a training run, with its card", EXPORT_EXAMPLES)
+    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a training run")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="model folder")
+    parser.add_argument("--step", type=positive, help="step of a kept checkpoint (default: the newest)")
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--half", action="store_const", const=True, help="store float16 (default, except for a VAE)")
+    precision.add_argument("--full", dest="half", action="store_const", const=False, help="store float32")
+    parser.set_defaults(run=export, half=None)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train; return 0."""
+    from ocdit_core.config import apply_overrides, build, read_yaml, to_yaml
+    from ocdit_core.training.main import run_training
+    from ocdit_core.training.settings import TrainSettings
+
+    settings = build(TrainSettings, apply_overrides(read_yaml(arguments.config), arguments.settings))
+    if arguments.print_config:
+        print(to_yaml(settings), end="")
+    else:
+        run_training(settings, dry=arguments.dry_run)
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Export; return 0."""
+    from ocdit_core.config import build, read_yaml, to_yaml
+    from ocdit_core.files import check_output, write_text
+    from ocdit_core.inference.settings import SETTINGS_FILE, InferenceSettings
+    from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE
+    from ocdit_core.models.ocdit import OCDiTConfig
+    from ocdit_core.training import settings as training
+    from ocdit_core.training.export import export_run
+
+    check_output(arguments.out / SETTINGS_FILE)
+    step = export_run(arguments.folder, arguments.out, step=arguments.step, half=arguments.half)
+    stage = read_yaml(arguments.folder / training.SETTINGS_FILE)["stage"]
+    if stage != "vae":
+        model = build(OCDiTConfig, read_yaml(arguments.out / CONFIG_FILE))
+        recommended = to_yaml(InferenceSettings(image_size=model.image_size))
+        text = f"# Defaults of a newly trained model: choose thresholds on validation scenes.\n{recommended}"
+        write_text(arguments.out / SETTINGS_FILE, text)
+    size = (arguments.out / WEIGHTS_FILE).stat().st_size
+    print(f"{arguments.out}: stage {stage}, step {step:,}, {size / 1e6:.1f} MB")
+    return 0
