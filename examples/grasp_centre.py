@@ -3,6 +3,7 @@
 python3 examples/grasp_centre.py --ros-args -r depth:=/camera/aligned_depth_to_color/image_raw
 """
 
+import time
 from contextlib import suppress
 from functools import partial
 
@@ -16,25 +17,27 @@ from vision_msgs.msg import Detection2DArray
 
 RESULTS = {"detections": Detection2DArray, "instances": Image, "camera_info": CameraInfo}
 TYPES = {"mono16": np.uint16, "32SC1": np.int32, "16UC1": np.uint16, "32FC1": np.float32}
+KEEP_SECONDS = 10.0  # longer than an inference takes: depth waits that long for the results of its stamp
 
 
 class GraspCentre(Node):
-    """Listens to the segmentation node and to `depth`, an image aligned to the one that was segmented."""
+    """Subscribes to the segmentation node and to `depth`, an image aligned to the one that is segmented."""
 
     def __init__(self):
         super().__init__("grasp_centre")
-        self.frames = {}
+        self.frames = {}  # stamp -> time of the first arrival, and messages by name
         for name, kind in RESULTS.items():
             self.create_subscription(kind, f"ocdit_segmentation/{name}", partial(self.collect, name), 5)
         self.create_subscription(Image, "depth", partial(self.collect, "depth"), qos_profile_sensor_data)
 
     def collect(self, name, message):
-        """Keep a message until all four of its stamp are there: results come an inference time after depth."""
-        frame = self.frames.setdefault((message.header.stamp.sec, message.header.stamp.nanosec), {})
+        """Keep a message until all four of its stamp have arrived."""
+        now, stamp = time.monotonic(), (message.header.stamp.sec, message.header.stamp.nanosec)
+        _, frame = self.frames.setdefault(stamp, (now, {}))
         frame[name] = message
         if len(frame) == 4:
-            self.locate(**frame)
-        if len(self.frames) > 100:
+            self.locate(**self.frames.pop(stamp)[1])
+        while self.frames and now - next(iter(self.frames.values()))[0] > KEEP_SECONDS:
             del self.frames[next(iter(self.frames))]
 
     def locate(self, detections, instances, camera_info, depth):

@@ -1,6 +1,7 @@
-"""See masks without a camera: the example pictures, played as one, through the segmentation node.
+"""See masks without a camera: the example images, published as by a camera, through the segmentation node.
 
-ros2 launch ocdit_ros demo.launch.py library:=demo_output/objects
+ocdit render examples/meshes/*.glb --unit m --out my_objects
+ros2 launch ocdit_ros demo.launch.py library:=my_objects target_objects:="melon striped_mug"
 """
 
 import os
@@ -16,15 +17,15 @@ from launch import LaunchDescription
 
 SHARE = get_package_share_directory("ocdit_ros")
 ARGUMENTS = {
-    "pictures": (os.path.join(SHARE, "examples", "pictures"), "folder of pictures to play"),
-    "rate": ("1.0", "pictures a second"),
+    "pictures": (os.path.join(SHARE, "examples", "pictures"), "folder of images to publish"),
+    "rate": ("1.0", "images per second"),
     "params_file": (os.path.join(SHARE, "config", "segment.yaml"), "parameters of the node"),
-    "model": ("", "an embedded model, or a folder with config and weights"),
+    "model": ("", "name of an embedded model, or a folder with config and weights"),
     "library": (None, "folder made by `ocdit render`"),
-    "target_objects": ("", "names to look for, separated by spaces or commas; by default all of the library"),
+    "target_objects": ("", "names to look for, separated by spaces or commas; by default all objects of the library"),
     "device": ("", "auto, cpu, cuda or cuda:N"),
     "rviz": ("true", "open rviz with the overlay"),
-    "log_level": ("info", "of the node: debug, info, warn, error or fatal"),
+    "log_level": ("info", "log level of the node: debug, info, warn, error or fatal"),
 }
 
 

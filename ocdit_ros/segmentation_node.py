@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -35,8 +38,12 @@ if TYPE_CHECKING:
     from ocdit_core.inference.results import Segmentation
     from ocdit_core.inference.tracker import Tracker
 
+PROCESS = f"{socket.gethostname()}, process {os.getpid()}"
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 SERVICE_QOS = QoSProfile(depth=100)
+
+NAMESAKES_UNTIL = 10.0
+"""Seconds from the start in which the node ends when an older node has its name."""
 
 
 def load_library(settings: parameters.Settings) -> Any:
@@ -162,7 +169,9 @@ class SegmentationNode(LifecycleNode):
             self.create_service(kind, f"~/{name}", callback, qos_profile=SERVICE_QOS, callback_group=self._group)
         self._log_handler = _LogHandler(self._on_warning)
         self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._instance, self._started = uuid.uuid4().hex, time.monotonic()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10, callback_group=self._group)
         # Steady: ROS time may stand still or jump.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(1.0, self._report, callback_group=self._group, clock=steady)
@@ -417,6 +426,24 @@ class SegmentationNode(LifecycleNode):
             version = worker.targets.version if worker.targets else 0
             info.publish(self._labels, self.score_threshold, self._model_name, self._settings.library, version)
 
+    def _uptime(self) -> float:
+        return time.monotonic() - self._started
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        """End the process if another node of the same name runs already: both would answer every service call."""
+        uptime, name = self._uptime(), self.get_fully_qualified_name()
+        if uptime > NAMESAKES_UNTIL:
+            return
+        for status in message.status:
+            values = {entry.key: entry.value for entry in status.values}
+            if status.name != f"{name}: segmentation" or values.get("instance", self._instance) == self._instance:
+                continue
+            if (float(values["uptime s"]), values["instance"]) > (uptime, self._instance):
+                raise OcditError(
+                    f"a node {name} runs already ({values['process']}): end it, or start this one in another namespace "
+                    "or ROS domain"
+                )
+
     def _report(self) -> None:
         worker = self._worker
         report = diagnostics.Report(
@@ -430,7 +457,7 @@ class SegmentationNode(LifecycleNode):
             targets=worker.targets if worker else None,
             device=self._device or self._settings.device,
             batch=worker.batch if worker else 0,
-            values={},
+            values={"instance": self._instance, "process": PROCESS, "uptime s": f"{self._uptime():.3f}"},
         )
         self._diagnostics.publish(report.to_message(self.get_clock().now().to_msg()))
 

@@ -111,7 +111,8 @@ class Client:
         self._listen(DiagnosticArray, "/diagnostics", self.diagnostics, many)
         self.camera = self.node.create_publisher(Image, image, QoSProfile(depth=5))
         self.services = {
-            name: self.node.create_client(kind, f"{node}/{name}")
+            # The client's queue counts as well: the default of 10 loses replies of a burst.
+            name: self.node.create_client(kind, f"{node}/{name}", qos_profile=QoSProfile(depth=100))
             for name, kind in {
                 "change_state": ChangeState,
                 "get_state": GetState,

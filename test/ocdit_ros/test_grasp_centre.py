@@ -1,7 +1,9 @@
 """The example of docs/cad_to_grasp.md as a process of its own, behind the real node, over DDS."""
 
+import importlib.util
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,6 +46,29 @@ def depth_image(encoding, header):
     message = Image(header=header, height=HEIGHT, width=WIDTH, encoding=encoding, step=image.strides[0])
     message.data = image.tobytes()
     return message
+
+
+def test_depth_waits_for_its_results_by_time(monkeypatch):
+    spec = importlib.util.spec_from_file_location("grasp_centre", ROOT / "examples" / "grasp_centre.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    node = example.GraspCentre.__new__(example.GraspCentre)
+    clock, located = [0.0], []
+    monkeypatch.setattr(example.time, "monotonic", lambda: clock[0])
+    node.frames, node.locate = {}, lambda **frame: located.append(frame)
+
+    def collect(name, number):
+        clock[0] = max(clock[0], number / 60)
+        stamp = SimpleNamespace(sec=number // 60, nanosec=number % 60)
+        node.collect(name, SimpleNamespace(header=SimpleNamespace(stamp=stamp)))
+
+    for number in range(3600):  # a minute at 60 Hz, results nine seconds late
+        collect("depth", number)
+        if number >= 540:
+            for name in example.RESULTS:
+                collect(name, number - 540)
+    assert len(located) == 3600 - 540
+    assert len(node.frames) <= 60 * example.KEEP_SECONDS + 1
 
 
 @pytest.mark.parametrize("encoding", ["16UC1", "32FC1"])

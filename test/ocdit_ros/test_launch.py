@@ -239,9 +239,44 @@ def test_segment_launch_with_two_cameras(assets, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("argument", "reason"),
+    [
+        ("library:=/no/such/library", "the node could not be configured"),
+        ("params_file:=PARAMS", "the node died with exit code 2"),
+    ],
+)
+def test_a_launch_that_fails_ends_with_an_error(tmp_path, argument, reason):
+    (tmp_path / "params.yaml").write_text("/**:\n  ros__parameters:\n    score_threshold: 7.0\n")
+    argument = argument.replace("PARAMS", str(tmp_path / "params.yaml"))
+    launched = Launched("segment.launch.py", tmp_path / "log", argument, "device:=cpu")
+    assert launched.process.wait(STARTED_WITHIN) == 1, launched.output
+    assert reason in launched.output
+
+
+def test_a_launch_that_fails_can_stay_and_later_failures_are_the_user_s(assets, tmp_path):
+    with Running("segment.launch.py", tmp_path / "log", "library:=/no/such/library", "on_failure:=stay") as running:
+        launched, client = running
+        client.wait_until(lambda: "configure failed" in launched.output, STARTED_WITHIN)
+        time.sleep(1.0)
+        assert client.state() == "unconfigured"
+    arguments = (f"params_file:={assets / 'segment.yaml'}", f"library:={assets / 'library'}", "device:=cpu")
+    with Running("segment.launch.py", tmp_path / "log2", *arguments) as (launched, client):
+        client.wait_until(lambda: client.state() == "active", STARTED_WITHIN)
+        assert client.transition("deactivate")
+        assert client.transition("cleanup")
+        assert client.set_parameter("library", "/no/such/library").successful
+        assert not client.transition("configure")
+        time.sleep(1.0)
+        assert launched.alive()
+        assert client.state() == "unconfigured"
+
+
+@pytest.mark.parametrize(
     ("argument", "refusal"),
     [
         ("cameras:=left", "cameras:=left is not NAME=TOPIC"),
+        ("cameras:=left=/a left=/b", "cameras:=left=/a left=/b: left is named twice"),
+        ("on_failure:=ignore", 'Argument "on_failure" provided value "ignore" is not valid'),
         ("rviz:=perhaps", "rviz:=perhaps is neither true nor false"),
         ("use_sim_time:=maybe", "use_sim_time:=maybe is neither true nor false"),
         ("params_file:=nowhere.yaml", "params_file:=nowhere.yaml: there is no such file"),

@@ -7,7 +7,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from harness import NODE, Client, NodeProcess
 from sensor_msgs.msg import CameraInfo, Image
 
-from ocdit_interfaces.srv import Segment
+from ocdit_interfaces.srv import ListObjects, Segment, SetTargetObjects
 
 STAND_IN = str(Path(__file__).with_name("stand_in_node.py"))
 
@@ -162,6 +162,33 @@ def test_list_objects_and_the_latched_topics(active):
     assert active.set_targets("can")[0].success
     active.wait_for(lambda: active.infos[-1].database_version > version)
     assert (active.infos[-1].method, active.infos[-1].database_location) == ("stand-in", "stand-in")
+
+
+def test_every_call_of_a_burst_is_answered(active):
+    calls = [("list_objects", ListObjects.Request())] * 50
+    calls += [("set_target_objects", SetTargetObjects.Request(object_ids=names)) for names in (["can"], ["box"])] * 25
+    futures = [active.services[name].call_async(request) for name, request in calls]
+    active.wait_until(lambda: all(future.done() for future in futures), what="100 replies")
+    replies = [future.result() for future in futures[50:]]
+    assert replies[-1].success or any(reply.success for reply in replies)
+    # A request that a later one overtook before its set was encoded is told so.
+    assert all(reply.success or "superseded" in reply.message for reply in replies)
+    (in_force,) = {tuple(reply.targets) for reply in [active.call("list_objects")[0]]}
+    assert in_force in (("can",), ("box",))
+    assert active.get_parameter("target_objects") == list(in_force)
+
+
+def test_class_numbers_are_those_of_label_info(active):
+    classes = active.listen_to(Image, f"{NODE}/classes")
+    active.wait_until(
+        lambda: active.segment_one(active.make_image(f"classes {time.monotonic()}")) and classes, what="a class image"
+    )
+    pixels = np.frombuffer(classes[-1].data, np.uint16).reshape(48, 64)
+    assert classes[-1].encoding == "mono16"
+    numbers = {entry.class_name: entry.class_id for entry in active.labels[-1].class_map}
+    assert set(np.unique(pixels)) == {0, numbers["box"], numbers["mug"]}
+    assert pixels[5, 5] == numbers["box"]
+    assert any(array.header == classes[-1].header for array in active.detections)
 
 
 def test_one_given_image(active):

@@ -1,7 +1,13 @@
+import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import pytest
+from assets import python_path
 from diagnostic_msgs.msg import DiagnosticStatus
 from harness import STARTED_WITHIN, Client, NodeProcess
 
@@ -36,6 +42,54 @@ def test_bad_values_at_the_start_end_it_with_one_line():
     process.stop()
     assert "out of range" in process.output
     assert len(process.lines) == 1
+
+
+def test_a_second_node_of_the_same_name_ends_with_an_error():
+    first = NodeProcess(STAND_IN, parameters={"library": "stand-in", "autostart": True})
+    client = Client(first)
+    try:
+        client.wait_until(lambda: client.state() == "active", STARTED_WITHIN)
+        second = NodeProcess(STAND_IN, parameters={"library": "stand-in", "autostart": True})
+        assert second.process.wait(STARTED_WITHIN) == 2, second.output
+        second.stop()
+        assert (
+            f"error: a node /ocdit_segmentation runs already ({socket.gethostname()}, process {first.process.pid})"
+            in (second.output)
+        )
+        assert "Traceback" not in second.output
+        # In another namespace it may run.
+        parameters = {"library": "stand-in", "autostart": True}
+        third = NodeProcess(STAND_IN, parameters=parameters, remappings=["__ns:=/other"])
+        third.wait_for_output("waiting for images")
+        assert third.stop() == 0, third.output
+        assert client.state() == "active"
+    finally:
+        client.close()
+        assert first.stop() == 0, first.output
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == sys.argv[2]:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+sys.meta_path.insert(0, Interrupt())
+__import__(f"ocdit_ros.{sys.argv[1]}")
+sys.exit("not interrupted")
+"""
+
+
+@pytest.mark.parametrize("module", ["segmentation_node", "picture_camera"])
+@pytest.mark.parametrize("imported", ["rclpy", "cv2", "ocdit_ros.spinning"])
+def test_an_interruption_during_its_imports_ends_it_quietly(module, imported):
+    command = [sys.executable, "-c", INTERRUPTED, module, imported]
+    environment = {**os.environ, "PYTHONPATH": python_path()}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_interrupted_twice_it_still_ends_cleanly():
