@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,33 +14,37 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ocdit_core.errors import ConfigError, ImageError, OcditError
-from ocdit_core.images import read_image
+from ocdit_core.images import decode_image, decode_pixels, read_bytes
+from ocdit_core.masks import Box, tight_box
 from ocdit_core.objects.archive import TEMPLATE_SIZE, ObjectTemplates, check_name
 from ocdit_core.objects.cutout import Mask, cut_out
 from ocdit_core.objects.templates import CROP_MARGIN
 
+logger = logging.getLogger(__name__)
+
 CAPTURE_VERSION = 1
 """Raised when the same photographs would give other views."""
 MIN_SIDE = 16
-"""Pixels: a smaller object shows too little to be known by."""
+"""Pixels: a smaller object is refused."""
 PREVIEW_SIDE = 320
 """Longest side of a preview in pixels."""
 
 _OUTLINE = (255, 0, 80)
+_ORIENTATION = 0x0112  # EXIF tag
 Click = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Preview:
-    """One photograph, to be looked at.
+    """One photograph with its cut-out.
 
     Attributes:
         photo: its file.
-        picture: (h, w, 3) uint8 RGB, made smaller, the cut-out's outline drawn on it.
-        template: (128, 128, 3) uint8 RGB, the view that came of it; None where the photograph was refused.
+        picture: (h, w, 3) uint8 RGB, reduced, with the outline of the cut-out.
+        template: (128, 128, 3) uint8 RGB, the resulting view; None if the photograph was refused.
     """
 
     photo: Path
@@ -47,12 +54,12 @@ class Preview:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CapturedObject:
-    """What came of some photographs.
+    """Result of `capture_object`.
 
     Attributes:
-        templates: the object, one view for each photograph that could be used, in their order.
-        problems: why the others could not, one for each.
-        previews: of all photographs that could be read.
+        templates: the object, one view for each usable photograph, in their order.
+        problems: why the others were refused.
+        previews: all photographs that could be read.
     """
 
     templates: ObjectTemplates
@@ -71,43 +78,52 @@ def capture_object(
 ) -> CapturedObject:
     """Make an object from photographs of its sides.
 
-    Each photograph's object is found by its mask, if masks are given; else by its transparency, if it has any; else
-    by a click; else by its plain background (see `cutout.cut_out`). A photograph that cannot be used is left out.
+    In each photograph the object is found by its mask, if masks are given; else by its transparency, if it has any;
+    else by a click; else by its plain background (see `cutout.cut_out`). Unusable photographs are left out.
 
     Args:
-        name: of the object.
-        photos: any number of pictures; all that can be used are kept, `ObjectTemplates.best_views` chooses at use.
-        masks: a picture for each photograph, of the same size, above 127 on the object. They belong to the
-            photographs of the same stem, or, where no stem is shared, come in the same order.
-        clicks: x, y of a point on the object in pixels, for each photograph or one for all, in the picture as it is
-            shown (after the rotation that EXIF may ask for).
-        diameter: of the object in metres, if known.
+        name: name of the object.
+        photos: image files; all usable ones are kept, `ObjectTemplates.best_views` chooses later.
+        masks: an image of the same size for each photograph, above 127 on the object; see `pair_masks`.
+        clicks: x, y of a point on the object in pixels, for each photograph or one for all, in the image as displayed
+            (after EXIF rotation).
+        diameter: diameter of the object in metres, if known.
         on_error: called at once for each photograph that cannot be used.
 
     Raises:
-        ConfigError: a bad name or diameter, no photograph, both masks and clicks, or another number of them.
+        ConfigError: a bad name or diameter, no photograph, both masks and clicks, a wrong number of them, or masks
+            whose names do not tell their photographs.
         ImageError: not one photograph can be used.
     """
-    paths = [Path(photo) for photo in photos]
     check_name(name)
     if diameter is not None and not (math.isfinite(diameter) and diameter > 0):
         raise ConfigError(f"diameter: {diameter:g} m is not a length above 0; leave it out if it is not known")
-    taken: list[_Taken] = []
+    shots = _shots([Path(photo) for photo in photos], masks, clicks)
+    views: list[_View] = []
+    problems: list[OcditError] = []
+    previews: list[Preview] = []
     first: dict[bytes, Path] = {}
-    for shot in _plan(paths, masks, clicks):
-        result = _take(shot, first)
-        taken.append(result)
-        if result.error is not None and on_error is not None:
-            on_error(shot.photo, result.error)
-    problems = tuple(result.error for result in taken if result.error is not None)
-    used = [(result, result.view) for result in taken if result.view is not None]
-    if not used:
-        count = f"none of the {len(paths)} photos can be used" if len(paths) > 1 else "the only photo cannot be used"
+    for shot in shots:
+        image = mask = view = None
+        try:
+            contents = [read_bytes(file) for file in shot.files]
+            image = decode_image(contents[0], str(shot.photo))
+            earlier = first.setdefault(hashlib.sha256(contents[0]).digest(), shot.photo)
+            if earlier is not shot.photo:
+                raise ImageError(f"{shot.photo}: is the same image as {earlier}; each photo must show another side")
+            mask = _mask_of(shot, contents, image)
+            view = _crop(shot, b"".join(contents), image, mask)
+            views.append(view)
+        except OcditError as error:
+            problems.append(error)
+            if on_error is not None:
+                on_error(shot.photo, error)
+        if image is not None:
+            template = None if view is None else view.rgb
+            previews.append(Preview(photo=shot.photo, picture=_outlined(image, mask), template=template))
+    if not views:
+        count = f"none of the {len(shots)} photos can be used" if len(shots) > 1 else "the only photo cannot be used"
         raise ImageError(f"{name}: {count}" + ("" if on_error else f"; the first: {problems[0]}"))
-    digest = hashlib.sha256()
-    for content in (content for result, _ in used for content in result.contents):
-        digest.update(content)
-    views = [view for _, view in used]
     templates = ObjectTemplates(
         name=name,
         rgb=np.stack([view.rgb for view in views]),
@@ -119,17 +135,16 @@ def capture_object(
         diameter=math.nan if diameter is None else float(diameter),
         origin="photos",
         unit="",
-        sources=tuple(file.name for result, _ in used for file in result.shot.files),
-        source_sha256=digest.hexdigest(),
-        recipe=f"capture {CAPTURE_VERSION}: " + " ".join(result.shot.way for result, _ in used),
+        sources=tuple(file.name for view in views for file in view.shot.files),
+        source_sha256=hashlib.sha256(b"".join(view.content for view in views)).hexdigest(),
+        recipe=f"capture {CAPTURE_VERSION}: " + " ".join(view.shot.method for view in views),
     )
-    previews = tuple(result.preview for result in taken if result.preview is not None)
-    return CapturedObject(templates=templates, problems=problems, previews=previews)
+    return CapturedObject(templates=templates, problems=tuple(problems), previews=tuple(previews))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Shot:
-    """A photograph, and how its object is to be found."""
+    """A photograph, and how its object is found."""
 
     photo: Path
     mask: Path | None
@@ -140,7 +155,7 @@ class _Shot:
         return (self.photo,) if self.mask is None else (self.photo, self.mask)
 
     @property
-    def way(self) -> str:
+    def method(self) -> str:
         if self.mask is not None:
             return "mask"
         return "background" if self.click is None else f"{self.click[0]:g},{self.click[1]:g}"
@@ -148,141 +163,136 @@ class _Shot:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _View:
+    shot: _Shot
+    content: bytes
     rgb: NDArray[np.uint8]
     mask: Mask
-    box: tuple[int, int, int, int]
+    box: Box
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Taken:
-    """What came of one photograph: a view or an error."""
-
-    shot: _Shot
-    contents: tuple[bytes, ...]
-    view: _View | None
-    preview: Preview | None
-    error: OcditError | None
-
-
-def _plan(photos: list[Path], masks: Sequence[str | Path] | None, clicks: Sequence[Click] | None) -> list[_Shot]:
+def _shots(photos: list[Path], masks: Sequence[str | Path] | None, clicks: Sequence[Click] | None) -> list[_Shot]:
+    count = len(photos)
     if not photos:
         raise ConfigError("no photo was given")
     if masks is not None and clicks is not None:
         raise ConfigError("masks and clicks were given; either is enough")
-    count = len(photos)
     if clicks is not None and len(clicks) not in (1, count):
         raise ConfigError(f"{len(clicks)} clicks were given for {count} photos; give one for each, or one for all")
     points = [None] * count if clicks is None else list(clicks) * (count if len(clicks) == 1 else 1)
     files = [None] * count if masks is None else pair_masks(photos, [Path(mask) for mask in masks])
+    for photo, mask in zip(photos, files, strict=True):
+        if mask is not None:
+            logger.info("%s: mask %s", photo, mask)
     return [_Shot(photo=p, mask=m, click=c) for p, m, c in zip(photos, files, points, strict=True)]
 
 
 def pair_masks(photos: Sequence[Path], masks: Sequence[Path]) -> list[Path]:
-    """Return the mask of each photograph: that of the same stem, or, where no stem is shared, the one at its place.
+    """Return the mask of each photograph, by their names.
+
+    Names are compared without what all photographs, or all masks, have in common: 1.jpg belongs to 1.png, 1_mask.png,
+    mask_0001.png or 1.jpg.png. Numbers count by their value. Where file names are not enough, whole paths are compared.
 
     Raises:
-        ConfigError: there are not as many masks as photographs, or only some share their stems.
+        ConfigError: there are not as many masks as photographs, or the names do not tell.
     """
     if len(masks) != len(photos):
         raise ConfigError(f"{len(masks)} masks were given for {len(photos)} photos; give one for each")
-    by_stem = {mask.stem: mask for mask in masks}
-    lonely = [photo for photo in photos if photo.stem not in by_stem]
-    unique = len(by_stem) == len(masks) and len({photo.stem for photo in photos}) == len(photos)
-    if unique and not lonely:
-        return [by_stem[photo.stem] for photo in photos]
-    if unique and len(lonely) < len(photos):
-        raise ConfigError(f"{lonely[0]}: no mask is called {lonely[0].stem}, though others are called as their photos")
-    return list(masks)
+    for name_of in (lambda path: path.stem, lambda path: str(path.with_suffix(""))):
+        photo_keys, mask_keys = _keys([name_of(path) for path in photos]), _keys([name_of(path) for path in masks])
+        by_key = dict(zip(mask_keys, masks, strict=True))
+        if len(by_key) == len(masks) and set(photo_keys) == by_key.keys():
+            return [by_key[key] for key in photo_keys]
+    raise ConfigError(
+        f"the masks are not named after the photos, such as {photos[0].stem}_mask.png for {photos[0].name}; rename them"
+    )
 
 
-def _take(shot: _Shot, first: dict[bytes, Path]) -> _Taken:
-    """Make a view of a photograph; `first` holds the photographs so far by their contents."""
-    contents: tuple[bytes, ...] = ()
-    photo = view = error = None
-    mask: Mask | None = None
+def _keys(names: list[str]) -> list[tuple[str | int, ...]]:
+    """Return the words and numbers of each name without those at its start and end that all names share."""
+    words = [
+        [int(word) if word.isdecimal() else word.lower() for word in re.findall(r"\d+|[^\W\d_]+", name)]
+        for name in names
+    ]
+    for end in (0, -1):
+        while all(words) and len({(type(word[end]), word[end]) for word in words}) == 1 and len(words) > 1:
+            for word in words:
+                word.pop(end)
+    # A single photograph and a single mask belong together.
+    return [tuple(word) for word in words] if len(words) > 1 else [()]
+
+
+def _mask_of(shot: _Shot, contents: list[bytes], image: np.ndarray) -> Mask:
+    if shot.mask is not None:
+        return _given_mask(shot, contents, image)
+    pixels = decode_pixels(contents[0], str(shot.photo), upright=True)
+    if shot.click is None and pixels.ndim == 3 and pixels.shape[2] == 4:
+        largest = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+        opaque = np.asarray(pixels[..., 3] > largest / 2)
+        if not opaque.all():
+            return opaque
     try:
-        photo = read_image(shot.photo)
-        mask = None if shot.mask is None else _read_mask(shot.mask, shot.photo, photo)
-        contents = tuple(_read_bytes(file) for file in shot.files)
-        earlier = first.setdefault(hashlib.sha256(contents[0]).digest(), shot.photo)
-        if earlier is not shot.photo:
-            raise ImageError(f"{shot.photo}: is the same picture as {earlier}; each photo is to show another side")
-        if mask is None:
-            mask = _find_mask(shot, photo)
-        view = _crop(shot, photo, mask)
-    except OcditError as problem:
-        error = problem
-    preview = None
-    if photo is not None:
-        template = None if view is None else view.rgb
-        preview = Preview(photo=shot.photo, picture=_outlined(photo, mask), template=template)
-    return _Taken(shot=shot, contents=contents, view=view, preview=preview, error=error)
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _read_mask(path: Path, photo_path: Path, photo: np.ndarray) -> Mask:
-    values = read_image(path).max(axis=2)
-    if values.shape != photo.shape[:2]:
-        (h, w), (height, width) = values.shape, photo.shape[:2]
-        raise ImageError(f"{path}: is {w} x {h} pixels, its photo {photo_path} {width} x {height}; they have to agree")
-    mask = values > 127
-    if not mask.any():
-        raise ImageError(f"{path}: no pixel is above 127 (the largest is {values.max()}); the object's are to be 255")
-    if mask.all():
-        raise ImageError(f"{path}: all pixels are above 127; those outside the object are to be 0")
-    return mask
-
-
-def _find_mask(shot: _Shot, photo: np.ndarray) -> Mask:
-    if shot.click is None and (opaque := _opaque(shot.photo)) is not None:
-        return opaque
-    try:
-        return cut_out(photo, shot.click)
+        return cut_out(image, shot.click)
     except ImageError as error:
         raise ImageError(f"{shot.photo}: {error}") from error
 
 
-def _opaque(path: Path) -> Mask | None:
-    """Return where a picture that `read_image` could read is opaque; None when it is everywhere, or nowhere."""
-    with Image.open(path) as image:
-        if "A" not in image.getbands() and "transparency" not in image.info:
-            return None
-        alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))[..., 3]
-    mask = np.asarray(alpha > 127)
-    return mask if mask.any() and not mask.all() else None
+def _given_mask(shot: _Shot, contents: list[bytes], image: np.ndarray) -> Mask:
+    values = decode_image(contents[1], str(shot.mask)).max(axis=2)
+    (h, w), (height, width) = values.shape, image.shape[:2]
+    turned = _orientation(contents[0])
+    if (h, w) != (height, width):
+        hint = f"; the photo is rotated by its EXIF orientation {turned}, the mask is not" if turned != 1 else ""
+        raise ImageError(f"{shot.mask}: is {w} x {h} pixels, its photo {shot.photo} {width} x {height}{hint}")
+    # Orientations 5 to 8 swap width and height: there, equal sizes show that the mask is as the photo is displayed.
+    if turned != 1 and _orientation(contents[1]) == 1 and (turned < 5 or width == height):
+        logger.warning(
+            "%s: is rotated by its EXIF orientation %d, its mask %s has none: if the object is missed in the sheet, "
+            "rotate the mask as the photo is displayed",
+            shot.photo,
+            turned,
+            shot.mask,
+        )
+    mask = values > 127
+    if not mask.any():
+        raise ImageError(
+            f"{shot.mask}: no pixel is above 127 (the largest is {values.max()}); those of the object must"
+        )
+    if mask.all():
+        raise ImageError(f"{shot.mask}: all pixels are above 127; those outside the object must be 0")
+    return mask
 
 
-def _crop(shot: _Shot, photo: np.ndarray, mask: Mask) -> _View:
+def _orientation(data: bytes) -> int:
+    """Return the EXIF orientation of an image that could be decoded, 1 if it has none."""
+    with Image.open(io.BytesIO(data)) as image:
+        return int(image.getexif().get(_ORIENTATION, 1))
+
+
+def _crop(shot: _Shot, content: bytes, image: np.ndarray, mask: Mask) -> _View:
     """Return the square around the object, with the margin that rendered views have."""
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    x, y, width, height = box = tight_box(mask)
     if max(width, height) < MIN_SIDE:
-        raise ImageError(f"{shot.photo}: the object is only {width} x {height} pixels; come closer to it")
+        raise ImageError(f"{shot.photo}: the object is only {width} x {height} pixels; take the photo closer to it")
     side = math.ceil(max(width, height) / (1 - 2 * CROP_MARGIN))
     left, top = x - (side - width) // 2, y - (side - height) // 2
     square = np.zeros((side, side, 4), np.float32)
     inside = np.s_[y - top : y - top + height, x - left : x - left + width]
     own = mask[y : y + height, x : x + width, None]
-    # Colours are multiplied by coverage, as in rendered views: no background shines through along the rim.
-    square[inside] = np.concatenate([photo[y : y + height, x : x + width] * own, own * np.float32(255)], axis=2)
+    # Colours are multiplied by coverage, as in rendered views: no background shows along the rim.
+    square[inside] = np.concatenate([image[y : y + height, x : x + width] * own, own * np.float32(255)], axis=2)
     method = cv2.INTER_AREA if side > TEMPLATE_SIZE else cv2.INTER_LINEAR
     small = cv2.resize(square, (TEMPLATE_SIZE, TEMPLATE_SIZE), interpolation=method)
-    covered = small[..., 3] > 127.5
+    covered = np.asarray(small[..., 3] > 127.5)
     if not covered.any():
         raise ImageError(f"{shot.photo}: the object, {width} x {height} pixels, is too thin to be seen in a view")
     rgb = np.rint(np.clip(small[..., :3], 0, 255)).astype(np.uint8)
-    return _View(rgb=rgb, mask=np.asarray(covered), box=(x, y, width, height))
+    return _View(shot=shot, content=content, rgb=rgb, mask=covered, box=box)
 
 
-def _outlined(photo: np.ndarray, mask: Mask | None) -> NDArray[np.uint8]:
-    scale = min(1.0, PREVIEW_SIDE / max(photo.shape[:2]))
-    size = (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale)))
-    picture = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+def _outlined(image: np.ndarray, mask: Mask | None) -> NDArray[np.uint8]:
+    scale = min(1.0, PREVIEW_SIDE / max(image.shape[:2]))
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     if mask is not None:
         small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.5
         contours, _ = cv2.findContours(small.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)

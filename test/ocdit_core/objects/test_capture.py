@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def test_one_bad_photo_does_not_stop_the_others(album, tmp_path):
     assert captured.templates.sources == ("p0.png", "p1.png")
     assert [path for path, _ in told] == photos[1:4]
     assert tuple(error for _, error in told) == captured.problems
-    reasons = ("damaged|not a picture", "no object is found", "same picture as")
+    reasons = ("damaged|not an image", "no object is found", "same image as")
     for (path, error), reason in zip(told, reasons, strict=True):
         assert isinstance(error, ImageError)
         assert str(error).startswith(f"{path}: ")
@@ -190,15 +191,71 @@ def test_wrong_arguments_are_refused_before_anything_is_read(changes, reason):
         capture_object(arguments.pop("name"), arguments.pop("photos"), **arguments)
 
 
-def test_masks_are_paired_by_name_or_by_order(tmp_path):
-    photos = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
-    assert pair_masks(photos, [tmp_path / "m" / "b.png", tmp_path / "m" / "a.png"]) == [
-        tmp_path / "m" / "a.png",
-        tmp_path / "m" / "b.png",
-    ]
-    assert pair_masks(photos, [tmp_path / "1.png", tmp_path / "2.png"]) == [tmp_path / "1.png", tmp_path / "2.png"]
-    with pytest.raises(ConfigError, match=r"b\.jpg: no mask is called b"):
-        pair_masks(photos, [tmp_path / "a.png", tmp_path / "2.png"])
+# Photos, and the masks that belong to them in this order.
+@pytest.mark.parametrize(
+    ("photos", "masks"),
+    [
+        ("1.jpg 10.jpg 2.jpg", "1_mask.png 10_mask.png 2_mask.png"),
+        ("1.jpg 10.jpg 2.jpg", "mask_1.png mask_10.png mask_2.png"),
+        ("1.jpg 10.jpg 2.jpg", "1-mask.png 10-mask.png 2-mask.png"),
+        ("1.jpg 10.jpg 2.jpg", "1.jpg.png 10.jpg.png 2.jpg.png"),
+        ("1.jpg 10.jpg 2.jpg", "0001.png 0010.png 0002.png"),
+        ("IMG_2024_7.jpg IMG_2024_12.jpg", "mask7.png mask12.png"),
+        ("frame_00002.png frame_00010.png", "00002_bgrem.png 00010_bgrem.png"),
+        ("front.jpg back.jpg", "m/front.png m/back.png"),
+        ("mug.jpg mug_2.jpg mug_10.jpg", "mug_mask.png mug_2_mask.png mug_10_mask.png"),
+        ("a/1.jpg b/1.jpg", "masks/a/1.png masks/b/1.png"),
+        ("only.jpg", "anything.png"),
+    ],
+)
+def test_masks_are_paired_by_name_in_whatever_order(photos, masks):
+    photos, masks = ([Path(name) for name in names.split()] for names in (photos, masks))
+    for given in (masks, masks[::-1], sorted(masks)):
+        assert pair_masks(photos, given) == masks
+
+
+@pytest.mark.parametrize("masks", ["m1.png m2.png", "a.png 2.png", "a_mask.png a_mask2.png"])
+def test_masks_whose_names_do_not_tell_are_refused(masks):
+    with pytest.raises(ConfigError, match=r"not named after the photos, such as a_mask\.png for a\.jpg"):
+        pair_masks([Path("a.jpg"), Path("b.jpg")], [Path(name) for name in masks.split()])
+
+
+def test_the_pairs_of_photos_and_masks_are_said(album, caplog):
+    caplog.set_level("INFO", logger="ocdit_core")
+    capture_object("toy", files(album)[:2], masks=files(album, "masks/*.png")[1::-1])
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"{album}/p{index}.png: mask {album}/masks/p{index}.png" for index in range(2)]
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_a_mask_that_ignores_the_rotation_of_its_photo_is_noticed(tmp_path, caplog, orientation):
+    image, truth = photo(2, size=(120, 160))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(image).save(tmp_path / "photo.png", exif=exif)
+    write_image(tmp_path / "mask.png", truth)
+    capture_object("toy", [tmp_path / "photo.png"], masks=[tmp_path / "mask.png"])
+    assert f"is rotated by its EXIF orientation {orientation}" in caplog.text
+    # A mask with the same orientation is turned with its photo.
+    caplog.clear()
+    Image.fromarray(truth.astype(np.uint8) * 255).save(tmp_path / "mask.png", exif=exif)
+    toy = capture_object("toy", [tmp_path / "photo.png"], masks=[tmp_path / "mask.png"]).templates
+    assert "EXIF" not in caplog.text
+    np.testing.assert_allclose(toy.rgb[0][toy.mask[0]].mean(axis=0), image[truth].mean(axis=0), atol=6)
+
+
+def test_the_size_tells_whether_a_mask_is_rotated(tmp_path, caplog):
+    image, truth = photo(2, size=(120, 160))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(image).save(tmp_path / "photo.png", exif=exif)
+    write_image(tmp_path / "shown.png", np.rot90(truth, k=-1))
+    write_image(tmp_path / "stored.png", truth)
+    toy = capture_object("toy", [tmp_path / "photo.png"], masks=[tmp_path / "shown.png"]).templates
+    assert "EXIF" not in caplog.text
+    np.testing.assert_allclose(toy.rgb[0][toy.mask[0]].mean(axis=0), image[truth].mean(axis=0), atol=6)
+    with pytest.raises(ImageError, match="rotated by its EXIF orientation 6, the mask is not"):
+        capture_object("toy", [tmp_path / "photo.png"], masks=[tmp_path / "stored.png"])
 
 
 def test_of_many_photos_the_best_views_are_unlike_each_other(tmp_path):
