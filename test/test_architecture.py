@@ -29,19 +29,6 @@ EXCEPTIONS = {
 }
 
 
-# Circles that are being taken apart.
-KNOWN_CIRCLES = [
-    {"ocdit_core.inference.segmenter", "ocdit_core.inference.tracking"},
-    {
-        "ocdit_core.objects.mitsuba_renderer",
-        "ocdit_core.objects.pyvista_renderer",
-        "ocdit_core.objects.renderers",
-        "ocdit_core.objects.rendering",
-    },
-    {"ocdit_ros.segmentation_node", "ocdit_ros.services"},
-]
-
-
 def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
@@ -103,7 +90,7 @@ def test_no_import_circles():
     circles = {
         frozenset(m for m in reached[start] if start in reached[m]) for start in graph if start in reached[start]
     }
-    assert not [sorted(circle) for circle in circles if not any(circle <= known for known in KNOWN_CIRCLES)]
+    assert not [sorted(circle) for circle in circles]
 
 
 def test_the_inference_path_is_light():

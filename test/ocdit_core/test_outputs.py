@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -144,6 +145,21 @@ def test_names_that_are_not_utf8_are_segmented(inputs, tmp_path, capfd):
     assert (out / f"{name}_overlay.png").stat().st_size > 100
     assert list((out / name).glob("mask_1_*.png"))
     assert "bild" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_names_that_an_ascii_locale_lacks(inputs, tmp_path):
+    shutil.copy(inputs / "photo.png", tmp_path / "名.png")
+    command = COMMANDS["segment"].format(**{"in": inputs, "out": tmp_path / "out"})
+    command = command.replace(f"{inputs}/photo.png", f"{tmp_path}/名.png").split()
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ocdit_core.cli", *command], env=environment, capture_output=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert (tmp_path / "out" / "名_overlay.png").stat().st_size > 100
+    assert list((tmp_path / "out" / "名").glob("mask_1_*.png"))
 
 
 @pytest.mark.parametrize(
