@@ -24,8 +24,9 @@ from ocdit_core.data.dataset import open_dataset
 from ocdit_core.data.frame import Frame
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.targets import choose_targets, image_key, names_of_objects
+from ocdit_core.inference.labelling import LABEL_THRESHOLD
 from ocdit_core.inference.segmenter import Segmenter
-from ocdit_core.inference.weights import recommended_settings
+from ocdit_core.inference.settings import recommended_settings
 from ocdit_core.masks import Box, tight_box
 from ocdit_core.objects.library import ObjectLibrary
 
@@ -72,7 +73,7 @@ def label_images(options: argparse.Namespace) -> tuple[dict[str, Counter[str]], 
     library = ObjectLibrary(options.dataset / "templates")
     names = names_of_objects(library, options.dataset)
     settings = recommended_settings(options.weights, overrides=options.settings)
-    thresholds = sorted({*options.thresholds, settings.label_threshold})
+    thresholds = sorted({*options.thresholds, LABEL_THRESHOLD})
     segmenter = Segmenter.from_pretrained(options.weights, settings=settings)
     seconds, regions_seen = 0.0, 0
     for frame in dataset.frames(targets):

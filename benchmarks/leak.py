@@ -23,9 +23,8 @@ from tqdm import trange
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.commands.options import add_settings
 from ocdit_core.config import apply_overrides, build
-from ocdit_core.inference.benchmark import made_up
-from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.inference.weights import recommended_settings
+from ocdit_core.inference.benchmark import synthetic_scene
+from ocdit_core.inference.settings import InferenceSettings, recommended_settings
 
 OBJECTS = 3
 GROWTH = 0.01
@@ -48,7 +47,7 @@ def main() -> int:
     settings = build(InferenceSettings, apply_overrides(dataclasses.asdict(settings), options.settings))
     every = max(options.frames // 10, 1)
     with tempfile.TemporaryDirectory() as folder:
-        picture = cv2.resize(made_up(Path(folder), OBJECTS + 1), (2 * width, 2 * height))
+        picture = cv2.resize(synthetic_scene(Path(folder), OBJECTS + 1), (2 * width, 2 * height))
         library = ObjectLibrary(folder)
         segmenter = Segmenter.from_pretrained(options.weights, device=options.device, settings=settings)
         means: list[tuple[float, float]] = []

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from ocdit_core import ObjectLibrary
-from ocdit_core.inference.object_encoder import ObjectEncoder
-from ocdit_core.inference.weights import find_weights
+from ocdit_core.inference.network import Network
+from ocdit_core.inference.settings import InferenceSettings, find_weights
+from ocdit_core.inference.targets import ObjectEncoder
 from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
 from ocdit_core.objects.archive import ObjectTemplates, save_templates
@@ -73,13 +74,14 @@ def opening(library: Path) -> None:
 def encoding(name: str, model: OCDiT, count: int, cache: Path) -> None:
     """Print what it costs to compute features, and to read them again in a new program."""
     objects = [made_up(seed) for seed in range(count)]
-    plain = ObjectEncoder(model, torch.device("cpu"), None)
+    network = Network(model, torch.device("cpu"), InferenceSettings())
+    plain = ObjectEncoder(network, None)
     plain.encode(made_up(count))  # the first one warms up
     computed = took(lambda: [plain.encode(one) for one in objects]) / count
-    writing = ObjectEncoder(model, torch.device("cpu"), cache)
+    writing = ObjectEncoder(network, cache)
     for one in objects:
         writing.encode(one)
-    reading = ObjectEncoder(model, torch.device("cpu"), cache)
+    reading = ObjectEncoder(network, cache)
     hashed = took(lambda: reading.encode(objects[0]))
     read = took(lambda: [reading.encode(one) for one in objects[1:]]) / (count - 1)
     size = sum(path.stat().st_size for path in cache.iterdir()) / count / 2**20

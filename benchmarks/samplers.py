@@ -32,8 +32,7 @@ from ocdit_core.evaluation.metrics import summarise
 from ocdit_core.evaluation.records import ImageRecord, record_image
 from ocdit_core.evaluation.targets import choose_targets, image_key, names_of_objects
 from ocdit_core.inference.segmenter import Segmenter
-from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.inference.weights import find_weights, recommended_settings, refine_weights
+from ocdit_core.inference.settings import InferenceSettings, find_weights, recommended_settings, refine_weights
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet
 from ocdit_core.objects.library import ObjectLibrary
 
@@ -68,7 +67,7 @@ class Shared:
 
     def serve(self, way: Way) -> None:
         """Let a way ask here."""
-        model = way.segmenter._coarse._generator.model
+        model = way.segmenter._coarse._network.model
         model.encode_image, model.match = self.encode_image, self.match  # type: ignore[method-assign]
 
     def forget(self) -> None:
@@ -110,7 +109,7 @@ class Way:
             nonlocal passes
             passes += inputs[0].shape[1] * inputs[0].shape[2]
 
-        handle = self.segmenter._coarse._generator.model.denoiser.register_forward_hook(count)
+        handle = self.segmenter._coarse._network.model.denoiser.register_forward_hook(count)
         result = self.segmenter.segment(frame.image(), objects)
         handle.remove()
         self.records.append(record_image(frame, asked, rows_of(image_key(frame), result, numbers, -1.0)))

@@ -23,8 +23,8 @@ from ocdit_core.evaluation.average_precision import Matches
 from ocdit_core.evaluation.records import ImageRecord, TargetRecord
 from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.segmenter import Segmenter
+from ocdit_core.inference.settings import recommended_settings
 from ocdit_core.inference.tracker import Tracker
-from ocdit_core.inference.weights import recommended_settings
 from ocdit_core.masks import mask_iou
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import add_objects
@@ -74,7 +74,7 @@ def measure(segmenter: Segmenter, library: ObjectLibrary, videos: list[list[Vide
         nonlocal evaluations
         evaluations += 1
 
-    handle = segmenter._model.denoiser.register_forward_hook(counted)
+    handle = segmenter._coarse._network.model.denoiser.register_forward_hook(counted)
     records: list[ImageRecord] = []
     overlaps: list[float] = []
     absent = false = changes = 0

@@ -63,7 +63,7 @@ def load_segmenter(settings: parameters.Settings) -> Any:
     import torch
 
     from ocdit_core.inference.segmenter import Segmenter
-    from ocdit_core.inference.weights import recommended_settings
+    from ocdit_core.inference.settings import recommended_settings
 
     default = _default_threads()
     torch.set_num_threads(settings.compute_threads or default)
@@ -109,9 +109,10 @@ class Network:
             sources: camera whose video an image continues; None for a single image.
             uncertainty: whether to compute the uncertainty maps.
         """
-        if self._segmenter.settings.uncertainty != uncertainty:
-            self._segmenter.settings = dataclasses.replace(self._segmenter.settings, uncertainty=uncertainty)
-        found: list[Segmentation] = self._segmenter.segment_batch(images, objects)
+        # The node applies its own threshold, which can change while it runs.
+        found: list[Segmentation] = self._segmenter.segment_batch(
+            images, objects, score_threshold=0.0, uncertainty=uncertainty
+        )
         if self._numbers is None:
             return found
         return [
@@ -256,9 +257,7 @@ class SegmentationNode(LifecycleNode):
     def _load_network(self) -> Network:
         segmenter = self._load_segmenter(self._settings)
         self._model_name, self._device = segmenter.model_name, segmenter.device
-        # The node applies its own threshold, which can change while it runs.
         self._recommended_threshold = segmenter.settings.score_threshold
-        segmenter.settings = dataclasses.replace(segmenter.settings, score_threshold=0.0)
         return Network(segmenter, self._track_numbers if self._settings.tracking else None)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:

@@ -24,8 +24,7 @@ EXAMPLES = """\
   ocdit benchmark --sizes small --image-sizes 224x224 --objects 1 4 --threads 2
 
 Times are medians for one image, in milliseconds, for all combinations of --objects, --ensembles and --image-sizes.
-"plain" is the method as published, without any caching; both are measured alternately, so that their ratio holds on a
-busy machine, too. "floor": the fraction of the time that the arithmetic takes at the rate of a large matrix product.
+"floor" is the fraction of the time that the arithmetic alone takes at the rate of a large matrix product.
 """
 
 QUICK: dict[str, tuple[int, ...]] = {"objects": (1, 4, 8), "ensembles": (1,)}
@@ -44,7 +43,6 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--ensembles", type=positive, nargs="+", metavar="N", help="sizes of the ensemble")
     parser.add_argument("--image-sizes", type=_size, nargs="+", metavar="HxW", help="sizes of the model input")
     parser.add_argument("--repeats", type=positive, default=3, metavar="N", help="measurements of each (default: 3)")
-    parser.add_argument("--no-plain", action="store_true", help="do not measure the plain method")
     parser.add_argument("--peak-tflops", type=float, metavar="RATE", help="peak rate of the device (default: measured)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a chart (needs matplotlib)")
@@ -57,8 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ocdit_core.files import check_output, write_text
     from ocdit_core.inference import benchmark
-    from ocdit_core.inference.precision import computes_in_half
-    from ocdit_core.inference.weights import find_weights, refine_weights
+    from ocdit_core.inference.network import computes_in_half
+    from ocdit_core.inference.settings import find_weights, refine_weights
     from ocdit_core.models.checkpoints import pick_device
     from ocdit_core.models.ocdit import OCDiT
 
@@ -96,7 +94,6 @@ def run(arguments: argparse.Namespace) -> int:
         device=str(device),
         repeats=arguments.repeats,
         peak=peak,
-        plain=not arguments.no_plain,
         refine=refine,
     )
     measured = list(tqdm(work, total=len(cases), desc="measuring", unit="case", disable=None))
@@ -110,21 +107,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def table(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of the printed table; times in milliseconds.
-
-    The ratios are the plain path's time over the fast one's, without and with the encoding of the objects' views, which
-    the published code does for every image.
-    """
+    """Return the header and the rows of the printed table; times in milliseconds."""
     header = ["objects", "ensemble", "size", "encode", "backbone", "sampling", "decoding", "post", "refine", "total"]
-    header += ["plain", "ratio", "published", "GFLOP", "floor"]
+    header += ["GFLOP", "floor"]
     rows = []
     for one in measured:
         stages, total = grouped(one.stages), one.stages["total"]
         cells = [str(one.case.objects), str(one.case.ensemble), "x".join(map(str, one.case.image_size))]
         cells += [f"{1000 * seconds:.1f}" for seconds in (one.encoding, *stages.values(), total)]
-        plain = one.plain["total"] if one.plain else None
-        ratios = [f"{plain / total:.2f}", f"{(plain + (one.plain_encoding or 0)) / total:.2f}"] if plain else ["-", "-"]
-        cells += [f"{1000 * plain:.1f}" if plain else "-", *ratios]
         rows.append([*cells, f"{1000 * one.tflop:.1f}", f"{100 * one.floor / total:.0f}%"])
     return header, rows
 
@@ -138,7 +128,7 @@ def grouped(stages: dict[str, float]) -> dict[str, float]:
 
 
 def plot(measured: Sequence[Measured], header: dict[str, Any], path: Path) -> None:
-    """Draw each case as a bar of its stages, with the plain path beside it."""
+    """Draw each case as a bar of its stages."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -154,9 +144,6 @@ def plot(measured: Sequence[Measured], header: dict[str, Any], path: Path) -> No
         if any(heights):
             axes.bar(places, heights, 0.4, bottom=bottom, label=stage)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    if all(one.plain for one in measured):
-        heights = [1000 * (one.plain or {})["total"] for one in measured]
-        axes.bar([place + 0.4 for place in places], heights, 0.35, color="0.8", label="plain, all stages")
     names = [f"{c.objects} x {c.ensemble}\n{c.image_size[0]}x{c.image_size[1]}" for c in (m.case for m in measured)]
     axes.set_xticks([place + 0.2 for place in places], names, fontsize=8)
     axes.set_xlabel("objects x ensemble, size of the image")
@@ -183,8 +170,7 @@ def _cases(arguments: argparse.Namespace, image_size: tuple[int, int]) -> list[C
 
 def _settings(arguments: argparse.Namespace) -> InferenceSettings:
     from ocdit_core.config import apply_overrides, build
-    from ocdit_core.inference.settings import InferenceSettings
-    from ocdit_core.inference.weights import recommended_settings
+    from ocdit_core.inference.settings import InferenceSettings, recommended_settings
 
     settings = InferenceSettings() if arguments.sizes else recommended_settings(arguments.weights)
     return build(InferenceSettings, apply_overrides(dataclasses.asdict(settings), arguments.settings))

@@ -131,16 +131,12 @@ def open_library(arguments: argparse.Namespace) -> tuple[ObjectLibrary, list[str
     return library, targets
 
 
-def load_segmenter(
-    arguments: argparse.Namespace, library: ObjectLibrary, targets: list[str], *, uncertainty: bool = False
-) -> Segmenter:
+def load_segmenter(arguments: argparse.Namespace, library: ObjectLibrary, targets: list[str]) -> Segmenter:
     """Return the model with its targets set; raises WeightsError or ConfigError."""
     from ocdit_core.inference.segmenter import Segmenter
-    from ocdit_core.inference.weights import recommended_settings
+    from ocdit_core.inference.settings import recommended_settings
 
     settings = recommended_settings(arguments.weights, preset=arguments.preset, overrides=arguments.settings)
-    if uncertainty:
-        settings = replace(settings, uncertainty=True)
     if arguments.threshold is not None:
         settings = replace(settings, score_threshold=arguments.threshold)
     segmenter = Segmenter.from_pretrained(arguments.weights, device=arguments.device, settings=settings)

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_output(*(file for path in arguments.images for file in _outputs(arguments.out, path)))
     library, targets = open_library(arguments)
     # Last, as loading torch and the model takes seconds.
-    segmenter = load_segmenter(arguments, library, targets, uncertainty=arguments.uncertainty)
+    segmenter = load_segmenter(arguments, library, targets)
     rows: list[list[str]] = []
     failed = 0
     # disable=None: a progress bar on a terminal only, so that log files stay readable.
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in tqdm(arguments.images, desc="segmenting", unit="image", disable=hidden):
         try:
             image = read_image(path)
-            result = segmenter.segment(image)
+            result = segmenter.segment(image, uncertainty=arguments.uncertainty)
             write_result(arguments.out, path, image, result, model=segmenter.model_name)
         except (ImageError, OutputError) as error:
             failed += 1

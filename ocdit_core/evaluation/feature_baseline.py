@@ -24,7 +24,7 @@ from ocdit_core.evaluation.colour_baseline import back_projection, colour_bins, 
 from ocdit_core.evaluation.region_proposals import propose_regions
 from ocdit_core.images import as_rgb8
 from ocdit_core.inference.results import Instance, Segmentation
-from ocdit_core.inference.weights import find_weights
+from ocdit_core.inference.settings import find_weights
 from ocdit_core.masks import tight_box
 from ocdit_core.models.backbones import ViTBackbone
 from ocdit_core.models.checkpoints import pick_device

@@ -15,8 +15,7 @@ from ocdit_core.evaluation.colour_baseline import ColourBackProjection, ColourSe
 from ocdit_core.evaluation.feature_baseline import FeatureMatching, FeatureSettings
 from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.segmenter import Segmenter
-from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.inference.weights import find_weights, recommended_settings
+from ocdit_core.inference.settings import InferenceSettings, find_weights, recommended_settings
 from ocdit_core.objects.library import ObjectLibrary
 
 Settings = InferenceSettings | ColourSettings | FeatureSettings
@@ -83,7 +82,7 @@ def method_spec(
         method: one of METHODS.
         weights: model of ocdit and cnos.
         device: auto, cpu, cuda ...
-        preset: preset of ocdit (see `ocdit_core.inference.presets`).
+        preset: preset of ocdit (see `ocdit_core.inference.settings`).
         overrides: settings such as "ensemble=4" or "sampler.steps=9".
         threshold: see `MethodSpec`; default: the recommended score_threshold.
 

@@ -1,4 +1,4 @@
-"""How long segmentation takes on this machine: by stage, number of objects, ensemble and size, fast against plain."""
+"""Time of segmentation on this machine: by stage, number of objects, ensemble and image size."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ocdit_core.inference.packing import PackedLinear, can_pack
+from ocdit_core.inference.network import PackedLinear, can_pack
 from ocdit_core.inference.segmenter import Segmenter
 from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.inference.targets import EncodedObjects
 from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
@@ -30,10 +29,10 @@ from ocdit_core.objects.archive import TEMPLATE_SIZE, ObjectTemplates, save_temp
 from ocdit_core.objects.library import ObjectLibrary
 
 Sizes = Literal["small", "guide", "paper"]
-"""Sizes of networks with random weights. paper: the published coarse model, 24 blocks of width 1024; guide: the same
-with 12 blocks, the default of the published code; small: 6 blocks of width 256."""
+"""Networks with random weights. paper: the published coarse model, 24 blocks of width 1024. guide: the default of the
+published code, 12 blocks. small: 6 blocks of width 256."""
 
-PICTURE = (480, 640)
+IMAGE_SIZE = (480, 640)
 _DENOISERS = {
     "small": DenoiserConfig(width=256, depth=6, heads=4),
     "guide": DenoiserConfig(),
@@ -48,7 +47,7 @@ _BACKBONE = {
     "patch_size": 14,
     "image_size": 518,
 }
-# A case that takes longer than this is measured once, without a run to warm up.
+# Cases of more seconds are measured once, without a warm-up run.
 _LONG = 60.0
 
 
@@ -57,9 +56,9 @@ class Case:
     """What is measured.
 
     Attributes:
-        objects: targets.
-        ensemble: initial noises.
-        image_size: (height, width) that the network sees.
+        objects: number of targets.
+        ensemble: size of the ensemble.
+        image_size: (height, width) of the model input in pixels.
     """
 
     objects: int
@@ -69,36 +68,32 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a case takes: medians over its repeats, in seconds.
+    """Times of a case: medians in seconds.
 
     Attributes:
-        case: what was measured.
-        encoding: of the objects' views, once for many images.
-        plain_encoding: the same by the plain path; None where that was not measured.
-        stages: of one image on the fast path; "total" among them.
-        plain: of one image on the plain path, likewise; None where it was not asked for.
-        tflop: arithmetic of one image on the fast path, 10^12 additions and multiplications.
-        floor: seconds that this arithmetic takes at the peak rate.
+        case: the case.
+        encoding: encoding of the targets, once for many images.
+        stages: stages of one image, and "total".
+        tflop: arithmetic of one image in 10^12 floating-point operations.
+        floor: time of this arithmetic at the peak rate.
     """
 
     case: Case
     encoding: float
-    plain_encoding: float | None
     stages: dict[str, float]
-    plain: dict[str, float] | None
     tflop: float
     floor: float
 
 
-def random_model(sizes: Sizes, image_size: tuple[int, int] = PICTURE) -> OCDiT:
-    """Return a model of the published architecture with random weights: as slow as a trained one."""
+def random_model(sizes: Sizes, image_size: tuple[int, int] = IMAGE_SIZE) -> OCDiT:
+    """Return a model of the published architecture with random weights."""
     backbone = BackboneConfig(kind="vit", architecture=_BACKBONE)
     torch.manual_seed(0)
     return OCDiT(OCDiTConfig(image_size=image_size, backbone=backbone, denoiser=_DENOISERS[sizes])).eval()
 
 
 def flop_counter() -> FlopCounterMode:
-    """Return a counter of arithmetic that knows torch's attention kernel for CPUs and packed layers too."""
+    """Return a FLOP counter that knows torch's attention kernel for CPUs and packed layers."""
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
     def attention(queries: Any, keys: Any, values: Any, *_: Any, **__: Any) -> int:
@@ -114,7 +109,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 def peak_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the rate of a large matrix product on the device, in 10^12 operations a second: the best of several."""
+    """Return the best rate of a large matrix product on the device, in TFLOP/s."""
     side = 8192 if device.type == "cuda" else 1536
     a = torch.randn(side, side, device=device, dtype=dtype)
     products: list[Callable[[Tensor], Tensor]] = [a.matmul]
@@ -137,75 +132,60 @@ def measure(
     device: str,
     repeats: int,
     peak: float,
-    plain: bool = True,
     refine: OCDiT | None = None,
 ) -> Iterator[Measured]:
-    """Measure cases one after the other; fast and plain runs alternate, so that a busy machine slows down both alike.
+    """Measure cases one after the other.
 
     Args:
         model: the coarse model.
         cases: what to measure.
-        settings: of the inference, for what cases leave open.
-        device: auto, cpu, cuda ...
-        repeats: of each case.
-        peak: rate of the device in 10^12 operations a second.
-        plain: whether to measure the plain path too.
+        settings: inference settings; each case overrides its own.
+        device: auto, cpu, cuda or cuda:N.
+        repeats: images of each case.
+        peak: peak rate of the device in TFLOP/s.
         refine: the refine model.
     """
     with tempfile.TemporaryDirectory() as folder:
-        picture = made_up(Path(folder), max(case.objects for case in cases))
+        image = synthetic_scene(Path(folder), max(case.objects for case in cases))
         library = ObjectLibrary(folder)
         for case in cases:
             own = dataclasses.replace(settings, ensemble=case.ensemble, image_size=case.image_size)
-            paths = [own] + [dataclasses.replace(own, plain=True, compile=False)] * plain
-            segmenters = [
-                Segmenter(model, name="benchmark", device=device, settings=one, feature_cache=None, refine=refine)
-                for one in paths
-            ]
-            encodings = []
-            for segmenter in segmenters:
-                seconds, objects = _encoded(segmenter, library, library.object_ids[: case.objects])
-                encodings.append(seconds)
+            segmenter = Segmenter(
+                model, name="benchmark", device=device, settings=own, feature_cache=None, refine=refine
+            )
+            names = library.object_ids[: case.objects]
+            encoding = _time_encoding(segmenter, library, names)
+            segmenter.set_objects(library, names)
             with flop_counter() as counter:
-                first = segmenters[0].segment(picture, objects).timings
-            runs: list[list[dict[str, float]]] = [[] for _ in segmenters]
-            if first["total"] > _LONG:
-                runs[0].append(first)
-            for number in range(repeats + 1):
-                for segmenter, taken in zip(segmenters, runs, strict=True):
-                    if taken and taken[0]["total"] > _LONG:
-                        continue
-                    timings = segmenter.segment(picture, objects).timings
-                    # The first run warms up, unless it took long enough to tell.
-                    if number or timings["total"] > _LONG:
-                        taken.append(timings)
+                first = segmenter.segment(image).timings
+            # The counted run has warmed up.
+            runs = [first] if first["total"] > _LONG else [segmenter.segment(image).timings for _ in range(repeats)]
+            stages = dict.fromkeys(stage for run in runs for stage in run)
             tflop = counter.get_total_flops() / 1e12
             yield Measured(
                 case=case,
-                encoding=encodings[0],
-                plain_encoding=encodings[1] if plain else None,
-                stages=_medians(runs[0]),
-                plain=_medians(runs[1]) if plain else None,
+                encoding=encoding,
+                stages={stage: statistics.median(run.get(stage, 0.0) for run in runs) for stage in stages},
                 tflop=tflop,
                 floor=tflop / peak,
             )
 
 
-def _encoded(segmenter: Segmenter, library: ObjectLibrary, names: Sequence[str]) -> tuple[float, EncodedObjects]:
-    """Encode objects, twice unless that takes long; returns the seconds that it takes and the objects."""
+def _time_encoding(segmenter: Segmenter, library: ObjectLibrary, names: Sequence[str]) -> float:
+    """Return the seconds that encoding the targets takes: the second run, unless the first one takes long."""
     device = torch.device(segmenter.device)
     seconds: list[float] = []
     while not seconds or (len(seconds) < 2 and seconds[0] <= _LONG):
         started = _now(device)
-        objects = segmenter.encode_objects(library, names)
+        segmenter.encode_objects(library, names)
         seconds.append(_now(device) - started)
-    return min(seconds), objects
+    return min(seconds)
 
 
-def made_up(folder: Path, objects: int, views: int = 12) -> np.ndarray:
-    """Write a library of coloured shapes, and return an image (480, 640, 3) uint8 that shows all of them."""
+def synthetic_scene(folder: Path, objects: int, views: int = 12) -> np.ndarray:
+    """Write a library of coloured ellipses, and return an image (480, 640, 3) uint8 that shows all of them."""
     rng = np.random.default_rng(0)
-    height, width = PICTURE
+    height, width = IMAGE_SIZE
     image = np.full((height, width, 3), 90, np.uint8) + rng.integers(0, 20, (height, width, 3), np.uint8)
     columns = int(np.ceil(np.sqrt(objects * width / height)))
     rows = -(-objects // columns)
@@ -242,7 +222,7 @@ def made_up(folder: Path, objects: int, views: int = 12) -> np.ndarray:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return what the figures were measured on and with."""
+    """Return the hardware and software of a measurement."""
     cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if cuda else f"{platform.machine()} CPU",
@@ -251,11 +231,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "python": platform.python_version(),
     }
-
-
-def _medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
-    stages = dict.fromkeys(stage for run in runs for stage in run)
-    return {stage: statistics.median(run.get(stage, 0.0) for run in runs) for stage in stages}
 
 
 def _now(device: torch.device) -> float:

@@ -1,137 +1,92 @@
-"""The coarse stage (paper 3.4, 4.2): where in whole images is each target, seen through one or several windows."""
+"""The coarse stage (paper 3.4, 4.2): probabilities of all targets in whole images, crops and tiles."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ocdit_core.inference.clock import StageClock
-from ocdit_core.inference.mask_generator import MaskGenerator
+from ocdit_core.inference.crops import Crop, CropMean, augmentation_crops, full_crop, guided_crop, tiles
+from ocdit_core.inference.network import Network
 from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.inference.tiles import tile_windows
-from ocdit_core.inference.windows import Window, WindowMean, crop_windows, full_window, guided_window
 from ocdit_core.models.ocdit import TargetSet
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What is looked at of one image, and what has been seen on it so far."""
-
-    image: np.ndarray
-    random: torch.Generator
-    mean: WindowMean
-    windows: list[Window]
-
-
 class CoarseStage:
-    """Looks at whole images for all targets at once.
+    """Segments all targets at once.
 
     Args:
-        generator: of masks, with the coarse model.
-        settings: of the inference.
+        network: the coarse model.
+        settings: inference settings.
     """
 
-    def __init__(self, generator: MaskGenerator, settings: InferenceSettings) -> None:
-        self._generator = generator
+    def __init__(self, network: Network, settings: InferenceSettings) -> None:
+        self._network = network
         self._settings = settings
-        self._canvas_size = settings.image_size or generator.model.config.image_size
+        self._input_size = settings.image_size or network.model.config.image_size
 
-    def find(
-        self,
-        images: Sequence[np.ndarray],
-        runs: Sequence[TargetSet],
-        randoms: Sequence[torch.Generator],
-        clock: StageClock,
-    ) -> list[np.ndarray]:
-        """Return for each image the probability of each pixel to show each object of all runs, (O, H, W) float32.
+    def segment(self, images: Sequence[np.ndarray], runs: Sequence[TargetSet]) -> list[np.ndarray]:
+        """Return the probabilities (O, H, W) float32 of all runs' objects for each image.
 
         Args:
-            images: (H, W, 3) uint8 RGB, each of its own size: they go through the network together.
-            runs: sets of target objects, each looked for in a run of its own.
-            randoms: of the initial noise of each image.
-            clock: takes the time.
+            images: (H, W, 3) uint8 RGB images, which may differ in size.
+            runs: sets of target objects, one run of the network each.
         """
-        looks = []
-        for image, random in zip(images, randoms, strict=True):
-            size = (image.shape[0], image.shape[1])
-            windows = [full_window(size, self._canvas_size)]
-            windows += crop_windows(size, self._canvas_size, self._settings.crops)
-            looks.append(_Look(image, random, WindowMean(_objects(runs), size), windows))
-        self._look(looks, runs, clock)
-        if self._settings.guided_crop:
+        settings, input_size = self._settings, self._input_size
+        jobs = []
+        for image in images:
+            size = _size(image)
+            crops = [full_crop(size, input_size), *augmentation_crops(size, input_size, settings.crops)]
+            jobs.append((CropMean(sum(_objects(run) for run in runs), size), image, crops))
+        self._add(jobs, runs)
+        if settings.guided_crop:
             guided = []
-            for look in looks:
-                window = guided_window(look.mean.result(), self._canvas_size, threshold=self._settings.mask_threshold)
-                if window is not None:
-                    guided.append(replace(look, windows=[window]))
+            for mean, image, _ in jobs:
+                crop = guided_crop(mean.result(), input_size, settings.mask_threshold)
+                if crop is not None:
+                    guided.append((mean, image, [crop]))
             if guided:
-                self._look(guided, runs, clock)
-        return [look.mean.result() for look in looks]
+                self._add(guided, runs)
+        return [mean.result() for mean, _, _ in jobs]
 
-    def find_in_tiles(
-        self, image: np.ndarray, runs: Sequence[TargetSet], random: torch.Generator, clock: StageClock
-    ) -> list[tuple[Window, np.ndarray]]:
-        """Return the tiles of an image and what each shows, (O, height, width) float32 of its pixels.
-
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            runs: sets of target objects, each looked for in a run of its own.
-            random: of the initial noise.
-            clock: takes the time.
-        """
-        windows = tile_windows((image.shape[0], image.shape[1]), self._canvas_size, self._settings)
-        if not windows:
+    def segment_tiles(self, image: np.ndarray, runs: Sequence[TargetSet]) -> list[tuple[Crop, np.ndarray]]:
+        """Return the tiles of an image, each with the probabilities (O, height, width) float32 of all runs' objects."""
+        input_size = self._settings.tiles.image_size or self._input_size
+        crops = tiles(_size(image), input_size, self._settings.tiles.grid)
+        if not crops:
             return []
-        features = self._generator.encode(np.stack([window.forward(image) for window in windows]), clock)
-        parts = [
-            self._generator.generate(
-                features,
-                run,
-                sampler=self._settings.sampler,
-                ensemble=self._settings.ensemble,
-                random=random,
-                clock=clock,
-            ).probabilities[0]
-            for run in runs
-        ]
+        features = self._network.encode(np.stack([crop.forward(image) for crop in crops]))
+        runs_of_tiles = [self._network.generate(features, run, len(crops))[0] for run in runs]
         return [
-            (window, np.stack([window.letterbox.inverse(canvas) for canvas in canvases]))
-            for window, canvases in zip(windows, np.concatenate(parts, axis=1), strict=True)
+            (crop, np.stack([crop.inverse(values) for values in probabilities]))
+            for crop, probabilities in zip(crops, np.concatenate(runs_of_tiles, axis=1), strict=True)
         ]
 
-    def presence(self, image: np.ndarray, runs: Sequence[TargetSet], clock: StageClock) -> np.ndarray:
-        """Return (O,) float32: how present each object of all runs is in a (H, W, 3) image (see `presence_scores`)."""
-        window = full_window((image.shape[0], image.shape[1]), self._canvas_size)
-        features = self._generator.encode(window.forward(image)[None], clock)
+    def presence(self, image: np.ndarray, runs: Sequence[TargetSet]) -> np.ndarray:
+        """Return the presence scores (O,) float32 of all runs' objects in an image (see `OCDiT.presence_scores`)."""
+        features = self._network.encode(full_crop(_size(image), self._input_size).forward(image)[None])
         sigma = self._settings.sampler.sigma_max
-        found = [self._generator.model.presence_scores(features, run, sigma)[0] for run in runs]
-        scores: np.ndarray = torch.cat(found).float().cpu().numpy()
-        return scores
+        scores = [self._network.model.presence_scores(features, run, sigma)[0] for run in runs]
+        result: np.ndarray = torch.cat(scores).float().cpu().numpy()
+        return result
 
-    def _look(self, looks: Sequence[_Look], runs: Sequence[TargetSet], clock: StageClock) -> None:
-        """Add to each mean what its windows show."""
-        settings = self._settings
-        canvases = [window.forward(look.image) for look in looks for window in look.windows]
-        features = self._generator.encode(np.stack(canvases), clock)
-        places = [(look.mean, window) for look in looks for window in look.windows]
+    def _add(self, jobs: Sequence[tuple[CropMean, np.ndarray, list[Crop]]], runs: Sequence[TargetSet]) -> None:
+        """Add the probabilities of crops to the means of their images, in one batch; all have as many crops."""
+        features = self._network.encode(np.stack([crop.forward(image) for _, image, crops in jobs for crop in crops]))
+        places = [(mean, crop) for mean, _, crops in jobs for crop in crops]
         begin = 0
         for run in runs:
-            end = begin + run.templates.features.shape[1]
-            found = self._generator.generate(
-                features,
-                run,
-                sampler=settings.sampler,
-                ensemble=settings.ensemble,
-                random=[(look.random, len(look.windows)) for look in looks],
-                clock=clock,
-            )
-            for (mean, window), canvas in zip(places, found.probabilities[0], strict=True):
-                mean.add(window, canvas, slice(begin, end))
-            begin = end
+            objects = slice(begin, begin + _objects(run))
+            generated = self._network.generate(features, run, len(jobs[0][2]))[0]
+            for (mean, crop), probabilities in zip(places, generated, strict=True):
+                mean.add(crop, probabilities, objects)
+            begin = objects.stop
 
 
-def _objects(runs: Sequence[TargetSet]) -> int:
-    return sum(run.templates.features.shape[1] for run in runs)
+def _size(image: np.ndarray) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]
+
+
+def _objects(run: TargetSet) -> int:
+    return run.tokens.object_indices.shape[1]

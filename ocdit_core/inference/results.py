@@ -1,4 +1,4 @@
-"""What a segmentation returns: instances with masks, in the caller's image coordinates."""
+"""Results of a segmentation, in pixels of the caller's image."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Instance:
 
     Attributes:
         object_id: name of the object in its library.
-        score: confidence in [0, 1] (see `InferenceSettings.score`).
-        box: modal bounding box (x, y, width, height) in pixels, tight around the mask.
-        mask: (H, W) bool, the object's visible pixels.
-        track_id: in a video, a positive number that is the same in every frame (see `Tracker`); None otherwise.
+        score: score in [0, 1], see `InferenceSettings.score`.
+        box: modal bounding box (x, y, width, height), tight around the mask.
+        mask: (H, W) bool mask of the visible pixels.
+        track_id: id in a video (see `Tracker`), from 1 on; None without tracking.
     """
 
     object_id: str
@@ -32,15 +32,14 @@ class Instance:
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """The result for one image.
+    """Result of one image.
 
     Attributes:
-        instances: sorted by descending score.
-        image_size: (H, W) of the image that was given, in pixels.
-        target_ids: the objects that were looked for, found or not.
-        timings: seconds spent, by stage.
-        uncertainty: (H, W) float32 in [0, 1], how uncertain each pixel is (see `uncertainty_map`); None unless the
-            settings ask for it.
+        instances: instances by falling score.
+        image_size: (H, W) of the image.
+        target_ids: names of all target objects, found or not.
+        timings: seconds by stage, and "total".
+        uncertainty: (H, W) float32 uncertainty of each pixel in [0, 1] (see `uncertainty_map`); None unless requested.
     """
 
     instances: tuple[Instance, ...]
@@ -50,11 +49,11 @@ class Segmentation:
     uncertainty: np.ndarray | None = None
 
     def label_map(self, numbers: Sequence[int] | None = None, dtype: npt.DTypeLike = np.uint16) -> np.ndarray:
-        """Return (H, W) labels: 0 is background; the highest score wins where masks overlap.
+        """Return a label image (H, W): 0 is background; the higher score wins where masks overlap.
 
         Args:
-            numbers: one an instance, by default 1, 2 ... in their order.
-            dtype: of the labels.
+            numbers: label of each instance, by default 1, 2, ...
+            dtype: type of the labels.
         """
         labels = np.zeros(self.image_size, dtype)
         numbers = range(1, len(self.instances) + 1) if numbers is None else numbers

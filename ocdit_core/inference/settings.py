@@ -1,23 +1,46 @@
-"""How a Segmenter works: every choice that can be made at inference, typed and checked."""
+"""Inference settings, presets, and where a model's weights and recommended settings are."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ocdit_core.config import build, read_yaml
+from ocdit_core.config import apply_overrides, as_dict, build, read_yaml
 from ocdit_core.diffusion.samplers import SamplerConfig
-from ocdit_core.errors import ConfigError
-from ocdit_core.inference.precision import Precision
+from ocdit_core.errors import ConfigError, WeightsError
+from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE
 from ocdit_core.models.embeddings import MorePositions
 from ocdit_core.models.mask_vae import DOWNSAMPLING
 
 SETTINGS_FILE = "inference.yaml"
+REFINE_FOLDER = "refine"
+EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "weights"
 
 Score = Literal["mean", "expected_iou"]
-"""How an instance is scored: the mean probability of its pixels; or the expected overlap with the truth, which also
-counts what lies outside the mask: the sum of the mask's probabilities over its area and the probabilities outside."""
+"""Score of an instance. mean: mean probability over the mask. expected_iou: sum of the probabilities inside the mask
+over its area plus the sum of the probabilities outside, an estimate of the mask IoU with the object."""
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""Precision of the denoiser and the decoder. auto: bfloat16 on GPUs that support it, else float32."""
+
+
+def _check_size(size: tuple[int, int] | None) -> None:
+    if size and any(side <= 0 or side % DOWNSAMPLING for side in size):
+        raise ConfigError(f"image_size: {list(size)} must be positive multiples of {DOWNSAMPLING}")
+
+
+def _check_at_least(least: int, **values: float) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ConfigError(f"{name}: {value} must be at least {least}")
+
+
+def _check_fractions(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{name}: {value} is not in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,79 +48,58 @@ class RefineSettings:
     """Settings of the refine stage (paper 3.3, 4.2), for models that have one.
 
     Attributes:
-        enabled: whether the coarse stage's proposals are looked at once more, closely.
-        image_size: (height, width) in pixels that crops are scaled to; by default the size of the refine model's
-            training.
-        sampler: how latents are generated; by default the posterior mean, one evaluation of the network.
-        ensemble: initial noises whose results are averaged.
-        windows: crops of each proposal, which differ in margin and place.
-        rounds: how often a proposal is looked at: from the second time on around what the time before has found.
-        margin: added to each side of a proposal's box, as a share of the box.
-        proposal_threshold: a pixel belongs to a proposal from this coarse probability on.
-        max_proposals: the best so many proposals of an image are refined.
-        mask_threshold: a pixel belongs to a refined mask from this probability on.
-        coarse_share: of the coarse stage's score in an instance's score, the exponent of a geometric mean; with several
-            rounds, of the score of the round before.
+        enabled: refine the proposals of the coarse stage.
+        image_size: (height, width) of the model input for crops in pixels, multiples of 16; default: the size that the
+            refine model was trained at.
+        crops: crops of each proposal, with different margins and offsets, that are averaged.
+        rounds: refinements of each proposal; each one crops around the mask of the one before.
+        margin: margin on each side of a proposal's box, as a fraction of the box.
+        proposal_threshold: coarse probability above which a pixel belongs to a proposal.
+        mask_threshold: probability above which a pixel belongs to a refined mask.
+        coarse_weight: exponent of the coarse score in the score, the weighted geometric mean of both scores.
     """
 
     enabled: bool = True
     image_size: tuple[int, int] | None = None
-    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=0))
-    ensemble: int = 1
-    windows: int = 1
+    crops: int = 1
     rounds: int = 1
     margin: float = 0.2
     proposal_threshold: float = 0.2
-    max_proposals: int = 64
     mask_threshold: float = 0.5
-    coarse_share: float = 0.5
+    coarse_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_size("image_size", self.image_size)
-        for name in ("ensemble", "windows", "rounds", "max_proposals"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
-        for name in ("margin", "proposal_threshold", "mask_threshold", "coarse_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1]")
+        _check_size(self.image_size)
+        _check_at_least(1, crops=self.crops, rounds=self.rounds)
+        _check_fractions(
+            margin=self.margin,
+            proposal_threshold=self.proposal_threshold,
+            mask_threshold=self.mask_threshold,
+            coarse_weight=self.coarse_weight,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TileSettings:
-    """Settings of the overlapping tiles of an image in which the coarse stage looks for what is small.
+    """Settings of overlapping tiles, on which the coarse stage finds small objects.
 
     Attributes:
-        grid: tiles along each side; 0: none.
-        share: of each of the image's sides that a tile shows.
-        image_size: (height, width) in pixels that tiles are scaled to; by default that of the whole image.
-        proposal_threshold: a pixel belongs to a proposal from this probability on.
-        max_overlap: a place is new where its box has a smaller intersection over union with all that are known.
-        max_proposals: most new places of one target.
-        score_factor: of what is found at new places: a part of a picture looks like many things, and what the whole
-            picture does not show as well is less certain.
+        grid: tiles along each side of the image; 0: none.
+        image_size: (height, width) of the model input for tiles in pixels, multiples of 16; default: that of the image.
+        proposal_threshold: probability above which a pixel belongs to a proposal, if proposals are refined.
+        score_factor: factor on the score of an object found on tiles only, which is less certain.
     """
 
     grid: int = 0
-    share: float = 0.4
     image_size: tuple[int, int] | None = None
     proposal_threshold: float = 0.05
-    max_overlap: float = 0.5
-    max_proposals: int = 2
     score_factor: float = 0.85
 
     def __post_init__(self) -> None:
-        _check_size("image_size", self.image_size)
+        _check_size(self.image_size)
         if self.grid < 0 or self.grid == 1:
             raise ConfigError(f"grid: {self.grid} must be at least 2, or 0 for no tiles")
-        if self.grid and self.grid * self.share < 1:
-            raise ConfigError(
-                f"share: {self.grid} tiles of {self.share} do not cover a side; at least {1 / self.grid:.2f}"
-            )
-        for name in ("share", "proposal_threshold", "max_overlap", "score_factor"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not above 0 and up to 1")
-        if self.max_proposals < 1:
-            raise ConfigError(f"max_proposals: {self.max_proposals} must be at least 1")
+        _check_fractions(proposal_threshold=self.proposal_threshold, score_factor=self.score_factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,54 +107,43 @@ class TrackSettings:
     """Settings of a `Tracker`.
 
     Attributes:
-        keep: frames for which the number of an instance that is not found is kept.
+        keep: frames for which the id of an instance that is not found is kept.
     """
 
     keep: int = 30
 
     def __post_init__(self) -> None:
-        if self.keep < 0:
-            raise ConfigError(f"keep: {self.keep} is negative; 0 forgets at once")
+        _check_at_least(0, keep=self.keep)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceSettings:
-    """Settings of a Segmenter.
+    """Settings of a `Segmenter`.
 
     Attributes:
-        image_size: (height, width) in pixels that images are scaled to, multiples of 16; by default the size that the
-            model was trained at. A larger one shows small objects better (the paper's choice for LM-O and HB): patch
-            positions are interpolated.
-        sampler: how latents are generated; by default the posterior mean, one evaluation of the network.
-        ensemble: initial noises whose results are averaged.
-        crops: parts of the image that are looked at as well, larger: 5 or 10 in the paper.
-        guided_crop: whether to look once more, at the part of the image where something was found.
-        tiles: parts of the image that are looked at as well, for what is small.
-        positions: what happens to more targets than the model has learned positions for: they take turns
-            ("sequential"), or share one run with positions in between ("interpolate").
-        distractors: other objects of the library that take positions which the targets leave free, at most this many:
-            they claim the pixels that look more like them than like any target.
-        views: templates of each object that are used, those that cover it best; 0 takes as many as the model can.
-        mask_threshold: a pixel belongs to an object from this probability on.
-        score_threshold: an instance is reported from this score on.
-        label_threshold: `Segmenter.label` names a region from this score on.
-        score: what a score is.
+        image_size: (height, width) of the model input in pixels, multiples of 16; default: the size that the model was
+            trained at. Larger inputs show small objects better (the paper's choice for LM-O and HB).
+        sampler: sampler of both stages; default: the posterior mean, one evaluation of the network.
+        ensemble: initial noises whose probabilities are averaged, in both stages.
+        crops: scaled crops of the image that are averaged with it; 5 or 10 in the paper.
+        guided_crop: average one more crop, around all objects found so far (paper 4.2).
+        tiles: settings of tiles for small objects.
+        positions: more targets than learned positions: "sequential" runs, or one run with positions "interpolate"d.
+        distractors: most other objects of the library that take positions left free by the targets; they claim pixels
+            that look more like them.
+        views: templates of each object; 0: as many as the model was trained with.
+        mask_threshold: probability above which a pixel belongs to a mask of the coarse stage.
+        score_threshold: lowest score of a reported instance.
+        score: kind of score.
         max_instances: most instances of one object in an image.
-        merge_gap: parts of an object's mask that are nearer to each other than this share of the larger one's size
-            are one instance, which something else covers in part; those further apart are several instances.
-        min_part: of an instance that falls into parts, those below this share of the largest one's area are dropped;
-            0 keeps all.
-        min_instance: parts below this share of the object's largest part are no instances.
-        min_area: masks below this share of the image are specks, not objects.
-        uncertainty: whether results carry a map of how uncertain each pixel is.
-        refine: of the refine stage.
+        merge_gap: largest gap between parts of a mask that are one, partly hidden instance, as a fraction of the larger
+            part's size; parts farther apart are several instances.
+        refine: settings of the refine stage.
         track: settings of a `Tracker`.
-        seed: of the initial noise: the same image and targets give the same result.
-        precision: bfloat16 is faster on GPUs, and rounds: results differ a little.
-        compile: compile the denoiser first, which takes a minute or more for each number of objects and size of image.
-        max_memory: GiB that activations may take; members, windows and proposals run in as many batches as that needs.
-            0 takes what the device has free.
-        plain: compute as published, with nothing saved between evaluations: slow, the reference of the fast path.
+        seed: random seed of the initial noise.
+        precision: numerical precision of the network.
+        compile: compile the denoiser with torch.compile, which takes a minute or more for each number of objects and
+            image size.
     """
 
     image_size: tuple[int, int] | None = None
@@ -166,55 +157,94 @@ class InferenceSettings:
     views: int = 0
     mask_threshold: float = 0.5
     score_threshold: float = 0.5
-    label_threshold: float = 0.5
     score: Score = "mean"
     max_instances: int = 4
     merge_gap: float = 1.0
-    min_part: float = 0.5
-    min_instance: float = 0.3
-    min_area: float = 0.0005
-    uncertainty: bool = False
     refine: RefineSettings = field(default_factory=RefineSettings)
     track: TrackSettings = field(default_factory=TrackSettings)
     seed: int = 0
     precision: Precision = "auto"
     compile: bool = False
-    max_memory: float = 0.0
-    plain: bool = False
 
     def __post_init__(self) -> None:
-        _check_size("image_size", self.image_size)
-        for name in ("ensemble", "max_instances"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
-        if self.views < 0:
-            raise ConfigError(f"views: {self.views} is negative; 0 takes as many as the model can")
-        for name in ("crops", "distractors", "merge_gap"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: {getattr(self, name)} is negative; 0 is none")
-        if self.max_memory < 0:
-            raise ConfigError(f"max_memory: {self.max_memory} is negative; 0 takes what the device has free")
-        if self.plain and self.compile:
-            raise ConfigError("plain: computes as published, without compile")
-        shares = (
-            "mask_threshold",
-            "score_threshold",
-            "label_threshold",
-            "min_part",
-            "min_instance",
-            "min_area",
-        )
-        for name in shares:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1]")
+        _check_size(self.image_size)
+        _check_at_least(1, ensemble=self.ensemble, max_instances=self.max_instances)
+        _check_at_least(0, crops=self.crops, distractors=self.distractors, views=self.views, merge_gap=self.merge_gap)
+        _check_fractions(mask_threshold=self.mask_threshold, score_threshold=self.score_threshold)
+
+
+# Paper 3.3, 3.4, 4.2: full image, five crops and the guided one; connected parts are proposals; one refinement over six
+# crops, whose mean probability is the score.
+PAPER = InferenceSettings(
+    image_size=(480, 640),
+    sampler=SamplerConfig(steps=9, rho=9.0),
+    crops=5,
+    guided_crop=True,
+    distractors=64,
+    merge_gap=0.0,
+    refine=RefineSettings(image_size=(224, 224), crops=6, proposal_threshold=0.5, coarse_weight=0.0),
+)
+
+PRESETS = ("fast", "paper")
+"""fast: the settings that the model recommends. paper: `PAPER`."""
+
+
+def recommended_settings(
+    name_or_path: str | Path, *, preset: str | None = None, overrides: Sequence[str] = ()
+) -> InferenceSettings:
+    """Return the settings that a model recommends, or those of a preset, with overrides.
+
+    Args:
+        name_or_path: name of an embedded model, a folder, or a hub id.
+        preset: one of `PRESETS`; None: fast.
+        overrides: settings such as "ensemble=4" or "sampler.steps=9".
+
+    Raises:
+        WeightsError: there is no such model.
+        ConfigError: there is no such preset or setting, or a value is not valid.
+    """
+    if preset not in (None, *PRESETS):
+        raise ConfigError(f"preset: {preset!r} is not one of {', '.join(PRESETS)}")
+    settings = PAPER if preset == "paper" else load_settings(find_weights(name_or_path))
+    return build(InferenceSettings, apply_overrides(as_dict(settings), list(overrides))) if overrides else settings
 
 
 def load_settings(folder: Path) -> InferenceSettings:
-    """Return the settings that a model's folder recommends in inference.yaml, or the general defaults without one."""
+    """Return the settings of inference.yaml in a model's folder; without that file, the default settings."""
     path = folder / SETTINGS_FILE
     return build(InferenceSettings, read_yaml(path)) if path.is_file() else InferenceSettings()
 
 
-def _check_size(name: str, size: tuple[int, int] | None) -> None:
-    if size and any(side <= 0 or side % DOWNSAMPLING for side in size):
-        raise ConfigError(f"{name}: {list(size)} must be positive multiples of {DOWNSAMPLING}")
+def find_weights(name_or_path: str | Path) -> Path:
+    """Return the folder of a model.
+
+    Args:
+        name_or_path: name of an embedded model, a folder, or a hub id (owner/model), which is downloaded.
+
+    Raises:
+        WeightsError: there is no such model.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    if (EMBEDDED_WEIGHTS / path).is_dir():
+        return EMBEDDED_WEIGHTS / path
+    embedded = ", ".join(sorted(p.name for p in EMBEDDED_WEIGHTS.iterdir() if (p / CONFIG_FILE).is_file()))
+    complaint = f"no model {str(name_or_path)!r}: neither a folder nor one of the embedded models ({embedded})"
+    if str(name_or_path).count("/") != 1 or path.is_absolute():
+        raise WeightsError(complaint)
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            str(name_or_path), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, SETTINGS_FILE, f"{REFINE_FOLDER}/*"]
+        )
+    except Exception as error:  # many types, all of which mean that the model cannot be downloaded
+        raise WeightsError(f"{complaint}, nor a hub id that can be reached ({type(error).__name__})") from error
+    return Path(folder)
+
+
+def refine_weights(folder: Path) -> Path | None:
+    """Return the folder of the refine model in a coarse model's folder; None: there is none."""
+    second = folder / REFINE_FOLDER
+    return second if second.is_dir() else None

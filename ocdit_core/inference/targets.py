@@ -1,31 +1,51 @@
-"""From names of objects in a library to what the networks look for."""
+"""Target objects: from names in a library to encoded templates, cached in memory and on disk."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import logging
+import os
+import threading
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import cv2
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
+from torch import Tensor
 
-from ocdit_core.errors import ConfigError
-from ocdit_core.inference.object_encoder import ObjectEncoder
-from ocdit_core.inference.precision import computes_in_half, half_context
+from ocdit_core.errors import ConfigError, OutputError
+from ocdit_core.files import replacing
+from ocdit_core.inference.network import Network
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.models.embeddings import inference_positions
 from ocdit_core.models.ocdit import OCDiT, TargetSet, TemplateFeatures, join_templates
+from ocdit_core.objects.archive import ObjectTemplates
 from ocdit_core.objects.library import ObjectLibrary
+
+logger = logging.getLogger(__name__)
+
+# Raised whenever the same templates and weights give other features, or the format of the files changes.
+FEATURES_VERSION = 2
+# A disk cache that grows larger loses its least recently used files.
+MAX_CACHE_BYTES = 2 << 30
+
+_SUFFIX = ".safetensors"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodedObjects:
-    """Target objects, ready for the network: made once by `Segmenter.encode_objects`, used for many images.
+    """Target objects, encoded once by `Segmenter.encode_objects` for many images.
 
     Attributes:
-        object_ids: names, in the order in which they were asked for.
-        runs: what the coarse model looks for in each of its runs over an image: the targets, then the distractors.
-        singles: what the refine model looks for in a crop: the targets, as sets of one object each; None without it.
+        object_ids: names of the targets, in the order in which they were given.
+        runs: sets of the coarse model, one run of the network each: the targets, then the distractors.
+        singles: targets of the refine model, as sets of one object each; None without a refine model.
     """
 
     object_ids: tuple[str, ...]
@@ -34,77 +54,276 @@ class EncodedObjects:
 
     @property
     def count(self) -> int:
-        """How many objects are looked for, distractors among them."""
-        return sum(run.templates.features.shape[1] for run in self.runs)
+        """Number of objects, distractors included."""
+        return sum(run.tokens.object_indices.shape[1] for run in self.runs)
 
 
 class TargetEncoder:
-    """Makes target objects ready for a coarse and a refine model; safe to use from several threads.
+    """Encodes target objects for a coarse and a refine model; several threads may use it at the same time.
 
     Args:
-        coarse: on `device`, in evaluation.
-        refine: likewise; None where there is none.
-        device: where they run.
-        settings: of the inference.
-        feature_cache: see `ObjectEncoder`.
+        coarse: the coarse model.
+        refine: the refine model, if there is one.
+        settings: inference settings.
+        cache: see `ObjectEncoder`.
     """
 
     def __init__(
-        self,
-        coarse: OCDiT,
-        refine: OCDiT | None,
-        device: torch.device,
-        settings: InferenceSettings,
-        feature_cache: str | Path | None,
+        self, coarse: Network, refine: Network | None, settings: InferenceSettings, cache: str | Path | None
     ) -> None:
         self._coarse, self._refine = coarse, refine
-        self._device, self._settings = device, settings
-        self._half = computes_in_half(settings.precision, device)
-        self._coarse_encoder = ObjectEncoder(coarse, device, feature_cache)
-        self._refine_encoder = ObjectEncoder(refine, device, feature_cache) if refine is not None else None
+        self._settings = settings
+        self._coarse_encoder = ObjectEncoder(coarse, cache)
+        self._refine_encoder = None if refine is None else ObjectEncoder(refine, cache)
 
     @torch.inference_mode()
     def encode(self, library: ObjectLibrary, object_ids: Sequence[str]) -> EncodedObjects:
-        """Return target objects; raises as `Segmenter.set_objects` does."""
+        """Return encoded target objects; raises the errors of `Segmenter.set_objects`."""
         names = tuple(object_ids)
         if not names:
-            raise ConfigError(f"no target objects were named; the library holds {', '.join(library.object_ids)}")
+            raise ConfigError(f"no target objects are named; the library has {', '.join(library.object_ids)}")
         if len(set(names)) < len(names):
             raise ConfigError(f"a target object is named twice in {', '.join(names)}")
-        everything = [*names, *self._distractors(library, names)]
-        encoded = self._features(self._coarse_encoder, self._coarse, library, everything)
+        features = self._features(self._coarse_encoder, library, [*names, *self._distractors(library, names)])
         runs = []
-        for positions in inference_positions(self._settings.positions, len(encoded), self._capacity):
-            run, encoded = encoded[: len(positions)], encoded[len(positions) :]
-            with half_context(self._device, self._half):
-                runs.append(self._coarse.encode_targets(join_templates(run), positions[None].to(self._device)))
+        for positions in inference_positions(self._settings.positions, len(features), self._capacity):
+            run, features = features[: len(positions)], features[len(positions) :]
+            runs.append(self._coarse.encode_targets(join_templates(run), positions[None]))
         singles = None
         if self._refine is not None and self._refine_encoder is not None:
-            parts = self._features(self._refine_encoder, self._refine, library, names)
-            with half_context(self._device, self._half):
-                singles = self._refine.encode_targets(join_templates(parts, one_set=False))
+            features = self._features(self._refine_encoder, library, names)
+            singles = self._refine.encode_targets(join_templates(features, one_set=False))
         return EncodedObjects(object_ids=names, runs=tuple(runs), singles=singles)
 
     @property
     def _capacity(self) -> int:
-        return self._coarse.config.denoiser.max_objects
+        return self._coarse.model.config.denoiser.max_objects
 
     def _distractors(self, library: ObjectLibrary, names: tuple[str, ...]) -> list[str]:
-        """Names of other objects for the positions that the last run's targets leave (paper 4.2)."""
+        """Return random other objects for the positions that the targets leave free in the last run (paper 4.2)."""
         free = -len(names) % self._capacity
         others = [name for name in library.object_ids if name not in names]
         count = min(self._settings.distractors, free, len(others))
         return [others[i] for i in np.random.default_rng(self._settings.seed).permutation(len(others))[:count]]
 
-    def _features(
-        self, encoder: ObjectEncoder, model: OCDiT, library: ObjectLibrary, names: Sequence[str]
-    ) -> list[TemplateFeatures]:
-        """Features of each object, all of as many views."""
+    def _features(self, encoder: ObjectEncoder, library: ObjectLibrary, names: Sequence[str]) -> list[TemplateFeatures]:
+        """Return the features of each object, with the same number of views for all."""
         library.require(names)
-        most = self._settings.views or model.config.denoiser.max_views
-        # Archives may hold hundreds of views: no more than one is in memory as a whole.
+        most = self._settings.views or encoder.max_views
+        # An object's archive may hold hundreds of views: only the chosen ones of each stay in memory.
         chosen = [library[name].best_views(most) for name in names]
         views = max(len(templates) for templates in chosen)
-        encoded = [encoder.encode(templates, views) for templates in chosen]
+        features = [encoder.encode(templates, views) for templates in chosen]
         encoder.trim()
-        return encoded
+        return features
+
+
+class ObjectEncoder:
+    """Encodes templates with one model, each object once; several threads may use it at the same time.
+
+    Args:
+        network: the model.
+        cache: folder of cached features on disk; "auto": `default_cache`; None: no disk cache.
+    """
+
+    def __init__(self, network: Network, cache: str | Path | None = "auto") -> None:
+        self._network = network
+        folder = default_cache() if cache == "auto" else cache
+        self._disk = None if folder is None else FeatureCache(folder)
+        self._memory: dict[str, TemplateFeatures] = {}
+        self._lock = threading.Lock()
+        self._weights = ""
+
+    @property
+    def max_views(self) -> int:
+        """Number of views that the model was trained with."""
+        return self._network.model.config.denoiser.max_views
+
+    @torch.inference_mode()
+    def encode(self, templates: ObjectTemplates, views: int | None = None) -> TemplateFeatures:
+        """Return the features (1, 1, V, ...) of one object.
+
+        Args:
+            templates: templates of the object.
+            views: number of views V (see `ObjectTemplates.exactly`); default: all.
+        """
+        chosen = templates.exactly(len(templates) if views is None else views)
+        key = templates_digest(chosen)
+        with self._lock:
+            known = self._memory.get(key)
+        if known is not None:
+            return known
+        features = None if self._disk is None else self._disk.read(self._file(key), self._network.device)
+        if features is None:
+            features = contiguous(self._compute(chosen))
+            if self._disk is not None:
+                self._disk.write(self._file(key), features)
+        with self._lock:
+            self._memory[key] = features
+        return features
+
+    def trim(self) -> None:
+        """Bound the size of the disk cache."""
+        if self._disk is not None:
+            self._disk.trim()
+
+    def _file(self, key: str) -> str:
+        with self._lock:
+            # Computed once, when it is first needed: it reads all weights of the backbone.
+            self._weights = self._weights or weights_digest(self._network.model, self._network.device)
+        return f"{self._weights[:24]}-{key[:40]}"
+
+    def _compute(self, chosen: ObjectTemplates) -> TemplateFeatures:
+        height, width = self._network.model.config.template_size
+        rgb, masks = (
+            np.stack([cv2.resize(view, (width, height), interpolation=cv2.INTER_AREA) for view in views])
+            for views in (chosen.rgb, chosen.mask.astype(np.float32))
+        )
+        return self._network.encode_templates(rgb, masks)
+
+
+def default_cache() -> Path | None:
+    """Return the user's folder of cached features; None: there is no home folder.
+
+    It is $OCDIT_CACHE/features, else $XDG_CACHE_HOME/ocdit/features, else ~/.cache/ocdit/features.
+    """
+    own, shared = os.environ.get("OCDIT_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
+    if own:
+        return Path(own) / "features"
+    # The XDG specification ignores relative paths.
+    if os.path.isabs(shared):
+        return Path(shared) / "ocdit" / "features"
+    try:
+        return Path.home() / ".cache" / "ocdit" / "features"
+    except RuntimeError:
+        return None
+
+
+def templates_digest(templates: ObjectTemplates) -> str:
+    """Return a hexadecimal hash of an object's images and masks."""
+    digest = hashlib.sha256(repr(templates.rgb.shape).encode())
+    digest.update(np.ascontiguousarray(templates.rgb).data)
+    digest.update(np.packbits(templates.mask).data)
+    return digest.hexdigest()
+
+
+def weights_digest(model: OCDiT, device: torch.device) -> str:
+    """Return a hexadecimal hash of all that template features depend on besides the templates.
+
+    This is the backbone and the matching prior, their configuration and the size of templates; and the kind of device
+    and the version of torch, as their results differ in the last digits.
+    """
+    config = model.config
+    settings = (config.template_size, config.backbone, config.matching_prior, config.denoiser)
+    digest = hashlib.sha256(repr((FEATURES_VERSION, settings, device.type, torch.__version__)).encode())
+    for name, module in (("backbone", model.backbone), ("prior", model.prior)):
+        for key, value in module.state_dict().items() if module is not None else ():
+            digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """A folder of template features, which any number of processes may share and which may be deleted at any time.
+
+    A backbone such as DINOv2 takes a second of CPU time for each object; reading its features takes a millisecond.
+
+    Args:
+        folder: the folder; created with the first file.
+        max_bytes: size above which `trim` deletes files.
+    """
+
+    def __init__(self, folder: str | Path, *, max_bytes: int = MAX_CACHE_BYTES) -> None:
+        self.folder = Path(folder)
+        self._max_bytes = max_bytes
+        self._writable = True
+
+    def read(self, key: str, device: torch.device) -> TemplateFeatures | None:
+        """Return the features of a key on a device; None: there are none, or they are damaged."""
+        path = self._path(key)
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                checksum = (file.metadata() or {}).get("crc32")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except FileNotFoundError:
+            return None
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            return self._damaged(path, str(error))
+        if checksum != _checksum(tensors):
+            return self._damaged(path, "its checksum is wrong")
+        # The time of its last use, for `trim`.
+        with suppress(OSError):
+            os.utime(path)
+        return _assemble({name: tensor.to(device) for name, tensor in tensors.items()})
+
+    def write(self, key: str, features: TemplateFeatures) -> None:
+        """Write features atomically; a folder that cannot be written is logged once and then left alone."""
+        if not self._writable:
+            return
+        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _parts(features).items()}
+        path = self._path(key)
+        try:
+            with replacing(path, guard=False) as temporary:
+                safetensors.torch.save_file(tensors, temporary, metadata={"crc32": _checksum(tensors)})
+        except (OutputError, safetensors.SafetensorError) as error:
+            self._writable = False
+            logger.warning("%s: template features cannot be cached there (%s)", path, error)
+
+    def trim(self) -> None:
+        """Delete the least recently used files until the rest has at most `max_bytes`."""
+        files = []
+        with suppress(OSError):
+            for entry in os.scandir(self.folder):
+                with suppress(OSError):
+                    if entry.name.endswith(_SUFFIX):
+                        files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
+        size = sum(one for _, one, _ in files)
+        for _, one, path in sorted(files):
+            if size <= self._max_bytes:
+                return
+            with suppress(OSError):
+                os.unlink(path)
+            size -= one
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{_SUFFIX}"
+
+    @staticmethod
+    def _damaged(path: Path, reason: str) -> None:
+        logger.warning("%s: damaged template features (%s); computing them again", path, " ".join(reason.split())[:120])
+
+
+def contiguous(features: TemplateFeatures) -> TemplateFeatures:
+    """Return the features with contiguous tensors, as they are read from disk.
+
+    Sums over tensors of another memory layout differ in the fifth digit: without this, results of the first run of a
+    program would differ from those of the second.
+    """
+    return _assemble({name: tensor.contiguous() for name, tensor in _parts(features).items()})
+
+
+def _parts(features: TemplateFeatures) -> dict[str, Tensor]:
+    parts = {"features": features.features}
+    parts |= {f"descriptor_{number}": tensor for number, tensor in enumerate(features.descriptors)}
+    return parts if features.global_features is None else parts | {"global": features.global_features}
+
+
+def _assemble(parts: dict[str, Tensor]) -> TemplateFeatures:
+    descriptors = sum(name.startswith("descriptor_") for name in parts)
+    return TemplateFeatures(
+        features=parts["features"],
+        descriptors=tuple(parts[f"descriptor_{number}"] for number in range(descriptors)),
+        global_features=parts.get("global"),
+    )
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    value = 0
+    for name in sorted(tensors):
+        value = zlib.crc32(_bytes(tensors[name]), zlib.crc32(f"{name} {tuple(tensors[name].shape)}".encode(), value))
+    return f"{value:08x}"
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    # Viewed as uint8, as NumPy has no bfloat16.
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -227,7 +227,6 @@ class MatchingPrior(nn.Module):
         return PriorMaps(
             channels=channels.unflatten(0, (batch, objects)),
             logits=logits.unflatten(0, (batch, objects)),
-            # The colour measures have nothing to learn but a threshold.
             # Without the measures of colours, which have no weights to train but a threshold.
             log_assignment=assignments[:, ::2].unflatten(3, (height, width)),
             draft=draft,

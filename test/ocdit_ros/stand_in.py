@@ -62,7 +62,7 @@ class StandInSegmenter:
             raise RuntimeError(f"out of memory for {self.fails_for}")
         return tuple(object_ids)
 
-    def segment_batch(self, images, objects, sources=None, *, uncertainty=False):
+    def segment_batch(self, images, objects, sources=None, *, score_threshold=None, uncertainty=False):
         """As a segmenter (images and objects), and as the network of a worker (all arguments)."""
         self.begun.set()
         self.batches.append(len(images))
@@ -71,7 +71,7 @@ class StandInSegmenter:
             self.room = max(1, self.room)
             raise OutOfMemoryError("CUDA out of memory")
         time.sleep(self.seconds)
-        return [self._found(image, objects, uncertainty or self.settings.uncertainty) for image in images]
+        return [self._found(image, objects, uncertainty) for image in images]
 
     def _found(self, image, objects, uncertainty):
         instances = []

@@ -33,7 +33,7 @@ from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from ocdit_core import ObjectLibrary, Segmenter
-from ocdit_core.inference.weights import recommended_settings
+from ocdit_core.inference.settings import recommended_settings
 from ocdit_core.visualization import overlay
 from ocdit_ros.bag_files import make
 

@@ -8,9 +8,16 @@ import pytest
 import torch
 
 from ocdit_core import ObjectLibrary, Segmenter
-from ocdit_core.inference.feature_cache import FeatureCache, default_cache, plain_layout, views_digest, weights_digest
-from ocdit_core.inference.object_encoder import ObjectEncoder
+from ocdit_core.inference.network import Network
 from ocdit_core.inference.settings import InferenceSettings
+from ocdit_core.inference.targets import (
+    FeatureCache,
+    ObjectEncoder,
+    contiguous,
+    default_cache,
+    templates_digest,
+    weights_digest,
+)
 from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
@@ -72,6 +79,9 @@ class Counting(ObjectEncoder):
 
     computed = 0
 
+    def __init__(self, model, cache):
+        super().__init__(Network(model, CPU, InferenceSettings()), cache)
+
     def _compute(self, chosen):
         self.computed += 1
         return super()._compute(chosen)
@@ -83,20 +93,20 @@ def files(folder):
 
 @pytest.mark.parametrize("config", [CONV, VIT], ids=["conv and prior", "vit"])
 def test_features_from_disk_are_those_that_were_computed(tmp_path, config):
-    plain = Counting(make(config), CPU, None)
+    plain = Counting(make(config), None)
     expected = plain.encode(an_object())
-    first = Counting(make(config), CPU, tmp_path)
+    first = Counting(make(config), tmp_path)
     assert equal(first.encode(an_object()), expected)
     assert first.encode(an_object()) is first.encode(an_object())
     assert first.computed == 1
     assert len(files(tmp_path)) == 1
-    again = Counting(make(config), CPU, tmp_path)
+    again = Counting(make(config), tmp_path)
     assert equal(again.encode(an_object()), expected)
     assert again.computed == 0
 
 
 def test_what_features_depend_on_is_part_of_the_key(tmp_path):
-    encoder = Counting(make(), CPU, tmp_path)
+    encoder = Counting(make(), tmp_path)
     plain = encoder.encode(an_object())
     encoder.encode(an_object(name="another name"))
     assert encoder.computed == 1
@@ -106,7 +116,7 @@ def test_what_features_depend_on_is_part_of_the_key(tmp_path):
     turned = dataclasses.replace(an_object(), mask=an_object().mask[:, ::-1])
     encoder.encode(turned)
     assert encoder.computed == 4
-    other = Counting(make(seed=1), CPU, tmp_path)
+    other = Counting(make(seed=1), tmp_path)
     assert not equal(other.encode(an_object()), plain)
     assert other.computed == 1
     assert len(files(tmp_path)) == 5
@@ -137,7 +147,7 @@ def test_weights_are_told_apart_by_what_the_features_use():
 
 
 def test_damaged_files_are_computed_anew_and_written_again(tmp_path, caplog):
-    expected = Counting(make(), CPU, tmp_path).encode(an_object())
+    expected = Counting(make(), tmp_path).encode(an_object())
     (path,) = files(tmp_path)
     sound = path.read_bytes()
     flipped = bytearray(sound)
@@ -145,24 +155,24 @@ def test_damaged_files_are_computed_anew_and_written_again(tmp_path, caplog):
     for damaged in (b"", b"junk", sound[: len(sound) // 2], bytes(flipped)):
         path.write_bytes(damaged)
         caplog.clear()
-        encoder = Counting(make(), CPU, tmp_path)
+        encoder = Counting(make(), tmp_path)
         assert equal(encoder.encode(an_object()), expected)
         assert encoder.computed == 1
         assert len(caplog.messages) == 1
-        assert "damaged features" in caplog.messages[0]
+        assert "damaged template features" in caplog.messages[0]
         assert path.read_bytes() == sound
     assert files(tmp_path) == [path]
 
 
 def test_a_folder_that_cannot_be_written_costs_one_line(tmp_path, caplog):
     (tmp_path / "file").write_text("not a folder")
-    encoder = Counting(make(), CPU, tmp_path / "file" / "cache")
+    encoder = Counting(make(), tmp_path / "file" / "cache")
     with caplog.at_level(logging.WARNING, "ocdit_core"):
         for seed in range(3):
             encoder.encode(an_object(seed))
     encoder.trim()
     assert encoder.computed == 3
-    assert len([message for message in caplog.messages if "cannot be kept" in message]) == 1
+    assert len([message for message in caplog.messages if "cannot be cached" in message]) == 1
 
 
 def test_the_folder_is_bounded_and_what_was_used_last_stays(tmp_path):
@@ -190,7 +200,7 @@ def test_every_part_and_type_comes_back(tmp_path):
     )
     cache = FeatureCache(tmp_path / "new")
     cache.write("key", features)
-    assert equal(cache.read("key", CPU), plain_layout(features))
+    assert equal(cache.read("key", CPU), contiguous(features))
 
 
 def test_the_place_is_the_users_own(monkeypatch, tmp_path):
@@ -206,10 +216,10 @@ def test_the_place_is_the_users_own(monkeypatch, tmp_path):
 
 def test_views_are_told_apart():
     first = an_object()
-    assert views_digest(first) == views_digest(dataclasses.replace(first, name="x", diameter=3.0))
+    assert templates_digest(first) == templates_digest(dataclasses.replace(first, name="x", diameter=3.0))
     brighter = first.rgb.copy()
     brighter[1, 50, 50, 2] ^= 1
-    assert views_digest(first) != views_digest(dataclasses.replace(first, rgb=brighter))
+    assert templates_digest(first) != templates_digest(dataclasses.replace(first, rgb=brighter))
 
 
 def test_a_segmenter_that_starts_again_reads_its_features(tmp_path, monkeypatch):

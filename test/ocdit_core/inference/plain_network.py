@@ -1,60 +1,59 @@
-"""The network computed as it was published, with nothing saved between evaluations: the reference of the fast path.
+"""The network computed as published, with nothing saved between evaluations: the oracle of `Network.generate`.
 
-Each ensemble member and each window is evaluated on its own, by torch's attention modules; every evaluation embeds the
+Each ensemble member and each crop is evaluated on its own, by torch's attention modules; every evaluation embeds the
 templates, projects them to keys and values and computes the modulations anew. Weights are shared with the model.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ocdit_core.diffusion.samplers import Denoise
+from ocdit_core.diffusion.samplers import sample
+from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.models.blocks import Attention, Block
 from ocdit_core.models.embeddings import inference_positions
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet
 
 
-class PlainPath:
-    """Evaluates a model's denoiser as published.
+class PlainNetwork:
+    """Generates masks as `Network.generate` does."""
 
-    Args:
-        model: in evaluation; its weights are used, not copied.
-    """
-
-    def __init__(self, model: OCDiT) -> None:
-        self._model = model
+    def __init__(self, model: OCDiT, settings: InferenceSettings) -> None:
+        self._model, self._settings = model, settings
         self._blocks = [PlainBlock(block) for block in model.denoiser.blocks if isinstance(block, Block)]
 
-    def denoise_for(self, image: ImageFeatures, targets: TargetSet, addition: Tensor | None) -> Denoise:
-        """Return D_theta of (B, W E, O, z, h, w), which evaluates each member of each window on its own.
+    @torch.inference_mode()
+    def generate(self, image: ImageFeatures, targets: TargetSet, crops: int = 1) -> np.ndarray:
+        """Return (B, W, O, h, w) float32 probabilities; see `Network.generate`."""
+        sets, objects = targets.tokens.object_indices.shape
+        windows, grid = len(image.features) // sets, image.features.shape[2:]
+        generator = torch.Generator().manual_seed(self._settings.seed)
+        shape = (crops * self._settings.ensemble, objects, self._model.config.vae.latent_channels, *grid)
+        noise = torch.randn(shape, generator=generator).repeat(windows // crops, 1, 1, 1, 1)
+        addition, maps = self._model.match(image, targets)
+        members = self._settings.ensemble
+        found = []
+        for at in range(sets):
+            templates, indices = targets.templates.features[at : at + 1], targets.tokens.object_indices[at : at + 1]
+            for window in range(windows):
+                number = at * windows + window
+                part = None if addition is None else addition[number]
+                draft = None if maps is None or maps.draft is None else maps.draft[number]
+                features = image.features[number : number + 1]
+                masks = []
+                for member in range(members):
 
-        Args:
-            image: of B W pictures, W windows for each set of targets.
-            targets: B sets of O objects.
-            addition: (B W, O, h w, D) to the query tokens, from the matching prior, which is not published.
-        """
+                    def denoise(x: Tensor, sigma: float) -> Tensor:
+                        return self._denoise(x, x.new_tensor(sigma), features, templates, indices, part, draft)  # noqa: B023
 
-        def denoise(x: Tensor, sigma: float) -> Tensor:
-            sets, units = x.shape[:2]
-            members = units // (len(image.features) // sets)
-            found = []
-            for number in range(sets * units):
-                at, unit = divmod(number, units)
-                picture = number // members
-                features = targets.templates.features[at : at + 1]
-                indices = targets.tokens.object_indices[at : at + 1]
-                one = None if addition is None else addition[picture]
-                found.append(
-                    self._denoise(
-                        x[at, unit], x.new_tensor(sigma), image.features[picture : picture + 1], features, indices, one
-                    )
-                )
-            return torch.stack(found).unflatten(0, (sets, units))
-
-        return denoise
+                    latents = sample(denoise, noise[window * members + member], self._settings.sampler, generator)
+                    masks.append(self._model.decode_masks(latents))
+                found.append(torch.stack(masks).mean(0))
+        return torch.stack(found).unflatten(0, (sets, windows)).numpy()
 
     def _denoise(
         self,
@@ -64,16 +63,18 @@ class PlainPath:
         templates: Tensor,
         indices: Tensor,
         addition: Tensor | None,
+        draft: Tensor | None,
     ) -> Tensor:
-        """Evaluate D_theta of eq. (5) for one member, anew from the features.
+        """Evaluate D_theta of eq. (5) for one member.
 
         Args:
             latents: (O, z, h, w), noisy.
             sigma: () noise level.
-            image: (1, C, h, w) features of the picture.
-            templates: (1, O, V, C, t, t) features of the objects' views.
+            image: (1, C, h, w) features of the image.
+            templates: (1, O, V, C, t, t) features of the templates.
             indices: (1, O) positions of the objects.
-            addition: (O, h w, D) to the query tokens.
+            addition: (O, h w, D) of the matching prior to the query tokens.
+            draft: (O, z, h, w) of the matching prior.
         """
         denoiser, p = self._model.denoiser, self._model.denoiser.preconditioning
         noise = denoiser.noise_embedding(p.c_noise(sigma.view(1, 1)))
@@ -90,10 +91,11 @@ class PlainPath:
         raw = denoiser.head(tokens[None, None, :, :cells], noise)
         raw = rearrange(raw, "1 1 o (h w) z -> o z h w", h=latents.shape[2])
         # eq. (5)
-        return p.c_skip(sigma) * latents + p.c_out(sigma) * raw
+        denoised = p.c_skip(sigma) * latents + p.c_out(sigma) * raw
+        return denoised if draft is None else denoised + (1 - p.c_skip(sigma)) * draft
 
     def _queries(self, latents: Tensor, image: Tensor, indices: Tensor) -> Tensor:
-        """(O, z, h, w) -> (O, h w, D): image features and latents side by side, projected, and their positions."""
+        """(O, z, h, w) -> (O, h w, D): image features and latents concatenated, projected, and their positions."""
         embedding = self._model.denoiser.query_embedding
         cells = torch.cat([image.expand(len(latents), -1, -1, -1), latents], dim=1)
         tokens = embedding.proj(rearrange(cells, "o c h w -> o (h w) c"))
@@ -104,7 +106,7 @@ class PlainPath:
         """All template tokens of each object, (O, V T, D)."""
         denoiser = self._model.denoiser
         (views,) = inference_positions("interpolate", features.shape[2], denoiser.config.max_views)
-        return denoiser.template_embedding(features, indices, views[None].to(features.device))[0]
+        return denoiser.template_embedding(features, indices, views[None])[0]
 
 
 class PlainBlock:
@@ -132,7 +134,7 @@ class PlainBlock:
 
 
 def as_torch(attention: Attention) -> nn.MultiheadAttention:
-    """Return torch's own module, in evaluation, on the same weights."""
+    """Return torch's own module, in evaluation mode, on the same weights."""
     width = attention.out_proj.in_features
     module = nn.MultiheadAttention(width, attention.heads, batch_first=True, device="meta")
     module.load_state_dict(

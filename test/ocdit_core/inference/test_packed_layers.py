@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ocdit_core.inference import packing, precision
-from ocdit_core.inference.packing import PackedLinear, can_pack, with_packed_layers
-from ocdit_core.inference.weights import find_weights
+from ocdit_core.inference import network
+from ocdit_core.inference.network import PackedLinear, can_pack, with_packed_layers
+from ocdit_core.inference.settings import find_weights
 from ocdit_core.models.ocdit import OCDiT
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this processor or this torch has no packed layers of oneDNN")
@@ -75,16 +75,14 @@ def test_a_model_with_packed_layers_has_the_same_weights_and_leaves_the_other_al
     assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
 
 
-def test_packed_where_it_is_plain_float32_on_the_cpu(model, monkeypatch):
-    def packed(**changes):
-        return count(
-            precision.prepared(model, **{"half": False, "compiled": False, "plain": False, **changes}, device=CPU)
-        )
+def test_packed_where_it_is_float32_on_the_cpu(model, monkeypatch):
+    def packed(half):
+        return count(network.prepare(model, CPU, half=half, compiled=False))
 
-    assert packed() == 24
-    assert packed(half=True) == packed(plain=True) == 0
-    monkeypatch.setattr(precision, "can_pack", lambda: False)
-    assert packed() == 0
+    assert packed(half=False) == 24
+    assert packed(half=True) == 0
+    monkeypatch.setattr(network, "can_pack", lambda: False)
+    assert packed(half=False) == 0
 
 
 def test_a_torch_without_the_operators_does_without(monkeypatch):
@@ -93,7 +91,7 @@ def test_a_torch_without_the_operators_does_without(monkeypatch):
     def gone(*_):
         raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
 
-    monkeypatch.setattr(packing.PackedLinear, "rows", gone)
+    monkeypatch.setattr(network.PackedLinear, "rows", gone)
     try:
         assert not can_pack()
     finally:

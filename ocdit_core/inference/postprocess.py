@@ -1,0 +1,269 @@
+"""From probabilities to instances: proposals, scores, and overlaps resolved."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from ocdit_core.inference.crops import Crop
+from ocdit_core.inference.results import Instance
+from ocdit_core.inference.settings import InferenceSettings, Score
+from ocdit_core.masks import Box, box_iou, tight_box
+
+# Masks below this fraction of the image are noise.
+MIN_AREA = 0.0005
+# Parts below this fraction of an object's largest part are no instances of their own.
+MIN_INSTANCE = 0.3
+# Parts of an instance below this fraction of its largest part are dropped: an object may be hidden in the middle, but
+# is hardly seen as one piece and a speck.
+MIN_PART = 0.5
+# Two candidates of one object that overlap by more than this fraction of the smaller mask are one instance. A candidate
+# with more than this fraction of its mask under better candidates is dropped.
+MAX_SHARED = 0.5
+# A tile's proposal with a box IoU of this much with a known one is not new; per object, the best few are kept.
+TILE_BOX_IOU = 0.5
+TILE_PROPOSALS = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Candidate:
+    """A possible instance: a proposal of the coarse stage, or its refinement.
+
+    Attributes:
+        target: index of the target object.
+        score: score in [0, 1].
+        region: part of the image in pixels that the arrays cover.
+        probabilities: (height, width) float32 probabilities that the region's pixels show the target.
+        mask: (height, width) bool mask of the target in the region, not empty.
+    """
+
+    target: int
+    score: float
+    region: Box
+    probabilities: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def box(self) -> Box:
+        """Tight box around the mask, in the image."""
+        x, y, width, height = tight_box(self.mask)
+        return self.region[0] + x, self.region[1] + y, width, height
+
+    @property
+    def part(self) -> tuple[slice, slice]:
+        """Rows and columns of the region."""
+        x, y, width, height = self.region
+        return slice(y, y + height), slice(x, x + width)
+
+
+def propose(
+    probabilities: np.ndarray, targets: int, settings: InferenceSettings, *, threshold: float, exclusive: bool
+) -> list[Candidate]:
+    """Return proposals: groups of connected parts, at most `max_instances` for each target (paper 3.3).
+
+    Args:
+        probabilities: (O, H, W) probabilities of targets, then distractors.
+        targets: number of targets.
+        settings: inference settings.
+        threshold: probability from which a pixel counts.
+        exclusive: count each pixel for the most probable object only.
+    """
+    winner = probabilities.argmax(axis=0) if exclusive else None
+    proposals = []
+    for target in range(targets):
+        own = probabilities[target]
+        mask = own >= threshold
+        if winner is not None:
+            mask &= winner == target
+        groups = [group for group in grouped_parts(mask, settings.merge_gap) if group.sum() >= min_pixels(own.shape)]
+        groups.sort(key=lambda group: -float(own[group].sum()))
+        for group in groups[: settings.max_instances]:
+            x, y, width, height = region = tight_box(group)
+            part = (slice(y, y + height), slice(x, x + width))
+            proposals.append(
+                Candidate(
+                    target=target,
+                    score=score(own, group, settings.score, groups),
+                    region=region,
+                    probabilities=own[part],
+                    mask=group[part],
+                )
+            )
+    return proposals
+
+
+def propose_from_tiles(
+    known: Sequence[Candidate],
+    tiles: Sequence[tuple[Crop, np.ndarray]],
+    targets: int,
+    image_size: tuple[int, int],
+    settings: InferenceSettings,
+    *,
+    threshold: float,
+) -> list[Candidate]:
+    """Return proposals of tiles where there are no known ones, the best few of each target.
+
+    Args:
+        known: proposals of the whole image.
+        tiles: tiles with their (O, height, width) probabilities of targets, then distractors.
+        targets: number of targets.
+        image_size: (H, W) in pixels.
+        settings: inference settings.
+        threshold: probability from which a pixel counts.
+    """
+    proposals = []
+    for tile, probabilities in tiles:
+        for one in propose(probabilities, targets, settings, threshold=threshold, exclusive=False):
+            if one.mask.sum() >= min_pixels(image_size):
+                x, y, width, height = one.region
+                region = (tile.box[0] + x, tile.box[1] + y, width, height)
+                proposals.append(dataclasses.replace(one, region=region))
+    boxes = [[one.box for one in known if one.target == target] for target in range(targets)]
+    counts = [0] * targets
+    new: list[Candidate] = []
+    for one in sorted(proposals, key=lambda one: -one.score):
+        same = boxes[one.target]
+        if counts[one.target] < TILE_PROPOSALS and all(box_iou(one.box, box) < TILE_BOX_IOU for box in same):
+            same.append(one.box)
+            counts[one.target] += 1
+            new.append(one)
+    return new
+
+
+def candidate_in(
+    target: int, region: Box, probabilities: np.ndarray, image_size: tuple[int, int], settings: InferenceSettings
+) -> Candidate | None:
+    """Return the instance of a target that a crop shows, by the thresholds of the refine stage; None: there is none.
+
+    Args:
+        target: index of the target object.
+        region: part of the image in pixels.
+        probabilities: (height, width) float32 probabilities of the target in the region.
+        image_size: (H, W) in pixels.
+        settings: inference settings.
+    """
+    groups = grouped_parts(probabilities >= settings.refine.mask_threshold, settings.merge_gap)
+    if not groups:
+        return None
+    mask = max(groups, key=lambda group: float(probabilities[group].sum()))
+    if mask.sum() < min_pixels(image_size):
+        return None
+    confidence = score(probabilities, mask, settings.score, groups)
+    return Candidate(target=target, score=confidence, region=region, probabilities=probabilities, mask=mask)
+
+
+def score(probabilities: np.ndarray, mask: np.ndarray, kind: Score, others: Sequence[np.ndarray] = ()) -> float:
+    """Return the score of a mask, in [0, 1].
+
+    Args:
+        probabilities: (H, W) probabilities of the object.
+        mask: (H, W) bool, not empty.
+        kind: kind of score.
+        others: masks of all instances of the object, whose pixels do not count as outside.
+    """
+    inside, area = float(probabilities[mask].sum()), int(mask.sum())
+    if kind == "mean":
+        return inside / area
+    outside = float(probabilities.sum()) - inside
+    for other in others:
+        if other is not mask:
+            outside -= float(probabilities[other & ~mask].sum())
+    return inside / (area + max(outside, 0.0))
+
+
+def min_pixels(image_size: Sequence[int]) -> float:
+    """Return the number of pixels from which a mask counts in an image (H, W)."""
+    return max(MIN_AREA * math.prod(image_size), 1)
+
+
+def grouped_parts(mask: np.ndarray, merge_gap: float) -> list[np.ndarray]:
+    """Return the connected parts of a (H, W) bool mask as (H, W) masks, near ones merged, without small ones.
+
+    Args:
+        mask: the mask.
+        merge_gap: largest gap between parts of one group, see `InferenceSettings`.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    # Label 0 is the background.
+    areas = stats[:, cv2.CC_STAT_AREA] * (np.arange(count) > 0)
+    groups: list[list[int]] = []
+    for part in (int(i) for i in np.argsort(-areas, kind="stable") if areas[i] > 0):
+        if areas[part] < MIN_INSTANCE * areas.max():
+            break
+        near = next((group for group in groups if _gap(stats[group[0]], stats[part]) <= merge_gap), None)
+        if near is None:
+            groups.append([part])
+        elif areas[part] >= MIN_PART * areas[near[0]]:
+            near.append(part)
+    return [np.isin(np.arange(count), group)[labels] for group in groups]
+
+
+def _gap(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the distance of two boxes over the mean side of the first one."""
+    apart = np.maximum(first[:2], second[:2]) - np.minimum(first[:2] + first[2:4], second[:2] + second[2:4])
+    return float(np.hypot(*np.maximum(apart, 0)) / np.sqrt(first[2] * first[3]))
+
+
+def resolve(
+    candidates: Sequence[Candidate],
+    names: Sequence[str],
+    image_size: tuple[int, int],
+    *,
+    score_threshold: float,
+    max_instances: int,
+) -> tuple[Instance, ...]:
+    """Return disjoint instances by falling score; a shared pixel goes to the more probable one.
+
+    Args:
+        candidates: candidates of all targets.
+        names: names of the targets.
+        image_size: (H, W) in pixels.
+        score_threshold: lowest score of an instance.
+        max_instances: most instances of one object.
+    """
+    kept: list[tuple[Candidate, np.ndarray]] = []
+    owner = np.full(image_size, -1, np.int32)
+    best = np.zeros(image_size, np.float32)
+    for candidate in sorted(candidates, key=lambda one: -one.score):
+        if candidate.score < score_threshold:
+            break
+        part = candidate.part
+        mask = np.zeros(image_size, bool)
+        mask[part] = candidate.mask
+        same = [other for one, other in kept if one.target == candidate.target]
+        if len(same) >= max_instances or any(_is_same(mask, other) for other in same):
+            continue
+        if (mask & (owner >= 0)).sum() > MAX_SHARED * mask.sum():
+            continue
+        wins = candidate.mask & (candidate.probabilities > best[part])
+        owner[part][wins] = len(kept)
+        best[part][wins] = candidate.probabilities[wins]
+        kept.append((candidate, mask))
+    instances = []
+    for number, (candidate, _) in enumerate(kept):
+        mask = owner == number
+        if mask.any():
+            name = names[candidate.target]
+            instances.append(Instance(object_id=name, score=candidate.score, box=tight_box(mask), mask=mask))
+    return tuple(instances)
+
+
+def _is_same(mask: np.ndarray, other: np.ndarray) -> bool:
+    return bool((mask & other).sum() > MAX_SHARED * min(mask.sum(), other.sum()))
+
+
+def uncertainty_map(probabilities: np.ndarray, candidates: Sequence[Candidate]) -> np.ndarray:
+    """Return the uncertainty of each pixel, (H, W) float32 in [0, 1]: the variance 4 p (1 - p) of showing a target.
+
+    Args:
+        probabilities: (O, H, W) probabilities of the coarse stage, of which the highest counts.
+        candidates: candidates, whose probabilities replace those of the coarse stage in their masks.
+    """
+    p = probabilities.max(axis=0)
+    for candidate in sorted(candidates, key=lambda one: one.score):
+        p[candidate.part][candidate.mask] = candidate.probabilities[candidate.mask]
+    return np.asarray(4 * p * (1 - p), np.float32)

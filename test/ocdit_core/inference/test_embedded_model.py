@@ -1,0 +1,124 @@
+"""The embedded model on the example images: objects that it has never seen."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ocdit_core import ObjectLibrary, Segmenter
+from ocdit_core.diffusion.samplers import SamplerConfig
+from ocdit_core.images import read_image
+from ocdit_core.inference.settings import TileSettings, recommended_settings
+from ocdit_core.masks import decode_mask, mask_iou, tight_box
+from ocdit_core.objects.archive import save_templates
+from ocdit_core.objects.onboarding import add_objects
+
+pytestmark = pytest.mark.weights
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("library")
+    add_objects(folder, sorted((EXAMPLES / "meshes").glob("*.glb")), unit="m")
+    return ObjectLibrary(folder)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """(image, names of the targets, mask of each visible target)."""
+    found = []
+    for path in sorted((EXAMPLES / "pictures").glob("*.json")):
+        truth = json.loads(path.read_text())
+        masks = {entry["object_id"]: decode_mask(entry["segmentation"]) for entry in truth["objects"]}
+        found.append((read_image(path.parent / truth["image"]), truth["targets"], masks))
+    return found
+
+
+def make_segmenter(**changes) -> Segmenter:
+    settings = recommended_settings("ocdit-tiny")
+    refine = replace(settings.refine, **changes.pop("refine", {}))
+    return Segmenter.from_pretrained("ocdit-tiny", device="cpu", settings=replace(settings, refine=refine, **changes))
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return make_segmenter()
+
+
+def mean_iou(segmenter, library, scenes) -> float:
+    overlaps = []
+    for image, targets, masks in scenes:
+        segmenter.set_objects(library, targets)
+        found = {instance.object_id: instance.mask for instance in segmenter.segment(image).instances}
+        overlaps += [mask_iou(found[name], mask) if name in found else 0.0 for name, mask in masks.items()]
+    return float(np.mean(overlaps))
+
+
+def test_unseen_objects_are_found(segmenter, library, scenes):
+    assert mean_iou(segmenter, library, scenes) > 0.5
+
+
+def test_samples_and_ensembles_find_them_too(library, scenes):
+    sampled = make_segmenter(sampler=SamplerConfig(steps=4), ensemble=2, seed=3)
+    assert mean_iou(sampled, library, scenes[:1]) > 0.3
+
+
+def test_crops_and_the_guided_crop_find_them_too(library, scenes):
+    assert mean_iou(make_segmenter(crops=5, guided_crop=True), library, scenes[:1]) > 0.5
+
+
+def test_a_mask_lies_where_the_object_is_at_any_aspect(segmenter, library, scenes):
+    """The image in the corner of a larger one: what is padded and scaled comes back to its place."""
+    image, targets, masks = scenes[0]
+    name = max(masks, key=lambda key: masks[key].sum())
+    large = np.full((900, 700, 3), 127, np.uint8)
+    large[400:880, 50:690] = image
+    segmenter.set_objects(library, targets)
+    found = {instance.object_id: instance.mask for instance in segmenter.segment(large).instances}
+    truth = np.zeros((900, 700), bool)
+    truth[400:880, 50:690] = masks[name]
+    assert mask_iou(found[name], truth) > 0.4
+
+
+def test_objects_with_few_views_stand_beside_those_with_many(tmp_path, segmenter, library, scenes):
+    image, targets, masks = scenes[0]
+    for name in targets:
+        templates = library[name]
+        save_templates(tmp_path / "library", templates.exactly(5) if name == targets[0] else templates)
+    assert mean_iou(segmenter, ObjectLibrary(tmp_path / "library"), [(image, targets, masks)]) > 0.5
+
+
+def test_tiles_find_what_is_too_small_in_the_whole_image(library, scenes):
+    """The same image from six times as far."""
+    image, targets, masks = scenes[0]
+    far, at = np.full_like(image, 120), (image.shape[0] // 2, image.shape[1] // 8)
+    size = (image.shape[1] // 6, image.shape[0] // 6)
+    part = (slice(at[0], at[0] + size[1]), slice(at[1], at[1] + size[0]))
+    far[part] = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+    def found(tiles: TileSettings) -> int:
+        segmenter = make_segmenter(tiles=tiles)
+        segmenter.set_objects(library, targets)
+        true = 0
+        for one in segmenter.segment(far).instances:
+            whole = cv2.resize(one.mask[part].astype(np.uint8), image.shape[1::-1]) > 0
+            true += mask_iou(whole, masks[one.object_id]) > 0.5 if one.object_id in masks else 0
+        return true
+
+    nine = TileSettings(grid=3, image_size=(192, 256))
+    assert found(nine) > found(TileSettings())
+    # Their scores are below the threshold.
+    assert found(replace(nine, score_factor=0.1)) == found(TileSettings())
+
+
+def test_regions_get_their_names(segmenter, library, scenes):
+    image, targets, masks = scenes[0]
+    segmenter.set_objects(library, targets)
+    names = list(masks)
+    for regions in ([tight_box(masks[name]) for name in names], [masks[name] for name in names]):
+        labels = [label.instance and label.instance.object_id for label in segmenter.label(image, regions)]
+        assert sum(found == name for found, name in zip(labels, names, strict=True)) >= len(names) - 1

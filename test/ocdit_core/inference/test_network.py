@@ -1,0 +1,269 @@
+"""`Network.generate` against the plain computation, in any batches and precisions."""
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from plain_network import PlainNetwork
+
+from ocdit_core.diffusion.samplers import SamplerConfig
+from ocdit_core.images import read_image
+from ocdit_core.inference.network import Network, collect_timings, lap
+from ocdit_core.inference.settings import InferenceSettings, find_weights
+from ocdit_core.models.backbones import BackboneConfig
+from ocdit_core.models.denoiser import DenoiserConfig
+from ocdit_core.models.mask_vae import MaskVAEConfig
+from ocdit_core.models.matching_prior import MatchingPriorConfig
+from ocdit_core.models.ocdit import ImageFeatures, OCDiT, OCDiTConfig, TargetSet
+from ocdit_core.models.representation import RepresentationConfig
+
+CPU = torch.device("cpu")
+IMAGE = Path(__file__).parents[3] / "examples" / "pictures" / "table.jpg"
+MEAN, HEUN = SamplerConfig(steps=0), SamplerConfig(steps=3)
+PRIOR = MatchingPriorConfig(metric_channels=8, context_channels=8, hidden_channels=8)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The networks are so small that threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_model(*, prior=None, representation=None, width=64, depth=3) -> OCDiT:
+    """Random weights of moderate size, and gates that are not zero, so that every part of the network counts."""
+    torch.manual_seed(0)
+    config = OCDiTConfig(
+        image_size=(64, 96),
+        template_size=(32, 32),
+        backbone=BackboneConfig(kind="conv", frozen=False, channels=(8, 16, 24), blocks=1),
+        vae=MaskVAEConfig(
+            patch=4,
+            encoder_channels=(16, 16, 32),
+            decoder_channels=(32, 16, 16),
+            latent_channels=8,
+            groups=8,
+            attention_heads=8,
+        ),
+        denoiser=DenoiserConfig(
+            width=width, depth=depth, heads=4, max_objects=8, max_views=4, representation=representation
+        ),
+        matching_prior=prior,
+    )
+    model = OCDiT(config).eval()
+    for name, parameter in model.named_parameters():
+        if "modulation" in name or "presence.head" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def make_network(model: OCDiT, **settings) -> Network:
+    return Network(model, CPU, InferenceSettings(**settings))
+
+
+@torch.inference_mode()
+def inputs(
+    network: Network, *, sets=1, objects=3, windows=1, size=(64, 96), images=None
+) -> tuple[ImageFeatures, TargetSet]:
+    """Features of random images, and of targets with three views."""
+    random = torch.Generator().manual_seed(1)
+    template_size = network.model.config.template_size
+    rgb = torch.rand(sets, objects, 3, 3, *template_size, generator=random)
+    masks = (torch.rand(sets, objects, 3, *template_size, generator=random) > 0.3).float()
+    if images is None:
+        images = np.random.default_rng(2).integers(0, 256, (sets * windows, *size, 3), np.uint8)
+    return network.encode(images), network.encode_targets(network.model.encode_templates(rgb, masks))
+
+
+@torch.inference_mode()
+def generate(network: Network, *, crops=1, **case) -> np.ndarray:
+    return network.generate(*inputs(network, **case), crops)
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> float:
+    assert first.shape == second.shape
+    return float(np.abs(first - second).max())
+
+
+def assert_equals_plain(model: OCDiT, case: dict, crops: int = 1, bar: float = 1e-5, **settings) -> None:
+    network = make_network(model, **settings)
+    plain = PlainNetwork(model, InferenceSettings(**settings)).generate(*inputs(network, **case), crops)
+    assert plain.std() > 0.01
+    assert difference(generate(network, crops=crops, **case), plain) < bar
+
+
+@pytest.mark.parametrize("prior", [None, PRIOR], ids=["published", "prior"])
+@pytest.mark.parametrize(
+    ("objects", "ensemble", "windows", "sampler", "size"),
+    [
+        (1, 1, 1, MEAN, (64, 96)),
+        (1, 4, 1, HEUN, (96, 64)),
+        (3, 2, 1, MEAN, (48, 112)),
+        (3, 3, 2, HEUN, (64, 96)),
+        (8, 1, 3, MEAN, (64, 48)),
+        (12, 4, 2, MEAN, (32, 96)),
+    ],
+)
+def test_results_equal_those_of_the_plain_network(prior, objects, ensemble, windows, sampler, size):
+    case = {"objects": objects, "windows": windows, "size": size}
+    assert_equals_plain(make_model(prior=prior), case, windows, ensemble=ensemble, sampler=sampler)
+
+
+def test_results_equal_those_of_the_plain_network_with_all_options_and_several_sets():
+    prior = MatchingPriorConfig(metric_channels=8, context_channels=8, hidden_channels=8, draft=True)
+    model = make_model(representation=RepresentationConfig(), prior=prior)
+    assert_equals_plain(model, {"sets": 3, "objects": 2, "windows": 2}, 2, ensemble=2, sampler=HEUN)
+
+
+# Heun's steps amplify rounding errors of the trained network: about 1e-5 of a probability at the worst pixel.
+@pytest.mark.parametrize(("sampler", "bar"), [(MEAN, 1e-5), (HEUN, 3e-5)])
+def test_results_equal_those_of_the_plain_network_with_the_embedded_weights(sampler, bar):
+    model = OCDiT.from_pretrained(find_weights("ocdit-tiny"))
+    image = cv2.resize(read_image(IMAGE), (160, 128))
+    case = {"windows": 2, "images": np.stack([image, image[:, ::-1]])}
+    assert_equals_plain(model, case, 2, bar, ensemble=2, sampler=sampler)
+
+
+def test_a_result_does_not_depend_on_what_else_is_in_the_batch():
+    network = make_network(make_model(prior=PRIOR), ensemble=2, sampler=HEUN)
+    images = np.random.default_rng(2).integers(0, 256, (4, 64, 96, 3), np.uint8)
+    together = generate(network, windows=4, images=images, crops=2)
+    assert difference(together[:, :2], generate(network, windows=2, images=images[:2], crops=2)) < 1e-6
+    assert difference(together[:, 2:], generate(network, windows=2, images=images[2:], crops=2)) < 1e-6
+    # Crops of one image have different noise.
+    same = generate(network, windows=2, images=images[[0, 0]], crops=2)
+    assert difference(same[:, 0], same[:, 1]) > 1e-3
+
+
+class Batches:
+    """Records how many units the denoiser and how many masks the decoder get at once, and limits the memory.
+
+    Args:
+        network: the network.
+        most: units (sets x crops x members) with which memory suffices; None: always.
+    """
+
+    def __init__(self, network: Network, most: int | None = None) -> None:
+        self.units: list[int] = []
+        self.masks: list[int] = []
+        self._most = most
+        network.model.denoiser.register_forward_pre_hook(self._before)
+        network.model.vae.decoder.register_forward_pre_hook(lambda _, inputs: self.masks.append(len(inputs[0])))
+
+    def _before(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        units = inputs[0].shape[0] * inputs[0].shape[1]
+        if self._most is not None and units > self._most:
+            raise torch.cuda.OutOfMemoryError("tried to allocate 1 GiB")
+        self.units.append(units)
+
+
+@pytest.mark.parametrize(("sets", "windows", "ensemble"), [(1, 1, 5), (1, 3, 2), (5, 1, 1), (3, 2, 2)])
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_out_of_memory_makes_smaller_batches_of_the_same_result(sets, windows, ensemble, most):
+    prior = MatchingPriorConfig(metric_channels=8, context_channels=8, hidden_channels=8, draft=True)
+    model = make_model(prior=prior)
+    settings = {"ensemble": ensemble, "sampler": HEUN}
+    case = {"sets": sets, "windows": windows, "crops": windows}
+    expected = generate(make_network(model, **settings), **case)
+    network = make_network(model, **settings)
+    batches = Batches(network, most)
+    assert difference(generate(network, **case), expected) < 1e-6
+    assert max(batches.units) <= most
+    assert sum(batches.units) == HEUN.evaluations * sets * windows * ensemble
+
+
+def test_out_of_memory_is_logged_once_and_remembered(caplog):
+    network = make_network(make_model(), ensemble=8)
+    network._denoiser_batch._cells = float("inf")  # as on a GPU
+    batches = Batches(network, most=3)
+    with caplog.at_level(logging.WARNING, "ocdit_core.inference.network"):
+        for _ in range(2):
+            generate(network)
+    # 8 units do not fit, nor 4.
+    assert batches.units == 8 * [2]
+    (record,) = caplog.records
+    assert "out of memory with a batch of 576 cells" in record.getMessage()
+
+
+def test_out_of_memory_with_nothing_left_to_halve_is_an_error():
+    network = make_network(make_model(), ensemble=3)
+    Batches(network, most=0)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        generate(network)
+
+
+def test_batches_on_a_cpu_are_bounded(monkeypatch):
+    model = make_model()
+    expected = generate(make_network(model, ensemble=4))
+    cells = 3 * 4 * 6
+    monkeypatch.setattr("ocdit_core.inference.network._DENOISER_CELLS_ON_CPU", 2 * cells)
+    monkeypatch.setattr("ocdit_core.inference.network._DECODER_CELLS_ON_CPU", cells)
+    network = make_network(model, ensemble=4)
+    batches = Batches(network)
+    assert (
+        difference(
+            generate(
+                network,
+            ),
+            expected,
+        )
+        < 1e-6
+    )
+    assert batches.units == [2, 2]
+    assert batches.masks == [3, 3, 3, 3]
+
+
+def test_what_depends_on_noise_levels_alone_is_computed_once():
+    model = make_model()
+    calls = []
+    model.denoiser.blocks[0].mlp_modulation.linear.register_forward_hook(lambda *_: calls.append(1))
+    network = make_network(model, sampler=HEUN)
+    for _ in range(3):
+        generate(network)
+    assert len(calls) == 3
+
+
+def test_bfloat16_is_close_and_leaves_the_model_alone():
+    model = make_model(prior=PRIOR)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    exact = generate(make_network(model, ensemble=2, sampler=HEUN))
+    half = make_network(model, precision="bfloat16", ensemble=2, sampler=HEUN)
+    assert half.model.denoiser.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16
+    found = generate(half)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert found.dtype == np.float32
+    assert 1e-5 < np.abs(found - exact).mean() < 0.01
+    assert difference(generate(make_network(model, ensemble=2, sampler=HEUN)), exact) < 1e-9
+
+
+def test_auto_is_float32_on_the_cpu():
+    assert make_network(make_model()).model.denoiser.blocks[0].mlp.fc1.weight.dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = make_model(width=32, depth=1)
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2))
+    except Exception as error:  # no C++ compiler at hand, or none that torch can use
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+    compiled = make_network(model, compile=True, sampler=HEUN)
+    assert difference(generate(compiled), generate(make_network(model, sampler=HEUN))) < 1e-5
+
+
+def test_timings_are_those_of_the_thread_that_collects_them():
+    lap("nobody listens")
+    with collect_timings() as outer:
+        lap("one")
+        with collect_timings() as inner:
+            lap("two")
+        lap("one")
+    assert set(outer) == {"one", "total"}
+    assert set(inner) == {"two", "total"}
+    assert outer["total"] >= outer["one"] >= inner["total"] >= inner["two"] > 0
