@@ -24,22 +24,22 @@ from ocdit_core.synthesis.plan import SynthesisSettings
 
 # What is measured, by the file and the function that does it; what lies in another row is not counted twice.
 STAGES = {
-    "read or make objects": ("object_sources.py", "mesh"),
-    "convex hulls": ("collision.py", "collision_hulls"),
-    "put objects on the card": ("scene_renderer.py", "upload"),
+    "read or make objects": ("sources.py", "mesh"),
+    "convex hulls": ("settling.py", "collision_hulls"),
+    "put objects on the card": ("renderer.py", "upload"),
     "settle (MuJoCo)": ("settling.py", "settle"),
-    "textures": ("scene_maker.py", "_texture"),
-    "shadow maps and sky light": ("scene_renderer.py", "stage"),
-    "choose cameras": ("cameras.py", "choose_cameras"),
-    "colours, labels, depth": ("scene_renderer.py", "draw"),
-    "silhouettes": ("scene_renderer.py", "silhouettes"),
-    "camera's effects": ("camera_effects.py", "photograph"),
-    "JPEG": ("truth.py", "encode_image"),
-    "depth PNG": ("truth.py", "encode_depth"),
-    "mask PNGs": ("truth.py", "encode_mask_image"),
+    "textures": ("scenes.py", "_texture"),
+    "shadow maps and sky light": ("renderer.py", "stage"),
+    "choose cameras": ("scenes.py", "choose_cameras"),
+    "colours, labels, depth": ("renderer.py", "draw"),
+    "silhouettes": ("renderer.py", "silhouettes"),
+    "camera's effects": ("composed.py", "photograph"),
+    "JPEG": ("writers.py", "encode_image"),
+    "depth PNG": ("writers.py", "encode_depth"),
+    "mask PNGs": ("writers.py", "_encode_mask_image"),
     "run lengths": ("masks.py", "encode_mask"),
-    "boxes and counts": ("truth.py", "info_entry"),
-    "checks of the frames": ("truth.py", "check"),
+    "boxes and counts": ("writers.py", "info_entry"),
+    "checks of the frames": ("writers.py", "_check"),
 }
 
 
@@ -112,8 +112,7 @@ def print_stages(profile: cProfile.Profile, images: int) -> None:
             prepare = spent
         for stage, (where, what) in STAGES.items():
             if (name, function) == (where, what):
-                # Objects of a part of a split are read through it.
-                rows[stage] = [max(rows[stage][0], spent), max(rows[stage][1], calls)]
+                rows[stage] = [spent, calls]
     print(f"\n{'stage':28} {'calls':>6} {'ms a call':>10} {'ms an image':>12}")
     for stage, (spent, calls) in rows.items():
         if calls:

@@ -170,7 +170,7 @@ def synthesize(arguments: argparse.Namespace) -> int:
                 settings,
                 jobs=arguments.jobs or 0,
                 engine=engine,
-                share=arguments.shard,
+                shard=arguments.shard,
                 progress=True,
             )
     print(f"{arguments.out}: {_summary(done)}")
@@ -227,7 +227,7 @@ def _write_split(settings: SynthesisSettings, path: Path, test_share: float) -> 
     from ocdit_core.synthesis.sources import split_names, write_split
 
     names = open_source(replace(settings, split=None, part="train")).names
-    parts = split_names(names, test_share=test_share)
+    parts = split_names(names, test_fraction=test_share)
     write_split(path, parts)
     print(f"{path}: {len(parts['train'])} objects for training, {len(parts['test'])} for test")
 

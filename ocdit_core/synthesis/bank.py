@@ -27,7 +27,7 @@ from ocdit_core.objects.opengl_renderer import MeshHandle, Renderer
 from ocdit_core.objects.renderers import Light, Lighting
 from ocdit_core.objects.templates import ViewSettings, render_templates, zoom_cameras
 from ocdit_core.objects.viewpoints import TUDL_K, fitting_distance, look_at_poses, sample_directions
-from ocdit_core.synthesis.procedural import HELD_OUT_SEED, find_meshes, procedural_object, scanned_object
+from ocdit_core.synthesis.procedural import HELD_OUT_SEED, find_meshes, painted_mesh, procedural_object
 
 SPRITE_MARGIN = 0.02
 
@@ -277,7 +277,7 @@ def _draw_chunk(renderer: Renderer, partial: Path, settings: BankSettings, chunk
         if index < settings.objects:
             mesh = procedural_object(seed)
         else:
-            mesh = scanned_object(settings.meshes[index - settings.objects], np.random.default_rng([seed, 0x5CA7]))
+            mesh = painted_mesh(settings.meshes[index - settings.objects], np.random.default_rng([seed, 0x5CA7]))
         handle = renderer.upload(mesh)
         views = render_templates(renderer, handle, ViewSettings(views=settings.views), size=settings.template_size)
         templates[index, ..., :3], templates[index, ..., 3] = views.rgb, np.where(views.mask, 255, 0)

@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 HELD_OUT_SEED = 1_000_000_000
 """Seeds from here on are kept for evaluation: nothing is ever trained on their objects."""
 
-SMALLEST, LARGEST = 0.05, 0.35  # diameter in metres
+SMALLEST, LARGEST = 0.05, 0.35
+"""Range of diameters in metres."""
+MAX_FACES = 200_000
+"""Mesh files with more faces would slow down an object bank for nothing that a sprite shows."""
 _TEXTURE = 256
 
 
@@ -66,7 +69,7 @@ def procedural_object(seed: int, photographs: Photographs | None = None) -> trim
 def _join(
     solids: list[Solid],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """All patches as one mesh: vertices (n, 3), uv (n, 2), faces (m, 3), paint slot of each vertex (n,)."""
+    """Return all patches as one mesh: vertices (n, 3), uv (n, 2), faces (m, 3), paint slot of each vertex (n,)."""
     vertices, uvs, faces, slots = [], [], [], []
     count = first_slot = 0
     for solid in solids:
@@ -96,7 +99,7 @@ def _atlas(
     slots: int,
     photographs: Photographs | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Paints every slot into its cell of one square texture, and moves the texture coordinates there."""
+    """Paint every slot into its cell of one square texture, and move the texture coordinates there."""
     grid = int(np.ceil(slots**0.5))
     cell = _TEXTURE // max(grid, 2)
     texture = np.zeros((grid * cell, grid * cell, 3), np.uint8)
@@ -113,11 +116,8 @@ def _atlas(
     return texture, placed
 
 
-LARGEST_FILE = 200_000  # faces: more would slow down the bank for nothing that a sprite shows
-
-
 def find_meshes(folder: Path) -> list[str]:
-    """Lists the readable mesh files under a folder, sorted; the others are named in the log.
+    """Return the readable mesh files in a folder and its subfolders, sorted; the others are logged.
 
     Raises:
         DataError: the folder is missing or holds no readable mesh.
@@ -133,8 +133,8 @@ def find_meshes(folder: Path) -> list[str]:
         except MeshError as error:
             logger.warning("left out: %s", error)
             continue
-        if faces > LARGEST_FILE:
-            logger.warning("left out: %s has %d faces, more than %d", path, faces, LARGEST_FILE)
+        if faces > MAX_FACES:
+            logger.warning("left out: %s has %d faces, more than %d", path, faces, MAX_FACES)
             continue
         found.append(str(path))
     if not found:
@@ -142,7 +142,7 @@ def find_meshes(folder: Path) -> list[str]:
     return found
 
 
-def scanned_object(path: str, rng: np.random.Generator, photographs: Photographs | None = None) -> trimesh.Trimesh:
+def painted_mesh(path: str | Path, rng: np.random.Generator, photographs: Photographs | None = None) -> trimesh.Trimesh:
     """Read a mesh in metres; one in a single grey gets a random texture, wrapped around its longest axis.
 
     Args:
@@ -170,7 +170,7 @@ def scanned_object(path: str, rng: np.random.Generator, photographs: Photographs
 
 
 def _colourless(mesh: trimesh.Trimesh) -> bool:
-    """Whether the mesh has one grey all over: its file holds a shape, not a look."""
+    """Return whether the mesh has one grey all over, as from a file that holds only a shape."""
     surface = surface_of(mesh)
     colours = surface.corners[:, 8:11]
     if surface.texture is not None:  # some exporters write a texture of a single colour

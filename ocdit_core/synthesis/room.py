@@ -14,11 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.data.painting import random_colour
-from ocdit_core.errors import ConfigError
 from ocdit_core.synthesis.shaders import MAX_LIGHTS
 
 Vector = NDArray[np.float64]
 Place = Literal["on_table", "under_table", "around"]
+
+LIGHTS = (1, MAX_LIGHTS)
+"""Smallest and largest number of lamps."""
+TABLE_PROBABILITY = 0.75
+"""Probability that there is a table; else the objects lie on the floor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +91,6 @@ def random_room(
     *,
     textures: int,
     objects_reach: float = 0.4,
-    lights: tuple[int, int] = (1, 3),
-    table_share: float = 0.75,
 ) -> Room:
     """Furnishes a room.
 
@@ -96,15 +98,8 @@ def random_room(
         rng: source of randomness.
         textures: how many pictures the pool has to choose from; 0 for plain colours.
         objects_reach: half the side in metres of the area that the objects need.
-        lights: least and greatest number of lamps.
-        table_share: chance that there is a table; else the objects lie on the floor.
-
-    Raises:
-        ConfigError: lights are not two rising numbers in 1..3.
     """
-    if not 1 <= lights[0] <= lights[1] <= MAX_LIGHTS:
-        raise ConfigError(f"lights: {lights} has to be two rising numbers in 1..{MAX_LIGHTS}")
-    table = rng.random() < table_share
+    table = rng.random() < TABLE_PROBABILITY
     height = float(rng.uniform(0.4, 0.9)) if table else 0.0
     low = np.array([-rng.uniform(1.8, 3.2), -rng.uniform(1.8, 3.2), -height])
     high = np.array([rng.uniform(1.8, 3.2), rng.uniform(1.8, 3.2), rng.uniform(2.4, 3.2) - height])
@@ -127,7 +122,7 @@ def random_room(
     strength = sky * rng.uniform(0.5, 2.5, (count, 1)) * np.stack([_lamp_colour(rng) for _ in range(count)] or [colour])
     return Room(
         surfaces=tuple(surfaces),
-        lights=tuple(_lamps(rng, lights, low, high, objects_reach)),
+        lights=tuple(_lamps(rng, low, high, objects_reach)),
         half_size=(float(half[0]), float(half[1])),
         table_height=height,
         low=low,
@@ -145,12 +140,10 @@ def _lamp_colour(rng: np.random.Generator) -> Vector:
     return np.array([np.exp(warmth), 1.0, np.exp(-1.3 * warmth)])
 
 
-def _lamps(
-    rng: np.random.Generator, number: tuple[int, int], low: Vector, high: Vector, reach: float
-) -> list[RoomLight]:
+def _lamps(rng: np.random.Generator, low: Vector, high: Vector, reach: float) -> list[RoomLight]:
     lamps = []
     strength = rng.uniform(0.6, 2.2)
-    for _ in range(int(rng.integers(number[0], number[1] + 1))):
+    for _ in range(int(rng.integers(LIGHTS[0], LIGHTS[1] + 1))):
         height = rng.uniform(0.9, max(1.0, high[2] - 0.1))
         turn, side = rng.uniform(0, 2 * np.pi), height * rng.uniform(0.1, 1.1)
         at = np.array([side * np.cos(turn), side * np.sin(turn), height])

@@ -9,22 +9,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.errors import ConfigError, DataError, MeshError
+from ocdit_core.errors import DataError, MeshError
 
 if TYPE_CHECKING:
     import trimesh
 
-Points = NDArray[np.float64]
+Array = NDArray[np.float64]
+Points = Array
 
+TIME_STEP, TIME_LIMIT = 0.004, 2.5
+"""Seconds of the simulation; what still moves at the limit is removed."""
+MAX_SPEED = 0.01
+"""Metres a second at an object's rim; slower is at rest."""
+MAX_DEPTH = 0.003
+"""Metres; objects deeper in one another, or in the table, are removed."""
+CROWDING = (0.6, 1.6)
+"""Side of the area that objects fall into, relative to the side of the square that they would fill."""
 MAX_POINTS = 600  # of one hull: what the decimation of a finer one loses is a fraction of a millimetre
 MAX_COMPONENTS = 24
 SLABS = 4
 THINNEST = 0.002  # metres: MuJoCo refuses hulls without volume, and thinner ones tunnel
 _WORTH = 0.9  # cutting a body has to save a tenth of its hull's volume
+_ROUNDS = 6
 
 
 def collision_hulls(mesh: trimesh.Trimesh) -> list[Points]:
-    """Returns convex bodies that cover a mesh closely, as arrays (n, 3) of hull vertices in metres.
+    """Return convex bodies that cover a mesh closely, as arrays (n, 3) of hull vertices in metres.
 
     Connected parts are hulled one by one, and a part that is far from convex is cut into slabs first: the hull of a
     whole lamp or chair would let its neighbours lean on thin air.
@@ -67,12 +77,12 @@ class _Hull:
         self._planes = hull.equations
 
     def holds(self, points: Points) -> bool:
-        """Whether no point is more than a millimetre outside."""
+        """Return whether no point is more than a millimetre outside."""
         return bool((points @ self._planes[:, :3].T + self._planes[:, 3]).max() < 1e-3)
 
 
 def _thick(points: Points) -> Points:
-    """The points, moved apart along their thinnest direction until they are THINNEST across."""
+    """Return the points, moved apart along their thinnest direction until they are THINNEST across."""
     centre = points.mean(axis=0)
     axes = np.linalg.svd(points[:: 1 + len(points) // 2000] - centre, full_matrices=False)[2]
     for axis in axes:
@@ -84,7 +94,7 @@ def _thick(points: Points) -> Points:
 
 
 def _components(vertices: Points, faces: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Faces of each connected part; points at one place are one point, as along texture seams."""
+    """Return the faces of each connected part; points at one place are one point, as along texture seams."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -100,7 +110,7 @@ def _components(vertices: Points, faces: NDArray[np.int64]) -> list[NDArray[np.i
 
 
 def _slabs(vertices: Points, faces: NDArray[np.int64]) -> list[_Hull]:
-    """Hulls of the slices across whichever axis leaves the least volume; none when a slice would be degenerate."""
+    """Return the hulls of the slices across the axis that leaves the least volume; none if slices are degenerate."""
     best: list[_Hull] = []
     least = np.inf
     edges = np.unique(np.sort(np.concatenate([faces[:, :2], faces[:, 1:], faces[:, ::2]]), axis=1), axis=0)
@@ -125,16 +135,16 @@ def _slabs(vertices: Points, faces: NDArray[np.int64]) -> list[_Hull]:
 
 
 def _crossings(vertices: Points, edges: NDArray[np.int64], axis: int, at: float) -> Points:
-    """Where the edges cross a plane (m, 3)."""
+    """Return the points where the edges cross a plane (m, 3)."""
     a, b = vertices[edges[:, 0]], vertices[edges[:, 1]]
     crossing = (a[:, axis] < at) != (b[:, axis] < at)
     a, b = a[crossing], b[crossing]
-    share = (at - a[:, axis]) / (b[:, axis] - a[:, axis])
-    return a + share[:, None] * (b - a)
+    along = (at - a[:, axis]) / (b[:, axis] - a[:, axis])
+    return a + along[:, None] * (b - a)
 
 
 def _few(points: Points) -> Points:
-    """At most MAX_POINTS of a hull's vertices: those farthest out in directions spread evenly over the sphere."""
+    """Return at most MAX_POINTS of a hull's vertices: the farthest in directions spread evenly over the sphere."""
     if len(points) <= MAX_POINTS:
         return points
     step = np.arange(MAX_POINTS) + 0.5
@@ -145,78 +155,44 @@ def _few(points: Points) -> Points:
     return points[np.unique(np.argmax((points / extent) @ directions.T, axis=0))]
 
 
-Array = NDArray[np.float64]
-_ROUNDS = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class SettleSettings:
-    """How long and how exactly objects are simulated."""
-
-    time_step: float = 0.004
-    """Of the simulation, seconds."""
-    time_limit: float = 2.5
-    """Simulated seconds; what still moves then is removed."""
-    max_speed: float = 0.01
-    """Metres a second at the object's rim: slower is at rest."""
-    max_depth: float = 0.003
-    """Metres: objects deeper in one another, or in the table, are removed."""
-    crowding: tuple[float, float] = (0.6, 1.6)
-    """Side of the area that objects fall into, against the side of the square that they would fill."""
-
-    def __post_init__(self) -> None:
-        for name in ("time_step", "time_limit", "max_speed", "max_depth"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}: {getattr(self, name)} has to be above 0")
-        if not 0 < self.crowding[0] <= self.crowding[1]:
-            raise ConfigError(f"crowding: {self.crowding} has to be two rising numbers above 0")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settled:
-    """Objects at rest on the plane z = 0."""
+    """Objects at rest on the plane z = 0.
+
+    Attributes:
+        poses: (n, 4, 4) table-from-object, metres; z points up, the origin is the middle of the table's top.
+        kept: (n,) bool; False for objects that were removed: they fell off, sank in, or never came to rest.
+        depth: deepest overlap of two kept objects' hulls, or of one with the table, metres.
+        seconds: simulated time.
+    """
 
     poses: Array
-    """(n, 4, 4) table-from-object, metres; z points up, the origin is the middle of the table's top."""
     kept: NDArray[np.bool_]
-    """(n,) False for those that were removed: fell off, sank in, or never came to rest."""
     depth: float
-    """Deepest overlap of two kept objects' hulls, or of one with the table, metres."""
     seconds: float
-    """Simulated time."""
 
 
-def settle(
-    objects: Sequence[Sequence[Array]],
-    half_size: tuple[float, float],
-    rng: np.random.Generator,
-    settings: SettleSettings | None = None,
-) -> Settled:
-    """Drops objects inside invisible walls, takes the walls away, and waits until all is still.
+def settle(objects: Sequence[Sequence[Array]], half_size: tuple[float, float], rng: np.random.Generator) -> Settled:
+    """Drop objects inside invisible walls, take the walls away, and wait until all is still.
 
     Args:
-        objects: the convex bodies (m, 3) of each object in metres, as from `collision_hulls`.
+        objects: convex bodies (m, 3) of each object in metres, as from `collision_hulls`.
         half_size: half the table's extent in x and y, metres.
-        rng: where and how the objects fall.
-        settings: time limits and tolerances.
-
-    Returns:
-        Poses of all the objects, and which of them count.
+        rng: draws where and how the objects fall.
 
     Raises:
         DataError: MuJoCo is missing, or refuses a body.
     """
-    settings = settings or SettleSettings()
     if not objects:
         return Settled(poses=np.zeros((0, 4, 4)), kept=np.zeros(0, bool), depth=0.0, seconds=0.0)
     radii = np.array([max(float(np.linalg.norm(hull, axis=1).max()) for hull in hulls) for hulls in objects])
-    filled = 2 * float(np.sqrt((radii**2).sum())) * rng.uniform(*settings.crowding)
+    filled = 2 * float(np.sqrt((radii**2).sum())) * rng.uniform(*CROWDING)
     area = np.minimum(np.full(2, max(filled / 2, radii.max())), 0.92 * np.asarray(half_size))
-    return _Simulation(objects, radii, area, half_size, settings).run(rng)
+    return _Simulation(objects, radii, area, half_size).run(rng)
 
 
 class _Simulation:
-    """One table, the walls around the middle of it, and the objects."""
+    """A table, walls around its middle, and the objects."""
 
     def __init__(
         self,
@@ -224,7 +200,6 @@ class _Simulation:
         radii: Array,
         area: Array,
         half_size: tuple[float, float],
-        settings: SettleSettings,
     ) -> None:
         try:
             import mujoco
@@ -232,7 +207,7 @@ class _Simulation:
             raise DataError("settling objects needs the package mujoco: pip install mujoco") from error
         self._mujoco: Any = mujoco
         self._hulls, self._radii, self._area = objects, radii, area
-        self._half_size, self._settings = np.asarray(half_size), settings
+        self._half_size = np.asarray(half_size)
         try:
             self._model: Any = self._spec().compile()
         except ValueError as error:  # what MuJoCo's compiler raises for any body that it cannot use
@@ -248,12 +223,12 @@ class _Simulation:
     def _spec(self) -> Any:
         mujoco = self._mujoco
         spec = mujoco.MjSpec()
-        spec.option.timestep = self._settings.time_step
+        spec.option.timestep = TIME_STEP
         spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
         spec.option.iterations, spec.option.ls_iterations = 15, 8
         plane = mujoco.mjtGeom.mjGEOM_PLANE
         # What rolls is slowed, what stands does not slide; stiff contacts keep overlaps under a millimetre.
-        feel = {"condim": 6, "friction": [0.7, 0.01, 0.004], "solref": [2.2 * self._settings.time_step, 1.0]}
+        feel = {"condim": 6, "friction": [0.7, 0.01, 0.004], "solref": [2.2 * TIME_STEP, 1.0]}
         spec.worldbody.add_geom(type=plane, size=[0, 0, 1], **feel)
         for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1)):
             inwards = {"pos": [x * self._area[0], y * self._area[1], 0], "zaxis": [-x, -y, 0]}
@@ -270,7 +245,7 @@ class _Simulation:
 
     def run(self, rng: np.random.Generator) -> Settled:
         self._place(rng)
-        budget = round(self._settings.time_limit / self._settings.time_step)
+        budget = round(TIME_LIMIT / TIME_STEP)
         used = self._until_still(budget)
         self._model.geom_contype[1:5] = self._model.geom_conaffinity[1:5] = 0
         for _ in range(_ROUNDS):
@@ -282,12 +257,10 @@ class _Simulation:
             # What was taken out last may have borne any of the others.
             self._kept[:] = False
         depth = max((d for a, b, d in self._overlaps() if self._counts(a) and self._counts(b)), default=0.0)
-        return Settled(
-            poses=self._poses(), kept=self._kept.copy(), depth=depth, seconds=used * self._settings.time_step
-        )
+        return Settled(poses=self._poses(), kept=self._kept.copy(), depth=depth, seconds=used * TIME_STEP)
 
     def _place(self, rng: np.random.Generator) -> None:
-        """Hangs every object in the air, free of the others, as low as one of a few random places allows."""
+        """Place every object in the air, free of the others, as low as one of a few random places allows."""
         qpos = self._data.qpos.reshape(-1, 7)
         placed: list[tuple[Array, float, float]] = []
         for index in np.argsort(-self._radii):
@@ -311,8 +284,8 @@ class _Simulation:
         self._mujoco.mj_forward(self._model, self._data)
 
     def _until_still(self, budget: int) -> int:
-        """Steps until nothing that is kept moves for a while; returns the steps taken."""
-        check, quiet = max(1, round(0.04 / self._settings.time_step)), 0
+        """Step until nothing that is kept moves for a while; return the number of steps."""
+        check, quiet = max(1, round(0.04 / TIME_STEP)), 0
         for step in range(0, budget, check):
             self._mujoco.mj_step(self._model, self._data, nstep=check)
             quiet = quiet + 1 if not self._moving().any() else 0
@@ -323,18 +296,18 @@ class _Simulation:
     def _moving(self) -> NDArray[np.bool_]:
         velocity = self._data.qvel.reshape(-1, 6)
         rim = np.linalg.norm(velocity[:, :3], axis=1) + self._radii * np.linalg.norm(velocity[:, 3:], axis=1)
-        return self._kept & ~(rim < self._settings.max_speed)
+        return self._kept & ~(rim < MAX_SPEED)
 
     def _remove_bad(self) -> bool:
-        """Takes out what moves, sank, or is not wholly above the table; returns whether anything went."""
+        """Remove what moves, sank, or is not wholly above the table; return whether anything was removed."""
         bad = self._moving()
         for a, b, depth in self._overlaps():
-            if depth > self._settings.max_depth and self._counts(a) and self._counts(b):
+            if depth > MAX_DEPTH and self._counts(a) and self._counts(b):
                 bad[min(i for i in (a, b) if i >= 0)] = True
         for index, pose in enumerate(self._poses()):
             points = np.concatenate(self._hulls[index]) @ pose[:3, :3].T + pose[:3, 3]
             inside = (np.abs(points[:, :2]) < self._half_size).all()
-            if not (inside and np.isfinite(points).all() and points[:, 2].min() > -self._settings.max_depth):
+            if not (inside and np.isfinite(points).all() and points[:, 2].min() > -MAX_DEPTH):
                 bad[index] = True
         bad &= self._kept
         if bad.any():
@@ -352,7 +325,7 @@ class _Simulation:
         return body < 0 or bool(self._kept[body])
 
     def _overlaps(self) -> list[tuple[int, int, float]]:
-        """Pairs of touching bodies (-1: the table), and how deep in metres."""
+        """Return pairs of touching bodies (-1: the table), and the depth of their overlap in metres."""
         n = self._data.ncon
         owner = self._owner[self._data.contact.geom[:n]]
         return [(int(a), int(b), float(-d)) for (a, b), d in zip(owner, self._data.contact.dist[:n], strict=True)]
@@ -366,7 +339,7 @@ class _Simulation:
 
 
 def _rotation(quaternion: Array) -> Array:
-    """The rotation matrix (3, 3) of a quaternion w, x, y, z of any length."""
+    """Return the rotation matrix (3, 3) of a quaternion w, x, y, z of any length."""
     w, x, y, z = quaternion / np.linalg.norm(quaternion)
     return np.array(
         [

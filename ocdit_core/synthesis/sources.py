@@ -4,287 +4,191 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdit_core.data.augment import find_images
+from ocdit_core.data.frame import read_json
 from ocdit_core.data.painting import Photographs, random_background
-from ocdit_core.errors import ConfigError, DataError, MeshError
+from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.files import write_text
-from ocdit_core.images import SUFFIXES, read_image
+from ocdit_core.images import read_image
 from ocdit_core.objects.formats import FORMATS
-from ocdit_core.synthesis.procedural import LARGEST, SMALLEST, procedural_object, scanned_object
+from ocdit_core.synthesis.procedural import LARGEST, SMALLEST, painted_mesh, procedural_object
 
 if TYPE_CHECKING:
     import trimesh
 
-
-class TexturePool:
-    """Pictures by number; the same seed or folder gives the same ones.
-
-    Args:
-        seed: of the painted pictures.
-        painted: how many of these there are.
-        folder: its pictures, and those in folders below, come after the painted ones.
-        size: side in pixels; pictures of a folder are cropped to a square from their middle.
-
-    Raises:
-        ConfigError: fewer than none, or a size under 16 pixels.
-        DataError: the folder is missing or holds no picture.
-    """
-
-    def __init__(self, seed: int = 0, *, painted: int = 96, folder: str | Path | None = None, size: int = 512) -> None:
-        if painted < 0 or size < 16:
-            raise ConfigError(f"textures: {painted} painted, {size} pixels; at least 0, and at least 16 pixels")
-        self._seed, self._painted, self._size = seed, painted, size
-        self._files: list[Path] = []
-        if folder is not None:
-            if not Path(folder).is_dir():
-                raise DataError(f"{folder}: no such folder of pictures")
-            self._files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not self._files:
-                raise DataError(f"{folder}: no picture in it; known are {', '.join(SUFFIXES)}")
-
-    def __len__(self) -> int:
-        return self._painted + len(self._files)
-
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """Returns picture `index` as (size, size, 3) uint8 sRGB.
-
-        Raises:
-            ImageError: a file of the folder is damaged.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(f"texture {index} of {len(self)}")
-        if index < self._painted:
-            rng = np.random.default_rng([self._seed, index, 0x7E87])
-            return random_background(rng, (self._size, self._size), clutter=0.25).astype(np.uint8)
-        picture = read_image(self._files[index - self._painted])
-        side = min(picture.shape[:2])
-        top, left = ((length - side) // 2 for length in picture.shape[:2])
-        square = picture[top : top + side, left : left + side]
-        resized = cv2.resize(square, (self._size, self._size), interpolation=cv2.INTER_AREA)
-        return np.asarray(resized, dtype=np.uint8)
-
-
 PARTS = ("train", "test")
 
 
-class ObjectSource(Protocol):
-    """Objects by name; the same name always means the same mesh."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """What there is, in a fixed order."""
-        ...
-
-    def mesh(self, name: str) -> trimesh.Trimesh:
-        """Returns an object in metres, the middle of its box at the origin.
-
-        Raises:
-            DataError: the source has no such object.
-            MeshError: its file is missing or damaged.
-        """
-        ...
-
-
-class ProceduralObjects:
-    """Objects made from numbers, named procedural_000000017 and so on.
+class ObjectSource:
+    """Objects by name; the same name always means the same mesh.
 
     Args:
-        count: how many.
-        first_seed: of the first; HELD_OUT_SEED and above are for evaluation only.
-        photographs: (H, W, 3) sRGB images that parts are textured with, beside painted patterns.
+        loaders: for each name, a function that returns the mesh: in metres, the middle of its box at the origin.
+
+    Attributes:
+        names: the names, in a fixed order.
 
     Raises:
-        ConfigError: fewer than one, or a negative seed.
+        DataError: there is no object.
     """
 
-    def __init__(self, count: int, *, first_seed: int = 0, photographs: Photographs | None = None) -> None:
-        if count < 1 or first_seed < 0:
-            raise ConfigError(f"procedural objects: {count} from seed {first_seed}; at least 1, from 0 on")
-        self._seeds = range(first_seed, first_seed + count)
-        self._photographs = photographs
-
-    @property
-    def names(self) -> Sequence[str]:
-        """What there is, by seed."""
-        return [f"procedural_{seed:09d}" for seed in self._seeds]
+    def __init__(self, loaders: Mapping[str, Callable[[], trimesh.Trimesh]]) -> None:
+        if not loaders:
+            raise DataError("objects: none; give procedural ones, or a folder of meshes")
+        self._loaders = dict(loaders)
+        self.names = list(loaders)
 
     def mesh(self, name: str) -> trimesh.Trimesh:
-        """Returns an object in metres, as `procedural_object` makes it."""
-        prefix, _, number = name.rpartition("_")
-        if prefix != "procedural" or not number.isdigit() or int(number) not in self._seeds:
-            raise DataError(f"{name}: no such procedural object; there are seeds {self._seeds[0]}..{self._seeds[-1]}")
-        return procedural_object(int(number), self._photographs)
+        """Return the mesh of an object.
+
+        Raises:
+            DataError: there is no such object.
+            MeshError: its file is missing or damaged.
+        """
+        if name not in self._loaders:
+            raise DataError(f"{name}: no such object among {len(self.names)}, such as {self.names[0]}")
+        return self._loaders[name]()
+
+    def only(self, names: Iterable[str]) -> ObjectSource:
+        """Return the source of some objects, in the same order.
+
+        Raises:
+            DataError: a name is not in the source, or none was given.
+        """
+        wanted = set(names)
+        missing = sorted(wanted.difference(self._loaders))
+        if missing:
+            raise DataError(f"objects: {', '.join(missing[:5])} ({len(missing)} in all) are not in the source")
+        return ObjectSource({name: load for name, load in self._loaders.items() if name in wanted})
+
+    def __or__(self, other: ObjectSource) -> ObjectSource:
+        twice = self._loaders.keys() & other._loaders.keys()
+        if twice:
+            raise DataError(f"{min(twice)}: two sources have an object of this name")
+        return ObjectSource({**self._loaders, **other._loaders})
 
 
-class MeshFolder:
-    """The mesh files under a folder, named by their path in it without suffix.
-
-    Files state sizes in all sorts of units, if at all: what is not of a table's size is scaled to one, drawn from its
-    name. Shapes without colours are painted.
+def procedural_objects(count: int, *, first_seed: int = 0, photographs: Photographs | None = None) -> ObjectSource:
+    """Return objects made from seeds, named procedural_000000017 and so on.
 
     Args:
-        folder: searched with all that is below it.
+        count: number of objects.
+        first_seed: seed of the first; HELD_OUT_SEED and above are for evaluation only.
+        photographs: (H, W, 3) sRGB images that parts are textured with, beside painted patterns.
+    """
+    seeds = range(first_seed, first_seed + count)
+    return ObjectSource({f"procedural_{seed:09d}": partial(procedural_object, seed, photographs) for seed in seeds})
+
+
+def mesh_folder(folder: str | Path, *, seed: int = 0, photographs: Photographs | None = None) -> ObjectSource:
+    """Return the mesh files in a folder and its subfolders, named by their path without suffix.
+
+    Files state sizes in all sorts of units, if at all: an object that is not SMALLEST to LARGEST across is scaled to a
+    size drawn from its name. Shapes without colours are painted.
+
+    Args:
+        folder: searched recursively.
         seed: random seed of textures and sizes.
         photographs: (H, W, 3) sRGB images that grey meshes may be textured with.
 
     Raises:
         DataError: the folder is missing or holds no mesh, or two files have one name.
     """
-
-    def __init__(self, folder: str | Path, *, seed: int = 0, photographs: Photographs | None = None) -> None:
-        root = Path(folder)
-        if not root.is_dir():
-            raise DataError(f"{root}: no such folder of meshes")
-        files = sorted(path for path in root.rglob("*") if path.suffix.lower() in FORMATS and path.is_file())
-        self._files: dict[str, Path] = {}
-        for path in files:
-            name = path.relative_to(root).with_suffix("").as_posix()
-            if name in self._files:
-                raise DataError(f"{path}: is named {name}, as {self._files[name]} is; rename one of them")
-            self._files[name] = path
-        if not self._files:
-            raise DataError(f"{root}: no mesh in it; known formats are {', '.join(FORMATS)}")
-        self._root, self._seed, self._photographs = root, seed, photographs
-
-    @property
-    def names(self) -> Sequence[str]:
-        """What there is, by path."""
-        return list(self._files)
-
-    def mesh(self, name: str) -> trimesh.Trimesh:
-        """Returns an object in metres, 0.05 to 0.35 m across, the middle of its box at the origin."""
-        if name not in self._files:
-            raise DataError(f"{name}: no such mesh under {self._root}")
-        rng = np.random.default_rng([self._seed, zlib.crc32(name.encode()), 0x0F01D])
-        mesh = scanned_object(str(self._files[name]), rng, self._photographs)
-        low, high = mesh.bounds
-        mesh.apply_translation(-(low + high) / 2)
-        diameter = 2 * float(np.linalg.norm(mesh.vertices, axis=1).max())
-        if not SMALLEST <= diameter <= LARGEST:
-            mesh.apply_scale(float(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST)))) / diameter)
-        return mesh
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder of meshes")
+    files: dict[str, Path] = {}
+    for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in FORMATS and path.is_file()):
+        name = path.relative_to(root).with_suffix("").as_posix()
+        if name in files:
+            raise DataError(f"{path}: is named {name}, as {files[name]} is; rename one of them")
+        files[name] = path
+    if not files:
+        raise DataError(f"{root}: holds no mesh; known formats are {', '.join(FORMATS)}")
+    return ObjectSource({name: partial(_read_mesh, path, name, seed, photographs) for name, path in files.items()})
 
 
-class MixedObjects:
-    """Several sources as one.
+def _read_mesh(path: Path, name: str, seed: int, photographs: Photographs | None) -> trimesh.Trimesh:
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode()), 0x0F01D])
+    mesh = painted_mesh(path, rng, photographs)
+    low, high = mesh.bounds
+    mesh.apply_translation(-(low + high) / 2)
+    diameter = 2 * float(np.linalg.norm(mesh.vertices, axis=1).max())
+    if not SMALLEST <= diameter <= LARGEST:
+        mesh.apply_scale(float(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST)))) / diameter)
+    return mesh
+
+
+class TexturePool:
+    """Textures for floors, walls and tables by number: painted ones, then the images of a folder.
 
     Args:
-        sources: whose names must all differ.
+        seed: random seed of the painted textures.
+        painted: number of painted textures.
+        folder: images, searched recursively; they are cropped to the square in their middle.
+        size: side in pixels.
 
     Raises:
-        DataError: there is none, or two sources have an object of one name.
+        DataError: the folder is missing or holds no image.
     """
 
-    def __init__(self, *sources: ObjectSource) -> None:
-        self._owner: dict[str, ObjectSource] = {}
-        for source in sources:
-            for name in source.names:
-                if name in self._owner:
-                    raise DataError(f"{name}: two sources have an object of this name")
-                self._owner[name] = source
-        if not self._owner:
-            raise DataError("objects: no source was given; use procedural ones or a folder of meshes")
+    def __init__(self, seed: int = 0, *, painted: int = 96, folder: str | Path | None = None, size: int = 512) -> None:
+        self._seed, self._painted, self._size = seed, painted, size
+        self._files = [] if folder is None else find_images(folder)
 
-    @property
-    def names(self) -> Sequence[str]:
-        """What there is, source by source."""
-        return list(self._owner)
+    def __len__(self) -> int:
+        return self._painted + len(self._files)
 
-    def mesh(self, name: str) -> trimesh.Trimesh:
-        """Returns the mesh that the owning source makes."""
-        if name not in self._owner:
-            raise DataError(f"{name}: no source has such an object")
-        return self._owner[name].mesh(name)
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """Return a texture (size, size, 3) uint8 sRGB; raises ImageError for a damaged file."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"texture {index} of {len(self)}")
+        if index < self._painted:
+            rng = np.random.default_rng([self._seed, index, 0x7E87])
+            return random_background(rng, (self._size, self._size), clutter=0.25).astype(np.uint8)
+        image = read_image(self._files[index - self._painted])
+        side = min(image.shape[:2])
+        top, left = ((length - side) // 2 for length in image.shape[:2])
+        square = image[top : top + side, left : left + side]
+        return np.asarray(cv2.resize(square, (self._size, self._size), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-class OnlyObjects:
-    """Some of a source's objects: one part of a split, or what could be read.
-
-    Args:
-        source: where they come from.
-        names: which; their order is the source's.
+def split_names(names: Iterable[str], *, test_fraction: float, seed: int = 0) -> dict[str, list[str]]:
+    """Divide names into "train" and "test" by their hash: a name stays in its part whatever is added later.
 
     Raises:
-        DataError: a name is not in the source, or none was given.
+        ConfigError: the fraction is outside 0..1.
     """
-
-    def __init__(self, source: ObjectSource, names: Iterable[str]) -> None:
-        wanted = set(names)
-        self._source = source
-        self._names = [name for name in source.names if name in wanted]
-        missing = sorted(wanted.difference(self._names))
-        if missing:
-            raise DataError(f"objects: {', '.join(missing[:5])} ({len(missing)} in all) are not in the source")
-        if not self._names:
-            raise DataError("objects: none is left; a source needs at least one")
-
-    @property
-    def names(self) -> Sequence[str]:
-        """What was chosen."""
-        return self._names
-
-    def mesh(self, name: str) -> trimesh.Trimesh:
-        """Returns the source's mesh of a chosen object."""
-        if name not in self._names:
-            raise DataError(f"{name}: is not among the {len(self._names)} chosen objects")
-        return self._source.mesh(name)
-
-
-def readable(source: ObjectSource) -> tuple[OnlyObjects, dict[str, str]]:
-    """Reads every object once; returns those that can be read, and why the others cannot, by name.
-
-    Raises:
-        DataError: none can be read.
-    """
-    good, bad = [], {}
-    for name in source.names:
-        try:
-            source.mesh(name)
-            good.append(name)
-        except MeshError as error:
-            bad[name] = str(error)
-    return OnlyObjects(source, good), bad
-
-
-def split_names(names: Iterable[str], *, test_share: float, seed: int = 0) -> dict[str, list[str]]:
-    """Divides names into "train" and "test" by their hash: a name stays in its part whatever is added later.
-
-    Raises:
-        ConfigError: the share is outside 0..1.
-    """
-    if not 0 <= test_share <= 1:
-        raise ConfigError(f"test_share: {test_share} has to be in 0..1")
+    if not 0 <= test_fraction <= 1:
+        raise ConfigError(f"test_fraction: {test_fraction} has to be in 0..1")
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
     for name in names:
-        share = zlib.crc32(f"{seed} {name}".encode()) / 2**32
-        parts["test" if share < test_share else "train"].append(name)
+        position = zlib.crc32(f"{seed} {name}".encode()) / 2**32
+        parts["test" if position < test_fraction else "train"].append(name)
     return parts
 
 
 def write_split(path: str | Path, parts: dict[str, list[str]]) -> None:
-    """Writes a split file: JSON, {"train": [names], "test": [names]}."""
+    """Write a split file: JSON, {"train": [names], "test": [names]}."""
     write_text(path, json.dumps({part: parts[part] for part in PARTS}, indent=1) + "\n")
 
 
 def read_split(path: str | Path) -> dict[str, list[str]]:
-    """Reads a split file.
+    """Read a split file.
 
     Raises:
         DataError: missing, damaged, or an object is in both parts.
     """
-    try:
-        parts = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: no such split file ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not a split file ({error})") from error
+    parts = read_json(Path(path))
     if not (
         isinstance(parts, dict)
         and set(parts) == set(PARTS)

@@ -14,7 +14,7 @@ from ocdit_core.synthesis import composed_dataset
 from ocdit_core.synthesis.bank import BankSettings, ObjectBank, build_bank, main
 from ocdit_core.synthesis.composed import SceneSettings
 from ocdit_core.synthesis.composed_dataset import ComposedDataSettings, ComposedScenes, ConsecutiveBatches
-from ocdit_core.synthesis.procedural import HELD_OUT_SEED, find_meshes, scanned_object
+from ocdit_core.synthesis.procedural import HELD_OUT_SEED, find_meshes, painted_mesh
 
 SCENE = SceneSettings(image_size=(144, 192))
 SETTINGS = BankSettings(objects=10, template_size=32, sprites=4, sprite_size=48)
@@ -105,7 +105,7 @@ def test_mesh_files_join_the_bank_and_grey_shapes_are_painted(tmp_path, caplog):
     covered = bank.templates[2][bank.templates[2][..., 3] == 255].astype(int)
     assert (covered[:, 0] > 3 * covered[:, 1]).all()
     rng = np.random.default_rng(0)
-    textured = [scanned_object(found[0], rng).visual.kind for _ in range(3)]
+    textured = [painted_mesh(found[0], rng).visual.kind for _ in range(3)]
     assert textured == ["texture"] * 3
     with pytest.raises(DataError, match="no such folder"):
         find_meshes(tmp_path / "nowhere")

@@ -25,7 +25,7 @@ from ocdit_core.files import OWN_FILES
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.meshes import read_cad
 from ocdit_core.synthesis.generation import synthesize
-from ocdit_core.synthesis.plan import SynthesisSettings, keep_plan, tasks_of, views_of_scenes
+from ocdit_core.synthesis.plan import SynthesisSettings, tasks_of, views_of_scenes
 from ocdit_core.synthesis.sources import write_split
 from ocdit_core.workers import LocalEngine
 
@@ -96,18 +96,14 @@ def test_settings_that_cannot_be_are_refused(changes, said):
         small(**changes)
 
 
-def test_a_folder_keeps_its_plan(tmp_path):
-    keep_plan(tmp_path, small(), ["a", "b"])
-    keep_plan(tmp_path, small(), ["a", "b"])
-    with pytest.raises(DataError, match="begun with targets 2 4, not 2 3"):
-        keep_plan(tmp_path, small(targets=(2, 3)), ["a", "b"])
-    with pytest.raises(DataError, match="begun with meshes nothing, not /cad"):
-        keep_plan(tmp_path, small(meshes="/cad"), ["a", "b"])
-    with pytest.raises(DataError, match="differs: c"):
-        keep_plan(tmp_path, small(), ["a", "b", "c"])
-    (tmp_path / "plan.json").write_text('{"schema_version": 1, "settings": {"images"')
-    with pytest.raises(DataError, match=r"plan\.json: damaged"):
-        keep_plan(tmp_path, small(), ["a", "b"])
+def test_a_folder_keeps_its_plan(made):
+    for changes, said in (
+        ({"targets": (2, 3)}, "begun with settings.targets.1 4, not 3"),
+        ({"seed": 5}, "begun with settings.seed 0, not 5"),
+        ({"objects": 7}, "settings.objects 6, not 7"),
+    ):
+        with pytest.raises(DataError, match=said):
+            synthesize(made, small(format="both", **changes), jobs=1)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -206,14 +202,14 @@ def test_another_seed_makes_other_scenes(made, tmp_path):
 
 def test_shares_make_one_dataset(made, tmp_path):
     out = tmp_path / "shared"
-    first = synthesize(out, small(format="both"), jobs=1, share=(1, 2))
+    first = synthesize(out, small(format="both"), jobs=1, shard=(1, 2))
     assert first.missing == 9 - first.images > 0
     assert not (out / "README.md").exists()
-    second = synthesize(out, small(format="both"), jobs=1, share=(0, 2))
+    second = synthesize(out, small(format="both"), jobs=1, shard=(0, 2))
     assert second.missing == 0
     assert files_of(out) == files_of(made)
-    with pytest.raises(ConfigError, match="from 0 to 1"):
-        synthesize(out, small(format="both"), jobs=1, share=(2, 2))
+    with pytest.raises(ConfigError, match="0/2 to 1/2"):
+        synthesize(out, small(format="both"), jobs=1, shard=(2, 2))
 
 
 def test_what_was_lost_is_made_again_and_the_rest_stays(made, tmp_path):

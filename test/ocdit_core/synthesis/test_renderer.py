@@ -17,7 +17,7 @@ MATT = Material(roughness=1.0, specular=0.0)
 
 
 def room_with(lamp=(0.6, 0.0, 1.2), radius=0.02):
-    room = random_room(np.random.default_rng(0), textures=0, objects_reach=0.4, table_share=1.0)
+    room = random_room(np.random.default_rng(0), textures=0, objects_reach=0.4)
     light = RoomLight(position=np.array(lamp), radius=radius, colour=np.full(3, 3.0))
     grey = tuple(dataclasses.replace(part, corners=painted(part.corners, 0.6), material=MATT) for part in room.surfaces)
     sky = {"zenith": np.full(3, 0.3), "horizon": np.full(3, 0.3), "ground": np.full(3, 0.1)}

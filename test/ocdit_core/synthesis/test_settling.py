@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import trimesh
 
-from ocdit_core.errors import ConfigError, DataError
+from ocdit_core.errors import DataError
+from ocdit_core.synthesis import settling
 from ocdit_core.synthesis.procedural import procedural_object
-from ocdit_core.synthesis.settling import SettleSettings, collision_hulls, settle
+from ocdit_core.synthesis.settling import collision_hulls, settle
 
 pytest.importorskip("mujoco", reason="needs mujoco")
 
@@ -69,9 +70,10 @@ def test_what_finds_no_place_on_the_table_is_removed():
     assert settled.poses[1, 2, 3] == pytest.approx(0.025, abs=1e-3)
 
 
-def test_no_time_to_settle_leaves_nothing_in_the_air(objects):
+def test_no_time_to_settle_leaves_nothing_in_the_air(objects, monkeypatch):
+    monkeypatch.setattr(settling, "TIME_LIMIT", 0.05)
     _, hulls = objects
-    settled = settle(hulls, (0.6, 0.5), np.random.default_rng(0), SettleSettings(time_limit=0.05))
+    settled = settle(hulls, (0.6, 0.5), np.random.default_rng(0))
     assert not settled.kept.any()
 
 
@@ -85,10 +87,3 @@ def test_bodies_without_volume_are_refused():
     flat = np.array([[0, 0, 0], [0.1, 0, 0], [0, 0.1, 0], [0.1, 0.1, 0]], float)
     with pytest.raises(DataError, match="MuJoCo refuses"):
         settle([[flat]], (0.5, 0.5), np.random.default_rng(0))
-
-
-def test_settings_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match="time_step"):
-        SettleSettings(time_step=0)
-    with pytest.raises(ConfigError, match="crowding"):
-        SettleSettings(crowding=(2, 1))
