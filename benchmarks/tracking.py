@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from videos import VideoFrame, VideoSettings, compose_video
 
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.average_precision import Matches
@@ -31,7 +32,6 @@ from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.objects.opengl_renderer import Renderer
 from ocdit_core.synthesis.bank import render_sprites
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, procedural_object
-from ocdit_core.synthesis.videos import VideoFrame, VideoSettings, compose_video
 
 # Away from the objects of validation (0), of held_out.py (10,000) and of held_out_sets.py (20,000 and 30,000).
 FIRST_OBJECT = 40_000

@@ -42,7 +42,7 @@ PICTURES = {
         ("megaphone",),
     ),
 }
-SCENE = SceneSettings(image_size=(480, 640), object_size=(0.25, 0.5), effects=0.6, cut_by_border=0.0, min_visible=0.6)
+SCENE = SceneSettings(image_size=(480, 640), object_size=(0.25, 0.5), effects=0.6)
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
             rng = np.random.default_rng([2024, number])
             shown = [*there, *others]
             sprites = [render_sprites(renderer, renderer.upload(meshes[name]), rng, 1, 320)[0] for name in shown]
-            scene = compose_scene(rng, sprites, SCENE)
+            scene = compose_scene(rng, sprites, SCENE, min_visible=0.6, cut_probability=0.0)
             image = HERE / "pictures" / f"{picture}.jpg"
             write_image(image, scene.image, guard=False)
             truth = {

@@ -99,7 +99,7 @@ def _add_synthesize(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     )
 
     scenes = parser.add_argument_group("scenes")
-    scenes.add_argument("--textures", type=Path, metavar="FOLDER", help="images for floors, walls and tables")
+    scenes.add_argument("--textures", type=Path, metavar="FOLDER", help="images for rooms and for parts of objects")
     _add_range(scenes, "--size", (480, 640), ("H", "W"), "image height and width in pixels")
     _add_range(scenes, "--targets", (2, 16), ("MIN", "MAX"), "labelled objects in a scene")
     scenes.add_argument(

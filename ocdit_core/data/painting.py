@@ -157,7 +157,7 @@ def _fill(size: int, colour: Colours) -> Picture:
 
 
 def _mix(share: NDArray[np.floating], first: Colours, second: Colours) -> Picture:
-    """Blends two colours by a share (H, W) in 0..1."""
+    """Blend two colours by a share (H, W) in 0..1."""
     weight = share.astype(np.float32)[..., None]
     return _clip(first.astype(np.float32) * (1 - weight) + second.astype(np.float32) * weight)
 
@@ -274,12 +274,12 @@ Size = tuple[int, int]
 
 
 def random_background(rng: Rng, size: Size, *, clutter: float = 0.5) -> Image:
-    """Draws a background.
+    """Draw a background.
 
     Args:
         rng: source of randomness.
         size: height and width in pixels.
-        clutter: chance that flat shapes lie on it.
+        clutter: probability that flat shapes lie on it.
 
     Returns:
         (H, W, 3) float32 sRGB in 0..255.
@@ -367,7 +367,7 @@ def _centred_axes(size: Size) -> tuple[Image, Image]:
 
 
 def _turned(rng: Rng, size: Size) -> tuple[Image, Image]:
-    """Two axes (H, W) at a random angle, of unit length along the picture's longer side."""
+    """Two axes (H, W) at a random angle, of unit length along the image's longer side."""
     height, width = size
     angle = rng.uniform(0, np.pi)
     c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -410,7 +410,7 @@ def _paint(rng: Rng, size: Size) -> Image:
 
 
 def _scatter(rng: Rng, image: Image) -> Image:
-    """Lays flat polygons, ellipses and lines on the image."""
+    """Lay flat polygons, ellipses and lines on the image."""
     height, width = image.shape[:2]
     canvas = np.clip(image, 0, 255).astype(np.uint8)
     for _ in range(int(rng.integers(1, 13))):

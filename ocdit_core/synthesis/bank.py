@@ -1,4 +1,4 @@
-"""A bank of drawn objects on disk: templates and sprites, memory-mapped, for several readers at once.
+"""A bank of rendered objects on disk: templates and sprites, memory-mapped, for several readers at once.
 
 Build one with `python -m ocdit_core.synthesis.bank --objects 2000 --out data/bank --jobs 2`.
 """
@@ -9,36 +9,233 @@ import argparse
 import fcntl
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ocdit_core.data.frame import read_json
 from ocdit_core.errors import DataError, OcditError
+from ocdit_core.files import OWN_FILES
 from ocdit_core.objects.opengl_renderer import MeshHandle, Renderer
 from ocdit_core.objects.renderers import Light, Lighting
 from ocdit_core.objects.templates import ViewSettings, render_templates, zoom_cameras
 from ocdit_core.objects.viewpoints import TUDL_K, fitting_distance, look_at_poses, sample_directions
+from ocdit_core.resumable import keep_plan
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, find_meshes, painted_mesh, procedural_object
+from ocdit_core.workers import TRIES, Died, LocalEngine, Work, run_all
 
-SPRITE_MARGIN = 0.02
+SCHEMA_VERSION = 1
+
+_CHUNK = 8  # objects that a process renders at a time
+_MARGIN = 0.02  # around the object in a sprite
+_BANK, _PLAN, _DONE = "bank.json", "plan.json", "done.npy"
+_FILES = {"templates": "templates.npy", "sprites": "sprites.npy"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankSettings:
+    """What a bank holds.
+
+    Attributes:
+        objects: number of procedural objects.
+        first_seed: seed of the first object; HELD_OUT_SEED and above are for evaluation.
+        views: templates of an object: 12, 42 or 162.
+        template_size: side of a template in pixels.
+        sprites: sprites of an object.
+        sprite_size: side of a sprite in pixels.
+        meshes: mesh files, whose objects come after the procedural ones.
+    """
+
+    objects: int
+    first_seed: int = 0
+    views: int = 12
+    template_size: int = 64
+    sprites: int = 16
+    sprite_size: int = 96
+    meshes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.objects < 0 or self.total < 1:
+            raise DataError(f"bank: {self.objects} objects and {len(self.meshes)} meshes; there has to be at least one")
+        for name in ("views", "template_size", "sprites", "sprite_size"):
+            if getattr(self, name) < 1:
+                raise DataError(f"bank: {name} is {getattr(self, name)}, it has to be at least 1")
+        if self.first_seed < 0 or (self.first_seed < HELD_OUT_SEED < self.first_seed + self.objects):
+            raise DataError(f"bank: seeds from {self.first_seed} on are negative or cross {HELD_OUT_SEED} (held out)")
+
+    @property
+    def total(self) -> int:
+        """Number of procedural objects and meshes together (N)."""
+        return self.objects + len(self.meshes)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the arrays: objects, images of each, rows, columns, RGBA."""
+        t, s = self.template_size, self.sprite_size
+        return {"templates": (self.total, self.views, t, t, 4), "sprites": (self.total, self.sprites, s, s, 4)}
+
+
+@dataclass(frozen=True)
+class ObjectBank:
+    """An opened bank; its arrays are memory-mapped and read-only.
+
+    Attributes:
+        settings: what it holds.
+        templates: (N, views, t, t, 4) RGBA, alpha 0 or 255: the mask; in the order of the icosphere.
+        sprites: (N, S, s, s, 4) RGBA, colours multiplied by coverage, from random directions and under random
+            lights.
+    """
+
+    settings: BankSettings
+    templates: NDArray[np.uint8]
+    sprites: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return self.settings.total
+
+    @classmethod
+    def open(cls, path: str | Path) -> ObjectBank:
+        """Open a bank that `build_bank` finished.
+
+        Raises:
+            DataError: there is none, or a file is missing, truncated or of another shape.
+        """
+        folder = Path(path)
+        path = folder / _BANK
+        if not path.is_file():
+            raise DataError(
+                f"{folder}: no object bank ({_BANK} is missing); build one with "
+                f"python -m ocdit_core.synthesis.bank --objects 2000 --out {folder}"
+            )
+        described = read_json(path)
+        try:
+            version = described.pop("schema_version")
+            if version != SCHEMA_VERSION:
+                raise DataError(f"{folder}: bank of schema version {version}, this program reads {SCHEMA_VERSION}")
+            settings = BankSettings(**{**described, "meshes": tuple(described.get("meshes", ()))})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{path}: damaged ({error}); build the bank again") from error
+        arrays = {}
+        for name, shape in settings.shapes.items():
+            file = folder / _FILES[name]
+            try:
+                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise DataError(f"{file}: missing or truncated ({error}); build the bank again") from error
+            if arrays[name].shape != shape or arrays[name].dtype != np.uint8:
+                raise DataError(f"{file}: shape {arrays[name].shape}, but {_BANK} says {shape}; build the bank again")
+        return cls(settings, arrays["templates"], arrays["sprites"])
+
+
+def build_bank(path: str | Path, settings: BankSettings, *, jobs: int = 1, progress: bool = True) -> ObjectBank:
+    """Render a bank; an existing bank of the same settings is kept, and an interrupted one is continued.
+
+    Args:
+        path: the bank's folder; it appears when it is complete (until then it is `<path>.partial`).
+        settings: what to render.
+        jobs: worker processes.
+        progress: show a progress bar if stderr is a terminal.
+
+    Raises:
+        DataError: the folder, or `<path>.partial`, holds something else.
+        RenderingError: there is no off-screen OpenGL.
+    """
+    folder = Path(path)
+    if folder.exists():
+        present = ObjectBank.open(folder)
+        if present.settings != settings:
+            raise DataError(f"{folder}: holds a bank of other settings; remove it or choose another folder")
+        return present
+    unfinished = folder.with_name(folder.name + ".partial")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(unfinished):
+        _render(unfinished, settings, jobs, progress)
+        unfinished.rename(folder)
+    return ObjectBank.open(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep two processes from building one bank; the lock ends with the process that holds it."""
+    lock = folder.with_name(folder.name + ".lock")
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(f"{folder}: another process is building this bank") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _render(folder: Path, settings: BankSettings, jobs: int, progress: bool) -> None:
+    """Render what is missing in an unfinished bank, then write bank.json."""
+    described = {"schema_version": SCHEMA_VERSION, **asdict(settings)}
+    keep_plan(folder / _PLAN, described)
+    marks = folder / _DONE
+    try:
+        done = np.load(marks)
+    except (OSError, ValueError, EOFError):
+        for name, shape in settings.shapes.items():
+            np.lib.format.open_memmap(folder / _FILES[name], mode="w+", dtype=np.uint8, shape=shape).flush()
+        done = np.zeros(settings.total, bool)
+    missing = np.flatnonzero(~done)
+    chunks = [missing[i : i + _CHUNK].tolist() for i in range(0, len(missing), _CHUNK)]
+    opener = partial(_rendering, folder, settings)
+    hidden = None if progress else True
+    with tqdm(total=len(done), initial=int(done.sum()), unit="object", disable=hidden) as bar:
+        for chunk, result in run_all(LocalEngine(jobs), opener, chunks, lambda chunk: f"object {chunk[0]}"):
+            if isinstance(result, Died):
+                raise DataError(f"object {chunk[0]}: given up after {TRIES} attempts: {result.reason}")
+            done[chunk] = True
+            np.save(marks, done)
+            bar.update(len(chunk))
+    (folder / _BANK).write_text(json.dumps(described, indent=1))
+    for name in (_DONE, _PLAN, OWN_FILES):
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _rendering(folder: Path, settings: BankSettings) -> Iterator[Work[list[int], None]]:
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # software OpenGL: one thread for each process
+    with Renderer() as renderer:
+        yield partial(_render_chunk, renderer, folder, settings)
+
+
+def _render_chunk(renderer: Renderer, folder: Path, settings: BankSettings, chunk: list[int]) -> None:
+    templates = np.load(folder / _FILES["templates"], mmap_mode="r+")
+    sprites = np.load(folder / _FILES["sprites"], mmap_mode="r+")
+    for index in chunk:
+        seed = settings.first_seed + index
+        if index < settings.objects:
+            mesh = procedural_object(seed)
+        else:
+            mesh = painted_mesh(settings.meshes[index - settings.objects], np.random.default_rng([seed, 0x5CA7]))
+        handle = renderer.upload(mesh)
+        views = render_templates(renderer, handle, ViewSettings(views=settings.views), size=settings.template_size)
+        templates[index, ..., :3], templates[index, ..., 3] = views.rgb, np.where(views.mask, 255, 0)
+        rng = np.random.default_rng([seed, 0x5B817E])
+        sprites[index] = render_sprites(renderer, handle, rng, settings.sprites, settings.sprite_size)
+        handle.release()
+    templates.flush()
+    sprites.flush()
 
 
 def render_sprites(
     renderer: Renderer, handle: MeshHandle, rng: np.random.Generator, count: int, size: int
 ) -> NDArray[np.uint8]:
-    """Draws an object for cut-and-paste scenes: any direction, any roll, random light and perspective.
+    """Render an object for composed scenes: random direction, roll, light and distance.
 
     Returns:
-        (count, size, size, 4) RGBA, colours multiplied by coverage, the object filling the picture.
+        (count, size, size, 4) RGBA, colours multiplied by coverage, the object filling the image.
     """
     surface = handle.surface
     directions = sample_directions(rng, count)
@@ -46,15 +243,15 @@ def render_sprites(
     roll = np.where(upright, rng.normal(0, 0.25, count), rng.uniform(-np.pi, np.pi, count))
     distance = fitting_distance(surface.radius) * rng.uniform(1.2, 3.5, count)
     poses = look_at_poses(directions, distance, roll, centre=surface.centre)
-    _, K = zoom_cameras(surface.vertices, poses, TUDL_K, size=size, margin=SPRITE_MARGIN)
-    drawn = [
+    _, K = zoom_cameras(surface.vertices, poses, TUDL_K, size=size, margin=_MARGIN)
+    sprites = [
         renderer.render(handle, poses[i], K[i], (size, size), random_lighting(rng)).rgba[0] for i in range(count)
-    ]  # each under its own light
-    return np.stack(drawn)
+    ]
+    return np.stack(sprites)
 
 
 def random_lighting(rng: np.random.Generator) -> Lighting:
-    """One to three lights, most from above, with ambient light so that nothing is lost in the dark."""
+    """Draw one to three lights, most from above, with ambient light so that nothing is black."""
     warmth = rng.uniform(-0.12, 0.12)
     tint = np.array([1 + warmth, 1.0, 1 - warmth])
     lights = []
@@ -75,232 +272,18 @@ def random_lighting(rng: np.random.Generator) -> Lighting:
     )
 
 
-SCHEMA_VERSION = 1
-_CHUNK = 8
-_FILES = {"templates": "templates.npy", "sprites": "sprites.npy"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class BankSettings:
-    """What a bank holds."""
-
-    objects: int
-    """How many procedural objects."""
-    first_seed: int = 0
-    """The objects' seeds are first_seed, first_seed + 1, ...; HELD_OUT_SEED and above are for evaluation."""
-    views: int = 12
-    """Templates of an object: 12, 42 or 162."""
-    template_size: int = 64
-    """Side of a template in pixels."""
-    sprites: int = 16
-    """Pictures of an object for composing scenes."""
-    sprite_size: int = 96
-    """Side of a sprite in pixels."""
-    meshes: tuple[str, ...] = ()
-    """Mesh files whose objects come after the procedural ones."""
-
-    def __post_init__(self) -> None:
-        if self.objects < 0 or self.total < 1:
-            raise DataError(f"bank: {self.objects} objects and {len(self.meshes)} meshes; there has to be at least one")
-        for name in ("views", "template_size", "sprites", "sprite_size"):
-            if getattr(self, name) < 1:
-                raise DataError(f"bank: {name} is {getattr(self, name)}, it has to be at least 1")
-        if self.first_seed < 0 or (self.first_seed < HELD_OUT_SEED < self.first_seed + self.objects):
-            raise DataError(f"bank: seeds from {self.first_seed} on are negative or cross {HELD_OUT_SEED} (held out)")
-
-    @property
-    def total(self) -> int:
-        """Procedural objects and meshes together (N)."""
-        return self.objects + len(self.meshes)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The arrays' shapes: objects, pictures of each, rows, columns, RGBA."""
-        t, s = self.template_size, self.sprite_size
-        return {"templates": (self.total, self.views, t, t, 4), "sprites": (self.total, self.sprites, s, s, 4)}
-
-
-@dataclass(frozen=True)
-class ObjectBank:
-    """An opened bank; its arrays are memory-mapped and read-only."""
-
-    settings: BankSettings
-    """How it was built."""
-    templates: NDArray[np.uint8]
-    """(N, views, t, t, 4) RGBA, alpha 0 or 255: the mask as it is in a library; in the order of the icosphere."""
-    sprites: NDArray[np.uint8]
-    """(N, S, s, s, 4) RGBA, colours multiplied by coverage, from anywhere under any light."""
-
-    def __len__(self) -> int:
-        return self.settings.total
-
-    @classmethod
-    def open(cls, path: str | Path) -> ObjectBank:
-        """Opens a bank that `build_bank` finished.
-
-        Raises:
-            DataError: there is none, or a file is missing, truncated or of another shape.
-        """
-        folder = Path(path)
-        try:
-            described = json.loads((folder / "bank.json").read_text())
-            version = described.pop("schema_version")
-            if version != SCHEMA_VERSION:
-                raise DataError(f"{folder}: bank of schema version {version}, this program reads {SCHEMA_VERSION}")
-            settings = BankSettings(**{**described, "meshes": tuple(described.get("meshes", ()))})
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{folder}: no object bank (bank.json is missing); build one with "
-                f"python -m ocdit_core.synthesis.bank --objects 2000 --out {folder}"
-            ) from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"{folder / 'bank.json'}: damaged ({error}); build the bank again") from error
-        arrays = {}
-        for name, shape in settings.shapes.items():
-            file = folder / _FILES[name]
-            try:
-                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise DataError(f"{file}: missing or truncated ({error}); build the bank again") from error
-            if arrays[name].shape != shape or arrays[name].dtype != np.uint8:
-                raise DataError(f"{file}: shape {arrays[name].shape}, but bank.json says {shape}; build the bank again")
-        return cls(settings, arrays["templates"], arrays["sprites"])
-
-
-def build_bank(path: str | Path, settings: BankSettings, *, jobs: int = 1, progress: bool = True) -> ObjectBank:
-    """Draws a bank; a bank of the same settings that is already there is kept, and an interrupted one is continued.
-
-    Args:
-        path: the bank's folder; it appears when all is done (work goes on in `<path>.partial`).
-        settings: what to draw.
-        jobs: worker processes.
-        progress: whether to show a bar on stderr.
-
-    Raises:
-        DataError: the folder holds something else.
-        RenderingError: there is no off-screen OpenGL.
-    """
-    folder = Path(path)
-    if folder.exists():
-        present = ObjectBank.open(folder)
-        if present.settings != settings:
-            raise DataError(f"{folder}: holds a bank of other settings; remove it or choose another folder")
-        return present
-    partial = folder.with_name(folder.name + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with _only_builder(partial):
-        _fill(partial, settings, jobs, progress)
-        partial.rename(folder)
-    return ObjectBank.open(folder)
-
-
-@contextmanager
-def _only_builder(partial: Path) -> Iterator[None]:
-    """Keeps two processes from building one bank; the lock goes with the process that holds it."""
-    lock = partial.with_name(partial.name + ".lock")
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(f"{partial}: another process is building this bank") from error
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def _fill(partial: Path, settings: BankSettings, jobs: int, progress: bool) -> None:
-    """Draws what is missing in an unfinished bank, and describes it."""
-    done = _prepare(partial, settings)
-    missing = np.flatnonzero(~done)
-    chunks = [missing[i : i + _CHUNK].tolist() for i in range(0, len(missing), _CHUNK)]
-    os.environ.setdefault("LP_NUM_THREADS", "1")  # software OpenGL: one thread a worker
-    with tqdm(total=len(done), initial=int(done.sum()), unit="object", disable=not progress) as bar:
-        for finished in _run(partial, settings, chunks, jobs):
-            done[finished] = True
-            np.save(partial / "done.npy", done)
-            bar.update(len(finished))
-    (partial / "bank.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, **asdict(settings)}, indent=1))
-    (partial / "done.npy").unlink()
-    (partial / "plan.json").unlink()
-
-
-def _prepare(partial: Path, settings: BankSettings) -> NDArray[np.bool_]:
-    """Makes or continues the folder of an unfinished bank; returns which objects are done."""
-    plan, marks = partial / "plan.json", partial / "done.npy"
-    wanted = json.loads(json.dumps(asdict(settings)))
-    try:
-        if json.loads(plan.read_text()) == wanted:
-            done = np.load(marks)
-            if done.shape == (settings.total,) and all((partial / f).exists() for f in _FILES.values()):
-                return np.asarray(done, dtype=bool)
-    except (OSError, ValueError, EOFError):
-        pass  # nothing usable there: start afresh
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, shape in settings.shapes.items():
-        np.lib.format.open_memmap(partial / _FILES[name], mode="w+", dtype=np.uint8, shape=shape).flush()
-    done = np.zeros(settings.total, bool)
-    np.save(marks, done)
-    plan.write_text(json.dumps(wanted))
-    return done
-
-
-def _run(partial: Path, settings: BankSettings, chunks: list[list[int]], jobs: int) -> Iterator[list[int]]:
-    """Draws all chunks; yields each as it is done."""
-    if jobs <= 1:
-        with Renderer() as renderer:
-            for chunk in chunks:
-                yield _draw_chunk(renderer, partial, settings, chunk)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_worker, partial, settings, chunk) for chunk in chunks]):
-            yield future.result()
-
-
-_worker_renderer: Renderer | None = None
-
-
-def _worker(partial: Path, settings: BankSettings, chunk: list[int]) -> list[int]:
-    """Runs in a worker process, which keeps one OpenGL context for its life."""
-    global _worker_renderer
-    if _worker_renderer is None:
-        _worker_renderer = Renderer()
-    return _draw_chunk(_worker_renderer, partial, settings, chunk)
-
-
-def _draw_chunk(renderer: Renderer, partial: Path, settings: BankSettings, chunk: list[int]) -> list[int]:
-    templates = np.load(partial / _FILES["templates"], mmap_mode="r+")
-    sprites = np.load(partial / _FILES["sprites"], mmap_mode="r+")
-    for index in chunk:
-        seed = settings.first_seed + index
-        if index < settings.objects:
-            mesh = procedural_object(seed)
-        else:
-            mesh = painted_mesh(settings.meshes[index - settings.objects], np.random.default_rng([seed, 0x5CA7]))
-        handle = renderer.upload(mesh)
-        views = render_templates(renderer, handle, ViewSettings(views=settings.views), size=settings.template_size)
-        templates[index, ..., :3], templates[index, ..., 3] = views.rgb, np.where(views.mask, 255, 0)
-        rng = np.random.default_rng([seed, 0x5B817E])
-        sprites[index] = render_sprites(renderer, handle, rng, settings.sprites, settings.sprite_size)
-        handle.release()
-    templates.flush()
-    sprites.flush()
-    return chunk
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: builds a bank."""
+    """Build a bank of rendered objects for composed scenes."""
     parser = argparse.ArgumentParser(prog="python -m ocdit_core.synthesis.bank", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the bank, e.g. data/bank")
     parser.add_argument("--objects", type=int, default=2000, help="procedural objects (default 2000, 0.8 MB each)")
     parser.add_argument(
-        "--meshes", type=Path, help="folder of mesh files to draw as well; unreadable ones are left out"
+        "--meshes", type=Path, help="folder of mesh files to render as well; unreadable ones are left out"
     )
     parser.add_argument("--first-seed", type=int, default=0, help=f"{HELD_OUT_SEED} and above: for evaluation only")
     parser.add_argument("--views", type=int, default=12, choices=(12, 42, 162), help="templates of an object")
     parser.add_argument("--template-size", type=int, default=64, help="side of a template in pixels")
-    parser.add_argument("--sprites", type=int, default=16, help="pictures of an object for scenes")
+    parser.add_argument("--sprites", type=int, default=16, help="sprites of an object for scenes")
     parser.add_argument("--sprite-size", type=int, default=96, help="side of a sprite in pixels")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
     options = vars(parser.parse_args(arguments))

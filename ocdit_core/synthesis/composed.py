@@ -1,4 +1,7 @@
-"""Composed scenes: sprites pasted on painted backgrounds, with shadows, camera effects and exact masks."""
+"""Composed scenes: sprites pasted on painted backgrounds, with shadows, camera effects and exact masks.
+
+Sprites are RGBA images whose colours are multiplied by coverage.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,112 @@ from numpy.typing import NDArray
 from ocdit_core.data.painting import random_background
 from ocdit_core.errors import ConfigError
 
+Rng = np.random.Generator
 Image = NDArray[np.float32]
+Sprite = NDArray[np.uint8]
+
+ROTATION = 25.0
+"""Standard deviation of a sprite's in-plane rotation, degrees."""
+MIN_VISIBLE = 0.3
+"""Objects are placed so that this fraction of each stays visible, where there is room."""
+CUT_PROBABILITY = 0.12
+"""Probability that an object may reach outside the image."""
+SHADOW_PROBABILITY = 0.85
+"""Probability that a scene has shadows."""
+CLUTTER_PROBABILITY = 0.5
+"""Probability of flat shapes in the background."""
+
+_EMPTY = -1
+_PLACES = 10  # that are tried for a sprite
 
 
-def photograph(
-    rng: np.random.Generator, image: Image, *, strength: float = 1.0, blur: float | None = None
-) -> NDArray[np.uint8]:
-    """Turns a clean picture into one as from a camera.
+@dataclass(frozen=True, kw_only=True)
+class SceneSettings:
+    """How composed scenes look.
+
+    Attributes:
+        image_size: height and width in pixels.
+        object_size: range of an object's size, relative to the shorter side of the image; drawn log-uniformly.
+        effects: strength of light, blur, noise and the like; 0 is a clean image.
+    """
+
+    image_size: tuple[int, int] = (144, 192)
+    object_size: tuple[float, float] = (0.15, 0.6)
+    effects: float = 1.0
+
+    def __post_init__(self) -> None:
+        low, high = self.object_size
+        if not 0 < low <= high:
+            raise ConfigError(f"object_size: {self.object_size} has to be two rising numbers above 0")
+        if min(self.image_size) < 16:
+            raise ConfigError(f"image_size: {self.image_size} has to be 16 pixels or more a side")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A composed image with its ground truth.
+
+    Attributes:
+        image: (H, W, 3) uint8 sRGB.
+        masks: (N, H, W) bool, the visible part of each sprite, in the order in which they were given.
+        visibility: (N,) visible fraction of each sprite, including its part outside the image.
+    """
+
+    image: NDArray[np.uint8]
+    masks: NDArray[np.bool_]
+    visibility: NDArray[np.float32]
+
+
+def compose_scene(
+    rng: Rng,
+    sprites: Sequence[Sprite],
+    settings: SceneSettings,
+    *,
+    min_visible: float = MIN_VISIBLE,
+    cut_probability: float = CUT_PROBABILITY,
+) -> Scene:
+    """Put sprites on a background.
+
+    Args:
+        rng: source of randomness; the same state gives the same scene.
+        sprites: (h, w, 4) uint8 each, tightly cropped; sizes may differ.
+        settings: how the scene looks.
+        min_visible: see MIN_VISIBLE.
+        cut_probability: see CUT_PROBABILITY.
+    """
+    height, width = settings.image_size
+    image = random_background(rng, (height, width), clutter=CLUTTER_PROBABILITY)
+    labels = np.full((height, width), _EMPTY, np.int16)
+    placed = _Placement(labels, len(sprites))
+    shadows = _Shadows.draw(rng) if rng.random() < SHADOW_PROBABILITY else None
+
+    order = rng.permutation(len(sprites))
+    # Lower in the image is usually nearer.
+    rows = rng.uniform(0, 1, len(sprites))
+    if rng.random() < 0.7:
+        rows = np.sort(rows)
+    for row, index in zip(rows, order, strict=True):
+        size = min(height, width) * np.exp(rng.uniform(*np.log(settings.object_size)))
+        sprite = _posed(rng, sprites[index], size)
+        x, y = placed.choose(rng, sprite, float(row), min_visible, cut_probability)
+        if shadows is not None:
+            shadows.cast(image, sprite[..., 3], x, y)
+        _paste(rng, image, sprite, x, y)
+        placed.add(int(index), sprite[..., 3] > 127, x, y)
+
+    masks = labels[None] == np.arange(len(sprites), dtype=np.int16)[:, None, None]
+    visibility = placed.seen / np.maximum(placed.area, 1)
+    return Scene(photograph(rng, image, strength=settings.effects), masks, visibility.astype(np.float32))
+
+
+def photograph(rng: Rng, image: Image, *, strength: float = 1.0, blur: float | None = None) -> NDArray[np.uint8]:
+    """Add what a camera adds: uneven light, exposure, white balance, contrast, blur, noise, JPEG.
 
     Args:
         rng: source of randomness.
         image: (H, W, 3) float32 sRGB in 0..255; it is changed.
-        strength: 0 leaves the picture as it is, 1 is the usual amount.
-        blur: standard deviation in pixels of the strongest blur; default: it grows with the picture.
+        strength: 0 leaves the image as it is, 1 is the usual amount.
+        blur: standard deviation in pixels of the strongest blur; default: it grows with the image.
 
     Returns:
         (H, W, 3) uint8.
@@ -50,21 +146,20 @@ def photograph(
     if rng.random() < 0.35 * strength:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), unit * rng.uniform(0.3, 1.0)), dtype=np.float32)
     elif rng.random() < 0.1 * strength:
-        image = _shake(rng, image, unit)
+        image = _motion_blur(rng, image, unit)
     if rng.random() < 0.75:
         sigma = strength * 8 * rng.random() ** 2
         noise = rng.standard_normal((height, width, 1 if rng.random() < 0.3 else 3), dtype=np.float32)
         image = image + np.float32(sigma) * noise
-    picture = np.clip(image, 0, 255).astype(np.uint8)
+    pixels = np.clip(image, 0, 255).astype(np.uint8)
     if rng.random() < 0.4 * strength:
         quality = int(rng.integers(45, 96))
-        _, coded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        picture = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), dtype=np.uint8)
-    return picture
+        _, coded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        pixels = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), dtype=np.uint8)
+    return pixels
 
 
-def _shake(rng: np.random.Generator, image: Image, unit: float) -> Image:
-    """Motion blur along a random direction."""
+def _motion_blur(rng: Rng, image: Image, unit: float) -> Image:
     length = max(2, round(unit * rng.uniform(2, 4)))
     kernel = np.zeros((2 * length + 1, 2 * length + 1), np.float32)
     angle = rng.uniform(0, np.pi)
@@ -74,15 +169,15 @@ def _shake(rng: np.random.Generator, image: Image, unit: float) -> Image:
     return np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()), dtype=np.float32)
 
 
-def random_recolouring(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draws a colour map (3, 3): hue rotation, channel permutation, saturation and gains; black stays black.
+def random_recolouring(rng: Rng) -> NDArray[np.float32]:
+    """Draw a colour map (3, 3): channel permutation, hue rotation, saturation and gains; black stays black.
 
-    Apply it with `recolour` to the templates and the sprites of an object alike.
+    Applied to all templates and sprites of an object (`recolour`), it makes another object.
     """
     matrix = np.eye(3)
     if rng.random() < 0.5:
         matrix = matrix[rng.permutation(3)]
-    if rng.random() < 0.7:  # turn about the grey axis
+    if rng.random() < 0.7:  # rotate about the grey axis
         angle = rng.uniform(-np.pi, np.pi)
         c, s = np.cos(angle), np.sin(angle) / 3**0.5
         a, b = c + (1 - c) / 3, (1 - c) / 3
@@ -94,7 +189,7 @@ def random_recolouring(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def recolour(rgba: NDArray[np.uint8], matrix: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Applies a colour map to RGBA pictures (..., h, w, 4) with colours multiplied by coverage; coverage is kept."""
+    """Apply a colour map (3, 3) to RGBA images (..., h, w, 4) with colours multiplied by coverage; coverage stays."""
     flat = np.ascontiguousarray(rgba).reshape(-1, rgba.shape[-2], 4)
     full = np.zeros((4, 4), np.float32)
     full[:3, :3] = matrix
@@ -104,96 +199,18 @@ def recolour(rgba: NDArray[np.uint8], matrix: NDArray[np.float32]) -> NDArray[np
     return np.asarray(out, dtype=np.uint8).reshape(rgba.shape)
 
 
-Sprite = NDArray[np.uint8]
-_EMPTY = -1
-
-
-@dataclass(frozen=True, kw_only=True)
-class SceneSettings:
-    """How scenes look."""
-
-    image_size: tuple[int, int] = (144, 192)
-    """Height and width in pixels."""
-    object_size: tuple[float, float] = (0.15, 0.6)
-    """Smallest and largest size of an object as a share of the picture's shorter side; drawn log-uniformly."""
-    rotation: float = 25.0
-    """In-plane turn of a sprite in degrees, standard deviation."""
-    min_visible: float = 0.3
-    """Objects are placed so that this share of each stays visible, where there is room."""
-    cut_by_border: float = 0.12
-    """Chance that an object may stick out of the picture."""
-    shadows: float = 0.85
-    """Chance that a scene has shadows."""
-    clutter: float = 0.5
-    """Chance of flat shapes in the background."""
-    effects: float = 1.0
-    """Strength of light, blur, noise and the like; 0 is a clean picture."""
-
-    def __post_init__(self) -> None:
-        low, high = self.object_size
-        if not 0 < low <= high:
-            raise ConfigError(f"object_size: {self.object_size} has to be two rising numbers above 0")
-        if min(self.image_size) < 16:
-            raise ConfigError(f"image_size: {self.image_size} has to be 16 pixels or more a side")
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A composed picture and its truth."""
-
-    image: NDArray[np.uint8]
-    """(H, W, 3) sRGB."""
-    masks: NDArray[np.bool_]
-    """(N, H, W) what is seen of each sprite (modal), in the order in which they were given."""
-    visibility: NDArray[np.float32]
-    """(N,) the share of the sprite's pixels that is seen, counting what lies outside the picture."""
-
-
-def compose_scene(rng: np.random.Generator, sprites: Sequence[Sprite], settings: SceneSettings) -> Scene:
-    """Puts sprites on a background.
-
-    Args:
-        rng: source of randomness; the same state gives the same scene.
-        sprites: RGBA (h, w, 4) uint8, colours multiplied by coverage, tightly cropped; sizes may differ.
-        settings: how the scene looks.
-    """
-    height, width = settings.image_size
-    image = random_background(rng, (height, width), clutter=settings.clutter)
-    labels = np.full((height, width), _EMPTY, np.int16)
-    placed = _Placement(labels, len(sprites))
-    shadows = _Shadows.draw(rng) if rng.random() < settings.shadows else None
-
-    order = rng.permutation(len(sprites))
-    # What stands lower in the picture is usually nearer.
-    rows = rng.uniform(0, 1, len(sprites))
-    if rng.random() < 0.7:
-        rows = np.sort(rows)
-    for row, index in zip(rows, order, strict=True):
-        size = min(height, width) * np.exp(rng.uniform(*np.log(settings.object_size)))
-        sprite = _posed(rng, sprites[index], size, settings.rotation)
-        x, y = placed.choose(rng, sprite, float(row), settings)
-        if shadows is not None:
-            shadows.cast(image, sprite[..., 3], x, y)
-        _paste(rng, image, sprite, x, y)
-        placed.add(int(index), sprite[..., 3] > 127, x, y)
-
-    masks = labels[None] == np.arange(len(sprites), dtype=np.int16)[:, None, None]
-    visibility = placed.seen / np.maximum(placed.area, 1)
-    return Scene(photograph(rng, image, strength=settings.effects), masks, visibility.astype(np.float32))
-
-
-def _posed(rng: np.random.Generator, sprite: Sprite, size: float, rotation: float) -> Sprite:
-    """Scales a sprite to `size` pixels (its longer side), turns it, and crops it to what is covered."""
+def _posed(rng: Rng, sprite: Sprite, size: float) -> Sprite:
+    """Resize a sprite to `size` pixels (its longer side), rotate it, and crop it to what is covered."""
     scale = size / max(sprite.shape[:2])
     to = (max(2, round(sprite.shape[1] * scale)), max(2, round(sprite.shape[0] * scale)))
     out = cv2.resize(sprite, to, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     if scale > 1:  # cubic filtering overshoots
         np.minimum(out[..., :3], out[..., 3:], out=out[..., :3])
-    if rotation > 0:
-        angle = float(rng.normal(0, rotation))
+    if ROTATION > 0:
+        angle = float(rng.normal(0, ROTATION))
         side = int(np.ceil(np.hypot(*to))) + 2
-        turn = cv2.getRotationMatrix2D((to[0] / 2 - 0.5, to[1] / 2 - 0.5), angle, 1.0)
-        matrix = np.asarray(turn, dtype=np.float64)
+        rotation = cv2.getRotationMatrix2D((to[0] / 2 - 0.5, to[1] / 2 - 0.5), angle, 1.0)
+        matrix = np.asarray(rotation, dtype=np.float64)
         matrix[:, 2] += (side - np.array(to)) / 2
         out = cv2.warpAffine(out, matrix, (side, side), flags=cv2.INTER_LINEAR)
     x, y, w, h = cv2.boundingRect(np.ascontiguousarray(out[..., 3]))
@@ -202,16 +219,16 @@ def _posed(rng: np.random.Generator, sprite: Sprite, size: float, rotation: floa
     return np.asarray(out[y : y + h, x : x + w], dtype=np.uint8)
 
 
-def _window(shape: tuple[int, ...], x: int, y: int, w: int, h: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The part of a picture that a w x h patch at (x, y) covers, and the part of the patch that is inside."""
+def _overlap(shape: tuple[int, ...], x: int, y: int, w: int, h: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Return the part of an image that a w x h patch at (x, y) covers, and the part of the patch that is inside."""
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, shape[1]), min(y + h, shape[0])
     x1, y1 = max(x0, x1), max(y0, y1)
     return (slice(y0, y1), slice(x0, x1)), (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
 
 
-def _paste(rng: np.random.Generator, image: NDArray[np.float32], sprite: Sprite, x: int, y: int) -> None:
-    """Lays a sprite over the image, lit a little differently each time."""
-    there, inside = _window(image.shape, x, y, sprite.shape[1], sprite.shape[0])
+def _paste(rng: Rng, image: Image, sprite: Sprite, x: int, y: int) -> None:
+    """Paste a sprite on the image, lit a little differently each time."""
+    there, inside = _overlap(image.shape, x, y, sprite.shape[1], sprite.shape[0])
     part = sprite[inside].astype(np.float32)
     h, w = part.shape[:2]
     if h == 0 or w == 0:
@@ -227,23 +244,25 @@ def _paste(rng: np.random.Generator, image: NDArray[np.float32], sprite: Sprite,
 
 
 class _Placement:
-    """Who covers which pixel, and how much of each is still seen."""
+    """Which sprite covers each pixel, and how much of each is still visible."""
 
     def __init__(self, labels: NDArray[np.int16], count: int):
         self.labels = labels
         self.area = np.zeros(count)
         self.seen = np.zeros(count)
 
-    def choose(self, rng: np.random.Generator, sprite: Sprite, row: float, settings: SceneSettings) -> tuple[int, int]:
-        """The top left corner for a sprite: the first of some draws that hides no one too much, or the best."""
+    def choose(
+        self, rng: Rng, sprite: Sprite, row: float, min_visible: float, cut_probability: float
+    ) -> tuple[int, int]:
+        """Return the top left corner for a sprite: the first of some draws that hides nothing too much, or the best."""
         height, width = self.labels.shape
         h, w = sprite.shape[:2]
-        cut = rng.random() < settings.cut_by_border
+        cut = rng.random() < cut_probability
         mask = sprite[..., 3] > 127
         area = max(1, int(mask.sum()))
         present = self.area > 0
-        best, best_share = (0, 0), -1.0
-        for attempt in range(10):
+        best, best_fraction = (0, 0), -1.0
+        for attempt in range(_PLACES):
             if cut:
                 x = round(rng.uniform(-0.6 * w, width - 0.4 * w))
                 y = round(rng.uniform(-0.6 * h, height - 0.4 * h))
@@ -251,21 +270,21 @@ class _Placement:
                 at = np.clip(row + rng.normal(0, 0.05 + 0.05 * attempt), 0, 1)
                 x = round(rng.uniform(0, max(0, width - w)))
                 y = round(float(at) * max(0, height - h))
-            there, inside = _window(self.labels.shape, x, y, w, h)
+            there, inside = _overlap(self.labels.shape, x, y, w, h)
             own = mask[inside]
             hidden = np.bincount(self.labels[there][own] + 1, minlength=len(self.area) + 1)[1:]
-            share = float(own.sum()) / area
+            fraction = float(own.sum()) / area
             if present.any():
-                share = min(share, float(((self.seen - hidden)[present] / self.area[present]).min()))
-            if share > best_share:
-                best, best_share = (x, y), share
-            if share >= settings.min_visible:
+                fraction = min(fraction, float(((self.seen - hidden)[present] / self.area[present]).min()))
+            if fraction > best_fraction:
+                best, best_fraction = (x, y), fraction
+            if fraction >= min_visible:
                 break
         return best
 
     def add(self, index: int, mask: NDArray[np.bool_], x: int, y: int) -> None:
-        """Puts a sprite over all that are there already."""
-        there, inside = _window(self.labels.shape, x, y, mask.shape[1], mask.shape[0])
+        """Put a sprite over those that are there."""
+        there, inside = _overlap(self.labels.shape, x, y, mask.shape[1], mask.shape[0])
         own = mask[inside]
         covered = self.labels[there]
         self.seen -= np.bincount(covered[own] + 1, minlength=len(self.area) + 1)[1:]
@@ -276,25 +295,28 @@ class _Placement:
 
 @dataclass(frozen=True)
 class _Shadows:
-    """The shadows of one scene: the same lights for every object."""
+    """The shadows of one scene: the same lights for every object.
+
+    Attributes:
+        casts: for each light, shift right and down and blur, all relative to the object's size, and strength.
+        contact: strength of the dark line where an object stands.
+    """
 
     casts: tuple[tuple[float, float, float, float], ...]
-    """For each light: shift right and down and blur, all as shares of the object's size, and strength."""
     contact: float
-    """Strength of the dark line where an object stands."""
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> _Shadows:
+    def draw(cls, rng: Rng) -> _Shadows:
         casts = []
         for strength in (rng.uniform(0.25, 0.65), rng.uniform(0.15, 0.35))[: int(rng.integers(1, 3))]:
             angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.04, 0.22)
-            # Seen from above the ground, shadows fall downwards in the picture more often than up.
+            # Seen from above the ground, shadows fall downwards in the image more often than up.
             shift = (length * np.cos(angle), length * (0.7 * np.sin(angle) + 0.3))
             casts.append((*shift, rng.uniform(0.03, 0.14), strength))
         return cls(tuple(casts), rng.uniform(0.2, 0.6) if rng.random() < 0.7 else 0.0)
 
-    def cast(self, image: NDArray[np.float32], alpha: NDArray[np.uint8], x: int, y: int) -> None:
-        """Darkens what lies behind an object whose coverage (h, w) will be pasted at (x, y)."""
+    def cast(self, image: Image, alpha: NDArray[np.uint8], x: int, y: int) -> None:
+        """Darken what lies behind an object whose coverage (h, w) will be pasted at (x, y)."""
         h, w = alpha.shape
         size = max(h, w)
         for right, down, blur, strength in self.casts:
@@ -304,11 +326,11 @@ class _Shadows:
             _darken(image, foot, x, y + h - foot.shape[0] + max(1, round(0.03 * size)), 0.03 * size, self.contact)
 
 
-def _darken(image: NDArray[np.float32], alpha: NDArray[np.uint8], x: int, y: int, blur: float, strength: float) -> None:
-    """Multiplies the image by a blurred shadow."""
+def _darken(image: Image, alpha: NDArray[np.uint8], x: int, y: int, blur: float, strength: float) -> None:
+    """Multiply the image by a blurred shadow."""
     pad = int(np.ceil(2 * blur)) + 1
     soft = cv2.copyMakeBorder(alpha, pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=0)
     kernel = 2 * max(1, round(blur * 0.9)) + 1
     soft = cv2.blur(cv2.blur(soft, (kernel, kernel)), (kernel, kernel))  # close to a Gaussian, and cheap
-    there, inside = _window(image.shape, x - pad, y - pad, soft.shape[1], soft.shape[0])
+    there, inside = _overlap(image.shape, x - pad, y - pad, soft.shape[1], soft.shape[0])
     image[there] *= 1 - np.float32(strength / 255) * soft[inside][..., None]

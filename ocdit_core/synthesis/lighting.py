@@ -29,26 +29,30 @@ LIGHT_TILE, SKY_TILE = 768, 256
 
 @dataclass(frozen=True, kw_only=True)
 class LightViews:
-    """Where the shadow maps of one scene are seen from."""
+    """Where the shadow maps of one scene are seen from.
+
+    Attributes:
+        light_at: (3 * LIGHT_SAMPLES, 3) points on the lamps; a lamp's first is its middle.
+        light_clip: (3 * LIGHT_SAMPLES, 4, 4) clip-from-world.
+        sky_towards: (SKY_DIRECTIONS, 3) unit vectors.
+        sky_colour: (SKY_DIRECTIONS, 3) linear; a white level surface under all of them shows their mean, weighted by
+            the cosine.
+        sky_clip: (SKY_DIRECTIONS, 4, 4) clip-from-world.
+        centre: (3,) metres, of the ball that holds all that casts shadows.
+        radius: metres, of that ball.
+    """
 
     light_at: Array
-    """(3 * LIGHT_SAMPLES, 3) points on the lamps; a lamp's first is its middle."""
     light_clip: Array
-    """(3 * LIGHT_SAMPLES, 4, 4) clip-from-world."""
     sky_towards: Array
-    """(SKY_DIRECTIONS, 3) unit vectors."""
     sky_colour: Array
-    """(SKY_DIRECTIONS, 3) linear; a white level surface under all of them shows their mean, weighted by the cosine."""
     sky_clip: Array
-    """(SKY_DIRECTIONS, 4, 4) clip-from-world."""
     centre: Array
-    """(3,) metres, of the ball that holds all that casts shadows."""
     radius: float
-    """Metres, of that ball."""
 
 
 def light_views(room: Room, points: Array) -> LightViews:
-    """Aims all shadow maps of a room at the casters, whose outer points (n, 3) are given in metres."""
+    """Aim all shadow maps of a room at the casters, whose outer points (n, 3) are given in metres."""
     centre = (points.min(axis=0) + points.max(axis=0)) / 2
     radius = 1.02 * float(np.linalg.norm(points - centre, axis=1).max()) + 0.01
     at = np.zeros((MAX_LIGHTS * LIGHT_SAMPLES, 3))
@@ -132,7 +136,7 @@ class ShadowMaps:
         self._frames = {t: gl.framebuffer(depth_attachment=t) for t in (self.lights, self.sky)}
 
     def draw(self, casters: Sequence[tuple[Any, Array]], views: LightViews, lights: int) -> None:
-        """Fills the atlases.
+        """Fill the atlases.
 
         Args:
             casters: vertex arrays made for `program`, and their poses world-from-object.
@@ -158,12 +162,12 @@ class ShadowMaps:
                 array.render()
 
 
-SIDE = 512  # of the pictures of the table
+SIDE = 512  # of the images of the table
 _REACH = 2.6  # the table is worked out so far around the objects, against their ball's radius
 
 
 class BakedLight:
-    """Two pictures of the table's light, and the means to light corners; they belong to the context of their maker."""
+    """Two images of the table's light, and the means to light corners; they belong to the context of their maker."""
 
     def __init__(self, gl: Any, maps: ShadowMaps) -> None:
         import moderngl
@@ -178,7 +182,7 @@ class BakedLight:
             texture.filter = (moderngl.LINEAR, moderngl.LINEAR)
             texture.repeat_x = texture.repeat_y = False
         self.area: Array = np.array([0.0, 0.0, 1.0, 1.0])
-        """Least x and y in metres, and 1 / extent, of what the pictures show."""
+        """Least x and y in metres, and 1 / extent, of what the images show."""
         self._lamp: Any = gl.program(vertex_shader=shaders.BAKE_VERTEX, fragment_shader=shaders.lamp_on_table())
         self._sky: Any = gl.program(vertex_shader=shaders.BAKE_VERTEX, fragment_shader=shaders.sky_on_table())
         self.corners: Any = gl.program(vertex_shader=shaders.sky_on_vertices(), varyings=["sky_before", "sky_behind"])
@@ -192,7 +196,7 @@ class BakedLight:
         self._blur_frame = gl.framebuffer([self.lamps])
 
     def on_table(self, views: LightViews, lamps: int, half_size: tuple[float, float]) -> None:
-        """Works out the table's pictures from the shadow maps as they are now."""
+        """Work out the table's images from the shadow maps as they are now."""
         reach = _REACH * views.radius
         half = np.asarray(half_size)
         low, high = np.maximum(views.centre[:2] - reach, -half), np.minimum(views.centre[:2] + reach, half)
@@ -214,14 +218,14 @@ class BakedLight:
             self._lamp_frame.color_mask = tuple(index == lamp for index in range(4))
             self._lamp_frame.use()
             self._quads[self._lamp].render()
-        # The grain that hides the steps of penumbras would be as coarse as the picture is: it is smoothed away.
+        # The grain that hides the steps of penumbras would be as coarse as the image is: it is smoothed away.
         self._grainy.use(1)
         self._blur["lamps_seen"] = 1
         self._blur_frame.use()
         self._quads[self._blur].render()
 
     def on_corners(self, array: Any, pose: Array, views: LightViews) -> Any:
-        """Lights an object's corners by the sky.
+        """Light an object's corners by the sky.
 
         Args:
             array: vertex array of position and normal, made for `corners`.
@@ -229,7 +233,7 @@ class BakedLight:
             views: of the shadow maps.
 
         Returns:
-            A buffer of (vertices, 8) float32: colour and share of the sky before the face, then behind it.
+            A buffer of (vertices, 8) float32: colour and fraction of the sky before the face, then behind it.
         """
         self._light_sky(self.corners, views)
         _write(self.corners, "world_from_object", pose.T)

@@ -138,17 +138,17 @@ class PathTracer:
         self._samples = samples
         self._parts: dict[str, Any] = {}
 
-    def stage(self, room: Room, pictures: dict[int, NDArray[np.uint8]], objects: Sequence[Placed]) -> None:
-        """Makes a scene ready; the one before it is dropped.
+    def stage(self, room: Room, textures: dict[int, NDArray[np.uint8]], objects: Sequence[Placed]) -> None:
+        """Make a scene ready; the one before it is dropped.
 
         Args:
             room: what stands still.
-            pictures: (H, W, 3) sRGB by number, those that the room's surfaces name.
+            textures: (H, W, 3) sRGB by number, those of the room's surfaces.
             objects: where they lie.
         """
         parts: dict[str, Any] = {}
         for number, surface in enumerate(room.surfaces):
-            picture = None if surface.texture is None else pictures[surface.texture]
+            picture = None if surface.texture is None else textures[surface.texture]
             parts[f"room_{number}"] = self._shape(surface.corners, picture, surface.material)
         for number, item in enumerate(objects):
             assert item.mesh.surface is not None
@@ -170,7 +170,7 @@ class PathTracer:
         self._parts = parts
 
     def draw(self, pose: Array, K: Array, size: tuple[int, int], *, seed: int = 0) -> NDArray[np.float32]:
-        """Returns linear light (h, w, 3), not exposed yet.
+        """Return linear light (h, w, 3), not exposed yet.
 
         Args:
             pose: (4, 4) camera-from-world, OpenCV axes, metres.
@@ -199,7 +199,7 @@ class PathTracer:
         integrator = {"type": "path", "max_depth": _BOUNCES, "hide_emitters": False}
         scene = mi.load_dict({"type": "scene", "integrator": integrator, "sensor": sensor, **self._parts})
         linear = np.array(mi.render(scene, seed=seed), dtype=np.float32)
-        # A path that found a lamp by chance alone: brighter than any tone that a picture has.
+        # A path that found a lamp by chance: brighter than any tone that an image has.
         return np.minimum(np.nan_to_num(linear), 20 * max(float(np.percentile(linear, 99)), 1e-3))
 
     def _shape(
@@ -208,7 +208,7 @@ class PathTracer:
         mi = self._mi
         colour: dict[str, Any] = {"type": "mesh_attribute", "name": "vertex_color"}
         if picture is not None:
-            # A picture comes with one tint for all corners.
+            # An image comes with one tint for all corners.
             texels = (picture[..., :3] / np.float32(255) * corners[0, 8:11]) ** np.float32(_GAMMA)
             colour = {"type": "bitmap", "bitmap": mi.Bitmap(np.ascontiguousarray(texels)), "raw": True}
         bsdf: dict[str, Any] = {
@@ -261,7 +261,7 @@ class PathTracer:
 
 
 def developed(linear: NDArray[np.float32], exposure: float) -> NDArray[np.uint8]:
-    """Returns the picture (h, w, 3) sRGB of linear light, by the tone curve of the scene renderer."""
+    """Return the image (h, w, 3) sRGB of linear light, by the tone curve of the scene renderer."""
     x = linear * np.float32(exposure)
     x = np.clip(x * (2.51 * x + 0.03) / (x * (2.43 * x + 0.59) + 0.14), 0.0, 1.0)
     return np.asarray(np.rint(255 * x ** (1 / _GAMMA)), dtype=np.uint8)

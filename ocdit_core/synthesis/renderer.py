@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def open_context() -> Any:
-    """Returns a new off-screen context of moderngl.
+    """Return a new off-screen context of moderngl.
 
     Raises:
         RenderingError: there is no EGL driver on this machine, or moderngl is missing.
@@ -47,11 +47,11 @@ def open_context() -> Any:
 
 
 def make_frame(gl: Any, kind: str, size: tuple[int, int]) -> dict[str, Any]:
-    """Returns framebuffers and the textures that they draw into, by name.
+    """Return framebuffers and the textures that they draw into, by name.
 
     Args:
         gl: moderngl's context.
-        kind: "silhouettes" (sheet), "preview" (linear, seen), or "view" (picture, seen, and what these are made from).
+        kind: "silhouettes" (sheet), "preview" (linear, seen), or "view" (image, seen, and what these are made from).
         size: rows and columns in pixels.
     """
     pixels = size[::-1]
@@ -89,16 +89,19 @@ _WORDS = {"position": "3f", "normal": "3f", "uv": "2f", "colour": "4f"}
 
 @dataclass(eq=False)
 class SceneMesh:
-    """A mesh, or a part of a room, on the graphics card; give it back with `SceneRenderer.release`."""
+    """A mesh, or a part of a room, on the graphics card; give it back with `SceneRenderer.release`.
+
+    Attributes:
+        surface: none for parts of a room, whose textures belong to their pool.
+    """
 
     surface: Surface | None
-    """None for parts of a room, whose textures belong to their pool."""
     arrays: dict[str, Any]
     buffer: Any
     texture: Any | None
 
     def release(self) -> None:
-        """Frees the card's memory; its context has to be the current one."""
+        """Free the card's memory; its context has to be the current one."""
         for item in (*self.arrays.values(), self.buffer, self.texture if self.surface is not None else None):
             if item is not None:
                 item.release()
@@ -111,14 +114,17 @@ class SceneMesh:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Placed:
-    """One object where it lies."""
+    """One object where it lies.
+
+    Attributes:
+        pose: (4, 4) world-from-object, metres.
+        label: its value in the image of labels, 1..254; 0 hides it among the background, as distractors are.
+    """
 
     mesh: SceneMesh
     pose: NDArray[np.float64]
-    """(4, 4) world-from-object, metres."""
     material: Material
     label: int
-    """Its value in the picture of labels, 1..254; 0 hides it among the background, as distractors are."""
 
     @property
     def points(self) -> NDArray[np.float64]:
@@ -129,30 +135,36 @@ class Placed:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SceneView:
-    """What one camera sees."""
+    """What one camera sees.
+
+    Attributes:
+        rgb: (h, w, 3) sRGB, with smooth edges.
+        labels: (h, w) of what the pixel's middle shows; 0 for the room and unlabelled objects.
+        depth: (h, w) metres along the optical axis.
+    """
 
     rgb: NDArray[np.uint8]
-    """(h, w, 3) sRGB, with smooth edges."""
     labels: NDArray[np.uint8]
-    """(h, w) of what the pixel's middle shows; 0 for the room and unlabelled objects."""
     depth: NDArray[np.float32]
-    """(h, w) metres along the optical axis."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StagedScene:
-    """What `SceneRenderer.stage` prepares."""
+    """What `SceneRenderer.stage` prepares.
+
+    Attributes:
+        skies: for each object a buffer of the sky's light on its corners.
+    """
 
     room: Room
     parts: list[tuple[SceneMesh, Material, Place]]
     objects: Sequence[Placed]
     skies: list[Any]
-    """For each object a buffer of the sky's light on its corners."""
     views: LightViews
 
 
 def make_texture(gl: Any, rgba: NDArray[np.uint8]) -> Any:
-    """Puts a picture (H, W, 4) on the card, with its smaller copies; the first row is the top."""
+    """Put an image (H, W, 4) on the card, with its smaller copies; the first row is the top."""
     import moderngl
 
     limit = int(gl.info["GL_MAX_TEXTURE_SIZE"])
@@ -167,7 +179,7 @@ def make_texture(gl: Any, rgba: NDArray[np.uint8]) -> Any:
 
 
 def layout_for(program: Any) -> tuple[str, ...]:
-    """Returns the layout of a buffer of `Surface.corners`, as far as the program reads it."""
+    """Return the layout of a buffer of `Surface.corners`, as far as the program reads it."""
     words = [word if name in program else f"{4 * int(word[0])}x" for name, word in _WORDS.items()]
     return (" ".join(words), *(name for name in _WORDS if name in program))
 
@@ -176,9 +188,9 @@ NEAR, FAR = 0.03, 30.0  # metres
 
 
 def clip_matrix(K: Array, size: tuple[int, int]) -> Array:
-    """Returns OpenGL's clip matrix (4, 4) for K (3, 3) and a picture of height and width in pixels.
+    """Return OpenGL's clip matrix (4, 4) for K (3, 3) and an image of height and width in pixels.
 
-    The picture's first row is the buffer's first row, so nothing needs flipping.
+    The image's first row is the buffer's first row, so nothing needs flipping.
     """
     height, width = size
     matrix = np.zeros((4, 4))
@@ -192,7 +204,7 @@ def clip_matrix(K: Array, size: tuple[int, int]) -> Array:
 
 
 def camera_uniforms(room: Room, views: LightViews, pose: Array, K: Array, size: tuple[int, int]) -> dict[str, Any]:
-    """Returns the uniforms that all programs share for one camera, matrices in OpenGL's order (column by column)."""
+    """Return the uniforms that all programs share for one camera, matrices in OpenGL's order (column by column)."""
     to_pixels = np.diag([size[1], size[0], 1.0])
     return {
         "clip_from_world": (clip_matrix(K, size) @ pose).T,
@@ -211,7 +223,7 @@ def camera_uniforms(room: Room, views: LightViews, pose: Array, K: Array, size: 
 
 
 def write_uniforms(program: Any, values: dict[str, Any]) -> None:
-    """Writes those values that the program has a use for, matrices in OpenGL's order (column by column)."""
+    """Write those values that the program has a use for, matrices in OpenGL's order (column by column)."""
     for name, value in values.items():
         if name in program:
             # The driver cuts arrays off after the last entry that is used.
@@ -257,7 +269,7 @@ class SceneRenderer:
         self.close()
 
     def close(self) -> None:
-        """Frees the context and all that was drawn in it; a second call does nothing."""
+        """Free the context and all that was drawn in it; a second call does nothing."""
         if self._gl is not None:
             with self._context():
                 self._unstage()
@@ -265,7 +277,7 @@ class SceneRenderer:
             self._gl = None
 
     def upload(self, mesh: trimesh.Trimesh) -> SceneMesh:
-        """Puts a mesh in metres on the card.
+        """Put a mesh in metres on the card.
 
         Raises:
             MeshError: the mesh has no faces, or a vertex is not finite.
@@ -276,19 +288,19 @@ class SceneRenderer:
             return self._mesh(surface.corners, surface, texture)
 
     def upload_texture(self, picture: NDArray[np.uint8]) -> Any:
-        """Puts a picture (H, W, 3) sRGB for the room's surfaces on the card."""
+        """Put an image (H, W, 3) sRGB for the room's surfaces on the card."""
         with self._context():
             return make_texture(self._gl, np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)]))
 
     def release(self, *items: Any) -> None:
-        """Frees meshes and textures that were uploaded; the staged scene must not use them any more."""
+        """Free meshes and textures that were uploaded; the staged scene must not use them any more."""
         if self._gl is not None:  # with the context went all that was in it
             with self._context():
                 for item in items:
                     item.release()
 
     def stage(self, room: Room, textures: dict[int, Any], objects: Sequence[Placed]) -> None:
-        """Makes a scene ready: uploads the room and works out its light. The scene before it is dropped.
+        """Make a scene ready: uploads the room and works out its light. The scene before it is dropped.
 
         Args:
             room: what stands still.
@@ -315,7 +327,7 @@ class SceneRenderer:
             self._staged = StagedScene(room=room, parts=parts, objects=objects, skies=skies, views=views)
 
     def preview(self, pose: Array, K: Array, size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Draws linear light (h, w, 3), unclipped, and labels (h, w): to choose an exposure and judge a camera.
+        """Draw linear light (h, w, 3), unclipped, and labels (h, w): to choose an exposure and judge a camera.
 
         There are no shadows in it, so the light is a little more than in `draw`.
         """
@@ -334,7 +346,7 @@ class SceneRenderer:
             return linear.astype(np.float32), labels.astype(np.uint8)
 
     def draw(self, pose: Array, K: Array, size: tuple[int, int], *, exposure: float) -> SceneView:
-        """Draws the picture, its labels and its depth.
+        """Draw the image, its labels and its depth.
 
         Args:
             pose: (4, 4) camera-from-world, metres.
@@ -378,7 +390,7 @@ class SceneRenderer:
     def silhouettes(
         self, pose: Array, K: Array, size: tuple[int, int], objects: Sequence[Placed] | None = None
     ) -> NDArray[np.bool_]:
-        """Draws what each object would cover alone (n, h, w), whatever stands before it: its amodal mask.
+        """Draw what each object would cover alone (n, h, w), whatever stands before it: its amodal mask.
 
         Args:
             pose: (4, 4) camera-from-world, metres.
@@ -450,7 +462,7 @@ class SceneRenderer:
         write_uniforms(program, look)
         (mesh.texture or self._blank).use(_UNITS["image"])
         if sky is not None:
-            # The light belongs to this scene: an array of its own, for this picture.
+            # The light belongs to this scene: an array of its own, for this image.
             content = [(mesh.buffer, *layout_for(program)), (sky, "4f 4f", "sky_before", "sky_behind")]
             array = self._gl.vertex_array(program, content)
             array.render()
@@ -462,7 +474,7 @@ class SceneRenderer:
         mesh.arrays[name].render()
 
     def _fill(self, kind: str, lamps: int, common: dict[str, Any]) -> None:
-        """Runs a program on every pixel that the depth test lets through."""
+        """Run a program on every pixel that the depth test lets through."""
         program = self._ready(kind, lamps, common)
         if "quad" not in program.extra:
             program.extra["quad"] = self._gl.vertex_array(program, [(self._full, "2f", "corner")])
@@ -476,7 +488,7 @@ class SceneRenderer:
         frame.clear(0.0, 0.0, 0.0, 0.0, depth=1.0)
 
     def _frame(self, kind: str, size: tuple[int, int]) -> dict[str, Any]:
-        """The framebuffers and textures for a kind of picture; the last few sizes are kept."""
+        """The framebuffers and textures for a kind of image; the last few sizes are kept."""
         limit = int(self._gl.info["GL_MAX_TEXTURE_SIZE"])
         if not (0 < size[0] <= limit and 0 < size[1] <= limit):
             raise RenderingError(f"size {size} is outside 1..{limit} pixels a side")
@@ -511,7 +523,7 @@ class SceneRenderer:
         self._staged = None
 
     def _context(self) -> Any:
-        """Makes this context current for a block: the renderer of templates in the same process has its own."""
+        """Make this context current for a block: the renderer of templates in the same process has its own."""
         if self._gl is None:
             raise RenderingError("the renderer is closed; make a new one")
         return self._gl

@@ -27,63 +27,75 @@ TABLE_PROBABILITY = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """How a surface throws light back, beside its colour."""
+    """How a surface throws light back, beside its colour.
+
+    Attributes:
+        roughness: 0 a mirror, 1 chalk.
+        specular: strength of the highlights of what is no metal; 0.5 is plastic's.
+        metallic: 1: a metal, whose highlights have its colour and which is dark otherwise.
+    """
 
     roughness: float = 0.6
-    """0 a mirror, 1 chalk."""
     specular: float = 0.5
-    """Strength of the highlights of what is no metal; 0.5 is plastic's."""
     metallic: float = 0.0
-    """1: a metal, whose highlights have its colour and which is dark otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoomSurface:
-    """Triangles of one look."""
+    """Triangles of one look.
+
+    Attributes:
+        corners: (3 * faces, 12) position, normal, texture coordinate, colour: as `objects.surfaces.Surface` has them.
+        texture: which image of the pool; None for the colour alone.
+        place: what may shade it: objects, the table above it, or nothing.
+    """
 
     corners: NDArray[np.float32]
-    """(3 * faces, 12) position, normal, texture coordinate, colour: as `objects.surfaces.Surface` has them."""
     texture: int | None
-    """Which picture of the pool; None for the colour alone."""
     material: Material
     place: Place
-    """What may shade it: objects, the table above it, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoomLight:
-    """A ball that shines."""
+    """A ball that shines.
+
+    Attributes:
+        position: (3,) metres.
+        radius: metres; a larger one casts softer shadows.
+        colour: (3,) linear intensity: what arrives is this over the square of the distance.
+    """
 
     position: Vector
-    """(3,) metres."""
     radius: float
-    """Metres; a larger one casts softer shadows."""
     colour: Vector
-    """(3,) linear intensity: what arrives is this over the square of the distance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What stands still in a scene."""
+    """What stands still in a scene.
+
+    Attributes:
+        half_size: half the extent of what objects lie on, metres.
+        table_height: metres over the floor; 0: the objects lie on the floor.
+        low: (3,) the room's least x, y, z (the floor), metres.
+        high: (3,) the room's largest x, y, z (the ceiling), metres.
+        zenith: (3,) linear radiance of the ceiling, by which the room is lit from everywhere.
+        horizon: (3,) linear radiance of the walls.
+        windows: (n, 6) directions from which more comes, and how much more of each colour.
+        ground: (3,) linear light that the table or floor throws back.
+    """
 
     surfaces: tuple[RoomSurface, ...]
     lights: tuple[RoomLight, ...]
     half_size: tuple[float, float]
-    """Half the extent of what objects lie on, metres."""
     table_height: float
-    """Metres over the floor; 0: the objects lie on the floor."""
     low: Vector
-    """(3,) the room's least x, y, z (the floor), metres."""
     high: Vector
-    """(3,) the room's largest x, y, z (the ceiling), metres."""
     zenith: Vector
-    """(3,) linear radiance of the ceiling, by which the room is lit from everywhere."""
     horizon: Vector
-    """(3,) linear radiance of the walls."""
     windows: Vector
-    """(n, 6) directions from which more comes, and how much more of each colour."""
     ground: Vector
-    """(3,) linear light that the table or floor throws back."""
 
 
 def random_room(
@@ -92,11 +104,11 @@ def random_room(
     textures: int,
     objects_reach: float = 0.4,
 ) -> Room:
-    """Furnishes a room.
+    """Furnish a room.
 
     Args:
         rng: source of randomness.
-        textures: how many pictures the pool has to choose from; 0 for plain colours.
+        textures: how many images the pool has to choose from; 0 for plain colours.
         objects_reach: half the side in metres of the area that the objects need.
     """
     table = rng.random() < TABLE_PROBABILITY
@@ -162,7 +174,7 @@ def _material(rng: np.random.Generator) -> Material:
 
 
 def _look(rng: np.random.Generator, textures: int, textured: float) -> tuple[int | None, Vector]:
-    """A picture of the pool and a faint tint, or a colour alone; the tint is sRGB in 0..1."""
+    """An image of the pool and a faint tint, or a colour alone; the tint is sRGB in 0..1."""
     if textures and rng.random() < textured:
         return int(rng.integers(textures)), rng.uniform(0.75, 1.0) * rng.uniform(0.92, 1.0, 3)
     colour = random_colour(rng)
@@ -171,7 +183,7 @@ def _look(rng: np.random.Generator, textures: int, textured: float) -> tuple[int
 
 
 def _quad(origin: Vector, across: Vector, up: Vector, tile: float) -> NDArray[np.float64]:
-    """Two triangles (6, 8): position, normal, and coordinates that repeat a picture every `tile` metres."""
+    """Two triangles (6, 8): position, normal, and coordinates that repeat an image every `tile` metres."""
     normal = np.cross(across, up)
     normal /= np.linalg.norm(normal)
     u, v = float(np.linalg.norm(across)) / tile, float(np.linalg.norm(up)) / tile

@@ -29,7 +29,7 @@ vec2 noise(vec2 pixel) {
 
 
 def head(**definitions: object) -> str:
-    """Returns the first lines of a shader, with these macros defined."""
+    """Return the first lines of a shader, with these macros defined."""
     lines = [f"#define {name} {value}" for name, value in definitions.items()]
     return "\n".join(
         [
@@ -66,7 +66,7 @@ def _sky_sum(at: str, normal: str, out: str, jitter: str) -> str:
 
 
 def sky_on_vertices() -> str:
-    """Returns the vertex shader that bakes the sky's light into an object's corners, for both sides of its faces."""
+    """Return the vertex shader that bakes the sky's light into an object's corners, for both sides of its faces."""
     return (
         head()
         + _SKY_UNIFORMS
@@ -105,7 +105,7 @@ void main() {
 
 
 def lamp_on_table() -> str:
-    """Returns the fragment shader that bakes how much of one lamp each point of the table sees."""
+    """Return the fragment shader that bakes how much of one lamp each point of the table sees."""
     taps = "".join(
         f"at = light_clip[{j}] * from;\n"
         f"seen += lit(light_maps, at.xyz / at.w, jitter, vec2({j}, lamp), LIGHT_GRID, 0.0012);\n"
@@ -132,7 +132,7 @@ void main() {
 
 
 def sky_on_table() -> str:
-    """Returns the fragment shader that bakes the sky's light on the table: colour, and the share that is seen."""
+    """Return the fragment shader that bakes the sky's light on the table: colour, and the share that is seen."""
     return (
         head()
         + _SKY_UNIFORMS
@@ -380,7 +380,7 @@ def _each(text: str, lamps: int) -> str:
 
 
 def _room(place: str, lamps: int) -> str:
-    """Returns the fragment shader of a room's surfaces: "on_table", "under_table" or "around", under so many lamps."""
+    """Return the fragment shader of a room's surfaces: "on_table", "under_table" or "around", under so many lamps."""
     light = _PLACES[place] + (_each(_UNDER, lamps) if place == "under_table" else "")
     body = _ROOM.replace("//PLACE", light).replace("//SHADING", _shading(lamps))
     return head(LAMPS=lamps) + _SHADING_UNIFORMS + _TONE + body
@@ -459,7 +459,7 @@ void main() {
 
 
 def _objects(lamps: int) -> str:
-    """Returns the fragment shader that shades the buffer of surfaces under so many lamps."""
+    """Return the fragment shader that shades the buffer of surfaces under so many lamps."""
     taps = []
     for lamp in range(lamps):
         one = [
@@ -486,7 +486,7 @@ void main() {
 
 
 def source(kind: str, lamps: int) -> tuple[str, str]:
-    """Returns the vertex and fragment shader of one of the renderer's programs; `lamps` matters where there is light.
+    """Return the vertex and fragment shader of one of the renderer's programs; `lamps` matters where there is light.
 
     Args:
         kind: "surfaces", or "surfaces, holes" with a way to leave out transparent texels; "objects"; "smoothing";

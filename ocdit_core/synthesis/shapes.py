@@ -18,14 +18,17 @@ Point = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Patch:
-    """One grid of a solid."""
+    """One grid of a solid.
+
+    Attributes:
+        points: (nu, nv, 3).
+        uv: (nu, nv, 2) in 0..1, v upwards.
+        slot: which of the solid's paints covers it.
+    """
 
     points: Grid
-    """(nu, nv, 3)."""
     uv: Grid
-    """(nu, nv, 2) in 0..1, v upwards."""
     slot: int = 0
-    """Which of the solid's paints covers it."""
 
 
 Solid = list[Patch]
@@ -100,7 +103,7 @@ def capsule(radius: float, length: float, sections: int = 20) -> Solid:
 
 
 def cylinder(radius: float, height: float, sections: int = 28, bevel: float = 0.08, top: float = 1.0) -> Solid:
-    """A can or, with `top` below 1, a cone along z, its rims bevelled by a share of the radius."""
+    """A can or, with `top` below 1, a cone along z, its rims bevelled by a fraction of the radius."""
     b, h, rt = bevel * radius, height / 2, radius * top
     profile = [
         (0, -h),

@@ -4,6 +4,7 @@ import pytest
 
 from ocdit_core.data.painting import random_background
 from ocdit_core.errors import ConfigError
+from ocdit_core.synthesis import composed
 from ocdit_core.synthesis.composed import Scene, SceneSettings, compose_scene
 
 
@@ -14,14 +15,23 @@ def square(colour, side=40):
 
 
 COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250)]
-CLEAN = SceneSettings(effects=0.0, shadows=0.0, clutter=0.0, rotation=0.0)
+CLEAN = SceneSettings(effects=0.0)
 
 
-def scenes(settings, n, sprites=5):
-    return [compose_scene(np.random.default_rng(k), [square(c) for c in COLOURS[:sprites]], settings) for k in range(n)]
+@pytest.fixture
+def plain(monkeypatch):
+    """Upright sprites without shadows and clutter."""
+    for name in ("ROTATION", "SHADOW_PROBABILITY", "CLUTTER_PROBABILITY"):
+        monkeypatch.setattr(composed, name, 0.0)
 
 
-def test_masks_say_exactly_what_is_seen():
+def scenes(settings, n, **options):
+    return [
+        compose_scene(np.random.default_rng(k), [square(c) for c in COLOURS], settings, **options) for k in range(n)
+    ]
+
+
+def test_masks_are_exactly_the_visible_pixels(plain):
     for scene in scenes(CLEAN, 20):
         assert not (scene.masks.sum(axis=0) > 1).any()  # a pixel shows one thing
         for mask, colour in zip(scene.masks, COLOURS, strict=True):
@@ -32,7 +42,7 @@ def test_masks_say_exactly_what_is_seen():
             assert len(shown) == 0 or (strength > 0.98).all()
 
 
-def test_pixels_outside_all_masks_show_the_background():
+def test_pixels_outside_all_masks_show_the_background(plain):
     for k in range(5):
         sprites = [square(c) for c in COLOURS]
         scene = compose_scene(np.random.default_rng(k), sprites, CLEAN)
@@ -52,8 +62,9 @@ def test_scenes_repeat_and_differ():
     assert (first.image != other.image).any()
 
 
-def test_most_objects_stay_visible_and_sizes_fit():
-    made = scenes(SceneSettings(cut_by_border=0.0, rotation=0.0), 60)
+def test_most_objects_stay_visible_and_sizes_fit(monkeypatch):
+    monkeypatch.setattr(composed, "ROTATION", 0.0)
+    made = scenes(SceneSettings(), 60, cut_probability=0.0)
     visibility = np.stack([scene.visibility for scene in made])
     assert (visibility >= 0.3).mean() > 0.97
     assert (visibility < 0.999).mean() > 0.05  # some do hide others
@@ -63,13 +74,13 @@ def test_most_objects_stay_visible_and_sizes_fit():
             assert 0.15 * 144 - 2 < side < 0.6 * 144 + 2
 
 
-def test_shadows_darken_the_ground_and_leave_masks_alone():
-    lit = SceneSettings(effects=0.0, shadows=0.0, clutter=0.0)
-    shaded = SceneSettings(effects=0.0, shadows=1.0, clutter=0.0)
+def test_shadows_darken_the_ground_and_leave_masks_alone(monkeypatch):
+    monkeypatch.setattr(composed, "SHADOW_PROBABILITY", 1.0)
+    monkeypatch.setattr(composed, "CLUTTER_PROBABILITY", 0.0)
     darker = []
     for k in range(10):
-        background = random_background(np.random.default_rng(k), lit.image_size, clutter=0.0)
-        scene = compose_scene(np.random.default_rng(k), [square(COLOURS[0])], shaded)
+        background = random_background(np.random.default_rng(k), CLEAN.image_size, clutter=0.0)
+        scene = compose_scene(np.random.default_rng(k), [square(COLOURS[0])], CLEAN)
         ground = ~scene.masks[0]
         change = scene.image[ground].astype(float) - background[ground]
         darker.append(np.minimum(change, 0).sum())

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from ocdit_core.data.sampling import SampleSettings
 from ocdit_core.errors import ConfigError, DataError
+from ocdit_core.files import write_text
 from ocdit_core.synthesis import composed_dataset
 from ocdit_core.synthesis.bank import BankSettings, ObjectBank, build_bank, main
 from ocdit_core.synthesis.composed import SceneSettings
@@ -44,8 +45,8 @@ def test_workers_draw_the_same_and_an_interrupted_bank_is_continued(bank_folder,
     partial = tmp_path / "bank.partial"
     shutil.copytree(bank_folder, partial)
     (partial / "bank.json").unlink()
-    settings = {k: v for k, v in json.loads((bank_folder / "bank.json").read_text()).items() if k != "schema_version"}
-    (partial / "plan.json").write_text(json.dumps(settings))
+    settings = json.loads((bank_folder / "bank.json").read_text())
+    write_text(partial / "plan.json", json.dumps(settings))
     done = np.zeros(10, bool)
     done[:4] = True
     np.save(partial / "done.npy", done)
@@ -65,6 +66,15 @@ def test_a_finished_bank_is_kept_and_never_overwritten(bank_folder):
     assert (bank_folder / "sprites.npy").stat().st_mtime_ns == before
     with pytest.raises(DataError, match="other settings"):
         build_bank(bank_folder, BankSettings(objects=3), progress=False)
+
+
+def test_other_files_in_the_folder_of_an_unfinished_bank_are_left_alone(tmp_path):
+    foreign = tmp_path / "bank.partial" / "thesis.txt"
+    foreign.parent.mkdir()
+    foreign.write_text("years of work")
+    with pytest.raises(DataError, match=r"holds thesis\.txt but no plan\.json"):
+        build_bank(tmp_path / "bank", SETTINGS, progress=False)
+    assert foreign.read_text() == "years of work"
 
 
 def test_damaged_banks_are_refused(bank_folder, tmp_path):

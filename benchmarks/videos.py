@@ -16,20 +16,23 @@ from ocdit_core.synthesis.composed import Sprite, photograph
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSettings:
-    """How a video looks."""
+    """How a video looks.
+
+    Attributes:
+        frames: length.
+        image_size: height and width in pixels.
+        object_size: smallest and largest size of an object as a fraction of the image's shorter side.
+        speed: mean way of an object in a frame, as a fraction of the image's shorter side.
+        gone: probability for each object to be gone for a fifth of the video.
+        effects: strength of light, blur, noise and the like, the same in all frames.
+    """
 
     frames: int = 60
-    """Length."""
     image_size: tuple[int, int] = (480, 640)
-    """Height and width in pixels."""
     object_size: tuple[float, float] = (0.25, 0.5)
-    """Smallest and largest size of an object as a share of the picture's shorter side."""
     speed: float = 0.015
-    """Mean way of an object in a frame, as a share of the picture's shorter side."""
     gone: float = 0.0
-    """Chance for each object to be gone for a fifth of the video."""
     effects: float = 0.5
-    """Strength of light, blur, noise and the like, the same in all frames."""
 
     def __post_init__(self) -> None:
         low, high = self.object_size
@@ -41,12 +44,15 @@ class VideoSettings:
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """A frame and its truth."""
+    """A frame and its truth.
+
+    Attributes:
+        image: (H, W, 3) sRGB.
+        masks: (N, H, W) visible part of each sprite (modal), in the order in which they were given.
+    """
 
     image: NDArray[np.uint8]
-    """(H, W, 3) sRGB."""
     masks: NDArray[np.bool_]
-    """(N, H, W) what is seen of each sprite (modal), in the order in which they were given."""
 
 
 def compose_video(
@@ -89,17 +95,20 @@ def _gone(rng: np.random.Generator, settings: VideoSettings) -> range:
 
 @dataclass(frozen=True)
 class _Path:
-    """Back and forth along both axes, a little turning and a little nearer and further, each in its own time."""
+    """Back and forth along both axes, a little turning and a little nearer and further, each in its own time.
+
+    Attributes:
+        centre: (2,) x, y in pixels.
+        reach: (4,) of x, y in pixels, of the turn in degrees, of the size as a share.
+        speed: (4,) radians a frame.
+        phase: (4,) radians.
+    """
 
     sprite: Sprite
     centre: NDArray[np.float64]
-    """(2,) x, y in pixels."""
     reach: NDArray[np.float64]
-    """(4,) of x, y in pixels, of the turn in degrees, of the size as a share."""
     speed: NDArray[np.float64]
-    """(4,) radians a frame."""
     phase: NDArray[np.float64]
-    """(4,) radians."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator, sprite: Sprite, settings: VideoSettings) -> _Path:
