@@ -261,7 +261,8 @@ def _obj_material(files: SourceFiles, values: dict[str, str], folder: str) -> _O
         texture = files.texture(name, folder)
     colour = triple("kd")
     alpha = "opaque"
-    opacity = number("d", 1 - number("tr", 0.0))
+    unclear = number("tr", 0.0)  # some programs write opacity, some its opposite
+    opacity = number("d", max(unclear, 1 - unclear))
     if "map_d" in values:
         mask = files.texture(_texture_name(values["map_d"])[0], folder)
         if mask is not None and texture is not None:
@@ -399,8 +400,10 @@ def read_off(files: SourceFiles, data: bytes) -> ParsedFile:
     """
     rows = [row.split("#", 1)[0].split() for row in lines_of(data)]
     rows = [row for row in rows if row]
-    match = re.fullmatch(r"(ST)?(C)?(N)?(4)?(n)?OFF", rows[0][0])
+    match = re.fullmatch(r"(ST)?(C)?(N)?(4)?(n)?OFF(\d*)", rows[0][0])
     kind = rows[0].pop(0) if match else "OFF"
+    if match and match[6]:  # no blank before the counts
+        rows[0].insert(0, match[6])
     if (match and (match[4] or match[5])) or rows[0][:1] == ["BINARY"]:
         kind = "binary OFF" if rows[0][:1] == ["BINARY"] else kind
         raise MeshError(f"{files.path}: is a {kind} file, which is not supported; convert it to OFF in text")

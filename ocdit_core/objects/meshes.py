@@ -101,11 +101,11 @@ def read_cad(path: str | Path, unit: str = "auto") -> CadModel:
     source = info_source(path)
     info = parse_info(path, source, files.add(source)) if source is not None else None
     joined, undrawn = join(parsed.parts)
+    if not len(joined.faces):
+        raise MeshError(f"{path}: its whole surface is a hole (its opacity is below the cut-off of its material)")
     mesh = _without_degenerate_faces(path, joined)
     size = diameter(mesh.vertices)
-    convention = path.suffix.lower() in (".glb", ".gltf") and info is None
-    stated = UNITS["mm"] if info is not None else parsed.unit
-    chosen = choose_unit(path, size, given=unit, stated=stated, convention=convention)
+    chosen = choose_unit(path, size, given=unit, stated=UNITS["mm"] if info is not None else parsed.unit)
     scale = chosen.metres
     if unit == "auto" and chosen.warning is None:
         logger.info(
@@ -208,66 +208,54 @@ def check_unit(unit: str) -> str:
     return unit
 
 
-def choose_unit(
-    path: Path, size: float, *, given: str = "auto", stated: float | None = None, convention: bool = False
-) -> ChosenUnit:
+def choose_unit(path: Path, size: float, *, given: str = "auto", stated: float | None = None) -> ChosenUnit:
     """Choose the unit of an object that is `size` units wide.
 
-    A plausible object is 5 mm to 5 m wide; one below 0.5 mm or above 20 m is absurd. The rule, first match first:
+    A plausible object is 5 mm to 5 m wide, which is otherwise a warning; one below 0.5 mm or above 20 m is absurd. The
+    rule, first match first:
 
-    1. a unit that is given is taken; an implausible size is a warning, an absurd one is refused;
-    2. a unit that the file states is taken; an implausible size is a warning, an absurd one leads to rule 4;
-    3. a unit that is only the format's convention (glTF: metres) is taken if the size is plausible;
-    4. otherwise the size decides: up to 2 units are metres, below 20 centimetres, above that millimetres, since what
+    1. a unit that is given is taken; an absurd size is refused;
+    2. the unit that the file states (glTF: metres; a BOP models folder: millimetres) is taken unless that is absurd;
+    3. otherwise the size decides: up to 2 units are metres, below 20 centimetres, above that millimetres, since what
        fits in a hand or stands on a table is far more common than what fills a room. Many files are glTF by name but
-       were exported in another unit: a can of 67 x 67 x 122 units is 0.14 m, not 139 m. Overruling a unit is a
-       warning; what is then implausible is refused.
+       were exported in another unit: a can of 67 x 67 x 122 units is 0.14 m, not 139 m. Overruling the file is a
+       warning, and an absurd size is refused.
 
     Args:
         path: of the file, for messages.
         size: the object's diameter in the file's numbers, above 0.
         given: "auto", or a key of UNITS.
-        stated: metres in the unit that the file or its format states, if any.
-        convention: whether it is the format's convention, so that nobody chose it for this file.
+        stated: metres in the unit that the file states, if any.
 
     Raises:
         ConfigError: `given` is unknown.
         MeshError: the size is absurd.
     """
-    plausible = f"outside {MIN_DIAMETER * 1000:g} mm .. {MAX_DIAMETER:g} m"
-    advice = "say which it is with --unit m, cm, mm or in"
-    if check_unit(given) != "auto" or stated is not None:
-        metres = UNITS[given] if given != "auto" else stated or 1.0
-        known = {**UNITS, "ft": 0.3048, "um": 1e-6}
-        name = next((name for name, length in known.items() if abs(metres / length - 1) < 1e-3), f"{metres:g} m")
-        how = "given" if given != "auto" else "stated by the file"
-        width = size * metres
-        if MIN_DIAMETER <= width <= MAX_DIAMETER:
-            return ChosenUnit(name=name, metres=metres, how=how)
-        if ABSURD[0] <= width <= ABSURD[1] and not (convention and given == "auto"):
-            warning = (
-                f"{path.name}: is {width:.3g} m wide, the unit being {name} ({how}), which is {plausible}; {advice}"
-            )
-            return ChosenUnit(name=name, metres=metres, how=how, warning=warning)
-        if given != "auto":
-            raise MeshError(
-                f"{path}: is {size:.4g} units wide, {width:.3g} m if the unit is {name} (given), "
-                f"which is {plausible}; {advice}"
-            )
-    guess = "m" if size <= 2 else "cm" if size < 20 else "mm"
-    width = size * UNITS[guess]
-    if not MIN_DIAMETER <= width <= MAX_DIAMETER:
-        raise MeshError(
-            f"{path}: is {size:.4g} units wide, {width:.3g} m if the unit is {guess} (guessed from the size), "
-            f"which is {plausible}; {advice}"
-        )
-    overruled: str | None = None
-    if stated is not None:
-        overruled = (
-            f"{path.name}: would be {size * stated:.3g} m wide in {name}, the unit that the file states; "
-            f"taken as {guess}, {width:.3g} m; --unit to change"
-        )
-    return ChosenUnit(name=guess, metres=UNITS[guess], how="guessed from the size", guessed=True, warning=overruled)
+    metres = UNITS[given] if check_unit(given) != "auto" else stated
+    how = "given" if given != "auto" else "stated by the file"
+    overruled = None
+    if metres is not None and given == "auto" and not ABSURD[0] <= size * metres <= ABSURD[1]:
+        overruled = f"would be {size * metres:.3g} m wide in {_unit_name(metres)}, the unit that the file states"
+        metres = None
+    guessed = metres is None
+    if metres is None:
+        metres, how = UNITS["m" if size <= 2 else "cm" if size < 20 else "mm"], "guessed from the size"
+    name, width = _unit_name(metres), size * metres
+    plausible = f"{MIN_DIAMETER * 1000:g} mm .. {MAX_DIAMETER:g} m"
+    limits = f"which is outside {plausible}; say which it is with --unit m, cm, mm or in"
+    if not ABSURD[0] <= width <= ABSURD[1]:
+        raise MeshError(f"{path}: is {size:.4g} units wide, {width:.3g} m if the unit is {name} ({how}), {limits}")
+    warning = None
+    if overruled is not None:
+        warning = f"{path.name}: {overruled}; taken as {name}, {width:.3g} m; --unit to change"
+    elif not MIN_DIAMETER <= width <= MAX_DIAMETER:
+        warning = f"{path.name}: is {width:.3g} m wide, the unit being {name} ({how}), {limits}"
+    return ChosenUnit(name=name, metres=metres, how=how, guessed=guessed, warning=warning)
+
+
+def _unit_name(metres: float) -> str:
+    known = {**UNITS, "ft": 0.3048, "um": 1e-6}
+    return next((name for name, length in known.items() if abs(metres / length - 1) < 1e-3), f"{metres:g} m")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -102,7 +102,7 @@ def rgba(colours: ArrayLike, *, linear: bool = False) -> NDArray[np.float32]:
     values = np.asarray(colours)
     scale = np.iinfo(values.dtype).max if np.issubdtype(values.dtype, np.integer) else 1
     out = np.ones((len(values), 4), np.float32)
-    out[:, : values.shape[1]] = np.clip(values[:, :4] / np.float32(scale), 0, 1)
+    out[:, : values.shape[1]] = np.nan_to_num(np.clip(values[:, :4] / np.float32(scale), 0, 1))
     if linear:
         out[:, :3] = srgb_from_linear(out[:, :3])
     return out
@@ -342,7 +342,8 @@ def _resolved(part: Part) -> Part:
         if texture is not None:
             texture = np.dstack([texture[..., :3], np.where(solid, np.uint8(255), np.uint8(0))])
         else:
-            faces = faces[solid[faces].sum(axis=1) >= 2]
+            kept = faces[opacity[faces].mean(axis=1) >= cutoff]
+            faces = faces if material.alpha == "blend" and not len(kept) else kept
     elif texture is not None and texture[..., 3].min() < 255:
         texture = np.dstack([texture[..., :3], np.full(texture.shape[:2], 255, np.uint8)])
     if colours is not None:

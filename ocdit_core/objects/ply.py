@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -70,40 +71,47 @@ def read_ply(files: SourceFiles, data: bytes) -> ParsedFile:
             elements[-1].properties.append((words[2], _TYPES[words[1]], None))
     body = data[end.end() :]
     if layout == "ascii":
-        tables = _from_text(np.array(body.split(), dtype=np.float64), elements)
+        tables = _from_text(body, elements)
     else:
         tables = _from_bytes(body, elements, ">" if "big" in layout else "<")
     warnings = [f"{e.count} {e.name} elements are not drawn" for e in elements if e.name not in _DRAWN and e.count]
     return ParsedFile(parts=_parts(files, tables, names, warnings), warnings=warnings)
 
 
-def _from_text(numbers: Array, elements: list[_Element]) -> dict[str, dict[str, Any]]:
-    """Return the columns of each element, from all the numbers of a text file."""
+def _from_text(body: bytes, elements: list[_Element]) -> dict[str, dict[str, Any]]:
+    """Return the columns of each element of a text file.
+
+    A row is a line, and what a line holds beyond its properties is passed over; where the lines are not as many as the
+    rows, numbers are read one after the other.
+    """
+    rows = [line.split() for line in body.splitlines()]
+    rows = [row for row in rows if row]
+    numbers = np.array(list(chain.from_iterable(rows)), dtype=np.float64)
+    starts = np.cumsum([0, *map(len, rows)]) if len(rows) == sum(element.count for element in elements) else None
     tables: dict[str, dict[str, Any]] = {}
-    at = 0
+    at = row = 0
     for element in elements:
         columns: dict[str, Any] = {name: [] for name, _, _ in element.properties}
-        lists = [count is not None for _, _, count in element.properties]
-        width = len(lists)
-        if not any(lists):
-            rows = numbers[at : at + element.count * width].reshape(element.count, width)
-            columns = {name: rows[:, i] for i, (name, _, _) in enumerate(element.properties)}
-            at += rows.size
+        if all(count is None for _, _, count in element.properties):
+            width = len(element.properties)
+            begins = at + width * np.arange(element.count) if starts is None else starts[row : row + element.count]
+            for offset, (name, kind, _) in enumerate(element.properties):
+                columns[name] = numbers[begins + offset].astype(kind)
+            at, row = at + width * element.count, row + element.count
         else:
             for _ in range(element.count):
-                for (name, kind, _), listed in zip(element.properties, lists, strict=True):
-                    size = int(numbers[at]) if listed else 1
-                    values = numbers[at + listed : at + listed + size]
+                at, row = at if starts is None else int(starts[row]), row + 1
+                for name, _, count in element.properties:
+                    size = 1 if count is None else int(numbers[at])
+                    at += count is not None
+                    values = numbers[at : at + size]
                     if len(values) < size:
                         raise ValueError("too few numbers")
-                    columns[name].append(
-                        values.astype(int) if listed and kind[0] != "f" else values if listed else values[0]
-                    )
-                    at += listed + size
+                    columns[name].append(values if count is not None else values[0])
+                    at += size
+            for name, kind, count in element.properties:
+                columns[name] = columns[name] if count is not None else np.array(columns[name]).astype(kind)
         tables[element.name] = columns
-        for name, kind, count in element.properties:
-            if count is None:
-                columns[name] = np.asarray(columns[name]).astype(kind)
     return tables
 
 

@@ -190,9 +190,9 @@ def read_dae(files: SourceFiles, data: bytes) -> ParsedFile:
     """Read a COLLADA file, in its own axes: geometry, materials, skins in their pose, morphs."""
     document = _Dae(files, _parsed(data))
     unit = document.root.find("asset/unit")
-    metres = 1.0 if unit is None else float(unit.get("meter", "1").replace(",", "."))
-    parts = document.scene()
-    return ParsedFile(parts=parts, unit=metres if metres > 0 else None, warnings=list(dict.fromkeys(document.warnings)))
+    stated = "" if unit is None else unit.get("meter", "")
+    metres = float(stated.replace(",", ".")) if stated else None
+    return ParsedFile(parts=document.scene(), unit=metres or None, warnings=list(dict.fromkeys(document.warnings)))
 
 
 def _floats(text: str | None) -> Array:
@@ -463,12 +463,13 @@ class _Dae:
 
     def _material(self, target: str) -> tuple[Material, str]:
         """Return a material and the name of its texture's coordinates."""
-        if not target:
-            return Material(), ""
-        if target not in self._materials:
-            effect = self._at(self._at(target).find("instance_effect").get("url"))  # type: ignore[union-attr]
-            self._materials[target] = self._effect(effect)
-        return self._materials[target]
+        if target and target not in self._materials:
+            material = self.ids.get(target.rsplit("#", 1)[-1])
+            named = material.find("instance_effect") if material is not None else None
+            if named is None:
+                self.warnings.append(f"its material {target} is missing; drawn in neutral grey")
+            self._materials[target] = (Material(), "") if named is None else self._effect(self._at(named.get("url")))
+        return self._materials.get(target, (Material(), ""))
 
     def _effect(self, effect: Element) -> tuple[Material, str]:
         params = {item.get("sid", ""): item for item in effect.iter("newparam")}

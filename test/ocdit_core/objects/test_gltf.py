@@ -439,3 +439,18 @@ def test_a_text_file_with_its_buffer_inside(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert json.loads(path.read_bytes().decode("utf-8-sig"))
     check(read_cad(path), CENTRES)
+
+
+def test_a_surface_that_is_all_hole_is_refused(tmp_path):
+    file = GltfFile()
+    file.node(file.primitive(material=file.material(alphaMode="MASK", alphaCutoff=1.1)))
+    with pytest.raises(MeshError, match="its whole surface is a hole"):
+        read_cad(file.write(tmp_path / "a.glb"))
+
+
+def test_blended_vertices_alone_are_drawn(tmp_path):
+    file = GltfFile()
+    colours = file.accessor(np.array([[1, 0, 0, alpha] for alpha in (0.2, 0.2, 0.6, 0.2)], np.float32))
+    file.node(file.primitive(material=file.material(alphaMode="BLEND"), COLOR_0=colours))
+    model = read_cad(file.write(tmp_path / "a.glb"))
+    check(model, {(0.05, 0.02): RED}, ["a.glb: semi-transparent surfaces drawn opaque"])

@@ -135,6 +135,13 @@ class TestObj:
         ]
         check(read_cad(tmp_path / "a.obj"), {(0.05, 0.02): GREY}, warnings)
 
+    @pytest.mark.parametrize(("line", "warned"), [("Tr 1", False), ("Tr 0", False), ("Tr 0.4", True), ("d 0.4", True)])
+    def test_transparency_that_programs_write_either_way_round(self, tmp_path, line, warned):
+        (tmp_path / "a.obj").write_text("mtllib a.mtl\n" + POINTS + "usemtl m\nf 1 2 3 4\n")
+        (tmp_path / "a.mtl").write_text(f"newmtl m\nKd 0.98 0 0\n{line}\n")
+        warnings = ["a.obj: semi-transparent surfaces drawn opaque"] * warned
+        check(read_cad(tmp_path / "a.obj"), {(0.05, 0.02): RED}, warnings)
+
     def test_negative_indices_continued_lines_and_concave_polygons(self, tmp_path):
         outline = [(0, 0), (0.3, 0), (0.3, 0.1), (0.1, 0.1), (0.1, 0.3), (0, 0.3)]  # an L: 0.05 m^2
         rows = "".join(f"v {x} {y} 0\n" for x, y in outline)
@@ -214,6 +221,12 @@ class TestPly:
         vertex = [(name, "float") for name in names]
         path = self.write(tmp_path / "a.ply", vertex, rows=rows, comments=["comment TextureFile t.png"])
         check(read_cad(path), CENTRES)
+
+    def test_numbers_that_no_property_names_are_passed_over(self, tmp_path):
+        path = self.write(
+            tmp_path / "a.ply", [], [("red", "uchar")], faces=[[3, 0, 1, 2, 7, 9, 9], [3, 0, 2, 3, 7, 9, 9]]
+        )
+        assert read_cad(path).mesh.area == pytest.approx(0.01)
 
     def test_strips_and_other_elements(self, tmp_path):
         text = "ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\n"
@@ -314,6 +327,9 @@ class TestOff:
         check(read_cad(self.write(tmp_path / "a.off", "STOFF", (" 0 1",) * 4)), {(0.05, 0.02): GREY})
 
     def test_what_goes_over_lines(self, tmp_path):
+        self.write(tmp_path / "b.off")
+        (tmp_path / "b.off").write_text((tmp_path / "b.off").read_text().replace("OFF\n# a square\n4 1", "OFF4 1"))
+        assert read_cad(tmp_path / "b.off").mesh.area == pytest.approx(0.01)
         (tmp_path / "a.off").write_text("OFF 4\n1 0\n0 0 0 0.1\n0 0\n0.1 0.1 0\n0 0.1 0\n4 0\n1 2\n3\n")
         assert read_cad(tmp_path / "a.off").mesh.area == pytest.approx(0.01)
 

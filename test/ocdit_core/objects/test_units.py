@@ -41,20 +41,13 @@ def test_a_stated_unit_is_obeyed_with_a_warning_unless_it_is_absurd():
     )
 
 
-def test_a_unit_by_convention_alone_gives_way_to_a_plausible_one():
-    cup = choose_unit(PATH, 12, stated=1.0, convention=True)
-    assert (cup.name, cup.guessed) == ("cm", True)
-    assert "taken as cm" in cup.warning
-    assert choose_unit(PATH, 4.9, stated=1.0, convention=True).warning is None
-
-
 @pytest.mark.parametrize(
     ("size", "given", "reason"),
     [
         (139, "m", "139 m if the unit is m .given."),
-        (0.1, "mm", "0.0001 m"),
+        (0.1, "mm", "0.0001 m if the unit is mm .given."),
         (0.0004, "auto", "outside 5 mm .. 5 m"),
-        (5001, "auto", "guessed from the size"),
+        (20_001, "auto", "guessed from the size"),
     ],
 )
 def test_absurd_sizes_are_refused(size, given, reason):

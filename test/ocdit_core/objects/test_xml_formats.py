@@ -271,3 +271,13 @@ def test_dae_morph_and_nested_nodes(tmp_path):
 def test_dae_lines_and_other_geometry_are_named(tmp_path):
     lines = f'<lines count="1">{INPUTS}<p>0 1</p></lines>'
     check(read_cad(write_dae(tmp_path / "a.dae", SQUARE + lines)), {(0.05, 0.02): GREY}, ["a.dae: lines are not drawn"])
+
+
+def test_dae_without_its_material_or_its_unit(tmp_path):
+    nodes = '<node><instance_geometry url="#geo"><bind_material><technique_common>'
+    nodes += (
+        '<instance_material symbol="m" target="#gone"/></technique_common></bind_material></instance_geometry></node>'
+    )
+    model = read_cad(write_dae(tmp_path / "a.dae", nodes=nodes, unit=""))
+    assert model.guessed
+    check(model, {(0.05, 0.02): GREY}, ["a.dae: its material #gone is missing; drawn in neutral grey"])
