@@ -53,6 +53,7 @@ def picture(library, present, seed=0):
     return np.clip(image, 0, 255).astype(np.uint8), masks
 
 
+@pytest.mark.weights
 def test_every_instance_of_every_object_is_found(library, method):
     present = ("red", "blue", "green", "red", "yellow")
     image, masks = picture(library, present)

@@ -90,6 +90,7 @@ def test_a_stored_object_goes_through_a_library(album, tmp_path):
     assert contact_sheet([stored]).shape[1] == 4 * 96
 
 
+@pytest.mark.weights
 def test_the_model_finds_a_captured_object(album, tmp_path):
     save_templates(tmp_path, capture_object("toy", files(album), masks=files(album, "masks/*.png")).templates)
     segmenter = Segmenter.from_pretrained("ocdit-tiny")
