@@ -108,12 +108,15 @@ class TrackSettings:
 
     Attributes:
         keep: frames for which the id of an instance that is not found is kept.
+        max_distance: largest distance of the boxes' centres at which an instance keeps its id without an overlap of the
+            masks, as a multiple of the larger diagonal of both boxes.
     """
 
     keep: int = 30
+    max_distance: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_at_least(0, keep=self.keep)
+        _check_at_least(0, keep=self.keep, max_distance=self.max_distance)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ class Tracker:
 
     def __init__(self, segmenter: Segmenter, numbers: Iterator[int] | None = None) -> None:
         self._segmenter = segmenter
-        self._keep = segmenter.settings.track.keep
+        self._settings = segmenter.settings.track
         self._numbers = itertools.count(1) if numbers is None else numbers
         self._tracks: list[_Track] = []
         self._size: tuple[int, ...] = ()
@@ -74,7 +74,8 @@ class Tracker:
         numbers: dict[int, int] = {}
         for track in self._tracks:
             track.unseen += 1
-        for index, number in match([track.instance for track in self._tracks], result.instances):
+        known = [track.instance for track in self._tracks]
+        for index, number in match(known, result.instances, self._settings.max_distance):
             track = self._tracks[index]
             track.instance, track.unseen = result.instances[number], 0
             numbers[number] = track.number
@@ -82,23 +83,27 @@ class Tracker:
             if number not in numbers:
                 numbers[number] = next(self._numbers)
                 self._tracks.append(_Track(numbers[number], instance))
-        self._tracks = [track for track in self._tracks if track.unseen <= self._keep]
+        self._tracks = [track for track in self._tracks if track.unseen <= self._settings.keep]
         named = (
             dataclasses.replace(instance, track_id=numbers[number]) for number, instance in enumerate(result.instances)
         )
         return dataclasses.replace(result, instances=tuple(named))
 
 
-def match(before: Sequence[Instance], now: Sequence[Instance]) -> list[tuple[int, int]]:
+def match(before: Sequence[Instance], now: Sequence[Instance], max_distance: float) -> list[tuple[int, int]]:
     """Return pairs of indices of instances of the same object, each in one pair at most.
 
-    Greedy: by falling overlap of the masks, and where they do not overlap by rising distance of the boxes' centres.
+    Greedy: by falling overlap of the masks, and where they do not overlap by rising distance of the boxes' centres, up
+    to `TrackSettings.max_distance`.
     """
     pairs = []
     for i, old in enumerate(before):
         for j, new in enumerate(now):
             if old.object_id == new.object_id:
-                pairs.append((-mask_iou(old.mask, new.mask), _distance(old.box, new.box), i, j))
+                overlap, distance = mask_iou(old.mask, new.mask), _distance(old.box, new.box)
+                reach = max_distance * max(float(np.hypot(*box[2:])) for box in (old.box, new.box))
+                if overlap > 0 or distance <= reach:
+                    pairs.append((-overlap, distance, i, j))
     chosen: list[tuple[int, int]] = []
     for _, _, i, j in sorted(pairs):
         if all(i != old and j != new for old, new in chosen):

@@ -38,11 +38,11 @@ def test_overlap_comes_before_nearness_and_objects_are_not_mixed():
     before = [instance("a", 0, 10, 60, 10), instance("a", 70, 10), instance("b", 30, 50)]
     now = [instance("b", 70, 10), instance("a", 50, 10, 16, 10), instance("a", 30, 50)]
     # The second of these lies on the first of those, though the centre of the second is nearer.
-    assert sorted(match(before, now)) == [(0, 1), (1, 2), (2, 0)]
+    assert sorted(match(before, now, 5.0)) == [(0, 1), (1, 2), (2, 0)]
     # Nothing overlaps: the nearest two first, the others are left for each other.
-    pairs = match([instance("a", 0, 0), instance("a", 60, 60)], [instance("a", 40, 40), instance("a", 80, 80)])
+    pairs = match([instance("a", 0, 0), instance("a", 60, 60)], [instance("a", 40, 40), instance("a", 80, 80)], 9.0)
     assert sorted(pairs) == [(0, 1), (1, 0)]
-    assert match(before, []) == []
+    assert match(before, [], 5.0) == []
 
 
 def test_ids_are_kept_for_a_while_and_never_used_again():
@@ -51,9 +51,19 @@ def test_ids_are_kept_for_a_while_and_never_used_again():
     assert ids(tracker.update(frame(instance("a", 62, 62)))) == [2]
     assert ids(tracker.update(frame())) == []
     # 1 has not been seen for two frames, 2 for one.
-    assert ids(tracker.update(frame(instance("a", 50, 50), instance("b", 0, 0)))) == [2, 3]
-    more = frame(instance("a", 50, 50), instance("b", 0, 0), instance("a", 0, 0))
+    assert ids(tracker.update(frame(instance("a", 55, 55), instance("b", 0, 0)))) == [2, 3]
+    more = frame(instance("a", 55, 55), instance("b", 0, 0), instance("a", 0, 0))
     assert ids(tracker.update(more)) == [2, 3, 4]
+
+
+def test_an_id_does_not_jump_to_an_instance_far_away():
+    tracker = make_tracker()
+    assert ids(tracker.update(frame(instance("a", 0, 0)))) == [1]
+    # One diagonal, 14 pixels, is the farthest; then the first one is found again.
+    assert ids(tracker.update(frame(instance("a", 10, 9)))) == [1]
+    assert ids(tracker.update(frame(instance("a", 70, 70)))) == [2]
+    assert ids(tracker.update(frame(instance("a", 72, 70), instance("a", 12, 9)))) == [2, 1]
+    assert ids(make_tracker(max_distance=9.0).update(frame(instance("a", 0, 0)))) == [1]
 
 
 def test_a_reset_and_another_size_start_another_video():
