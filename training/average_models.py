@@ -16,7 +16,7 @@ import torch
 
 from ocdit_core.errors import OcditError, WeightsError
 from ocdit_core.models.ocdit import OCDiT
-from ocdit_core.training.initialise import start_from
+from ocdit_core.training.export import start_from
 
 
 def main() -> int:

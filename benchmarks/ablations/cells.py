@@ -1,4 +1,4 @@
-"""The grid: what each cell changes in base.yaml, and the rows of the tables that its runs fill."""
+"""The grid of the training ablations: overrides of base.yaml by cell, and the rows of the tables."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ if TYPE_CHECKING:  # it brings torch, which the tables do not need
     from ocdit_core.models.embeddings import MorePositions
 
 TRAINED, WANTED = 4, 8
-"""Targets that a picture is searched for in training, N, and at most in the test, M."""
+"""Targets per image in training, N, and at most in the test, M."""
 
 
 class Task(NamedTuple):
-    """What a trained model is asked for.
+    """A test of a trained model.
 
     Attributes:
-        targets: how many at a time, of the eight in a group.
-        more: what happens where the model has fewer positions.
+        targets: targets per image, of the eight in a group.
+        more: strategy if the model has fewer object positions.
     """
 
     targets: int
@@ -49,7 +49,7 @@ CELLS: dict[str, tuple[str, ...]] = {
     "random_interpolation": ("diffusion_loss.positions=random_interpolation",),
     "random_permutation": ("diffusion_loss.positions=random_permutation",),
 }
-"""Overrides of base.yaml; each cell is trained once for each seed."""
+"""Overrides of base.yaml; each cell is trained once per seed."""
 
 TASKS: dict[str, tuple[Task, ...]] = {
     "base": (FEW, MANY),
@@ -58,18 +58,18 @@ TASKS: dict[str, tuple[Task, ...]] = {
     "random_interpolation": (FEW, MANY),
     "random_permutation": (FEW, MANY),
 }
-"""What is measured; for the other cells it is FEW alone."""
+"""Tests of each cell; of the others: FEW."""
 
 RAW = ("base", "constant_rate")
-"""Cells whose newest weights are measured beside the averaged ones, on FEW."""
+"""Cells whose newest weights are measured as well as the averaged ones, on FEW."""
 
 
 class Row(NamedTuple):
-    """A line of a table.
+    """A row of a table.
 
     Attributes:
-        title: as it is printed.
-        cell: that it shows.
+        title: printed title.
+        cell: cell whose results it shows.
         weights: averaged or raw.
     """
 
@@ -102,4 +102,4 @@ POSITION_ROWS = (
 )
 
 LEVEL_ROWS = tuple(row for row in LOSS_ROWS if row.cell.startswith("log_") or row.cell == "no_uncertainty")
-"""Besides the base."""
+"""Rows below the base."""

@@ -1,4 +1,4 @@
-"""What a trained model is worth on held-out groups: its error at fixed noise, and the masks that two samplers make."""
+"""Metrics of a trained model on held-out groups: its error at fixed noise, and the masks of two samplers."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from ocdit_core.diffusion.samplers import SamplerConfig, sample
 from ocdit_core.models.denoiser import Conditioning
 from ocdit_core.models.embeddings import inference_positions
 from ocdit_core.models.ocdit import TemplateFeatures
-from ocdit_core.training.diffusion import DiffusionStage
-from ocdit_core.training.metrics import MaskResult, mask_results, summarise
-from ocdit_core.training.stage import Batch
+from ocdit_core.training.data import Batch
+from ocdit_core.training.diffusion_stage import DiffusionStage
+from ocdit_core.training.validation import MaskResult, mask_results, summarise
 
 LEVELS = (0.01, 0.05, 0.2, 1.0, 5.0, 20.0, 80.0)
 """Noise levels of the error."""
-# A network this young tells no noise from the masks' latents below sigma_min.
+# After so few steps the network has learned nothing below this noise level.
 SAMPLERS = {"posterior mean": SamplerConfig(steps=0), "Heun": SamplerConfig(steps=4, sigma_min=0.2)}
 
 
 @torch.no_grad()
 def measure(stage: DiffusionStage, batches: Sequence[Batch], tasks: Sequence[Task]) -> dict[str, Any]:
-    """Return the figures of the weights that the stage's model has.
+    """Return the metrics of a stage's model.
 
     Args:
-        stage: whose model is measured.
-        batches: held out.
-        tasks: what it is asked for; FEW among them.
+        stage: stage with the model.
+        batches: held-out batches.
+        tasks: tests, FEW among them.
 
     Returns:
-        error: for each of LEVELS lambda(sigma) times the mean squared error of the latents; then for each task and
-            sampler iou, ap and false_masks as `summarise` has them. The noise is the same whatever the model.
+        error: lambda(sigma) times the mean squared error of the latents at each of LEVELS; then the metrics of
+            `summarise` by task and sampler. The noise does not depend on the model.
     """
     stage.model.eval()
     errors: list[Tensor] = []

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Train and measure every cell of the ablations' grid: one setting changed, everything else the same, three seeds.
+"""Train and measure every cell of the training ablations: one setting changed from the base, three seeds.
 
-    python benchmarks/ablations/run.py                                # all of it: about an hour on one core
+    python benchmarks/ablations/run.py                                # all cells: about an hour on one core
     python benchmarks/ablations/run.py --cells base log_normal --seeds 0 --set loop.steps=1000
-    python benchmarks/ablations/table.py                              # what came out, into docs/ablations.md
+    python benchmarks/ablations/table.py                              # writes the tables of docs/ablations.md
 
-A finished cell is a small JSON file in --out and is not run again; an interrupted one goes on from its checkpoint. All
-cells of a seed see the same pictures in the same order, and all are measured on the same pictures of unseen objects.
+The result of a cell is a JSON file in --out; the same command skips finished cells and resumes interrupted ones. All
+cells of a seed see the same images in the same order, and all are measured on the same images of unseen objects.
 """
 
 from __future__ import annotations
@@ -26,45 +26,46 @@ from measure import LEVELS, measure
 
 from ocdit_core.commands.options import add_settings
 from ocdit_core.config import apply_overrides, as_dict, build, read_yaml
-from ocdit_core.errors import ConfigError, OcditError
+from ocdit_core.errors import OcditError
 from ocdit_core.files import write_text
+from ocdit_core.resumable import keep_plan
 from ocdit_core.synthesis.bank import BankSettings, build_bank
 from ocdit_core.synthesis.composed_dataset import ComposedDataSettings
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED
-from ocdit_core.training import checkpoints
-from ocdit_core.training.data import TrainingData
-from ocdit_core.training.diffusion import DiffusionStage
-from ocdit_core.training.engine import Engine
-from ocdit_core.training.export import averaged_state
+from ocdit_core.training.checkpoints import find_checkpoint, read_weights, seed_random_states
+from ocdit_core.training.data import Batch, TrainingData
+from ocdit_core.training.diffusion_stage import DiffusionStage
+from ocdit_core.training.distributed import Runtime
 from ocdit_core.training.loop import train
 from ocdit_core.training.settings import TrainSettings
-from ocdit_core.training.stage import Batch
-from ocdit_core.training.state import seed_random_states
 
 BASE = Path(__file__).with_name("base.yaml")
-# Pictures that are measured on come from a stream that no seed of a run has.
+# Seed of the held-out images; no run has it.
 HELD_OUT_STREAM = 1_000_003
 
 
 def main() -> int:
-    """Run the cells that are not done yet and return the exit code."""
+    """Run the unfinished cells and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="default runs/ablations")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), help="default all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default 0 1 2")
-    parser.add_argument("--groups", type=int, default=24, help="held-out groups of three pictures (default 24)")
+    parser.add_argument("--groups", type=int, default=24, help="held-out groups of three images (default 24)")
     parser.add_argument("--objects", type=int, default=600, help="in the training bank, where there is none")
-    add_settings(parser, "a setting of all cells, over base.yaml")
-    options = parser.parse_intermixed_args()
+    add_settings(parser, "override base.yaml, for all cells")
+    options = parser.parse_args()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     try:
-        ensure_banks(cell_settings("base", 0, options.out, options.settings), options.objects)
-        # Seed by seed: what is done of an unfinished grid can be compared.
+        base = cell_settings("base", 0, options.out, options.settings)
+        plan = {"settings": as_dict(base), "groups": options.groups, "cells": CELLS}
+        keep_plan(options.out / "plan.json", plan, outputs=[f"{cell}_0.json" for cell in CELLS])
+        ensure_banks(base, options.objects)
+        # Seed by seed: the finished part of a grid can be compared.
         for seed, cell in itertools.product(options.seeds, options.cells):
             settings = cell_settings(cell, seed, options.out, options.settings)
             if not run_cell(cell, settings, options.out / f"{cell}_{seed}.json", options.groups):
-                print("stopped; the same command goes on from there")
+                print("interrupted; the same command resumes")
                 return 0
     except OcditError as error:
         print(f"run.py: error: {error}", file=sys.stderr)
@@ -92,37 +93,30 @@ def ensure_banks(settings: TrainSettings, objects: int) -> None:
 
 
 def run_cell(cell: str, settings: TrainSettings, result: Path, groups: int) -> bool:
-    """Train and measure one cell, unless that is done; return False where the training was asked to stop.
-
-    Raises:
-        ConfigError: the cell was done with other settings.
-    """
-    recorded = json.loads(json.dumps(as_dict(settings)))
+    """Train and measure one cell, unless its result exists; return False if the training was interrupted."""
     if result.exists():
-        before = json.loads(result.read_text(encoding="utf-8"))
-        if before["settings"] != recorded or before["groups"] != groups:
-            raise ConfigError(f"{result}: is of other settings; remove it, or name another folder by --out")
         return True
-    started = time.process_time()  # of the processor: other work on the machine does not count
-    engine = Engine(settings.loop)
+    started = time.process_time()  # not wall time: other work on the machine does not count
+    runtime = Runtime(settings.loop)
     try:
         seed_random_states(settings.loop.seed)
         stage = DiffusionStage(settings)
-        if train(settings, stage, engine) < settings.loop.steps:
+        if train(settings, stage, runtime) < settings.loop.steps:
             return False
     finally:
-        engine.close()
+        runtime.close()
     trained = time.process_time()
-    checkpoint = checkpoints.find(Path(settings.run))
+    checkpoint = find_checkpoint(Path(settings.run))
     batches = held_out(settings, groups)
-    stage.model.load_state_dict(averaged_state(checkpoint))
+    stage.model.load_state_dict(read_weights(checkpoint))
     figures = {"averaged": measure(stage, batches, TASKS.get(cell, (FEW,)))}
     if cell in RAW:
-        stage.model.load_state_dict(checkpoint["model"])
+        stage.model.load_state_dict(read_weights(checkpoint, averaged=False))
         figures["raw"] = measure(stage, batches, (FEW,))
     seconds = {"training": trained - started, "measuring": time.process_time() - trained}
     record = {"cell": cell, "seed": settings.loop.seed, "groups": groups, "levels": LEVELS, "seconds": seconds}
-    write_text(result, json.dumps({**record, "figures": figures, "settings": recorded}, indent=1) + "\n")
+    text = json.dumps({**record, "figures": figures, "settings": as_dict(settings)}, indent=1)
+    write_text(result, f"{text}\n")
     iou = {name: round(found["iou"], 3) for name, found in figures["averaged"][str(FEW)].items()}
     print(f"{result.stem}: IoU {iou}, {sum(seconds.values()):.0f} s", flush=True)
     return True

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Write the tables of the ablations, and a chart of them, from what run.py left.
+"""Write the tables and the chart of the training ablations from the results of run.py.
 
     python benchmarks/ablations/table.py                              # into docs/ablations.md and docs/ablations.png
     python benchmarks/ablations/table.py --results DIR --page PAGE.md --chart ""
 
-The tables replace what stands between the page's two marks; the rest of the page is written by people. The chart needs
-matplotlib.
+The tables replace the text between the page's two marks. The chart needs matplotlib.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def main() -> int:
         results = read_results(options.results)
         page = options.page.read_text(encoding="utf-8")
         if BEGIN not in page or END not in page:
-            raise DataError(f"{options.page}: holds no line {BEGIN!r} and {END!r}, between which the tables go")
+            raise DataError(f"{options.page}: holds no lines {BEGIN!r} and {END!r} to put the tables between")
         before, after = page.split(BEGIN)[0], page.split(END)[1]
         write_text(options.page, "\n".join([f"{before}{BEGIN}", "", *tables(results), f"{END}{after}"]), guard=False)
         if options.chart:
@@ -56,9 +55,9 @@ def main() -> int:
 
 
 def read_results(folder: Path) -> Results:
-    """Return what each cell's runs gave, by cell and seed; raises DataError where there is no base to compare with."""
+    """Return the results by cell and seed; raises DataError without the cell base."""
     results: Results = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("*_[0-9]*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         results.setdefault(record["cell"], {})[record["seed"]] = record
     if "base" not in results:
@@ -67,23 +66,23 @@ def read_results(folder: Path) -> Results:
 
 
 def values(results: Results, row: Row, figure: Figure) -> Values:
-    """Return a row's figure by seed."""
+    """Return a row's metric by seed."""
     runs = results.get(row.cell, {})
     return {seed: figure(run["figures"][row.weights]) for seed, run in runs.items() if row.weights in run["figures"]}
 
 
 def of(task: Task, sampler: str, name: str) -> Figure:
-    """Return what picks one figure of the masks."""
+    """Return a function that selects one metric of the masks."""
     return lambda figures: float(figures[str(task)][sampler][name])
 
 
 def error(figures: dict[str, Any]) -> float:
-    """The weighted error, mean over the noise levels."""
+    """Return the weighted error, mean over the noise levels."""
     return fmean(figures["error"])
 
 
 def error_at(level: int) -> Figure:
-    """Return what picks the weighted error at one noise level."""
+    """Return a function that selects the weighted error at one noise level."""
     return lambda figures: float(figures["error"][level])
 
 
@@ -94,7 +93,7 @@ def tables(results: Results) -> list[str]:
     runs = sum(map(len, results.values()))
     title = ["", "error", "change", "IoU, posterior mean", "change", "IoU, Heun", "change", "false masks", "change"]
     lines = [
-        f"{runs} runs of {steps} steps, each measured on {scenes * example['groups']} pictures of unseen objects.",
+        f"{runs} runs of {steps} steps, each measured on {scenes * example['groups']} images of unseen objects.",
         "",
         "### Losses, noise, weights: 4 targets",
         "",
@@ -128,7 +127,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _pair(results: Results, ours: tuple[Row, Figure], reference: tuple[Row, Figure]) -> list[str]:
-    """A figure, and its paired difference to the reference's: the same seed is the same data."""
+    """Return a metric and its paired difference to the reference: the same seed has the same data."""
     found = values(results, *ours)
     if ours[0] == reference[0]:
         return [_spread(found), ""]
@@ -143,7 +142,7 @@ def differences(found: Values, reference: Values) -> Values:
 
 
 def is_clear(changes: Values) -> bool:
-    """Return whether a paired t-test over the seeds says p < 0.05."""
+    """Return whether p < 0.05 in a paired t-test over the seeds."""
     if len(changes) < 2 or len(set(changes.values())) == 1:
         return False
     from scipy.stats import ttest_1samp
@@ -152,7 +151,7 @@ def is_clear(changes: Values) -> bool:
 
 
 def _spread(found: Values, sign: str = "") -> str:
-    """Mean and standard deviation over the seeds."""
+    """Return mean and standard deviation over the seeds as text."""
     if not found:
         return "-"
     spread = f" ± {stdev(found.values()):.3f}" if len(found) > 1 else ""
@@ -160,7 +159,7 @@ def _spread(found: Values, sign: str = "") -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Draw each seed's change of the IoU, and the error by noise level, into a PNG file."""
+    """Draw the change of the IoU for each seed, and the error by noise level, to a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -205,7 +204,7 @@ def draw(results: Results, path: Path) -> None:
 
 
 def _by_level(results: Results, row: Row, levels: list[float]) -> list[float]:
-    """The error at each level, mean over the seeds."""
+    """Return the error at each level, mean over the seeds."""
     return [fmean(values(results, row, error_at(i)).values()) for i in range(len(levels))]
 
 

@@ -1,13 +1,16 @@
-"""The training data of a run, whatever its kind: endless batches that can be continued exactly, and held-out ones."""
+"""Training data of a run: endless, exactly resumable batches, held-out batches, and random numbers of samples."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ocdit_core.data.dataset import open_dataset
@@ -16,81 +19,88 @@ from ocdit_core.data.templates import TemplateCache
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.synthesis.composed_dataset import ComposedScenes, ConsecutiveBatches
 from ocdit_core.training.settings import BopDataset, BopDataSettings, TrainSettings
-from ocdit_core.training.stage import Batch
-from ocdit_core.training.stopping import leave_signals_to_the_loop
 
-# Held-out samples come from a stream of their own.
-_HELD_OUT_SEED = 1_000_003
+Batch = dict[str, Tensor]
+"""G episodes of S images that share one set of O objects with V templates each: images (G, S, 3, H, W), templates
+(G, O, V, 3, h, w), template_masks (G, O, V, h, w), masks (G, S, O, H, W) uint8, present (G, S, O) bool, number (G,)
+int64, the index of each episode in the whole run. Data in BOP format adds object_ids (G, O)."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_HELD_OUT_SEED = 1_000_003  # added to the seed of held-out BOP samples
+_PREFETCH = 8  # batches that each worker keeps ready
+_CACHE_MB = 512  # memory for decoded templates, in each worker and for each dataset
 
 
 class TrainingData:
-    """Batches of one process among `world`, which take turns; each sample's number in the run is its own.
+    """Batches of one process among `world`, which take turns.
+
+    Args:
+        settings: settings of the run.
+        rank: index of this process.
+        world: number of processes.
+        held_out: validation data instead of training data.
 
     Raises:
-        OcditError: the data is missing, damaged, or cannot serve the settings.
+        OcditError: the data is missing or damaged, or does not fit the settings.
     """
 
     def __init__(self, settings: TrainSettings, *, rank: int = 0, world: int = 1, held_out: bool = False):
         loop, data = settings.loop, settings.data
-        self._groups, self._rank, self._world = loop.batch_groups, rank, world
+        self._episodes, self._rank, self._world = loop.batch_groups, rank, world
         self._batches = 0
         self._workers = 0 if held_out else loop.workers
-        # A loader without a generator of its own would draw from the one that is saved and restored.
-        options: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
+        # Without a generator of its own, a loader draws from the global one, whose state is saved and restored.
+        self._options: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
         if self._workers:
-            options |= {"prefetch_factor": loop.prefetch, "worker_init_fn": leave_signals_to_the_loop}
-        self._options = options
+            self._options |= {"prefetch_factor": _PREFETCH, "worker_init_fn": _ignore_stop_signals}
         self._scenes: ComposedScenes | None = None
         self._loader: TrainingLoader | None = None
         if isinstance(data, BopDataSettings):
-            datasets, seed = (data.held_out, data.seed + _HELD_OUT_SEED) if held_out else (data.datasets, data.seed)
+            datasets, seed = (data.held_out, loop.seed + _HELD_OUT_SEED) if held_out else (data.datasets, loop.seed)
             sources = [_source(dataset, data) for dataset in datasets]
             stream = TrainingStream(sources, data.sample, seed=seed, rank=rank, world=world)
-            self._loader = TrainingLoader(stream, batch_size=self._groups, workers=self._workers, **options)
+            self._loader = TrainingLoader(stream, batch_size=self._episodes, workers=self._workers, **self._options)
         else:
             if held_out:
                 assert settings.held_out_bank is not None
-                # In their own colours.
+                # In the objects' own colours.
                 data = dataclasses.replace(data, bank=settings.held_out_bank, recolour=False)
             self._scenes = ComposedScenes(data)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches from where the data stands."""
-        for batch in self._batches_from_here():
-            first = (self._batches * self._world + self._rank) * self._groups
+        """Yield batches from the current position on."""
+        for batch in self._remaining():
+            first = (self._batches * self._world + self._rank) * self._episodes
             self._batches += 1
-            yield {**batch, "number": torch.arange(first, first + self._groups)}
+            yield {**batch, "number": torch.arange(first, first + self._episodes)}
 
-    def _batches_from_here(self) -> Iterator[Batch]:
+    def _remaining(self) -> Iterator[Batch]:
         if self._loader is not None:
             return iter(self._loader)
         assert self._scenes is not None
-        order = ConsecutiveBatches(self._groups, rank=self._rank, world=self._world, start=self._batches)
+        order = ConsecutiveBatches(self._episodes, rank=self._rank, world=self._world, start=self._batches)
         return iter(DataLoader(self._scenes, batch_sampler=order, num_workers=self._workers, **self._options))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the data of this process stands, as plain numbers and lists."""
+        """Return the position in the data of this process, as plain numbers and lists."""
         stream = self._loader.state_dict() if self._loader is not None else None
-        return {"groups": self._batches * self._world * self._groups, "stream": stream}
+        return {"groups": self._batches * self._world * self._episodes, "stream": stream}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration go on from there.
+        """Continue from a position.
 
-        Synthetic data may be continued by another number of processes or workers, or in batches of another size.
+        Synthetic data may be continued with another number of processes or workers, or another batch size.
 
         Raises:
-            ConfigError: a stream of BOP data was divided among another number of processes or workers.
+            ConfigError: a stream of BOP data was split among another number of processes or workers.
         """
-        self._batches = state["groups"] // (self._world * self._groups)
+        self._batches = state["groups"] // (self._world * self._episodes)
         if self._loader is not None:
             self._loader.load_state_dict(state["stream"])
 
 
 def held_out_batches(settings: TrainSettings, *, rank: int = 0, world: int = 1) -> list[Batch]:
-    """Return this process's share of the validation's batches: objects, in their own colours, that training never sees.
-
-    All processes get equally many; without held-out data the list is empty.
-    """
+    """Return this process's validation batches, the same number for each process; none without held-out data."""
     if isinstance(settings.data, BopDataSettings) and not settings.data.held_out:
         return []
     count = max(settings.loop.validation_groups // (settings.loop.batch_groups * world), 1)
@@ -104,6 +114,52 @@ def _source(dataset: BopDataset, settings: BopDataSettings) -> Source:
         ObjectLibrary(dataset.library),
         size=settings.sample.template_size,
         keep_views=max(settings.sample.views, 12),
-        byte_limit=settings.cache_mb << 20,
+        byte_limit=_CACHE_MB << 20,
     )
     return Source(frames=frames, templates=templates, weight=dataset.weight)
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """Ignore signals to the whole process group in a worker: the loop still needs its data to save a checkpoint."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class SampleRandom:
+    """One random stream for each of the G episodes of a batch, a function of the seed and the episode's number alone.
+
+    Hence two processes with batches of B episodes train as one with 2 B, and a resumed run as an uninterrupted one.
+
+    Args:
+        seed: seed of the run.
+        numbers: (G,) int64, number of each episode in the run, on the CPU.
+        device: device of the results.
+    """
+
+    def __init__(self, seed: int, numbers: Tensor, device: torch.device):
+        self._device = device
+        self._small = [_generator(torch.device("cpu"), seed, number, 0) for number in numbers.tolist()]
+        self._large = [_generator(device, seed, number, 1) for number in numbers.tolist()]
+
+    def __len__(self) -> int:
+        return len(self._small)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draw from N(0, I) on the device: (G, *shape)."""
+        draws = [torch.randn(shape, generator=generator, device=self._device) for generator in self._large]
+        return torch.stack(draws)
+
+    def each(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """Call `draw` with each episode's CPU generator and return the stacked results on the device: (G, ...)."""
+        return torch.stack([draw(generator) for generator in self._small]).to(self._device, non_blocking=True)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Return the generator of what all samples of a step share, the same in every process."""
+    return _generator(torch.device("cpu"), seed, step, 2)
+
+
+def _generator(device: torch.device, seed: int, number: int, stream: int) -> torch.Generator:
+    # SeedSequence decorrelates neighbouring numbers; manual_seed alone need not.
+    state = int(np.random.SeedSequence([seed, number, stream]).generate_state(1, np.uint64)[0])
+    return torch.Generator(device).manual_seed(state & (2**63 - 1))

@@ -1,4 +1,4 @@
-"""One batch through everything, and what the run will cost: before a lab spends a week on it."""
+"""Dry run: some steps, a validation and a checkpoint's size, to estimate what a run will cost."""
 
 from __future__ import annotations
 
@@ -9,104 +9,84 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ocdit_core.training.average import WeightAverage
-from ocdit_core.training.data import TrainingData, held_out_batches
-from ocdit_core.training.engine import Engine
-from ocdit_core.training.loop import clip_gradients, make_optimiser, validate
+from ocdit_core.training.checkpoints import KEPT
+from ocdit_core.training.data import held_out_batches
+from ocdit_core.training.distributed import Runtime
+from ocdit_core.training.logger import peak_memory
+from ocdit_core.training.loop import Stage, begin, training_step, validate
 from ocdit_core.training.settings import TrainSettings
-from ocdit_core.training.stage import Stage
-from ocdit_core.training.state import TrainingState
-from ocdit_core.training.watch import peak_memory
 
 _WARM_UP, _MEASURED = 2, 5
 
 
-def dry_run(settings: TrainSettings, stage: Stage, engine: Engine) -> Iterator[str]:
-    """Take some steps, a validation and a checkpoint's content, write nothing, and yield lines that tell about them.
+def dry_run(settings: TrainSettings, stage: Stage, runtime: Runtime) -> Iterator[str]:
+    """Run the loop's training steps and a validation, write nothing, and yield the lines of a report.
 
     Raises:
         OcditError: whatever the run itself would raise.
     """
     loop = settings.loop
     yield from _parameters(stage.model)
-    module = engine.setup(stage)
-    optimiser = make_optimiser(stage.model, loop)
-    average = WeightAverage(stage.model, loop.ema_decay)
-    data = TrainingData(settings, rank=engine.rank, world=engine.world)
-    batches = iter(data)
-    times: dict[str, list[float]] = {"data": [], "network": [], "optimiser": []}
-    shapes: dict[str, str] = {}
-    for step in range(_WARM_UP + _MEASURED):
-        spent = dict.fromkeys(times, 0.0)
-        for part in range(loop.accumulate):
-            started = _now(engine)
-            batch = next(batches)
-            shapes = {name: f"{list(value.shape)} {str(value.dtype)[6:]}" for name, value in batch.items()}
-            loaded = _now(engine)
-            with engine.no_sync(module, part < loop.accumulate - 1):
-                loss, figures = module("loss", engine.to_device(batch), step + settings.diffusion_loss.prior_only_steps)
-                engine.backward(loss / loop.accumulate, module)
-            spent["data"] += loaded - started
-            spent["network"] += _now(engine) - loaded
-        started = _now(engine)
-        clip_gradients(stage.model, loop.clip_norm)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        average.update(step + 1)
-        spent["optimiser"] = _now(engine) - started
-        if step >= _WARM_UP:
-            for name, seconds in spent.items():
-                times[name].append(seconds)
-    for name, text in shapes.items():
-        yield f"batch       {name} {text}"
-    parts = ", ".join(f"{name} {value.float().mean():.4g}" for name, value in figures.items())
-    yield f"loss        {float(loss.detach()):.4g} ({parts})"
+    module = runtime.setup(stage.model)
+    state = begin(settings, stage, runtime)
+    # The first steps may train the matching prior alone.
+    state.step = settings.diffusion_loss.prior_only_steps
+    batches = iter(state.data)
+    waiting: list[float] = []
+    computing: list[float] = []
+    for _ in range(_WARM_UP + _MEASURED):
+        started = _now(runtime)
+        used = [next(batches) for _ in range(loop.accumulate)]
+        loaded = _now(runtime)
+        values, _, _ = training_step(state, settings, stage, module, [runtime.to_device(b) for b in used], runtime)
+        waiting.append(loaded - started)
+        computing.append(_now(runtime) - loaded)
+    for name, value in used[0].items():
+        yield f"batch       {name} {list(value.shape)} {str(value.dtype)[6:]}"
+    yield "loss        " + ", ".join(f"{name} {value.float().mean():.4g}" for name, value in values[0].items())
 
-    means = {name: statistics.fmean(values) for name, values in times.items()}
-    step_time = sum(means.values())
-    split = ", ".join(f"{name} {1000 * t:.0f} ms ({100 * t / step_time:.1f}%)" for name, t in means.items())
-    yield f"step        {1000 * step_time:.0f} ms: {split}"
-    yield f"memory      {peak_memory() / 2**30:.2f} GiB at most ({'GPU' if torch.cuda.is_available() else 'process'})"
+    data, network = (statistics.fmean(times[_WARM_UP:]) for times in (waiting, computing))
+    yield f"step        {1000 * (data + network):.0f} ms: data {1000 * data:.0f} ms, network {1000 * network:.0f} ms"
+    yield f"memory      peak {peak_memory() / 2**30:.2f} GiB ({'GPU' if torch.cuda.is_available() else 'process'})"
 
-    started = _now(engine)
-    held_out = [engine.to_device(batch) for batch in held_out_batches(settings, rank=engine.rank, world=engine.world)]
-    loading = _now(engine) - started
+    started = _now(runtime)
+    held_out = [
+        runtime.to_device(batch) for batch in held_out_batches(settings, rank=runtime.rank, world=runtime.world)
+    ]
+    loading = _now(runtime) - started
     validating = 0.0
     if held_out:
-        started = _now(engine)
-        figures_found, pictures = validate(module, average, held_out, loop, engine)
-        validating = _now(engine) - started
-        found = ", ".join(f"{name} {value:.3f}" for name, value in figures_found.items())
-        yield f"validation  {validating:.1f} s, {len(held_out)} batches, {len(pictures)} pictures: {found}"
+        started = _now(runtime)
+        metrics, images = validate(state, stage, module, held_out, runtime)
+        validating = _now(runtime) - started
+        found = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        yield f"validation  {validating:.1f} s, {len(held_out)} batches, {len(images)} images: {found}"
     with torch.no_grad():
-        module("finish", held_out)
-    state = TrainingState(model=stage.model, average=average, optimiser=optimiser, data=data).capture(engine)
-    tensors = [*state["model"].values(), *state["average"].values()]
-    tensors += [value for values in state["optimiser"].values() for value in values.values()]
-    size = sum(tensor.nbytes for tensor in tensors)
-    yield f"checkpoint  {size / 2**20:.0f} MiB each, {loop.keep_checkpoints} kept"
+        module(stage.finish, held_out)
+    yield f"checkpoint  {state.size() / 2**20:.0f} MiB each, {KEPT} kept"
 
-    groups = loop.batch_groups * loop.accumulate * engine.world
-    seconds = loop.steps * step_time + loading + validating * (loop.steps // loop.validate_every + 1)
+    episodes = loop.batch_groups * loop.accumulate * runtime.world
+    seconds = loop.steps * (data + network) + loading + validating * (loop.steps // loop.validate_every + 1)
+    processes = f"{runtime.world} {'process' if runtime.world == 1 else 'processes'}"
     yield (
-        f"run         {loop.steps} steps of {groups} groups on {engine.world} "
-        f"{'process' if engine.world == 1 else 'processes'} ({engine.device.type}): about {_duration(seconds)}"
+        f"run         {loop.steps} steps of {episodes} groups on {processes} ({runtime.device.type}): "
+        f"about {_duration(seconds)}"
     )
 
 
 def _parameters(model: nn.Module) -> Iterator[str]:
-    whole, learning = 0, 0
+    total, trainable = 0, 0
     for name, part in model.named_children():
         count = sum(p.numel() for p in part.parameters())
-        learns = sum(p.numel() for p in part.parameters() if p.requires_grad)
-        whole, learning = whole + count, learning + learns
-        yield f"parameters  {name} {count / 1e6:.2f} M{'' if learns else ' (frozen)'}"
-    yield f"parameters  {whole / 1e6:.2f} M, of which {learning / 1e6:.2f} M learn"
+        learned = sum(p.numel() for p in part.parameters() if p.requires_grad)
+        total, trainable = total + count, trainable + learned
+        yield f"parameters  {name} {count / 1e6:.2f} M{'' if learned else ' (frozen)'}"
+    yield f"parameters  {total / 1e6:.2f} M, {trainable / 1e6:.2f} M trainable"
 
 
-def _now(engine: Engine) -> float:
-    if engine.device.type == "cuda":
-        torch.cuda.synchronize(engine.device)
+def _now(runtime: Runtime) -> float:
+    if runtime.device.type == "cuda":
+        torch.cuda.synchronize(runtime.device)
     return time.monotonic()
 
 

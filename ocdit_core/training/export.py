@@ -1,36 +1,36 @@
-"""From a checkpoint to the folder that others load: averaged weights, config, and for people a card."""
+"""Exported models: written from checkpoints, with a model card, and used to initialise a new model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ocdit_core.config import build, read_yaml
-from ocdit_core.errors import WeightsError
+from ocdit_core.config import build, read_yaml, to_yaml
+from ocdit_core.errors import ConfigError
 from ocdit_core.files import check_output, write_text
-from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, check_state, write_checkpoint
+from ocdit_core.models import checkpoints as models
+from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, check_state
+from ocdit_core.models.embeddings import IndexPosition, PatchPosition
 from ocdit_core.models.mask_vae import MaskVAE, MaskVAEConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
-from ocdit_core.training import checkpoints
-from ocdit_core.training.card import model_card
-from ocdit_core.training.log import read_log
-from ocdit_core.training.settings import SETTINGS_FILE, TrainSettings
+from ocdit_core.training.checkpoints import find_checkpoint, read_rank, read_weights
+from ocdit_core.training.logger import read_log
+from ocdit_core.training.settings import MODEL_PARTS, SETTINGS_FILE, BopDataSettings, ModelPart, TrainSettings
 
 MODEL_FOLDER = "model"
+_CARD_ROWS = 12
+
+Log = Sequence[dict[str, Any]]
 
 
-def averaged_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return a checkpoint's weights as they are meant to be used: averaged where they learn, else the newest."""
-    return {**checkpoint["model"], **checkpoint["average"]}
-
-
-def write_model(
+def export_weights(
     folder: Path,
     config: OCDiTConfig | MaskVAEConfig,
-    checkpoint: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
     *,
     half: bool | None = None,
     guard: bool = False,
@@ -38,34 +38,34 @@ def write_model(
     """Write config.yaml and model.safetensors.
 
     Args:
-        folder: where to.
-        config: of the model that the checkpoint is of.
-        checkpoint: what `TrainingState.capture` returned.
-        half: store float16; by default whole models do, and a VAE, which goes on into another training, does not.
+        folder: folder to write.
+        config: configuration of the model.
+        weights: its state dict.
+        half: store float16; default: for an OCDiT, but not for a VAE, which other stages train with.
         guard: refuse to replace files of others, see `files.replacing`.
     """
     half = isinstance(config, OCDiTConfig) if half is None else half
-    write_checkpoint(folder, config, averaged_state(checkpoint), half=half, guard=guard)
+    models.write_checkpoint(folder, config, weights, half=half, guard=guard)
 
 
 def export_run(run: Path, folder: Path, *, step: int | None = None, half: bool | None = None) -> int:
-    """Write a run's model with its card, and return the step that it is of.
+    """Write the model of a run with its card, and return the step of the checkpoint.
 
     Args:
         run: folder of the run.
-        folder: gets config.yaml, model.safetensors and README.md.
-        step: of a checkpoint that the run kept; by default the newest.
-        half: see `write_model`.
+        folder: folder to write config.yaml, model.safetensors and README.md to.
+        step: step of a checkpoint that the run has kept; default: the newest.
+        half: see `export_weights`.
 
     Raises:
-        ConfigError: the folder is not one of a run.
+        ConfigError: `run` is not the folder of a run.
         WeightsError: there is no such checkpoint, or it is damaged.
         OutputError: `folder` holds files of the same names that are not ours.
     """
     check_output(*(folder / name for name in (CONFIG_FILE, WEIGHTS_FILE, "README.md")))
     settings = build(TrainSettings, read_yaml(run / SETTINGS_FILE))
-    checkpoint = checkpoints.find(run, step)
-    # Not the run's settings: a backbone named after a hub has its architecture in here.
+    checkpoint = find_checkpoint(run, step)
+    # Not the run's settings: the exported config holds the architecture of a backbone that was named by a hub id.
     stored = read_yaml(run / MODEL_FOLDER / CONFIG_FILE)
     config: OCDiTConfig | MaskVAEConfig
     model: OCDiT | MaskVAE
@@ -75,10 +75,117 @@ def export_run(run: Path, folder: Path, *, step: int | None = None, half: bool |
     else:
         config = build(OCDiTConfig, stored)
         model = OCDiT(config)
-    if "model" not in checkpoint or "average" not in checkpoint:
-        raise WeightsError(f"{run}: the checkpoint holds no weights; it is of another version of this program")
-    check_state(model.state_dict(), averaged_state(checkpoint), str(run))
-    write_model(folder, config, checkpoint, half=half, guard=True)
+    weights = read_weights(checkpoint)
+    check_state(model.state_dict(), weights, str(run))
+    export_weights(folder, config, weights, half=half, guard=True)
+    at = int(read_rank(checkpoint, 0)["step"])
     parameters = sum(p.numel() for p in model.parameters())
-    write_text(folder / "README.md", model_card(settings, checkpoint["step"], read_log(run), parameters))
-    return int(checkpoint["step"])
+    write_text(folder / "README.md", model_card(settings, at, read_log(run), parameters))
+    return at
+
+
+@torch.no_grad()
+def start_from(model: OCDiT, folder: str | Path, parts: Sequence[ModelPart] = MODEL_PARTS) -> None:
+    """Copy the weights of an exported model; learned positions are interpolated to this model's sizes.
+
+    Args:
+        model: model to initialise.
+        folder: folder of the other model.
+        parts: parts to copy.
+
+    Raises:
+        WeightsError: the weights are missing, damaged, or of another architecture.
+    """
+    source = OCDiT.from_pretrained(folder)
+    state = source.state_dict()
+    modules = dict(source.named_modules())
+    for name, target in model.named_modules():
+        given = modules.get(name)
+        if isinstance(target, PatchPosition) and isinstance(given, PatchPosition):
+            state[f"{name}.table"] = given(target.grid)
+        elif isinstance(target, IndexPosition) and isinstance(given, IndexPosition):
+            places = torch.linspace(0, given.capacity - 1, target.capacity)
+            state[f"{name}.table"] = given(places) if given.capacity != target.capacity else given.table
+    own = model.state_dict()
+    state = {key: value for key, value in state.items() if key.split(".")[0] in parts}
+    check_state({key: value for key, value in own.items() if key.split(".")[0] in parts}, state, str(folder))
+    model.load_state_dict({**own, **state})
+
+
+def load_vae(model: OCDiT, folder: Path) -> None:
+    """Copy the weights of an exported VAE; raises WeightsError or ConfigError if they do not fit."""
+    config = build(MaskVAEConfig, read_yaml(folder / CONFIG_FILE))
+    if config != model.config.vae:
+        raise ConfigError(f"vae: {folder} holds a VAE of another configuration than model.vae")
+    state = models.read_weights(folder / WEIGHTS_FILE)
+    check_state(model.vae.state_dict(), state, str(folder))
+    model.vae.load_state_dict(state)
+
+
+def model_card(settings: TrainSettings, step: int, log: Log, parameters: int) -> str:
+    """Return a model card as Markdown.
+
+    Args:
+        settings: settings of the run.
+        step: step of the weights.
+        log: log of the run; lines after `step` are left out.
+        parameters: number of parameters, including frozen ones.
+    """
+    lines = [line for line in log if line["step"] <= step]
+    loop, data = settings.loop, settings.data
+    sources = f"scenes composed of the objects of {getattr(data, 'bank', '')}"
+    if isinstance(data, BopDataSettings):
+        sources = ", ".join(f"{one.path} {one.split} (weight {one.weight:g})" for one in data.datasets)
+    parts = "" if settings.init_parts == MODEL_PARTS else f" ({', '.join(settings.init_parts)})"
+    start = f"{settings.init}{parts}" if settings.init else "random weights"
+    return "\n".join(
+        [
+            f"# {settings.run.rstrip('/').split('/')[-1]}",
+            "",
+            f"OC-DiT, stage {settings.stage}, after {step:,} of {loop.steps:,} steps; averaged weights.",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| image size | {' x '.join(map(str, settings.model.image_size))} pixels |",
+            f"| parameters | {parameters / 1e6:.2f} million |",
+            f"| training data | {sources} |",
+            f"| batch | {loop.batch_groups * loop.accumulate} groups per process |",
+            f"| learning rate | {loop.learning_rate:g}, {loop.warmup_steps:,} steps of warm-up, then a cosine |",
+            f"| initialised from | {start}{f', VAE of {settings.vae}' if settings.vae else ''} |",
+            "",
+            "## Validation",
+            "",
+            *_table(lines, "validation/"),
+            "",
+            "On held-out targets; posterior mean, mask threshold 0.5. iou: mean over present targets; recall50 and "
+            "precision50: at an IoU of 0.5; false_masks: fraction of absent targets that got a mask.",
+            "",
+            "## Training",
+            "",
+            *_table(lines, "train/", ("loss", "prior", "diffusion", "reconstruction", "kl", "gradient_norm")),
+            "",
+            "## Settings",
+            "",
+            "```yaml",
+            to_yaml(settings).rstrip(),
+            "```",
+            "",
+        ]
+    )
+
+
+def _table(lines: Log, prefix: str, names: Sequence[str] = ()) -> list[str]:
+    """Return a table of at most _CARD_ROWS log lines, evenly over the run and including the last one."""
+    those = [line for line in lines if any(name.startswith(prefix) for name in line)]
+    if not those:
+        return ["Nothing was logged."]
+    count = min(_CARD_ROWS, len(those))
+    rows = [those[round((i + 1) * len(those) / count) - 1] for i in range(count)]
+    found = dict.fromkeys(name.removeprefix(prefix) for row in rows for name in row if name.startswith(prefix))
+    columns = [name for name in found if not names or name in names]
+    cells = [[f"{row[prefix + name]:.4g}" if prefix + name in row else "" for name in columns] for row in rows]
+    return [
+        f"| step | {' | '.join(columns)} |",
+        "|---|" + "---|" * len(columns),
+        *(f"| {row['step']:,} | {' | '.join(values)} |" for row, values in zip(rows, cells, strict=True)),
+    ]

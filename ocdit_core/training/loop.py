@@ -1,136 +1,218 @@
-"""The training loop: any stage, in one process or several, continued exactly where it was interrupted."""
+"""The training loop: any stage, in one process or several, resumed exactly where it was interrupted."""
 
 from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Mapping
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ocdit_core.config import as_dict, build, read_yaml, to_yaml
-from ocdit_core.errors import ConfigError, OcditError
+from ocdit_core.errors import ConfigError, OcditError, WeightsError
 from ocdit_core.files import replacing, write_text
-from ocdit_core.training import checkpoints
-from ocdit_core.training.average import WeightAverage
-from ocdit_core.training.data import TrainingData, held_out_batches
-from ocdit_core.training.engine import Engine
-from ocdit_core.training.export import MODEL_FOLDER, write_model
-from ocdit_core.training.log import LOG_FILE
-from ocdit_core.training.metrics import summarise
+from ocdit_core.models.mask_vae import MaskVAE
+from ocdit_core.models.ocdit import OCDiT
+from ocdit_core.training.checkpoints import (
+    FOLDER,
+    TrainingState,
+    WeightAverage,
+    find_checkpoint,
+    list_checkpoints,
+    read_rank,
+    require_intact,
+)
+from ocdit_core.training.data import STOP_SIGNALS, Batch, TrainingData, held_out_batches
+from ocdit_core.training.distributed import FabricModule, Runtime
+from ocdit_core.training.export import MODEL_FOLDER, export_weights
+from ocdit_core.training.logger import LOG_FILE, MetricsLogger
 from ocdit_core.training.settings import SETTINGS_FILE, LoopSettings, TrainSettings
-from ocdit_core.training.stage import Batch, Picture, Stage
-from ocdit_core.training.state import TrainingState
-from ocdit_core.training.stopping import StopSignals, requeue_job
-from ocdit_core.training.watch import Watch
+from ocdit_core.training.validation import MaskResult, summarise
 
 logger = logging.getLogger(__name__)
 
+CLIP_NORM = 1.0
+"""Maximum norm of the gradients."""
+_DRAWN_IMAGES = 4  # of each validation
 
-def train(settings: TrainSettings, stage: Stage, engine: Engine) -> int:
-    """Run `stage` to its last step, or until it is asked to stop, and return the number of steps done.
 
-    Checkpoints, logs and the exported model are in the folder `settings.run`.
+class Stage(Protocol):
+    """A model in training. Its methods are called through the module that `Runtime.setup` returns."""
+
+    @property
+    def model(self) -> OCDiT | MaskVAE:
+        """Model that is trained, averaged and saved."""
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, and values to log: its parts, and optionally `sigma` and `error` of each noise level."""
+
+    def validate(self, batch: Batch) -> list[MaskResult]:
+        """Return the results for a held-out batch."""
+
+    def draw(self, batch: Batch, count: int) -> dict[str, np.ndarray]:
+        """Return drawings of the first images of a held-out batch, (H, W, 3) uint8 RGB by name."""
+
+    def finish(self, batches: list[Batch]) -> None:
+        """Complete the model for export, using held-out batches."""
+
+
+def train(settings: TrainSettings, stage: Stage, runtime: Runtime) -> int:
+    """Train a stage to its last step, or until a signal stops it, and return the number of finished steps.
+
+    Checkpoints, logs and the exported model are written to the folder `settings.run`.
 
     Raises:
-        OcditError: the loss is no longer finite, or the data, the run's folder or a checkpoint cannot be used.
+        OcditError: the loss stays non-finite, or the data, the run's folder or a checkpoint cannot be used.
     """
     loop, run = settings.loop, Path(settings.run)
-    module = engine.setup(stage)
-    state = TrainingState(
-        model=stage.model,
-        average=WeightAverage(stage.model, loop.ema_decay),
-        optimiser=make_optimiser(stage.model, loop),
-        data=TrainingData(settings, rank=engine.rank, world=engine.world),
-    )
-    held_out = [engine.to_device(batch) for batch in held_out_batches(settings, rank=engine.rank, world=engine.world)]
-    resume(state, settings, engine)
-    if engine.rank == 0:
-        check_run_folder(run)
+    module = runtime.setup(stage.model)
+    state = begin(settings, stage, runtime)
+    held_out = [
+        runtime.to_device(batch) for batch in held_out_batches(settings, rank=runtime.rank, world=runtime.world)
+    ]
+    resume(state, settings, runtime)
+    if runtime.rank == 0:
+        _check_run_folder(run)
         write_text(run / SETTINGS_FILE, to_yaml(settings), guard=False)
 
-    groups = loop.batch_groups * loop.accumulate * engine.world
-    watch = Watch(run, step=state.step, steps=loop.steps, engine=engine, groups_per_step=groups)
-    deadline = time.monotonic() + loop.max_minutes * 60 if loop.max_minutes else math.inf
+    log = MetricsLogger(settings, step=state.step, runtime=runtime)
     saved = state.step
+    skipped, logged = torch.zeros((), device=runtime.device), state.step
     batches = iter(state.data)
-    with StopSignals() as stop:
-        while state.step < loop.steps and not engine.any(stop.asked or time.monotonic() >= deadline):
-            for group in state.optimiser.param_groups:
-                group["lr"] = loop.learning_rate * learning_rate_factor(state.step, loop)
+    with _StopSignals() as stop:
+        while state.step < loop.steps and not runtime.any(stop.received):
             used: list[Batch] = []
-            finite = torch.ones((), dtype=torch.bool, device=engine.device)
-            for part in range(loop.accumulate):
-                with watch.waiting():
-                    used.append(engine.to_device(next(batches)))
-                with engine.no_sync(module, part < loop.accumulate - 1):
-                    loss, figures = module("loss", used[-1], state.step)
-                    engine.backward(loss / loop.accumulate, module)
-                finite &= loss.isfinite()
-                watch.add(loss, figures)
-            norm = clip_gradients(stage.model, loop.clip_norm)
-            # Before the step: weights that are no longer finite tell nothing.
-            if engine.any(not bool(finite & norm.isfinite())):
-                raise OcditError(_save_what_broke(run, state, used, loss, engine))
-            state.optimiser.step()
-            state.optimiser.zero_grad(set_to_none=True)
-            state.step += 1
-            state.average.update(state.step)
-            watch.stepped()
+            for _ in range(loop.accumulate):
+                with log.waiting():
+                    used.append(runtime.to_device(next(batches)))
+            values, norm, finite = training_step(state, settings, stage, module, used, runtime)
+            skipped += ~finite
+            for one in values:
+                log.add(one)
+            log.step()
 
             last = state.step == loop.steps
             if state.step % loop.log_every == 0 or last:
-                rate = state.optimiser.param_groups[0]["lr"]
-                watch.write(state.step, gradient_norm=float(norm), learning_rate=float(rate))
+                rate = float(state.optimiser.param_groups[0]["lr"])
+                count = int(skipped)
+                log.write(state.step, gradient_norm=float(norm), learning_rate=rate, skipped_steps=count)
+                if count == state.step - logged:
+                    save(state, settings, stage, module, held_out, runtime)
+                    raise OcditError(_save_batches(run, state.step, used, runtime.rank))
+                skipped.zero_()
+                logged = state.step
             if held_out and (state.step % loop.validate_every == 0 or last):
-                watch.validated(state.step, *validate(module, state.average, held_out, loop, engine))
+                log.write_validation(state.step, *validate(state, stage, module, held_out, runtime))
             if state.step % loop.checkpoint_every == 0 or last:
-                saved = save(state, settings, stage, module, held_out, engine)
+                save(state, settings, stage, module, held_out, runtime)
+                saved = state.step
         if saved != state.step:
-            save(state, settings, stage, module, held_out, engine)
-    watch.close()
-    if stop.requeue and loop.requeue and state.step < loop.steps and engine.rank == 0:
-        requeue_job()
+            save(state, settings, stage, module, held_out, runtime)
+    log.close()
+    if stop.requeue and loop.requeue and state.step < loop.steps and runtime.rank == 0:
+        _requeue_job()
     return state.step
 
 
-def make_optimiser(model: nn.Module, loop: LoopSettings) -> AdamW:
-    """Return AdamW over what learns, as one fused kernel where torch has it."""
+def begin(settings: TrainSettings, stage: Stage, runtime: Runtime) -> TrainingState:
+    """Return the state of a new run; the model must be set up already."""
+    return TrainingState(
+        model=stage.model,
+        average=WeightAverage(stage.model, settings.loop.ema_decay),
+        optimiser=_make_optimiser(stage.model, settings.loop.learning_rate),
+        data=TrainingData(settings, rank=runtime.rank, world=runtime.world),
+    )
+
+
+def training_step(
+    state: TrainingState,
+    settings: TrainSettings,
+    stage: Stage,
+    module: FabricModule,
+    batches: Sequence[Batch],
+    runtime: Runtime,
+) -> tuple[list[dict[str, Tensor]], Tensor, Tensor]:
+    """Take one optimiser step, without waiting for the device.
+
+    If the gradient is not finite, the device skips the update of the weights.
+
+    Args:
+        state: state of the run, changed in place.
+        settings: settings of the run.
+        stage: stage in training.
+        module: the stage's model, set up.
+        batches: batches on the device, whose gradients are averaged.
+        runtime: processes of the run.
+
+    Returns:
+        The loss and other values of each batch, the norm of the gradient, and whether it is finite.
+    """
+    loop = settings.loop
+    for group in state.optimiser.param_groups:
+        group["lr"] = loop.learning_rate * learning_rate_factor(state.step, loop)
+    # Running statistics, which the forward pass changes.
+    buffers = [buffer for buffer in stage.model.buffers() if buffer.is_floating_point()]
+    before = [buffer.clone() for buffer in buffers]
+    values = []
+    for number, batch in enumerate(batches, start=1):
+        with runtime.no_sync(module, number < len(batches)):
+            loss, parts = module(stage.loss, batch, state.step)
+            runtime.backward(loss / len(batches), module)
+        values.append({"loss": loss.detach(), **parts})
+    norm = nn.utils.clip_grad_norm_([p for p in stage.model.parameters() if p.requires_grad], CLIP_NORM)
+    if hasattr(norm, "full_tensor"):
+        norm = norm.full_tensor()
+    finite = norm.isfinite()
+    for buffer, old in zip(buffers, before, strict=True):
+        buffer.copy_(torch.where(finite, buffer, old))
+    # The fused kernel leaves weights and moments unchanged if this is 1, as for torch.amp.GradScaler.
+    state.optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    state.optimiser.step()
+    state.optimiser.zero_grad(set_to_none=True)
+    state.step += 1
+    state.average.update(state.step)
+    return values, norm, finite
+
+
+def _make_optimiser(model: nn.Module, learning_rate: float) -> AdamW:
+    """Return AdamW over the trainable weights, with its state: weights without a gradient so far are saved, too."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-    return AdamW(parameters, lr=loop.learning_rate, weight_decay=loop.weight_decay, fused=fused)
+    optimiser = AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+    optimiser.grad_scale = None  # type: ignore[attr-defined]
+    for parameter in parameters:
+        moments = {name: torch.zeros_like(parameter, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
+        optimiser.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+    return optimiser
 
 
 def learning_rate_factor(step: int, loop: LoopSettings) -> float:
-    """Return the share of the learning rate in step `step`: linear warm-up, then a cosine to final_learning_rate."""
+    """Return the factor of the learning rate in a step: linear warm-up, then a cosine to final_learning_rate."""
     if step < loop.warmup_steps:
         return (step + 1) / loop.warmup_steps
     progress = min((step - loop.warmup_steps) / max(loop.steps - loop.warmup_steps, 1), 1.0)
     return loop.final_learning_rate + (1 - loop.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def clip_gradients(model: nn.Module, most: float) -> Tensor:
-    """Scale the gradients down to the norm `most` and return the norm that they had, over all shards."""
-    norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], most)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-
 @torch.no_grad()
 def validate(
-    module: nn.Module, average: WeightAverage, held_out: list[Batch], loop: LoopSettings, engine: Engine
-) -> tuple[dict[str, float], list[Picture]]:
-    """Return figures over all processes' held-out batches, and pictures of the first one, with the averaged weights."""
+    state: TrainingState, stage: Stage, module: FabricModule, held_out: list[Batch], runtime: Runtime
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Return the metrics of the averaged weights on all processes' held-out batches, and drawings of the first one."""
     module.eval()
-    with average.swapped():
-        results = [result for batch in held_out for result in module("validate", batch)]
-        pictures = module("pictures", held_out[0], loop.pictures) if loop.pictures else []
+    with state.average.swapped():
+        results = [result for batch in held_out for result in module(stage.validate, batch)]
+        images = module(stage.draw, held_out[0], _DRAWN_IMAGES)
     module.train()
-    return summarise([result for part in engine.gather(results) for result in part]), pictures
+    return summarise([result for part in runtime.gather(results) for result in part]), images
 
 
 @torch.no_grad()
@@ -138,25 +220,23 @@ def save(
     state: TrainingState,
     settings: TrainSettings,
     stage: Stage,
-    module: nn.Module,
+    module: FabricModule,
     held_out: list[Batch],
-    engine: Engine,
-) -> int:
-    """Write a checkpoint and the exported model, and return the step; every process must call it."""
+    runtime: Runtime,
+) -> None:
+    """Write a checkpoint and the exported model; every process must call it."""
     module.eval()
     with state.average.swapped():
-        module("finish", held_out)
+        module(stage.finish, held_out)
     module.train()
-    captured = state.capture(engine)
-    if engine.rank == 0:
-        run = Path(settings.run)
-        checkpoints.save(run / checkpoints.FOLDER, state.step, captured, settings.loop.keep_checkpoints)
-        write_model(run / MODEL_FOLDER, stage.model.config, captured)
-    return state.step
+    run = Path(settings.run)
+    path = state.save(run / FOLDER, runtime)
+    if runtime.rank == 0:
+        export_weights(run / MODEL_FOLDER, stage.model.config, state.averaged_weights(path))
 
 
-def check_run_folder(run: Path) -> None:
-    """Check that a folder is new, empty or a training run's, whose files may be replaced.
+def _check_run_folder(run: Path) -> None:
+    """Check that a folder is new, empty, or the folder of a training run, whose files may be replaced.
 
     Raises:
         ConfigError: it holds something else under the names that a run uses.
@@ -165,38 +245,43 @@ def check_run_folder(run: Path) -> None:
         if not {"stage", "loop"} <= read_yaml(run / SETTINGS_FILE).keys():
             raise ConfigError(f"{run / SETTINGS_FILE}: is not of a training run; choose another run folder")
         return
-    others = [name for name in (LOG_FILE, checkpoints.FOLDER, MODEL_FOLDER, "tensorboard") if (run / name).exists()]
+    others = [name for name in (LOG_FILE, FOLDER, MODEL_FOLDER, "tensorboard") if (run / name).exists()]
     if others:
         raise ConfigError(f"{run}: holds {', '.join(others)} but no {SETTINGS_FILE}; choose another run folder")
 
 
-def resume(state: TrainingState, settings: TrainSettings, engine: Engine) -> None:
-    """Go on from the checkpoint that the settings ask for, if there is one.
+def resume(state: TrainingState, settings: TrainSettings, runtime: Runtime) -> None:
+    """Load the checkpoint that the settings ask for, if there is one.
 
     Raises:
         ConfigError: `resume: never` and the folder has checkpoints, or processes see different ones.
-        WeightsError: the checkpoint asked for is missing or damaged, or does not fit.
+        WeightsError: the checkpoint is missing, damaged, or of another model.
     """
     run = Path(settings.run)
-    found: dict[str, Any] | None
-    if settings.resume == "never":
-        if checkpoints.listed(run / checkpoints.FOLDER):
-            raise ConfigError(f"resume: never, but {run} holds checkpoints; remove it or name another run")
-        return
+    if any((run / FOLDER).glob("*.pt")):
+        raise ConfigError(f"run: {run} holds checkpoints of an earlier version of this program; name another run")
+    exists = bool(list_checkpoints(run / FOLDER))
+    path: Path | None = None
+    if settings.resume == "never" and exists:
+        raise ConfigError(f"resume: never, but {run} holds checkpoints; remove it or name another run")
     if settings.resume == "auto":
-        source, found = run, checkpoints.load_newest(run / checkpoints.FOLDER)
-    else:
-        source = Path(settings.resume)
-        found = checkpoints.find(source) if source.is_dir() else checkpoints.load(source)
-    steps = engine.gather(found["step"] if found else 0)
+        path = find_checkpoint(run) if exists else None
+    elif settings.resume != "never":
+        path = Path(settings.resume)
+        if not path.is_dir():
+            raise WeightsError(f"resume: {path}: no such checkpoint")
+        if (path / FOLDER).is_dir():
+            path = find_checkpoint(path)
+        require_intact(path)
+    steps = runtime.gather(read_rank(path, 0)["step"] if path is not None else 0)
     if len(set(steps)) > 1:
-        raise ConfigError(f"run: processes see {run} at steps {steps}; it has to be on a file system that all share")
-    if found is None:
+        raise ConfigError(f"run: processes see {run} at steps {steps}; it must be on a file system that all share")
+    if path is None:
         return
-    state.restore(found, engine, str(source))
-    logger.info("resumed %s at step %d", source, state.step)
+    state.load(path, runtime)
+    logger.info("resumed %s", path)
     changed = _changed_settings(run / SETTINGS_FILE, settings)
-    if changed and engine.rank == 0:
+    if changed and runtime.rank == 0:
         logger.warning("settings changed since: %s", ", ".join(changed))
 
 
@@ -219,20 +304,51 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
     return names
 
 
-def _save_what_broke(run: Path, state: TrainingState, batches: list[Batch], loss: Tensor, engine: Engine) -> str:
-    """Write the step's batches and the weights it met, and return the error's text; every process calls it."""
-    weights = state.whole_model()
-    name = f"nan_batch_{state.step}" + (f"_rank{engine.rank}" if engine.rank else "")
-    content = {
-        "step": state.step,
-        "loss": float(loss.detach()),
-        "batches": batches,
-        "model": weights if engine.rank == 0 else {},
-    }
-    path = run / f"{name}.pt"
+def _save_batches(run: Path, step: int, batches: Sequence[Batch], rank: int) -> str:
+    """Write the last batches of a run whose gradients are no longer finite, and return the error's text."""
+    path = run / (f"nan_batch_{step}" + (f"_rank{rank}" if rank else "") + ".pt")
     with replacing(path, guard=False) as temporary:
-        torch.save(content, temporary)
+        torch.save({"step": step, "batches": list(batches)}, temporary)
     return (
-        f"step {state.step}: the loss ({float(loss)}) or its gradient is not finite; the batch and the weights are in "
-        f"{path}; a lower loop.learning_rate may help"
+        f"step {step}: the loss or its gradient has not been finite since the last log line, and no weights were "
+        f"updated; the last batch is in {path}; try a lower loop.learning_rate"
     )
+
+
+class _StopSignals:
+    """Note SIGTERM, SIGINT and SIGUSR1, so that the current step ends and is saved.
+
+    A second signal of the same kind ends the program at once.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.requeue = False
+
+    def __enter__(self) -> _StopSignals:
+        self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        # `#SBATCH --signal=USR1@120` announces the end of a job's time.
+        self.requeue |= number == signal.SIGUSR1
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _requeue_job() -> None:
+    """Requeue this SLURM job, if it is one; a failure is logged."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or error
+        logger.error("scontrol requeue %s failed: %s; submit the job again", job, str(detail).strip())
+    else:
+        logger.info("requeued SLURM job %s", job)

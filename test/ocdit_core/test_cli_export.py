@@ -12,7 +12,8 @@ from ocdit_core.cli import main
 from ocdit_core.models.checkpoints import read_weights
 from ocdit_core.synthesis.bank import BankSettings, build_bank
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED
-from ocdit_core.training import checkpoints
+from ocdit_core.training.checkpoints import find_checkpoint
+from ocdit_core.training.checkpoints import read_weights as read_checkpoint
 
 sys.path.append(str(Path(__file__).parent / "data"))
 
@@ -35,13 +36,13 @@ def run(tmp_path_factory):
 def test_exports_the_averaged_weights_with_a_card(run, tmp_path, capsys):
     assert main(["export", str(run), "--out", str(tmp_path / "out"), "--full", "--step", "3"]) == 0
     assert "stage coarse, step 3" in capsys.readouterr().out
-    state = checkpoints.find(run, 3)
+    checkpoint = find_checkpoint(run, 3)
     weights = read_weights(tmp_path / "out" / "model.safetensors")
     name = "denoiser.head.mlp.0.weight"
-    assert (weights[name] == state["average"][name]).all()
-    assert (weights[name] != state["model"][name]).any()
+    assert (weights[name] == read_checkpoint(checkpoint)[name]).all()
+    assert (weights[name] != read_checkpoint(checkpoint, averaged=False)[name]).any()
     card = (tmp_path / "out" / "README.md").read_text()
-    for text in ("stage coarse, after 3 of 6 steps", "| step | iou | ap |", "64 x 96 pixels", "held_out_bank:"):
+    for text in ("stage coarse, after 3 of 6 steps", "| step | iou | recall50 |", "64 x 96 pixels", "held_out_bank:"):
         assert text in card
     assert "| 6 |" not in card
 

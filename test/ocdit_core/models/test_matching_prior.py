@@ -6,7 +6,7 @@ from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
 from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
-from ocdit_core.training.diffusion import prior_loss
+from ocdit_core.training.diffusion_stage import prior_loss
 
 
 def described(prior, features, images, cells, templates, masks):

@@ -36,7 +36,7 @@ def test_from_a_folder_of_meshes_to_a_dataset_that_is_sound(tmp_path, capsys):
     assert main(command) == 0
     assert "3 images (3 were there)" in capsys.readouterr().out
     assert main([*command[:-2], "--seed", "7", "--jobs", "1"]) == 2
-    assert "begun with settings.seed 0, not 7" in capsys.readouterr().err
+    assert "begun with seed 0, not 7" in capsys.readouterr().err
 
 
 def test_a_split_file_is_written_once_and_kept_to(tmp_path, capsys):
@@ -59,7 +59,7 @@ def test_a_split_file_is_written_once_and_kept_to(tmp_path, capsys):
     ("options", "said"),
     [
         (["--meshes", "absent"], "no such folder of meshes"),
-        (["--textures", "absent", "--objects", "6"], "no such folder of images"),
+        (["--textures", "absent", "--objects", "6"], "no such folder of pictures"),
         (["--objects", "6", "--part", "test"], "split file"),
         (["--objects", "6", "--test-share", "0.1"], "--split"),
         (["--objects", "6", "--targets", "5", "3"], "targets: 5 3"),

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import set_options
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ROOT / "benchmarks" / "ablations"
@@ -23,9 +24,9 @@ def results(lab, tmp_path_factory):
     # Eight objects: no distractor is left.
     data = [f"data.bank={lab.folder / 'bank'}", f"held_out_bank={lab.folder / 'held_out'}", "data.distractors=[0, 0]"]
     arguments = ["--out", folder, "--cells", "base", "four_positions", "--seeds", "5", "--groups", "1"]
-    done = script("run.py", *arguments, "loop.steps=3", *data)
+    done = script("run.py", *arguments, *set_options(["loop.steps=3", *data]))
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder, (*arguments, "loop.steps=3", *data), done.stdout
+    return folder, (*arguments, *set_options(["loop.steps=3", *data])), done.stdout
 
 
 def test_a_cell_is_trained_and_measured(results):
@@ -55,9 +56,9 @@ def test_what_is_done_is_skipped_and_other_settings_are_refused(results):
     assert again.returncode == 0
     assert "IoU" not in again.stdout
     assert (folder / "base_5.json").stat().st_mtime_ns == before
-    refused = script("run.py", *arguments, "loop.learning_rate=0.1")
+    refused = script("run.py", *arguments, "--set", "loop.learning_rate=0.1")
     assert refused.returncode == 2
-    assert refused.stderr.strip().splitlines()[-1].endswith("remove it, or name another folder by --out")
+    assert refused.stderr.strip().splitlines()[-1].endswith("or choose another folder")
 
 
 def made_up(cell, seed, iou, error):
@@ -95,7 +96,7 @@ def test_the_tables_pair_runs_of_one_seed(written):
     assert text.startswith("# Title\n\n<!-- tables -->\n")
     assert text.endswith("<!-- end of tables -->\n\nThe end.\n")
     assert "old" not in text
-    assert "9 runs of 7 steps, each measured on 8 pictures of unseen objects." in text
+    assert "9 runs of 7 steps, each measured on 8 images of unseen objects." in text
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines()[::-1]}
     # The spread over the seeds is that of the data, the spread of the differences is not.
     assert rows["base"][3] == "0.400 ± 0.100"
@@ -107,7 +108,7 @@ def test_the_tables_pair_runs_of_one_seed(written):
 def test_tables_need_a_base_and_a_page_with_marks(written):
     page = written / "page.md"
     page.write_text("no marks")
-    assert "holds no line '<!-- tables -->'" in script("table.py", "--results", written, "--page", page).stderr
+    assert "holds no lines '<!-- tables -->'" in script("table.py", "--results", written, "--page", page).stderr
     for path in written.glob("base_*.json"):
         path.unlink()
     done = script("table.py", "--results", written, "--page", page)

@@ -13,7 +13,7 @@ from ocdit_core.cli import main
 from ocdit_core.config import build
 from ocdit_core.data.writers import write_scene
 from ocdit_core.errors import ConfigError
-from ocdit_core.training import checkpoints
+from ocdit_core.training.checkpoints import find_checkpoint, read_rank, read_weights
 from ocdit_core.training.data import TrainingData, held_out_batches
 from ocdit_core.training.settings import TrainSettings
 
@@ -57,12 +57,13 @@ def test_a_run_on_bop_data_resumes_exactly(config):
     assert train("run") == 0
     whole = losses("run")
     assert set(whole) == {1, 2, 3, 4, 5}
-    source = f"resume={path / 'run' / 'checkpoints' / 'step_00000003.pt'}"
+    source = f"resume={find_checkpoint(path / 'run', 3)}"
     assert train("resumed", source) == 0
     assert losses("resumed") == {4: whole[4], 5: whole[5]}
-    states = [checkpoints.find(path / run) for run in ("run", "resumed")]
-    assert states[0]["data"] == states[1]["data"]
-    assert all(torch.equal(value, states[1]["model"][name]) for name, value in states[0]["model"].items())
+    one, other = (find_checkpoint(path / run) for run in ("run", "resumed"))
+    assert read_rank(one, 0)["data"] == read_rank(other, 0)["data"]
+    weights = read_weights(other, averaged=False)
+    assert all(torch.equal(value, weights[name]) for name, value in read_weights(one, averaged=False).items())
     # The stream is divided among the workers: others would see other samples.
     assert train("other", source, "loop.workers=1") == 2
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ocdit_core.models.ocdit import OCDiT
-from ocdit_core.training import checkpoints
+from ocdit_core.training.checkpoints import find_checkpoint, read_rank, read_weights
 
 STEPS = 20
 
@@ -12,7 +12,7 @@ STEPS = 20
 @pytest.fixture(scope="module")
 def common(vae):
     common = [f"vae={vae}", f"loop.steps={STEPS}", "diffusion_loss.prior_only_steps=4", "loop.log_every=1"]
-    return [*common, "loop.validate_every=20", "loop.pictures=1"]
+    return [*common, "loop.validate_every=20"]
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +54,17 @@ def sharded(lab, common):
 def test_a_sharded_run_trains_the_same_and_one_process_takes_over(lab, sharded, alone):
     losses = {step: loss for step, loss in alone.items() if step <= 6}
     assert same_losses(lab.logged("fsdp"), losses)
-    state = checkpoints.find(lab.folder / "fsdp", 3)
+    path = find_checkpoint(lab.folder / "fsdp", 3)
     given = OCDiT.from_pretrained(lab.folder / "fsdp" / "model")
-    assert {name: value.shape for name, value in state["model"].items()} == {
+    assert {name: value.shape for name, value in read_weights(path).items()} == {
         name: value.shape for name, value in given.state_dict().items()
     }
-    # One process loads the gathered state, its averages and moments too, and goes on with the whole batch.
-    source = f"resume={lab.folder / 'fsdp' / 'checkpoints' / 'step_00000003.pt'}"
+    # Each process has written its own shards.
+    sizes = [file.stat().st_size for file in path.glob("*.distcp")]
+    assert len(sizes) == 2
+    assert min(sizes) > 0.2 * max(sizes)
+    # One process loads the shards, averages and moments included, and continues with the whole batch.
+    source = f"resume={path}"
     assert lab.train("smoke_coarse", "taken_over", *sharded, "loop.batch_groups=4", source) == 0
     assert same_losses(lab.logged("taken_over"), {step: losses[step] for step in (4, 5, 6)})
     ours = OCDiT.from_pretrained(lab.folder / "taken_over" / "model").state_dict()
@@ -70,14 +74,16 @@ def test_a_sharded_run_trains_the_same_and_one_process_takes_over(lab, sharded, 
 
 def test_two_processes_resume_bit_for_bit(lab, sharded):
     """Each has random states and a place in the data of its own, and shards to fill."""
-    source = f"resume={lab.folder / 'fsdp' / 'checkpoints' / 'step_00000003.pt'}"
+    source = f"resume={find_checkpoint(lab.folder / 'fsdp', 3)}"
     options = [*sharded, "loop.batch_groups=2", "loop.workers=1", source]
     lab.train_together(2, "smoke_coarse", "resumed", *options)
     whole, parts = lab.logged("fsdp"), lab.logged("resumed")
     assert parts == {step: whole[step] for step in (4, 5, 6)}
-    states = [checkpoints.find(lab.folder / run) for run in ("fsdp", "resumed")]
-    assert len(states[0]["data"]) == len(states[0]["rng"]) == 2
-    assert states[0]["data"] == states[1]["data"]
-    for part in ("model", "average"):
-        for name, value in states[0][part].items():
-            assert torch.equal(value, states[1][part][name]), name
+    paths = [find_checkpoint(lab.folder / run) for run in ("fsdp", "resumed")]
+    for rank in (0, 1):
+        one, other = (read_rank(path, rank) for path in paths)
+        assert one["data"] == other["data"]
+    for averaged in (False, True):
+        whole, parts = (read_weights(path, averaged=averaged) for path in paths)
+        for name, value in whole.items():
+            assert torch.equal(value, parts[name]), name

@@ -8,11 +8,17 @@ import stat
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from ocdit_core.errors import WeightsError
-from ocdit_core.training import checkpoints
-from ocdit_core.training.diffusion import DiffusionStage
-from ocdit_core.training.state import random_states, set_random_states
+from ocdit_core.training.checkpoints import (
+    find_checkpoint,
+    list_checkpoints,
+    random_states,
+    read_rank,
+    set_random_states,
+)
+from ocdit_core.training.diffusion_stage import DiffusionStage
 
 STEPS = 10
 
@@ -31,7 +37,12 @@ def interrupted_at(patch, step, number=signal.SIGTERM):
 
 
 def newest(lab, run):
-    return checkpoints.find(lab.folder / run)
+    """Everything in the newest checkpoint: tensors of model, average and optimiser, and the process's own state."""
+    path = find_checkpoint(lab.folder / run)
+    metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in metadata.items()}
+    dcp.load(tensors, checkpoint_id=path, no_dist=True)
+    return {**tensors, **read_rank(path, 0)}
 
 
 def equal(a, b):
@@ -56,7 +67,7 @@ def test_a_run_stopped_by_sigterm_resumes_as_if_it_had_gone_on(lab, vae, monkeyp
     overrides = [
         *overrides,
         *(f"vae={vae}", f"loop.steps={STEPS}", "diffusion_loss.prior_only_steps=3", "loop.log_every=1"),
-        *("loop.validate_every=4", "loop.checkpoint_every=4", "loop.pictures=0"),
+        *("loop.validate_every=4", "loop.checkpoint_every=4"),
     ]
     assert lab.train("smoke_coarse", f"{name}_whole", *overrides) == 0
     with monkeypatch.context() as patch:
@@ -101,15 +112,15 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_and_forgets_what_it_logge
 
 
 def test_resume_never_and_from_another_run(lab, vae, coarse, capsys):
-    overrides = [f"vae={vae}", "loop.log_every=1", "loop.pictures=0"]
+    overrides = [f"vae={vae}", "loop.log_every=1"]
     assert lab.train("smoke_coarse", "coarse", *overrides, "resume=never") == 2
     assert "resume: never, but" in capsys.readouterr().err
     # Another run goes on from there: its first own step is the 61st.
     source = f"resume={lab.folder / 'coarse'}"
     assert lab.train("smoke_coarse", "continued", *overrides, source, "loop.steps=62") == 0
     assert set(lab.logged("continued")) == {61, 62}
-    assert lab.train("smoke_coarse", "nothing", *overrides, "resume=/nowhere.pt") == 2
-    assert "/nowhere.pt: no such checkpoint" in capsys.readouterr().err
+    assert lab.train("smoke_coarse", "nothing", *overrides, "resume=/nowhere") == 2
+    assert "/nowhere: no such checkpoint" in capsys.readouterr().err
 
 
 def test_a_slurm_job_is_put_back_into_the_queue(lab, vae, tmp_path, monkeypatch):
@@ -133,19 +144,41 @@ def test_a_slurm_job_is_put_back_into_the_queue(lab, vae, tmp_path, monkeypatch)
     assert not note.exists()
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
-    for step in (1, 2):
-        checkpoints.save(tmp_path / "checkpoints", step, {"step": step}, keep=2)
-    path = tmp_path / "checkpoints" / "step_00000002.pt"
-    path.write_bytes(path.read_bytes()[:100])
-    assert checkpoints.find(tmp_path) == {"step": 1}
-    assert path.name in caplog.text
-    with pytest.raises(WeightsError, match="not readable"):
-        checkpoints.find(tmp_path, 2)
-    with pytest.raises(WeightsError, match="no checkpoint of step 7; it holds 1, 2"):
-        checkpoints.find(tmp_path, 7)
-    checkpoints.save(tmp_path / "checkpoints", 3, {"step": 3}, keep=2)
-    assert [p.name for p in checkpoints.listed(tmp_path / "checkpoints")] == ["step_00000003.pt", path.name]
+def test_a_damaged_checkpoint_is_skipped_and_few_are_kept(lab, vae, caplog, capsys):
+    overrides = [
+        f"vae={vae}",
+        "diffusion_loss.prior_only_steps=9",
+        "loop.checkpoint_every=1",
+        "loop.validate_every=100",
+    ]
+    assert lab.train("smoke_coarse", "damaged", *overrides, "loop.steps=3") == 0
+    run = lab.folder / "damaged"
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step_00000003", "step_00000002"]
+    with pytest.raises(WeightsError, match="no checkpoint of step 7; it holds 2, 3"):
+        find_checkpoint(run, 7)
+    (shard,) = (run / "checkpoints" / "step_00000003").glob("*.distcp")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert find_checkpoint(run).name == "step_00000002"
+    assert "step_00000003: damaged checkpoint" in caplog.text
+    with pytest.raises(WeightsError, match="missing or truncated"):
+        find_checkpoint(run, 3)
+    # An interrupted write leaves no checkpoint behind, and the run continues from the intact one.
+    (run / "checkpoints" / ".step_00000003.part").mkdir()
+    assert lab.train("smoke_coarse", "damaged", *overrides, "loop.steps=4") == 0
+    assert find_checkpoint(run).name == "step_00000004"
+    assert not list((run / "checkpoints").glob(".*"))
+    (run / "checkpoints" / "step_00000004" / "rank_0.pt").write_bytes(b"")
+    assert find_checkpoint(run).name == "step_00000003"
+    assert lab.train("smoke_coarse", "wider", *overrides, f"resume={run}", "model.denoiser.width=96") == 2
+    assert "has shape" in capsys.readouterr().err
+
+
+def test_checkpoints_of_an_earlier_version_are_refused(lab, vae, capsys):
+    folder = lab.folder / "old" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "step_00000010.pt").write_bytes(b"")
+    assert lab.train("smoke_coarse", "old", f"vae={vae}") == 2
+    assert "holds checkpoints of an earlier version" in capsys.readouterr().err
 
 
 def test_random_states_come_back(tmp_path):

@@ -6,7 +6,8 @@ import yaml
 
 from ocdit_core.config import build
 from ocdit_core.errors import ConfigError
-from ocdit_core.training.diffusion import DiffusionStage
+from ocdit_core.training.checkpoints import find_checkpoint, read_weights
+from ocdit_core.training.diffusion_stage import DiffusionStage
 from ocdit_core.training.loop import learning_rate_factor
 from ocdit_core.training.settings import LoopSettings, TrainSettings
 
@@ -22,7 +23,7 @@ from ocdit_core.training.settings import LoopSettings, TrainSettings
         (["stage=diffusion"], "'diffusion' is not one of 'vae', 'coarse', 'refine'"),
         (["stage=refine"], "'coarse' does not train the stage refine"),
         (["data.kind=pictures"], "data.kind: 'pictures' is not one of 'synthetic', 'bop'"),
-        (["model.image_size=[64, 64]"], "model.image_size: [64, 64], but the data's pictures are [64, 96]"),
+        (["model.image_size=[64, 64]"], "model.image_size: [64, 64], but the data's images are [64, 96]"),
         (["data.sample.objects=5"], "4 positions are too few for the 5 objects"),
         (["diffusion_loss.positions=random"], "is not one of 'first', 'random_interval'"),
         (["diffusion_loss.max_targets=1"], "diffusion_loss.max_targets: 1 is below min_targets, 2"),
@@ -33,7 +34,7 @@ from ocdit_core.training.settings import LoopSettings, TrainSettings
         (["vae=/nowhere"], "no such file"),
         (["loop.device=tpu7"], "is not a device"),
         (["data.bank=/nowhere"], "/nowhere"),
-        (["model.vae.latent_channels=4"], "holds another VAE"),
+        (["model.vae.latent_channels=4"], "holds a VAE of another configuration"),
     ],
 )
 def test_mistakes_get_one_line(lab, vae, capsys, overrides, message):
@@ -88,29 +89,49 @@ def test_a_dry_run_tells_what_a_run_costs_and_writes_nothing(lab, vae, capsys):
         "run         60 steps of 4 groups on 1 process (cpu): about",
     ):
         assert line in out
-    for word in ("step ", "data ", "network ", "optimiser ", "memory ", "validation ", "iou ", "checkpoint "):
+    for word in ("step ", "data ", "network ", "memory ", "validation ", "iou ", "checkpoint "):
         assert word in out
     assert not (lab.folder / "dry").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_batch_and_the_weights(lab, vae, capsys, monkeypatch):
+def spoil_loss(monkeypatch, steps):
+    """Make the loss of some steps infinite."""
     original = DiffusionStage.loss
 
     def loss(self, batch, step):
         value, parts = original(self, batch, step)
-        return value * (torch.inf if step == 2 else 1), parts
+        return value * (torch.inf if step in steps else 1), parts
 
     monkeypatch.setattr(DiffusionStage, "loss", loss)
-    assert lab.train("smoke_coarse", "broken", f"vae={vae}", "loop.checkpoint_every=1") == 2
-    assert "step 2: the loss (inf) or its gradient is not finite" in capsys.readouterr().err
-    left = torch.load(lab.folder / "broken" / "nan_batch_2.pt", weights_only=True)
-    assert left["step"] == 2
+
+
+def test_a_step_whose_loss_is_not_finite_is_skipped(lab, vae, monkeypatch):
+    spoil_loss(monkeypatch, {1})
+    overrides = [f"vae={vae}", "loop.checkpoint_every=1", "loop.log_every=1", "loop.ema_decay=0"]
+    overrides += ["diffusion_loss.prior_only_steps=9", "loop.validate_every=100"]
+    assert lab.train("smoke_coarse", "first", *overrides, "loop.steps=1") == 0
+    before = read_weights(find_checkpoint(lab.folder / "first"))
+    # With nothing but skipped steps since the last log line a run ends: three steps a line.
+    overrides[2] = "loop.log_every=3"
+    assert lab.train("smoke_coarse", "spoilt", *overrides, "loop.steps=3") == 0
+    skipped, third = (read_weights(find_checkpoint(lab.folder / "spoilt", step)) for step in (2, 3))
+    for name, value in before.items():
+        if value.is_floating_point():  # not the count of batches
+            assert torch.equal(value, skipped[name]), name
+    assert any(not torch.equal(value, third[name]) for name, value in before.items())
+    assert lab.logged("spoilt", "train/skipped_steps") == {3: 1}
+    assert all(torch.tensor(loss).isfinite() for loss in lab.logged("spoilt").values())
+
+
+def test_a_loss_that_stays_infinite_ends_the_run_and_leaves_the_batch_and_the_weights(lab, vae, capsys, monkeypatch):
+    spoil_loss(monkeypatch, range(2, 99))
+    overrides = [f"vae={vae}", "loop.log_every=2", "diffusion_loss.prior_only_steps=9"]
+    assert lab.train("smoke_coarse", "broken", *overrides) == 2
+    assert "step 4: the loss or its gradient has not been finite" in capsys.readouterr().err
+    left = torch.load(lab.folder / "broken" / "nan_batch_4.pt", weights_only=True)
     assert left["batches"][0]["images"].shape == (2, 2, 3, 64, 96)
-    # The weights that met the batch, not ones that the step has spoilt.
-    assert all(value.isfinite().all() for value in left["model"].values() if value.is_floating_point())
-    checkpoint = torch.load(lab.folder / "broken" / "checkpoints" / "step_00000002.pt", weights_only=True)
-    weights = {name: value for name, value in checkpoint["model"].items() if "standardise" not in name}
-    assert all(torch.equal(value, left["model"][name]) for name, value in weights.items())
+    weights = read_weights(find_checkpoint(lab.folder / "broken", 4), averaged=False)
+    assert all(value.isfinite().all() for value in weights.values() if value.is_floating_point())
 
 
 def test_learning_rate_warms_up_and_falls_along_a_cosine():

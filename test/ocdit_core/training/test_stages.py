@@ -10,12 +10,11 @@ from ocdit_core.cli import main
 from ocdit_core.errors import WeightsError
 from ocdit_core.models.checkpoints import read_weights
 from ocdit_core.models.ocdit import OCDiT
-from ocdit_core.training.data import TrainingData
-from ocdit_core.training.diffusion import DiffusionStage, choose_targets
-from ocdit_core.training.initialise import start_from
-from ocdit_core.training.randomness import SampleRandom, step_generator
+from ocdit_core.training.data import SampleRandom, TrainingData, step_generator
+from ocdit_core.training.diffusion_stage import DiffusionStage, choose_targets
+from ocdit_core.training.export import start_from
 from ocdit_core.training.settings import DiffusionLossSettings
-from ocdit_core.training.vae import move_masks, random_affine
+from ocdit_core.training.vae_stage import random_affine, warp_masks
 
 CONFIGS = Path(__file__).parents[3] / "config" / "train"
 
@@ -46,10 +45,25 @@ def test_a_run_logs_figures_by_noise_level_and_pictures(lab, coarse):
     scalars = set(events.Tags()["scalars"])
     assert {"train/loss", "train/prior", "train/diffusion", "train/gradient_norm", "train/learning_rate"} <= scalars
     assert {"train/groups_per_second", "train/memory_gib", "train/data_wait_share"} <= scalars
-    assert {"validation/iou", "validation/ap", "validation/false_masks", "validation/prior_iou"} <= scalars
+    assert {f"validation/{name}" for name in ("iou", "recall50", "false_masks", "prior_iou")} <= scalars
     assert sum(name.startswith("train/error_sigma_") for name in scalars) >= 4
     assert events.Tags()["histograms"] == ["train/log10_sigma"]
-    assert set(events.Tags()["images"]) == {f"validation/{kind}_{i}" for kind in ("masks", "denoising") for i in (0, 1)}
+    assert set(events.Tags()["images"]) == {
+        f"validation/{kind}_{i}" for kind in ("masks", "denoising") for i in range(4)
+    }
+
+
+def test_a_run_logs_to_weights_and_biases_without_a_network(lab, vae, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    overrides = [f"vae={vae}", "diffusion_loss.prior_only_steps=9", "loop.log_every=2", "loop.validate_every=4"]
+    assert lab.train("smoke_coarse", "wandb_run", *overrides, "loop.steps=4", "loop.wandb=ocdit") == 0
+    (folder,) = (lab.folder / "wandb_run" / "wandb").glob("offline-run-*")
+    (file,) = folder.glob("*.wandb")
+    content = file.read_bytes()
+    for name in (b"train/loss", b"validation/iou", b"learning_rate"):
+        assert name in content
+    assert len(list(folder.rglob("masks_*.png"))) == 4
 
 
 def test_refine_stage_starts_from_coarse_weights_with_interpolated_positions(lab, coarse):
@@ -188,7 +202,7 @@ def test_augmented_masks_stay_binary_and_move():
     mask = torch.zeros(1, 32, 48)
     mask[:, 10:20, 10:30] = 1
     generator = torch.Generator().manual_seed(0)
-    moved = move_masks(mask.expand(50, -1, -1), random_affine(50, 48 / 32, generator))
+    moved = warp_masks(mask.expand(50, -1, -1), random_affine(50, 48 / 32, generator))
     assert set(moved.unique().tolist()) <= {0.0, 1.0}
     assert (moved != mask).any(2).any(1).float().mean() > 0.9
     assert moved.sum((1, 2)).mean() == pytest.approx(mask.sum().item(), rel=0.5)

@@ -1,84 +1,83 @@
-"""Stage 1: the mask VAE (paper A.2)."""
+"""Training of the mask VAE (paper A.2)."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
 from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAE
-from ocdit_core.training.metrics import MaskResult, mask_results, masked_mean
-from ocdit_core.training.pictures import denoising_strip
-from ocdit_core.training.randomness import SampleRandom
+from ocdit_core.training.data import Batch, SampleRandom
 from ocdit_core.training.settings import TrainSettings
-from ocdit_core.training.stage import Batch, Picture
+from ocdit_core.training.validation import MaskResult, denoising_strip, mask_results
+
+_KL_WEIGHT = 1e-3  # beta
 
 
 class VAEStage:
-    """ELBO on the masks of the scenes."""
+    """The ELBO on the masks of the images."""
 
     def __init__(self, settings: TrainSettings):
-        self.settings, self.seed = settings.vae_loss, settings.loop.seed
+        self.seed = settings.loop.seed
         self.model = MaskVAE(settings.model.vae, settings.model.sigma_data)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the negative ELBO of the masks that show something; see `Stage.loss`."""
+        """Return the negative ELBO of the masks that are not empty, and values to log; see `Stage.loss`."""
         scenes, objects, height, width = batch["masks"].shape[1:]
         random = SampleRandom(self.seed, batch["number"], batch["masks"].device)
-        masks = batch["masks"].flatten(0, 2).float()
-        if self.settings.augment:
-            matrices = random.each(lambda g: random_affine(scenes * objects, width / height, g)).flatten(0, 1)
-            masks = move_masks(masks, matrices)
+        # Random flips and affine maps (paper A.2).
+        matrices = random.each(lambda g: random_affine(scenes * objects, width / height, g)).flatten(0, 1)
+        masks = warp_masks(batch["masks"].flatten(0, 2).float(), matrices)
         grid = (height // DOWNSAMPLING, width // DOWNSAMPLING)
         noise = random.normal(scenes * objects, self.model.config.latent_channels, *grid).flatten(0, 1)
         reconstruction, kl = self.model.elbo_terms(masks, noise)
         shown = batch["present"].flatten()
         reconstruction, kl = masked_mean(reconstruction.float(), shown), masked_mean(kl.float(), shown)
         parts = {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
-        return reconstruction + self.settings.beta * kl, parts
+        return reconstruction + _KL_WEIGHT * kl, parts
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> list[MaskResult]:
-        """Return how well each mask that shows something comes back."""
+        """Return the result for each mask that is not empty."""
         masks = _shown(batch)
         present = torch.ones(len(masks), dtype=torch.bool)
         return mask_results(self.model.decode(self.model.encode(masks)).float(), masks > 0.5, present)
 
     @torch.no_grad()
-    def pictures(self, batch: Batch, count: int) -> list[Picture]:
-        """Draw the scenes' masks and what comes back of them."""
+    def draw(self, batch: Batch, count: int) -> dict[str, np.ndarray]:
+        """Draw the reconstructions and the masks of the first images of a batch; see `Stage.draw`."""
         images = rearrange(batch["images"], "g s c h w -> (g s) h w c")[:count].cpu().numpy()
         masks = rearrange(batch["masks"], "g s o h w -> (g s) o h w")[:count].float()
         decoded = self.model.decode(self.model.encode(masks.flatten(0, 1))).unflatten(0, masks.shape[:2])
         pairs = zip(images, masks.cpu().numpy(), decoded[:, None].float().cpu().numpy(), strict=True)
-        return [
-            Picture(name=f"reconstruction_{i}", pixels=denoising_strip(image, truth, found))
-            for i, (image, truth, found) in enumerate(pairs)
-        ]
+        return {
+            f"reconstruction_{i}": denoising_strip(image, truth, found) for i, (image, truth, found) in enumerate(pairs)
+        }
 
     @torch.no_grad()
     def finish(self, batches: list[Batch]) -> None:
-        """Measure the latents' mean and deviation, which the exported VAE standardises by."""
+        """Measure the mean and standard deviation of the latents, by which the exported VAE standardises them."""
         if not batches:
             return
         latents = torch.cat([self.model.encoder(_shown(batch)[:, None])[0].float() for batch in batches])
-        # One pair of numbers for all channels would leave the quiet ones below sigma_data.
+        # Per channel: a common value would leave channels of low variance below sigma_data.
         self.model.latent_mean.copy_(latents.mean((0, 2, 3))[:, None, None])
         self.model.latent_std.copy_(latents.std((0, 2, 3)).clamp(min=1e-3)[:, None, None])
 
 
 def _shown(batch: Batch) -> Tensor:
-    """All masks of a batch that show something: (N, H, W) float."""
+    """Return all masks of a batch that are not empty: (N, H, W) float."""
     masks = batch["masks"].flatten(0, 2).float()
     shown = masks[batch["present"].flatten()]
     return shown if len(shown) else masks[:1]
 
 
 def random_affine(count: int, aspect: float, generator: torch.Generator | None = None) -> Tensor:
-    """Draw flips, rotations, scales, shifts and shears: (count, 2, 3), for pictures of aspect = width / height."""
+    """Draw affine maps (count, 2, 3): flips, rotations, scales, shifts and shears; aspect is width / height."""
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator) * 2 - 1
@@ -98,9 +97,22 @@ def random_affine(count: int, aspect: float, generator: torch.Generator | None =
     )
 
 
-def move_masks(masks: Tensor, matrices: Tensor) -> Tensor:
-    """Return masks (N, H, W) moved by affine maps (N, 2, 3), still 0 or 1."""
+def warp_masks(masks: Tensor, matrices: Tensor) -> Tensor:
+    """Warp masks (N, H, W) by affine maps (N, 2, 3); the results are 0 or 1."""
     count, height, width = masks.shape
     grid = F.affine_grid(matrices.to(masks), [count, 1, height, width], align_corners=False)
     moved = F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
     return (moved > 0.5).float()
+
+
+def masked_mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Return this process's share of the mean of the chosen values (N,) over all processes.
+
+    Processes have different numbers of chosen values; the mean of the results over the processes is the mean of all.
+    """
+    total, count = (values * chosen).sum(), chosen.sum().to(values.dtype)
+    world = 1
+    if torch.distributed.is_initialized():
+        world = torch.distributed.get_world_size()
+        torch.distributed.all_reduce(count)
+    return world * total / count.clamp(min=1)

@@ -1,9 +1,13 @@
-"""Stages 2 and 3: the denoiser, coarse or refine, and with it the matching prior and a backbone that learns."""
+"""Training of the denoiser (stages coarse and refine), with the matching prior and a backbone that is not frozen."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -18,20 +22,18 @@ from ocdit_core.models.embeddings import training_positions
 from ocdit_core.models.mask_vae import DOWNSAMPLING
 from ocdit_core.models.matching_prior import SUBCELL, PriorMaps
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures, occupancy
-from ocdit_core.training.feature_cache import FeatureCache
-from ocdit_core.training.initialise import load_vae, start_from
-from ocdit_core.training.metrics import MaskResult, mask_results
-from ocdit_core.training.pictures import denoising_strip, mask_sheet
-from ocdit_core.training.randomness import SampleRandom, step_generator
+from ocdit_core.training.data import Batch, SampleRandom, step_generator
+from ocdit_core.training.export import load_vae, start_from
 from ocdit_core.training.settings import DiffusionLossSettings, TrainSettings
-from ocdit_core.training.stage import Batch, Picture
+from ocdit_core.training.validation import MaskResult, denoising_strip, mask_results, mask_sheet
 
-# Validation takes one evaluation.
-_POSTERIOR_MEAN = SamplerConfig(steps=0)
+_POSTERIOR_MEAN = SamplerConfig(steps=0)  # validation takes one evaluation
+_PROJECTION_WEIGHT, _PRESENCE_WEIGHT = 0.5, 0.03  # losses of denoiser.representation
+_COMPETITION_WEIGHT, _DRAFT_WEIGHT, _DRAFT_PRESENCE_WEIGHT = 0.1, 0.3, 0.2  # losses of the matching prior
 
 
 class DiffusionStage:
-    """Eq. (6) on the latents of the masks, and the matching prior's own losses."""
+    """The loss of eq. (6) on the latents of the masks, and the matching prior's own losses."""
 
     def __init__(self, settings: TrainSettings):
         self.settings, self.seed = settings.diffusion_loss, settings.loop.seed
@@ -46,11 +48,11 @@ class DiffusionStage:
         self.cache: FeatureCache | None = None
         if settings.loop.feature_cache_mb:
             if not settings.model.backbone.frozen:
-                raise ConfigError("loop.feature_cache_mb: only a frozen backbone's features can be kept")
+                raise ConfigError("loop.feature_cache_mb: only a frozen backbone's features can be cached")
             self.cache = FeatureCache(settings.loop.feature_cache_mb)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a batch, over a random number of its target objects; see `Stage.loss`."""
+        """Return the loss of a batch over a random number of its objects, and values to log; see `Stage.loss`."""
         random = SampleRandom(self.seed, batch["number"], batch["images"].device)
         batch = choose_targets(batch, random, step_generator(self.seed, step), self.settings)
         masks = rearrange(batch["masks"], "g s o h w -> (g s) o h w").float()
@@ -63,7 +65,7 @@ class DiffusionStage:
         if step < self.settings.prior_only_steps and self.model.prior is not None:
             maps = self.model.prior(image.descriptors, templates.descriptors)
             loss = prior_loss(maps, masks, target[:, 0], present)
-            return self.settings.prior_weight * loss, {"prior": loss.detach()}
+            return loss, {"prior": loss.detach()}
 
         targets = self.model.encode_targets(templates, *self._positions(batch, random))
         conditioning = self.model.condition(image, targets)
@@ -71,7 +73,7 @@ class DiffusionStage:
         if conditioning.prior is not None:
             loss = prior_loss(conditioning.prior, masks, target[:, 0], present)
             parts["prior"] = loss.detach()
-            total = total + self.settings.prior_weight * loss
+            total = total + loss
 
         scenes, draws = batch["images"].shape[1], self.settings.noise_draws
         # One noise level for all objects of a sample.
@@ -82,9 +84,9 @@ class DiffusionStage:
         clean = self.presence(batch, masks)
         found = self.model.denoiser(noisy, sigma, conditioning, self._noisy(clean, sigma, random))
         denoised = found.latents
-        for name, loss in self._representation_losses(found, clean, sigma, image, masks).items():
+        for name, factor, loss in self._representation_losses(found, clean, sigma, image, masks):
             parts[name] = loss.detach()
-            total = total + getattr(self.settings, f"{name}_weight") * loss
+            total = total + factor * loss
         weight = self.model.denoiser.preconditioning.loss_weight(level)
         uncertainty = torch.zeros_like(level)
         if self.settings.uncertainty:
@@ -96,7 +98,7 @@ class DiffusionStage:
 
     @torch.no_grad()
     def presence(self, batch: Batch, masks: Tensor) -> Tensor | None:
-        """Return what the presence tokens stand for, standardised, (B, O, C): zero for a target that is not there."""
+        """Return the clean presence tokens (B, O, C): standardised global features, zero for an absent target."""
         token = self.model.denoiser.presence
         if token is None:
             return None
@@ -108,7 +110,7 @@ class DiffusionStage:
 
     @staticmethod
     def _noisy(clean: Tensor | None, sigma: Tensor, random: SampleRandom) -> Tensor | None:
-        """(B, O, C) with noise of each level (B, E) -> (B, E, O, C)."""
+        """Add noise of each level (B, E) to (B, O, C) -> (B, E, O, C)."""
         if clean is None:
             return None
         noise = random.normal(len(clean) // len(random), sigma.shape[1], *clean.shape[1:]).flatten(0, 1)
@@ -116,20 +118,20 @@ class DiffusionStage:
 
     def _representation_losses(
         self, found: Denoised, clean: Tensor | None, sigma: Tensor, image: ImageFeatures, masks: Tensor
-    ) -> dict[str, Tensor]:
-        """The losses of the parts of models/representation.py that the model has."""
-        denoiser, losses = self.model.denoiser, {}
+    ) -> list[tuple[str, float, Tensor]]:
+        """Return name, weight and loss of the parts of models/representation.py that the model has."""
+        denoiser, losses = self.model.denoiser, []
         if denoiser.projection is not None and found.middle is not None:
-            losses["projection"] = denoiser.projection.loss(
-                found.middle, image.features, occupancy(masks, DOWNSAMPLING)
-            )
+            loss = denoiser.projection.loss(found.middle, image.features, occupancy(masks, DOWNSAMPLING))
+            losses.append(("projection", _PROJECTION_WEIGHT, loss))
         if denoiser.presence is not None and found.presence is not None and clean is not None:
             weight = denoiser.presence.preconditioning.loss_weight(sigma)[:, :, None, None]
-            losses["presence"] = (weight * (found.presence.float() - clean[:, None]) ** 2).mean()
+            loss = (weight * (found.presence.float() - clean[:, None]) ** 2).mean()
+            losses.append(("presence", _PRESENCE_WEIGHT, loss))
         return losses
 
     def _positions(self, batch: Batch, random: SampleRandom) -> tuple[Tensor, Tensor]:
-        """The learned positions of each sample's objects and views: (B, O) and (B, V)."""
+        """Return indices of the learned positions of each sample's objects (B, O) and templates (B, V)."""
         (scenes, objects), views = batch["masks"].shape[1:3], batch["templates"].shape[2]
         config = self.model.config.denoiser
         return (
@@ -142,10 +144,9 @@ class DiffusionStage:
         )
 
     def encode(self, batch: Batch) -> tuple[ImageFeatures, TemplateFeatures]:
-        """Return the features of all scenes of a batch, and of each scene's templates: computed once for a group."""
+        """Return the features of all images of a batch, and of each image's templates, computed once per episode."""
         scenes = batch["images"].shape[1]
         images = rearrange(batch["images"], "g s c h w -> (g s) c h w").float() / 255
-        # Nothing to learn in a frozen backbone, but the prior's projections of its features do learn.
         image, templates = self.model.encode_image(images), self._encode_templates(batch)
         return image, TemplateFeatures(
             features=templates.features.repeat_interleave(scenes, 0),
@@ -170,10 +171,10 @@ class DiffusionStage:
 
     @torch.no_grad()
     def _predict(self, batch: Batch) -> tuple[Tensor, Conditioning, Tensor]:
-        """Probabilities (B, O, H, W) of the posterior mean, and what they were made from."""
+        """Return the probabilities (B, O, H, W) of the posterior mean, the conditioning and the initial noise."""
         image, templates = self.encode(batch)
         conditioning = self.model.condition(image, self.model.encode_targets(templates))
-        # Fixed noise: validations differ by the weights alone.
+        # Fixed noise: validations differ in the weights alone.
         generator = torch.Generator().manual_seed(0)
         groups, scenes, objects = batch["masks"].shape[:3]
         shape = (groups * scenes, 1, objects, self.model.config.vae.latent_channels, *conditioning.grid)
@@ -186,7 +187,7 @@ class DiffusionStage:
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> list[MaskResult]:
-        """Return what becomes of each target in each scene; posterior mean, threshold 0.5."""
+        """Return the result for each target in each image: posterior mean, threshold 0.5."""
         probabilities, conditioning, _ = self._predict(batch)
         masks = rearrange(batch["masks"], "g s o h w -> (g s) o h w") > 0
         prior_iou = None
@@ -197,8 +198,8 @@ class DiffusionStage:
         return mask_results(probabilities.flatten(0, 1), masks.flatten(0, 1), present, prior_iou)
 
     @torch.no_grad()
-    def pictures(self, batch: Batch, count: int) -> list[Picture]:
-        """Draw the first scenes of a batch: targets, masks, and how the paper's sampler comes to them."""
+    def draw(self, batch: Batch, count: int) -> dict[str, np.ndarray]:
+        """Draw templates, masks and the sampler's steps for the first images of a batch; see `Stage.draw`."""
         scenes = batch["images"].shape[1]
         groups = min(-(-count // scenes), len(batch["images"]))
         batch = {name: value[:groups] for name, value in batch.items()}
@@ -211,28 +212,26 @@ class DiffusionStage:
             return steps[-1]
 
         sample(recorded, noise, SamplerConfig(steps=5))
-        # Every other evaluation belongs to a step's correction.
+        # Every second evaluation is a correction of Heun's method.
         strips = torch.stack([self.model.decode_masks(latents)[:, 0] for latents in steps[::2]], dim=1)
         images = rearrange(batch["images"], "g s c h w -> (g s) h w c").cpu().numpy()
         truth = rearrange(batch["masks"], "g s o h w -> (g s) o h w").cpu().numpy()
         templates = rearrange(batch["templates"][:, :, 0], "g o c h w -> g o h w c").cpu().numpy()
-        drawn = []
+        drawn = {}
         for i, image in enumerate(images[:count]):
             found = probabilities[i].cpu().numpy()
-            sheet = mask_sheet(image, templates[i // scenes], truth[i], found)
-            drawn.append(Picture(name=f"masks_{i}", pixels=sheet))
-            strip = denoising_strip(image, truth[i], strips[i].float().cpu().numpy())
-            drawn.append(Picture(name=f"denoising_{i}", pixels=strip))
+            drawn[f"masks_{i}"] = mask_sheet(image, templates[i // scenes], truth[i], found)
+            drawn[f"denoising_{i}"] = denoising_strip(image, truth[i], strips[i].float().cpu().numpy())
         return drawn
 
     def finish(self, batches: list[Batch]) -> None:
-        """Complete the model for export: there is nothing to add."""
+        """Complete the model for export: nothing to do."""
 
 
 def choose_targets(
     batch: Batch, random: SampleRandom, shared: torch.Generator, settings: DiffusionLossSettings
 ) -> Batch:
-    """Return the batch with a random number of target objects, the same for all of a step, others in each group."""
+    """Return the batch with a random subset of its objects: of one size in a step, different in each episode."""
     objects = batch["masks"].shape[2]
     most = min(settings.max_targets or objects, objects)
     count = int(torch.randint(min(settings.min_targets, most), most + 1, (), generator=shared))
@@ -261,10 +260,60 @@ def prior_loss(maps: PriorMaps, masks: Tensor, latents: Tensor, present: Tensor)
     covered = occupancy(masks, DOWNSAMPLING)
     background = (1 - covered.sum(1, keepdim=True)).clamp(min=0)
     competition = -(maps.log_assignment * torch.cat([covered, background], dim=1)[:, None]).sum(2).mean()
-    loss = read_out + 0.1 * competition
+    loss = read_out + _COMPETITION_WEIGHT * competition
     if maps.draft is None or maps.presence is None:
         return loss
     # Over sigma_data squared, as the denoiser's loss at high noise levels.
     draft = (maps.draft.float() - latents).square().mean() / 0.25
     presence = F.binary_cross_entropy_with_logits(maps.presence.float(), present.float())
-    return loss + 0.3 * draft + 0.2 * presence
+    return loss + _DRAFT_WEIGHT * draft + _DRAFT_PRESENCE_WEIGHT * presence
+
+
+class FeatureCache:
+    """LRU cache of a frozen backbone's features, by the pixels of the templates.
+
+    Recoloured or augmented templates never hit, but the result is always that of the backbone.
+
+    Args:
+        limit_mb: memory for features in MiB.
+    """
+
+    def __init__(self, limit_mb: int):
+        self._limit = limit_mb << 20
+        self._features: OrderedDict[bytes, tuple[Tensor, ...]] = OrderedDict()
+        self.bytes = self.hits = self.misses = 0
+
+    @torch.no_grad()
+    def features(self, views: Tensor, backbone: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Return the backbone's outputs, each (N, ...), for (N, 3, h, w) uint8 templates.
+
+        Args:
+            views: templates; on a GPU, hashing them waits for the device.
+            backbone: maps (M, 3, h, w) in [0, 1] to tensors (M, ...).
+        """
+        keys = [hashlib.blake2b(view.tobytes(), digest_size=16).digest() for view in views.cpu().numpy()]
+        wanted = dict.fromkeys(keys)
+        missing = {key: keys.index(key) for key in wanted if key not in self._features}
+        self.hits += len(keys) - len(missing)
+        self.misses += len(missing)
+        found = {key: self._features[key] for key in wanted if key not in missing}
+        if missing:
+            outputs = backbone(views[list(missing.values())].float() / 255)
+            for i, key in enumerate(missing):
+                # A slice would keep the whole batch in memory.
+                found[key] = tuple(output[i].clone() for output in outputs)
+        for key, tensors in found.items():
+            self._keep(key, tensors)
+        return tuple(torch.stack(parts) for parts in zip(*(found[key] for key in keys), strict=True))
+
+    def _keep(self, key: bytes, tensors: tuple[Tensor, ...]) -> None:
+        if key not in self._features:
+            self.bytes += _bytes(tensors)
+        self._features[key] = tensors
+        self._features.move_to_end(key)
+        while self.bytes > self._limit and len(self._features) > 1:
+            self.bytes -= _bytes(self._features.popitem(last=False)[1])
+
+
+def _bytes(tensors: tuple[Tensor, ...]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
