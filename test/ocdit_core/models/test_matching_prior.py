@@ -83,11 +83,11 @@ def test_a_denoiser_that_adds_nothing_returns_the_draft_at_high_noise(model):
     draft = conditioning.draft
     assert draft.shape == (1, 2, 3, 4, 2, 3)
     noisy = 80 * torch.randn(1, 4, *draft.shape[2:])  # two members each
-    found = model.denoiser(noisy, torch.full((1, 1), 80.0), conditioning)
+    found = model.denoiser(noisy, torch.full((1, 1), 80.0), conditioning).latents
     torch.testing.assert_close(found, draft.repeat_interleave(2, dim=1), atol=0.02, rtol=0)
     # Next to no noise: the input itself.
     torch.testing.assert_close(
-        model.denoiser(draft, torch.full((1, 1), 1e-3), conditioning), draft, atol=1e-4, rtol=1e-4
+        model.denoiser(draft, torch.full((1, 1), 1e-3), conditioning).latents, draft, atol=1e-4, rtol=1e-4
     )
 
 
