@@ -1,4 +1,4 @@
-"""The coarse stage (paper 3.4, 4.2): probabilities of all targets in whole images, crops and tiles."""
+"""The coarse stage (paper 3.4, 4.2): probabilities of all targets in whole images and crops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ocdit_core.inference.crops import Crop, CropMean, augmentation_crops, full_crop, guided_crop, tiles
+from ocdit_core.inference.crops import Crop, CropMean, augmentation_crops, full_crop, guided_crop
 from ocdit_core.inference.network import Network
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.models.ocdit import TargetSet
@@ -50,18 +50,14 @@ class CoarseStage:
                 self._add(guided, runs)
         return [mean.result() for mean, _, _ in jobs]
 
-    def segment_tiles(self, image: np.ndarray, runs: Sequence[TargetSet]) -> list[tuple[Crop, np.ndarray]]:
-        """Return the tiles of an image, each with the probabilities (O, height, width) float32 of all runs' objects."""
-        input_size = self._settings.tiles.image_size or self._input_size
-        crops = tiles(_size(image), input_size, self._settings.tiles.grid)
-        if not crops:
-            return []
-        features = self._network.encode(np.stack([crop.forward(image) for crop in crops]))
-        runs_of_tiles = [self._network.generate(features, run, len(crops))[0] for run in runs]
-        return [
-            (crop, np.stack([crop.inverse(values) for values in probabilities]))
-            for crop, probabilities in zip(crops, np.concatenate(runs_of_tiles, axis=1), strict=True)
-        ]
+    def match(self, image: np.ndarray, runs: Sequence[TargetSet]) -> np.ndarray | None:
+        """Return the matching prior's probabilities (O, H, W) float32 at `fine_image_size`; None without either."""
+        if self._settings.fine_image_size is None or self._network.model.prior is None:
+            return None
+        crop = full_crop(_size(image), self._settings.fine_image_size)
+        features = self._network.encode(crop.forward(image)[None])
+        masks = [found[0] for run in runs if (found := self._network.match(features, run)) is not None]
+        return np.stack([crop.inverse(mask) for mask in np.concatenate(masks)])
 
     def presence(self, image: np.ndarray, runs: Sequence[TargetSet]) -> np.ndarray:
         """Return the presence scores (O,) float32 of all runs' objects in an image (see `OCDiT.presence_scores`)."""
@@ -78,8 +74,8 @@ class CoarseStage:
         begin = 0
         for run in runs:
             objects = slice(begin, begin + _objects(run))
-            generated = self._network.generate(features, run, len(jobs[0][2]))[0]
-            for (mean, crop), probabilities in zip(places, generated, strict=True):
+            generated, _ = self._network.generate(features, run, len(jobs[0][2]))
+            for (mean, crop), probabilities in zip(places, generated[0], strict=True):
                 mean.add(crop, probabilities, objects)
             begin = objects.stop
 

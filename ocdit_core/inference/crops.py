@@ -1,8 +1,7 @@
-"""Crops of an image: test-time augmentation (paper 3.4, 4.2), tiles, and crops around proposals."""
+"""Crops of an image: test-time augmentation (paper 3.4, 4.2), and crops around proposals."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import cv2
@@ -12,8 +11,6 @@ from ocdit_core.masks import Box, tight_box
 
 # Offsets of test-time crops, as fractions of the free space: the centre and the corners.
 _OFFSETS = ((0.5, 0.5), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
-# Sides of tiles, as a multiple of 1 / grid: neighbours overlap.
-_TILE_SIDE = 1.2
 # Margin of the guided crop, as a fraction of the box, and the fraction of the image from which on it is of no use.
 _GUIDED_MARGIN = 0.1
 _GUIDED_AREA = 0.9
@@ -122,18 +119,6 @@ def guided_crop(probabilities: np.ndarray, input_size: tuple[int, int], threshol
         return None
     box = expand(tight_box(mask), mask.shape, _GUIDED_MARGIN, input_size)
     return None if box[2] * box[3] > _GUIDED_AREA * mask.size else Crop(box=box, input_size=input_size)
-
-
-def tiles(image_size: tuple[int, int], input_size: tuple[int, int], grid: int) -> list[Crop]:
-    """Return overlapping tiles, `grid` along each side, row by row (SAHI: Akyon et al., ICIP 2022)."""
-    if not grid:
-        return []
-    height, width = (math.ceil(whole * min(_TILE_SIDE / grid, 1)) for whole in image_size)
-    tops, lefts = (
-        np.linspace(0, whole - side, grid).round().astype(int).tolist()
-        for whole, side in zip(image_size, (height, width), strict=True)
-    )
-    return [Crop(box=(left, top, width, height), input_size=input_size) for top in tops for left in lefts]
 
 
 def expand(box: Box, image_size: tuple[int, ...], margin: float, input_size: tuple[int, int]) -> Box:

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ocdit_core.diffusion.samplers import sample
 from ocdit_core.inference.settings import InferenceSettings, Precision
 from ocdit_core.models.blocks import MLP, Attention, SplitLinear
 from ocdit_core.models.denoiser import Conditioning, NoiseLevel
+from ocdit_core.models.matching_prior import SUBCELL, PriorMaps
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet, TemplateFeatures
 
 log = logging.getLogger(__name__)
@@ -78,8 +80,8 @@ class Network:
         with self._autocast(self._half):
             return self.model.encode_targets(templates, object_indices)
 
-    def generate(self, image: ImageFeatures, targets: TargetSet, crops: int = 1) -> np.ndarray:
-        """Return the probabilities that the pixels of each crop show each object, averaged over the ensemble.
+    def generate(self, image: ImageFeatures, targets: TargetSet, crops: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Generate masks, averaged over the ensemble and, with `prior_weight`, with the matching prior's own.
 
         The initial noise is that of the seed, the same for all images and all sets of targets: a result does not depend
         on what else is in the batch.
@@ -90,7 +92,8 @@ class Network:
             crops: crops of the same image, which have different noise; W is a multiple of it.
 
         Returns:
-            (B, W, O, h, w) float32.
+            (B, W, O, h, w) float32 probabilities of the pixels showing each object; (B, W, O) float32 probabilities of
+            each object being in a crop at all, 1 for a model that does not estimate them.
         """
         sets, objects = targets.tokens.object_indices.shape
         windows, grid = image.features.shape[0] // sets, image.features.shape[2:]
@@ -108,10 +111,24 @@ class Network:
             latents = sample(denoise, noise, self._settings.sampler, generator)
             lap(f"{self._stage}sampling", self.device)
             members = self._decode(latents.flatten(0, 2)).unflatten(0, latents.shape[:3])
-            mean = rearrange(members, "b (w e) o h w2 -> b w e o h w2", w=windows).mean(2)
-        probabilities: np.ndarray = mean.float().cpu().numpy()
+            mean = rearrange(members, "b (w e) o h w2 -> b w e o h w2", w=windows).mean(2).float()
+        if maps is not None and self._settings.prior_weight:
+            mean = mean.lerp(_masks(maps).unflatten(0, (sets, windows)), self._settings.prior_weight)
+        presence = torch.ones(sets, windows, objects)
+        if maps is not None and maps.presence is not None:
+            presence = maps.presence.float().sigmoid().unflatten(0, (sets, windows))
         lap(f"{self._stage}decoding", self.device)
-        return probabilities
+        return mean.cpu().numpy(), presence.cpu().numpy()
+
+    def match(self, image: ImageFeatures, targets: TargetSet) -> np.ndarray | None:
+        """Return the matching prior's own masks of B crops, one for each set of O objects: (B, O, h, w) float32.
+
+        None for a model without it. Far cheaper than `generate`.
+        """
+        _, maps = self.model.match(image, targets)
+        masks = None if maps is None else _masks(maps).cpu().numpy()
+        lap(f"{self._stage}matching", self.device)
+        return masks
 
     def _level(self, sigma: float) -> NoiseLevel:
         """Return a noise level; it is computed once for all images."""
@@ -162,6 +179,11 @@ class Network:
     def _to_tensor(self, rgb: np.ndarray) -> Tensor:
         """(..., h, w, 3) uint8 -> (..., 3, h, w) in [0, 1]."""
         return torch.from_numpy(np.moveaxis(rgb, -1, -3)).to(self.device).float() / 255
+
+
+def _masks(maps: PriorMaps) -> Tensor:
+    """Return the probabilities (B, O, h, w) of the read-out, at the size of the image."""
+    return F.interpolate(maps.logits.float().sigmoid(), scale_factor=SUBCELL, mode="bilinear", align_corners=False)
 
 
 def _select_sets(conditioning: Conditioning, chosen: slice) -> Conditioning:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from ocdit_core.inference.crops import Crop
 from ocdit_core.inference.results import Instance
 from ocdit_core.inference.settings import InferenceSettings, Score
 from ocdit_core.masks import Box, box_iou, tight_box
@@ -24,9 +23,9 @@ MIN_PART = 0.5
 # Two candidates of one object that overlap by more than this fraction of the smaller mask are one instance. A candidate
 # with more than this fraction of its mask under better candidates is dropped.
 MAX_SHARED = 0.5
-# A tile's proposal with a box IoU of this much with a known one is not new; per object, the best few are kept.
-TILE_BOX_IOU = 0.5
-TILE_PROPOSALS = 2
+# A proposal at the fine size is new if its box IoU with all known ones is lower; per object, the best few are kept.
+SAME_BOX_IOU = 0.5
+MAX_NEW = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,46 +95,24 @@ def propose(
     return proposals
 
 
-def propose_from_tiles(
-    known: Sequence[Candidate],
-    tiles: Sequence[tuple[Crop, np.ndarray]],
-    targets: int,
-    image_size: tuple[int, int],
-    settings: InferenceSettings,
-    *,
-    threshold: float,
-) -> list[Candidate]:
-    """Return proposals of tiles where there are no known ones, the best few of each target.
-
-    Args:
-        known: proposals of the whole image.
-        tiles: tiles with their (O, height, width) probabilities of targets, then distractors.
-        targets: number of targets.
-        image_size: (H, W) in pixels.
-        settings: inference settings.
-        threshold: probability from which a pixel counts.
-    """
-    proposals = []
-    for tile, probabilities in tiles:
-        for one in propose(probabilities, targets, settings, threshold=threshold, exclusive=False):
-            if one.mask.sum() >= min_pixels(image_size):
-                x, y, width, height = one.region
-                region = (tile.box[0] + x, tile.box[1] + y, width, height)
-                proposals.append(dataclasses.replace(one, region=region))
-    boxes = [[one.box for one in known if one.target == target] for target in range(targets)]
-    counts = [0] * targets
+def new_proposals(known: Sequence[Candidate], others: Sequence[Candidate]) -> list[Candidate]:
+    """Return the proposals that overlap no known one of their target, the best few of each target."""
     new: list[Candidate] = []
-    for one in sorted(proposals, key=lambda one: -one.score):
-        same = boxes[one.target]
-        if counts[one.target] < TILE_PROPOSALS and all(box_iou(one.box, box) < TILE_BOX_IOU for box in same):
-            same.append(one.box)
-            counts[one.target] += 1
+    for one in sorted(others, key=lambda one: -one.score):
+        same = [other for other in (*known, *new) if other.target == one.target]
+        fresh = sum(other.target == one.target for other in new) < MAX_NEW
+        if fresh and all(box_iou(one.box, other.box) < SAME_BOX_IOU for other in same):
             new.append(one)
     return new
 
 
 def candidate_in(
-    target: int, region: Box, probabilities: np.ndarray, image_size: tuple[int, int], settings: InferenceSettings
+    target: int,
+    region: Box,
+    probabilities: np.ndarray,
+    presence: float,
+    image_size: tuple[int, int],
+    settings: InferenceSettings,
 ) -> Candidate | None:
     """Return the instance of a target that a crop shows, by the thresholds of the refine stage; None: there is none.
 
@@ -143,6 +120,7 @@ def candidate_in(
         target: index of the target object.
         region: part of the image in pixels.
         probabilities: (height, width) float32 probabilities of the target in the region.
+        presence: probability of the target being in the region at all, a factor of the score.
         image_size: (H, W) in pixels.
         settings: inference settings.
     """
@@ -152,7 +130,7 @@ def candidate_in(
     mask = max(groups, key=lambda group: float(probabilities[group].sum()))
     if mask.sum() < min_pixels(image_size):
         return None
-    confidence = score(probabilities, mask, settings.score, groups)
+    confidence = presence * score(probabilities, mask, settings.score, groups)
     return Candidate(target=target, score=confidence, region=region, probabilities=probabilities, mask=mask)
 
 
@@ -173,6 +151,16 @@ def score(probabilities: np.ndarray, mask: np.ndarray, kind: Score, others: Sequ
         if other is not mask:
             outside -= float(probabilities[other & ~mask].sum())
     return inside / (area + max(outside, 0.0))
+
+
+def calibrated(candidates: Sequence[Candidate], calibration: tuple[float, float] | None) -> list[Candidate]:
+    """Return candidates with calibrated scores, see `InferenceSettings`."""
+    if calibration is None:
+        return list(candidates)
+    scale, offset = calibration
+    scores = np.clip([one.score for one in candidates], 1e-6, 1 - 1e-6)
+    scores = 1 / (1 + np.exp(-scale * np.log(scores / (1 - scores)) - offset))
+    return [dataclasses.replace(one, score=float(new)) for one, new in zip(candidates, scores, strict=True)]
 
 
 def min_pixels(image_size: Sequence[int]) -> float:

@@ -56,10 +56,8 @@ class RefineStage:
         for _ in range(self._settings.refine.rounds):
             boxes, targets = [one.box for one in candidates], [one.target for one in candidates]
             refined = []
-            for before, (region, probabilities) in zip(
-                candidates, self.segment(image, boxes, targets, objects), strict=True
-            ):
-                after = candidate_in(before.target, region, probabilities, image.shape[:2], self._settings)
+            for before, segmented in zip(candidates, self.segment(image, boxes, targets, objects), strict=True):
+                after = candidate_in(before.target, *segmented, image.shape[:2], self._settings)
                 if after is not None:
                     refined.append(dataclasses.replace(after, score=before.score**weight * after.score ** (1 - weight)))
             candidates = refined
@@ -67,8 +65,8 @@ class RefineStage:
 
     def segment(
         self, image: np.ndarray, boxes: Sequence[Box], targets: Sequence[int], objects: TargetSet
-    ) -> list[tuple[Box, np.ndarray]]:
-        """Return for each box the region that its crops cover and the (height, width) float32 probabilities in it.
+    ) -> list[tuple[Box, np.ndarray, float]]:
+        """Return for each box the region of its crops, (height, width) float32 probabilities, and that of presence.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -85,8 +83,11 @@ class RefineStage:
         features = ImageFeatures(
             features=features.features[chosen], descriptors=tuple(part[chosen] for part in features.descriptors)
         )
-        generated = self._network.generate(features, objects.select(torch.as_tensor(targets)), len(crops[0]))
-        return [_mean(own, probabilities) for own, probabilities in zip(crops, generated, strict=True)]
+        found = self._network.generate(features, objects.select(torch.as_tensor(targets)), len(crops[0]))
+        return [
+            (*_mean(own, probabilities), float(presence.mean()))
+            for own, probabilities, presence in zip(crops, *found, strict=True)
+        ]
 
     def _crops(self, box: Box, image_size: tuple[int, ...]) -> list[Crop]:
         """Return the crops around a box."""

@@ -14,7 +14,7 @@ from ocdit_core.images import as_rgb8
 from ocdit_core.inference.coarse import CoarseStage
 from ocdit_core.inference.labelling import LABEL_THRESHOLD, Label, label_regions
 from ocdit_core.inference.network import Network, collect_timings, lap
-from ocdit_core.inference.postprocess import Candidate, propose, propose_from_tiles, resolve, uncertainty_map
+from ocdit_core.inference.postprocess import Candidate, calibrated, new_proposals, propose, resolve, uncertainty_map
 from ocdit_core.inference.refine import RefineStage
 from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.settings import InferenceSettings, find_weights, load_settings, refine_weights
@@ -211,23 +211,21 @@ class Segmenter:
         return [dataclasses.replace(result, timings=dict(seconds)) for result in results]
 
     def _candidates(self, image: np.ndarray, probabilities: np.ndarray, objects: EncodedObjects) -> list[Candidate]:
-        """Return candidates of all targets: proposals of image and tiles, refined where there is a refine stage."""
+        """Return candidates of all targets: proposals, refined where there is a refine stage."""
         settings, targets = self._settings, len(objects.object_ids)
         refine = self._refine if objects.singles is not None else None
         # Similar objects may claim the same pixels: the refine stage tells them apart.
         threshold = settings.mask_threshold if refine is None else settings.refine.proposal_threshold
         candidates = propose(probabilities, targets, settings, threshold=threshold, exclusive=refine is None)
-        lap("proposals")
-        tiles = self._coarse.segment_tiles(image, objects.runs)
-        threshold = settings.mask_threshold if refine is None else settings.tiles.proposal_threshold
-        size = (image.shape[0], image.shape[1])
-        small = propose_from_tiles(candidates, tiles, targets, size, settings, threshold=threshold)
-        lap("proposals")
         if refine is not None and objects.singles is not None:
+            fine = self._coarse.match(image, objects.runs)
+            if fine is not None:
+                small = propose(fine, targets, settings, threshold=threshold, exclusive=False)
+                candidates += new_proposals(candidates, small)
+            lap("proposals")
             candidates = refine.refine(image, candidates, objects.singles)
-            small = refine.refine(image, small, objects.singles)
-        factor = settings.tiles.score_factor
-        return candidates + [dataclasses.replace(one, score=factor * one.score) for one in small]
+        lap("proposals")
+        return calibrated(candidates, settings.calibration)
 
     @torch.inference_mode()
     def label(

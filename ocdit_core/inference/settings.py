@@ -80,29 +80,6 @@ class RefineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileSettings:
-    """Settings of overlapping tiles, on which the coarse stage finds small objects.
-
-    Attributes:
-        grid: tiles along each side of the image; 0: none.
-        image_size: (height, width) of the model input for tiles in pixels, multiples of 16; default: that of the image.
-        proposal_threshold: probability above which a pixel belongs to a proposal, if proposals are refined.
-        score_factor: factor on the score of an object found on tiles only, which is less certain.
-    """
-
-    grid: int = 0
-    image_size: tuple[int, int] | None = None
-    proposal_threshold: float = 0.05
-    score_factor: float = 0.85
-
-    def __post_init__(self) -> None:
-        _check_size(self.image_size)
-        if self.grid < 0 or self.grid == 1:
-            raise ConfigError(f"grid: {self.grid} must be at least 2, or 0 for no tiles")
-        _check_fractions(proposal_threshold=self.proposal_threshold, score_factor=self.score_factor)
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrackSettings:
     """Settings of a `Tracker`.
 
@@ -130,13 +107,17 @@ class InferenceSettings:
         ensemble: initial noises whose probabilities are averaged, in both stages.
         crops: scaled crops of the image that are averaged with it; 5 or 10 in the paper.
         guided_crop: average one more crop, around all objects found so far (paper 4.2).
-        tiles: settings of tiles for small objects.
+        fine_image_size: (height, width) of a larger model input at which the matching prior alone proposes small
+            objects, for models with a refine stage; default: none.
+        prior_weight: weight of the matching prior's own mask in the mean with the denoiser's.
         positions: more targets than learned positions: "sequential" runs, or one run with positions "interpolate"d.
         distractors: most other objects of the library that take positions left free by the targets; they claim pixels
             that look more like them.
         views: templates of each object; 0: as many as the model was trained with.
         mask_threshold: probability above which a pixel belongs to a mask of the coarse stage.
         score_threshold: lowest score of a reported instance.
+        calibration: (a, b) of the score sigmoid(a logit(score) + b), measured so that a score is the probability of an
+            IoU of 0.5 with the object; default: none.
         score: kind of score.
         max_instances: most instances of one object in an image.
         merge_gap: largest gap between parts of a mask that are one, partly hidden instance, as a fraction of the larger
@@ -154,13 +135,15 @@ class InferenceSettings:
     ensemble: int = 1
     crops: int = 0
     guided_crop: bool = False
-    tiles: TileSettings = field(default_factory=TileSettings)
+    fine_image_size: tuple[int, int] | None = None
+    prior_weight: float = 0.0
     positions: MorePositions = "sequential"
     distractors: int = 0
     views: int = 0
     mask_threshold: float = 0.5
     score_threshold: float = 0.5
     score: Score = "mean"
+    calibration: tuple[float, float] | None = None
     max_instances: int = 4
     merge_gap: float = 1.0
     refine: RefineSettings = field(default_factory=RefineSettings)
@@ -171,9 +154,11 @@ class InferenceSettings:
 
     def __post_init__(self) -> None:
         _check_size(self.image_size)
+        _check_size(self.fine_image_size)
         _check_at_least(1, ensemble=self.ensemble, max_instances=self.max_instances)
         _check_at_least(0, crops=self.crops, distractors=self.distractors, views=self.views, merge_gap=self.merge_gap)
         _check_fractions(mask_threshold=self.mask_threshold, score_threshold=self.score_threshold)
+        _check_fractions(prior_weight=self.prior_weight)
 
 
 # Paper 3.3, 3.4, 4.2: full image, five crops and the guided one; connected parts are proposals; one refinement over six

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ocdit_core.inference.crops import Crop, CropMean, augmentation_crops, expand, full_crop, guided_crop, tiles
+from ocdit_core.inference.crops import Crop, CropMean, augmentation_crops, expand, full_crop, guided_crop
 
 IMAGE, CANVAS = (60, 80), (48, 64)
 
@@ -94,22 +94,6 @@ def test_inverse_undoes_forward(size):
     back = crop.inverse(model_input[..., 1].astype(np.float32))
     assert back.shape == size
     assert np.abs(back - image[..., 1]).mean() < 3
-
-
-@pytest.mark.parametrize(("size", "grid"), [((120, 160), 3), ((1080, 1921), 4), ((7, 5), 2)])
-def test_tiles_cover_the_image_and_overlap(size, grid):
-    crops = tiles(size, CANVAS, grid)
-    assert len(crops) == len(set(crops)) == grid * grid
-    count = np.zeros(size, int)
-    for crop in crops:
-        x, y, width, height = crop.box
-        assert min(x, y) >= 0
-        assert x + width <= size[1]
-        assert y + height <= size[0]
-        count[crop.part] += 1
-    assert count.min() == 1
-    assert count.max() == 4
-    assert tiles(size, CANVAS, 0) == []
 
 
 def test_a_crop_is_its_part_of_the_image():

@@ -82,7 +82,7 @@ def inputs(
 
 @torch.inference_mode()
 def generate(network: Network, *, crops=1, **case) -> np.ndarray:
-    return network.generate(*inputs(network, **case), crops)
+    return network.generate(*inputs(network, **case), crops)[0]
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> float:
@@ -267,3 +267,24 @@ def test_timings_are_those_of_the_thread_that_collects_them():
     assert set(outer) == {"one", "total"}
     assert set(inner) == {"two", "total"}
     assert outer["total"] >= outer["one"] >= inner["total"] >= inner["two"] > 0
+
+
+@torch.inference_mode()
+def test_the_priors_own_mask_joins_the_mean_by_its_weight():
+    model = make_model(prior=PRIOR)
+    case = inputs(make_network(model), sets=2)
+    denoised, presence = make_network(model).generate(*case)
+    own = make_network(model).match(*case)
+    assert own.shape == (2, 3, 64, 96)
+    half, _ = make_network(model, prior_weight=0.5).generate(*case)
+    assert difference(half[:, 0], (denoised[:, 0] + own) / 2) < 1e-6
+    assert presence.shape == (2, 1, 3)
+    assert ((presence > 0) & (presence <= 1)).all()
+
+
+@torch.inference_mode()
+def test_a_published_model_has_no_prior_to_ask():
+    network = make_network(make_model())
+    case = inputs(network)
+    assert network.match(*case) is None
+    assert (network.generate(*case)[1] == 1).all()

@@ -1,17 +1,18 @@
 """Proposals and instances from probabilities, on small hand-made images."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from ocdit_core.inference.crops import Crop
 from ocdit_core.inference.postprocess import (
     Candidate,
+    calibrated,
     candidate_in,
     grouped_parts,
+    new_proposals,
     propose,
-    propose_from_tiles,
     resolve,
     score,
     uncertainty_map,
@@ -20,7 +21,6 @@ from ocdit_core.inference.settings import InferenceSettings, RefineSettings
 
 SIZE = (60, 80)
 SETTINGS = InferenceSettings()
-TILED = (120, 160)
 APART = InferenceSettings(merge_gap=0.0)
 
 
@@ -137,48 +137,45 @@ def test_pixels_are_uncertain_where_the_model_is():
     assert closer[square(10, 10, 10)] == pytest.approx(0.36)
 
 
-def shown(box: tuple[int, int, int, int], *squares: tuple[int, int, int, float]) -> tuple[Crop, np.ndarray]:
-    """A tile, and one target's probabilities: squares of x, y in the image, side and probability."""
-    maps = np.zeros((1, *TILED), np.float32)
-    for x, y, side, probability in squares:
-        maps[0, y : y + side, x : x + side] = probability
-    x, y, width, height = box
-    return Crop(box=box, input_size=(48, 64)), maps[:, y : y + height, x : x + width]
+def proposal(x, y, side, score, target=0) -> Candidate:
+    square = np.ones((side, side))
+    return Candidate(
+        target=target,
+        score=score,
+        region=(x, y, side, side),
+        probabilities=square.astype(np.float32),
+        mask=square.astype(bool),
+    )
 
 
-def test_places_of_tiles_are_the_images_and_known_ones_are_left_out():
-    left, right = (0, 0, 64, 48), (60, 20, 64, 48)
-    whole = shown((0, 0, *TILED[::-1]), (10, 10, 20, 0.9))[1]
-    known = propose(whole, 1, APART, threshold=0.5, exclusive=False)
-    assert [one.box for one in known] == [(10, 10, 20, 20)]
-    seen = [shown(left, (12, 10, 20, 0.8)), shown(right, (80, 30, 15, 0.6), (105, 50, 12, 0.3))]
-    found = propose_from_tiles(known, seen, 1, TILED, APART, threshold=0.05)
-    assert [one.box for one in found] == [(80, 30, 15, 15), (105, 50, 12, 12)]
-    assert [round(one.score, 3) for one in found] == [0.6, 0.3]
-    assert all(one.mask.all() and one.probabilities.shape == one.mask.shape for one in found)
+def test_proposals_are_new_where_no_known_one_of_their_target_is():
+    known = [proposal(10, 10, 20, 0.9), proposal(80, 10, 20, 0.9, target=1)]
+    others = [proposal(12, 10, 20, 0.95), proposal(80, 12, 20, 0.6), proposal(40, 40, 10, 0.3)]
+    assert [one.box[:2] for one in new_proposals(known, others)] == [(80, 12), (40, 40)]
 
 
-def test_the_best_of_overlapping_tiles_counts_and_the_number_is_limited():
-    seen = [
-        shown((0, 0, 64, 48), (30, 20, 15, 0.4)),
-        shown((20, 10, 64, 48), (30, 20, 15, 0.7), (60, 20, 15, 0.6)),
-        shown((60, 60, 64, 48), (80, 80, 15, 0.3)),
-    ]
-    found = propose_from_tiles([], seen, 1, TILED, APART, threshold=0.05)
-    assert [(one.box[0], round(one.score, 3)) for one in found] == [(30, 0.7), (60, 0.6)]
+def test_the_best_new_proposals_count_and_their_number_is_limited():
+    others = [proposal(20 * number, 0, 10, number / 10) for number in range(1, 6)] + [proposal(101, 0, 10, 0.45)]
+    assert [one.score for one in new_proposals([], others)] == [0.5, 0.4]
 
 
-def test_specks_in_tiles_are_no_proposals():
-    seen = [shown((0, 0, 64, 48), (30, 20, 3, 0.9))]
-    assert propose_from_tiles([], seen, 1, TILED, APART, threshold=0.05) == []
+def test_calibration_is_the_logistic_map_and_keeps_the_order():
+    given = [proposal(0, 0, 5, score) for score in (0.2, 0.5, 1.0)]
+    assert calibrated(given, None) == given
+    found = [one.score for one in calibrated(given, (2.0, -1.0))]
+    assert found[0] == pytest.approx(1 / (1 + math.exp(-2 * math.log(0.2 / 0.8) + 1)))
+    assert found[1] == pytest.approx(1 / (1 + math.e))
+    assert found[0] < found[1] < found[2] <= 1
 
 
 def test_a_refined_crop_shows_its_largest_group_or_nothing():
     settings = InferenceSettings(refine=RefineSettings(mask_threshold=0.4), merge_gap=0.0)
     probabilities = np.zeros((40, 50), np.float32)
     probabilities[5:15, 5:15], probabilities[25:33, 25:33] = 0.9, 0.5
-    found = candidate_in(1, (20, 10, 50, 40), probabilities, SIZE, settings)
+    found = candidate_in(1, (20, 10, 50, 40), probabilities, 1.0, SIZE, settings)
     assert (found.target, found.box, found.mask.sum()) == (1, (25, 15, 10, 10), 100)
     assert found.score == pytest.approx(0.9)
-    assert candidate_in(1, (20, 10, 50, 40), probabilities * 0.3, SIZE, settings) is None
-    assert candidate_in(1, (0, 0, 50, 40), probabilities, (2000, 2000), settings) is None
+    doubtful = candidate_in(1, (20, 10, 50, 40), probabilities, 0.5, SIZE, settings)
+    assert doubtful.score == pytest.approx(found.score / 2)
+    assert candidate_in(1, (20, 10, 50, 40), probabilities * 0.3, 1.0, SIZE, settings) is None
+    assert candidate_in(1, (0, 0, 50, 40), probabilities, 1.0, (2000, 2000), settings) is None

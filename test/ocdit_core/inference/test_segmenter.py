@@ -15,7 +15,6 @@ from ocdit_core.inference.settings import (
     PAPER,
     InferenceSettings,
     RefineSettings,
-    TileSettings,
     TrackSettings,
     find_weights,
     recommended_settings,
@@ -63,7 +62,7 @@ def image_of(size, seed=0) -> np.ndarray:
 @pytest.mark.parametrize("refine", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_results_are_well_formed_at_any_size(library, refine, size):
-    segmenter = make_segmenter(library, refine=refine, tiles=TileSettings(grid=2))
+    segmenter = make_segmenter(library, refine=refine, fine_image_size=(96, 128), prior_weight=0.5)
     result = segmenter.segment(image_of(size), uncertainty=True)
     assert segmenter.refines == refine
     assert result.image_size == result.uncertainty.shape == size
@@ -235,7 +234,7 @@ def test_the_preset_paper_is_the_paper_alone():
     paper = recommended_settings("ocdit-tiny", preset="paper")
     assert paper == PAPER
     assert (paper.image_size, paper.refine.image_size) == ((480, 640), (224, 224))
-    assert (paper.tiles.grid, paper.refine.rounds, paper.score) == (0, 1, "mean")
+    assert (paper.fine_image_size, paper.refine.rounds, paper.score) == (None, 1, "mean")
     assert paper.sampler.evaluations == 17
     with pytest.raises(ConfigError, match="preset: 'quick' is not one of fast, paper"):
         recommended_settings("ocdit-tiny", preset="quick")
@@ -255,7 +254,10 @@ def test_the_embedded_settings_are_valid():
         (lambda: InferenceSettings(image_size=(50, 64)), r"image_size: \[50, 64\] must be positive multiples of 16"),
         (lambda: RefineSettings(crops=0), "crops: 0 must be at least 1"),
         (lambda: RefineSettings(margin=2.0), r"margin: 2.0 is not in \[0, 1\]"),
-        (lambda: TileSettings(grid=1), "grid: 1 must be at least 2, or 0 for no tiles"),
+        (
+            lambda: InferenceSettings(fine_image_size=(90, 128)),
+            "image_size: [90, 128] must be positive multiples of 16",
+        ),
         (lambda: TrackSettings(keep=-1), "keep: -1 must be at least 0"),
     ],
 )
