@@ -6,7 +6,7 @@ from glob import glob
 from setuptools import find_packages, setup
 
 PACKAGE = "ocdit_ros"
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 data_files = [
     ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),

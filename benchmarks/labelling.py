@@ -111,7 +111,7 @@ def main() -> int:
     """Run the benchmark and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path, help="made by benchmarks/held_out_sets.py")
-    parser.add_argument("--weights", default="ocdit-tiny", help="embedded model or folder (default ocdit-tiny)")
+    parser.add_argument("--weights", default="ocdit-small", help="embedded model or folder (default ocdit-small)")
     parser.add_argument("--images", type=int, default=100, help="at most so many (default 100)")
     parser.add_argument("--thresholds", type=float, nargs="*", default=[], help="besides the model's own")
     parser.add_argument("--exact", action="store_true", help="boxes as the truth has them")

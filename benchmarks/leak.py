@@ -33,7 +33,7 @@ GROWTH = 0.01
 def main() -> int:
     """Segment, and print the memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="ocdit-tiny")
+    parser.add_argument("--weights", default="ocdit-small")
     parser.add_argument("--frames", type=int, default=10_000)
     parser.add_argument("--image-size", default="64x96", metavar="HxW", help="that the network sees")
     parser.add_argument("--device", default="auto")

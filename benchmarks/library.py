@@ -51,7 +51,7 @@ def main() -> None:
             shutil.copyfile(first, library / f"object_{number:05d}.npz")
         print(f"{options.objects} objects of {first.stat().st_size / 1024:.0f} KiB")
         opening(library)
-        for name, model in (("ocdit-tiny", tiny()), ("DINOv2 ViT-S", vit_small())):
+        for name, model in (("ocdit-small", tiny()), ("DINOv2 ViT-S", vit_small())):
             encoding(name, model, options.encoded, Path(folder) / name)
 
 
@@ -93,7 +93,7 @@ def encoding(name: str, model: OCDiT, count: int, cache: Path) -> None:
 
 def tiny() -> OCDiT:
     """Return the embedded model."""
-    return OCDiT.from_pretrained(find_weights("ocdit-tiny")).eval().requires_grad_(False)
+    return OCDiT.from_pretrained(find_weights("ocdit-small")).eval().requires_grad_(False)
 
 
 def vit_small() -> OCDiT:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Draw the images of a model card from finished evaluations: objects, failures, examples, learning curve.
 
-    python benchmarks/model_card.py runs/procedural --dataset data/held_out_procedural --out docs/ocdit-tiny
-    python benchmarks/model_card.py --curve docs/ocdit-tiny/learning_curve.csv --out docs/ocdit-tiny
+    python benchmarks/model_card.py runs/procedural --dataset data/held_out_procedural --out docs/ocdit-small
+    python benchmarks/model_card.py --curve docs/ocdit-small/learning_curve.csv --out docs/ocdit-small
 
 A run is a folder of `ocdit evaluate`; the images are OUT/NAME_objects.png, NAME_failures.jpg, NAME_pictures.jpg and
 NAME_reliability.svg. The table of the curve has the columns steps, ap and series. Needs matplotlib.

@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0, help="for each camera")
     parser.add_argument("--library", type=Path, help="of rendered objects (default: the examples', rendered now)")
     parser.add_argument("--targets", nargs="+", default=["melon", "striped_mug"])
-    parser.add_argument("--model", default="ocdit-tiny")
+    parser.add_argument("--model", default="ocdit-small")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="of the network on the CPU (default: PyTorch's choice)")
     parser.add_argument("--case", choices=list(CASES), help="one camera only")

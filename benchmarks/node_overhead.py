@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=50)
     parser.add_argument("--library", type=Path, help="of rendered objects (default: the examples', rendered now)")
     parser.add_argument("--targets", nargs="+", default=["melon", "striped_mug"])
-    parser.add_argument("--model", default="ocdit-tiny")
+    parser.add_argument("--model", default="ocdit-small")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     prepare_environment()

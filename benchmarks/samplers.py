@@ -206,7 +206,7 @@ def main() -> int:
     parser.add_argument("--targets", default="targets.json", help="file in the datasets' folders, all, or present")
     parser.add_argument("--library", default="templates", help="folder of the templates in each dataset")
     parser.add_argument("--images", type=int, help="only the first so many of each dataset")
-    parser.add_argument("--weights", default="ocdit-tiny", help="embedded model or folder (default ocdit-tiny)")
+    parser.add_argument("--weights", default="ocdit-small", help="embedded model or folder (default ocdit-small)")
     parser.add_argument("--no-refine", action="store_true", help="the coarse stage alone")
     parser.add_argument("--only", help="names of ways or groups of them, with commas between them")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

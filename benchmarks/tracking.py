@@ -131,7 +131,7 @@ def measure(segmenter: Segmenter, library: ObjectLibrary, videos: list[list[Vide
 def main() -> int:
     """Run the benchmark and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="ocdit-tiny", help="embedded model or folder (default ocdit-tiny)")
+    parser.add_argument("--weights", default="ocdit-small", help="embedded model or folder (default ocdit-small)")
     parser.add_argument("--videos", type=int, default=2, help="number of videos (default 2)")
     parser.add_argument("--frames", type=int, default=60, help="length of a video (default 60)")
     parser.add_argument("--speed", type=float, default=0.015, help="way a frame over the shorter side (default 0.015)")

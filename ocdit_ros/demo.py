@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None, node_command: Sequence[str] = NODE_COMMA
     parser.add_argument("--pictures", type=Path, required=True, help="folder of images; <stem>.json: ground truth")
     parser.add_argument("--library", type=Path, required=True, help="folder made by `ocdit render`")
     parser.add_argument("--out", type=Path, required=True, help="folder for overlays and results.json")
-    parser.add_argument("--model", default="ocdit-tiny", help="an embedded model, or a folder (default: ocdit-tiny)")
+    parser.add_argument("--model", default="ocdit-small", help="an embedded model, or a folder (default: ocdit-small)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--rate", type=float, default=5.0, help="images per second (default: 5)")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds to wait for any one event (default: 120)")

@@ -81,7 +81,10 @@ class Settings:
     """The values of all parameters."""
 
     model: str = _parameter(
-        "ocdit-tiny", "unconfigured", "Name of an embedded model, or a folder with config and weights", check=_not_empty
+        "ocdit-small",
+        "unconfigured",
+        "Name of an embedded model, or a folder with config and weights",
+        check=_not_empty,
     )
     device: str = _parameter("auto", "unconfigured", "Device of the network: auto, cpu, cuda or cuda:N", check=_device)
     library: str = _parameter("", "unconfigured", "Object library: folder made by `ocdit render`")

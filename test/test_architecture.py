@@ -96,7 +96,7 @@ def test_no_import_circles():
 def test_the_inference_path_is_light():
     heavy = ["ocdit_core.training", "ocdit_core.data", "trimesh", "moderngl", "tensorboard", "transformers", "scipy"]
     code = (
-        "import sys; from ocdit_core import ObjectLibrary, Segmenter; Segmenter.from_pretrained('ocdit-tiny');"
+        "import sys; from ocdit_core import ObjectLibrary, Segmenter; Segmenter.from_pretrained('ocdit-small');"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

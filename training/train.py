@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train a stage of a model, as `ocdit train` does: python training/train.py --config config/train/tiny_coarse.yaml."""
+"""Train a stage of a model, as `ocdit train` does: python training/train.py --config config/train/small_coarse.yaml."""
 
 import sys
 

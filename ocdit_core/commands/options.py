@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ocdit_core.inference.segmenter import Segmenter
     from ocdit_core.objects.library import ObjectLibrary
 
-DEFAULT_MODEL = "ocdit-tiny"
+DEFAULT_MODEL = "ocdit-small"
 """The embedded model that is used unless --weights names another one."""
 
 

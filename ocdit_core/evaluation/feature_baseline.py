@@ -42,7 +42,7 @@ CUE_WEIGHTS = {
     "border": 0.11,
     "size": 0.24,
 }
-"""Weights of the cues, found by search on validation scenes of held-out objects with the backbone of ocdit-tiny.
+"""Weights of the cues, found by search on validation scenes of held-out objects with the backbone of ocdit-small.
 
 global: cosine similarity of the global features (class tokens, or the mean over the object's patches); patches: mean
 similarity of each patch to its best match, in both directions; colour: Bhattacharyya coefficient of colour histograms;

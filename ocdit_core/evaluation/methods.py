@@ -70,7 +70,7 @@ class MethodSpec:
 def method_spec(
     method: str,
     *,
-    weights: str = "ocdit-tiny",
+    weights: str = "ocdit-small",
     device: str = "auto",
     preset: str | None = None,
     overrides: Sequence[str] = (),

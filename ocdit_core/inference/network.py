@@ -115,7 +115,7 @@ class Network:
         if maps is not None and self._settings.prior_weight:
             mean = mean.lerp(_masks(maps).unflatten(0, (sets, windows)), self._settings.prior_weight)
         presence = torch.ones(sets, windows, objects)
-        if maps is not None and maps.presence is not None:
+        if maps is not None:
             presence = maps.presence.float().sigmoid().unflatten(0, (sets, windows))
         lap(f"{self._stage}decoding", self.device)
         return mean.cpu().numpy(), presence.cpu().numpy()

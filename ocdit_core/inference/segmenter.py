@@ -75,7 +75,7 @@ class Segmenter:
         """Load a model.
 
         Args:
-            name_or_path: name of an embedded model (ocdit-tiny), a folder, or a hub id (owner/model).
+            name_or_path: name of an embedded model (ocdit-small), a folder, or a hub id (owner/model).
             device: auto, cpu, cuda or cuda:N.
             settings: inference settings; default: those that the model recommends (see `recommended_settings`).
             feature_cache: folder of template features, shared by all programs; "auto": $OCDIT_CACHE, or ocdit in the

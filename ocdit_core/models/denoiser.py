@@ -193,7 +193,7 @@ class Denoiser(nn.Module):
             templates=targets.keys_values,
             grid=(image_features.shape[2], image_features.shape[3]),
             prior=prior,
-            draft=None if prior is None or prior.draft is None else prior.draft.unflatten(0, (sets, -1)),
+            draft=None if prior is None else prior.draft.unflatten(0, (sets, -1)),
         )
 
     def _blocks(self) -> list[Block]:

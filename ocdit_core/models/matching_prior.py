@@ -23,8 +23,7 @@ SUBCELLS = (DOWNSAMPLING // SUBCELL) ** 2
 
 # Measures of similarity: metric and colours of single cells, metric and colours of 3 x 3 cells; then the backbone's
 # features of both.
-MEASURES = 4
-BACKBONE_MEASURES = 2
+MEASURES = 6
 CHANNELS_PER_MEASURE = 4
 
 # Colour histograms: bins of brightness, red-green and yellow-blue.
@@ -44,17 +43,12 @@ class MatchingPriorConfig:
         context_channels: channels of the projected image features that the read-out takes.
         hidden_channels: hidden channels of the read-out.
         top: number of best matching template cells that are averaged.
-        backbone_similarity: compare the backbone's features themselves, too: those of a pretrained backbone tell unseen
-            objects apart better than a metric learned from few objects.
-        draft: predict the latents of the masks, which the denoiser corrects, and whether each object is there at all.
     """
 
     metric_channels: int = 32
     context_channels: int = 24
     hidden_channels: int = 64
     top: int = 4
-    backbone_similarity: bool = False
-    draft: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +60,15 @@ class PriorMaps:
         logits: (B, O, 4h, 4w) mask logits of the read-out.
         log_assignment: (B, M, O + 1, h, w) log-probabilities that a cell shows each object or, last, the background, by
             each of the M feature measures alone.
-        draft: (B, O, z, h, w) estimates of the standardised latents of the masks; None without `config.draft`.
-        presence: (B, O) logits of each object being in the image at all; None without `config.draft`.
+        draft: (B, O, z, h, w) estimates of the standardised latents of the masks.
+        presence: (B, O) logits of each object being in the image at all.
     """
 
     channels: Tensor
     logits: Tensor
     log_assignment: Tensor
-    draft: Tensor | None = None
-    presence: Tensor | None = None
+    draft: Tensor
+    presence: Tensor
 
 
 class _DilatedBlock(nn.Sequential):
@@ -101,9 +95,8 @@ class MatchingPrior(nn.Module):
         self.metric = nn.Conv2d(features, config.metric_channels, 1)
         self.context = nn.Conv2d(features, config.context_channels, 1)
         self.temperature = nn.Parameter(torch.tensor(8.0))
-        self.measures = MEASURES + BACKBONE_MEASURES * config.backbone_similarity
-        self.background = nn.Parameter(torch.zeros(self.measures))
-        channels = self.measures * CHANNELS_PER_MEASURE + SUBCELLS
+        self.background = nn.Parameter(torch.zeros(MEASURES))
+        channels = MEASURES * CHANNELS_PER_MEASURE + SUBCELLS
         # Raw similarities vary little over the cells.
         self.standardise = nn.BatchNorm2d(channels, affine=False)
         hidden = config.hidden_channels
@@ -116,13 +109,11 @@ class MatchingPrior(nn.Module):
             nn.GELU(),
             nn.Conv2d(hidden, SUBCELLS, 1),
         )
-        self.dilated = nn.ModuleList(_DilatedBlock(hidden, dilation) for dilation in (2, 4) if config.draft)
-        self.draft = self.presence = None
-        if config.draft:
-            self.draft = nn.Sequential(
-                nn.Conv2d(hidden + SUBCELLS, hidden, 3, padding=1), nn.GELU(), nn.Conv2d(hidden, latents, 1)
-            )
-            self.presence = nn.Sequential(nn.Linear(2 * (channels + hidden) + 2, 64), nn.GELU(), nn.Linear(64, 1))
+        self.dilated = nn.ModuleList(_DilatedBlock(hidden, dilation) for dilation in (2, 4))
+        self.draft = nn.Sequential(
+            nn.Conv2d(hidden + SUBCELLS, hidden, 3, padding=1), nn.GELU(), nn.Conv2d(hidden, latents, 1)
+        )
+        self.presence = nn.Sequential(nn.Linear(2 * (channels + hidden) + 2, 64), nn.GELU(), nn.Linear(64, 1))
         self.embed = nn.Sequential(nn.Linear(channels + SUBCELLS + latents, width), nn.GELU(), nn.Linear(width, width))
 
     def describe_image(self, images: Tensor, features: Tensor) -> tuple[Tensor, ...]:
@@ -137,10 +128,8 @@ class MatchingPrior(nn.Module):
             for the read-out.
         """
         metric, colours = self.metric(features), cell_histograms(images)
-        wide_colours = _wide(colours.square()).sqrt()
-        units = [metric, colours, _wide(metric), wide_colours]
-        if self.config.backbone_similarity:
-            units += [features.detach(), _wide(features.detach())]
+        own = features.detach()
+        units = [metric, colours, _wide(metric), _wide(colours.square()).sqrt(), own, _wide(own)]
         # Colour histograms of cells have unit length already.
         units = [unit if unit is colours else F.normalize(unit, dim=1) for unit in units]
         return *units, fine_bins(images), self.context(features)
@@ -169,26 +158,21 @@ class MatchingPrior(nn.Module):
         # The outermost pixels of the mask are blended with the black background.
         inner = 1 - F.max_pool2d(1 - flat_masks[:, None], 3, stride=1, padding=1)[:, 0]
         histogram = fine_histograms(fine_bins(flat).flatten(1), inner.float().flatten(1))
-        own: list[Tensor] = []
-        if self.config.backbone_similarity:
-            cells = rearrange(features.detach(), "b o v c h w -> b o v (h w) c")
-            own = [
-                rearrange(F.normalize(cells, dim=-1) * inside, "b o v t c -> b o (v t) c"),
-                F.normalize((cells * coverage).sum(3), dim=-1),
-            ]
+        own = rearrange(features.detach(), "b o v c h w -> b o v (h w) c")
         return (
             rearrange(F.normalize(metric, dim=-1) * inside, "b o v t c -> b o (v t) c"),
             rearrange(colours * inside, "b o v t k -> b o (v t) k"),
             F.normalize((metric * coverage).sum(3), dim=-1),
             F.normalize((colours.square() * coverage).sum(3).clamp(min=1e-6).sqrt(), dim=-1),
-            *own,
+            rearrange(F.normalize(own, dim=-1) * inside, "b o v t c -> b o (v t) c"),
+            F.normalize((own * coverage).sum(3), dim=-1),
             histogram.view(batch, objects, views, -1).mean(2),
         )
 
     def _similarities(self, image: tuple[Tensor, ...], templates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Return the raw channels (B, O, channels, h w) and the log-assignments (B, measures, O + 1, h w)."""
         maps, assignments = [], []
-        for number in range(self.measures):
+        for number in range(MEASURES):
             # The template cells come last: topk is many times faster where they are contiguous.
             similarity = torch.einsum("bdp,bond->bopn", image[number].flatten(2), templates[number])
             top = similarity.topk(min(self.config.top, similarity.shape[3]), dim=3).values
@@ -219,18 +203,16 @@ class MatchingPrior(nn.Module):
         for block in self.dilated:
             hidden = block(hidden)
         cells = self.read_out[-1](hidden)
-        draft = presence = None
-        if self.draft is not None:
-            draft = self.draft(torch.cat([hidden, cells / 4], dim=1)).unflatten(0, (batch, objects))
-            presence = self._presence(torch.cat([channels, hidden], dim=1), cells).view(batch, objects)
+        draft = self.draft(torch.cat([hidden, cells / 4], dim=1))
+        presence = self._presence(torch.cat([channels, hidden], dim=1), cells)
         logits = F.pixel_shuffle(cells, DOWNSAMPLING // SUBCELL)[:, 0]
         return PriorMaps(
             channels=channels.unflatten(0, (batch, objects)),
             logits=logits.unflatten(0, (batch, objects)),
             # Without the measures of colours, which have no weights to train but a threshold.
             log_assignment=assignments[:, ::2].unflatten(3, (height, width)),
-            draft=draft,
-            presence=presence,
+            draft=draft.unflatten(0, (batch, objects)),
+            presence=presence.view(batch, objects),
         )
 
     def _presence(self, cells: Tensor, logits: Tensor) -> Tensor:
@@ -242,7 +224,6 @@ class MatchingPrior(nn.Module):
             cells: (N, C, h, w), what the read-out saw and its hidden channels.
             logits: (N, 16, h, w) of the read-out; no gradient flows back through them.
         """
-        assert self.presence is not None
         logits, cells = logits.detach().float(), cells.float().flatten(2)
         weight, peak = logits.sigmoid().mean(1).flatten(1), logits.amax(1).flatten(1)
         mean = (cells * weight[:, None]).sum(2) / (weight.sum(1) + 1e-3)[:, None]
@@ -250,15 +231,10 @@ class MatchingPrior(nn.Module):
         size = torch.stack([weight.sum(1).clamp(min=1e-3).log(), peak.amax(1) / 4], dim=1)
         return self.presence(torch.cat([mean, best, size], dim=1))[:, 0]
 
-    def query_part(self, maps: PriorMaps, draft: Tensor) -> Tensor:
-        """Return the embedding (B, O, h w, D), which is added to the query tokens.
-
-        Args:
-            maps: output of `forward`.
-            draft: (B, O, z, h, w) latent of the read-out's soft mask.
-        """
+    def query_part(self, maps: PriorMaps) -> Tensor:
+        """Return the embedding (B, O, h w, D) of the maps, which is added to the query tokens."""
         logits = F.pixel_unshuffle(maps.logits.detach()[:, :, None] / 4, DOWNSAMPLING // SUBCELL)
-        cells = torch.cat([maps.channels, logits, draft], dim=2)
+        cells = torch.cat([maps.channels, logits, maps.draft], dim=2)
         return self.embed(rearrange(cells, "b o c h w -> b o (h w) c"))
 
 

@@ -17,7 +17,7 @@ from ocdit_core.models.checkpoints import read_checkpoint, write_checkpoint
 from ocdit_core.models.denoiser import Conditioning, Denoiser, DenoiserConfig, TargetTokens
 from ocdit_core.models.embeddings import inference_positions
 from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAE, MaskVAEConfig
-from ocdit_core.models.matching_prior import SUBCELL, MatchingPrior, MatchingPriorConfig, PriorMaps
+from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig, PriorMaps
 from ocdit_core.models.representation import target_crops
 
 
@@ -228,14 +228,7 @@ class OCDiT(nn.Module):
         if crops > 1:
             descriptors = tuple(part.repeat_interleave(crops, dim=0) for part in descriptors)
         maps = self.prior(image.descriptors, descriptors)
-        draft = self._encoded_draft(maps.logits) if maps.draft is None else maps.draft
-        return self.prior.query_part(maps, draft), maps
-
-    @torch.no_grad()
-    def _encoded_draft(self, logits: Tensor) -> Tensor:
-        """Encode the read-out's probabilities as latents: logits (B, O, 4h, 4w) -> (B, O, z, h, w)."""
-        soft = F.interpolate(logits.sigmoid(), scale_factor=SUBCELL, mode="bilinear", align_corners=False)
-        return self.encode_masks(soft)
+        return self.prior.query_part(maps), maps
 
     def presence_scores(self, image: ImageFeatures, targets: TargetSet, sigma: float) -> Tensor:
         """Return the presence score of each target in each crop, (B W, O) in [-1, 1], by one evaluation.

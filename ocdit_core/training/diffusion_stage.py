@@ -247,8 +247,8 @@ def prior_loss(maps: PriorMaps, masks: Tensor, latents: Tensor, present: Tensor)
     """Return the matching prior's own loss.
 
     Binary cross-entropy of the read-out against the fraction of each cell that a mask covers; for the metric, a
-    cross-entropy over the objects that compete for a cell; where the prior drafts latents, their squared error and the
-    cross-entropy of the objects' presence.
+    cross-entropy over the objects that compete for a cell; the squared error of the drafted latents; the cross-entropy
+    of the objects' presence.
 
     Args:
         maps: of B images and O objects.
@@ -261,8 +261,6 @@ def prior_loss(maps: PriorMaps, masks: Tensor, latents: Tensor, present: Tensor)
     background = (1 - covered.sum(1, keepdim=True)).clamp(min=0)
     competition = -(maps.log_assignment * torch.cat([covered, background], dim=1)[:, None]).sum(2).mean()
     loss = read_out + _COMPETITION_WEIGHT * competition
-    if maps.draft is None or maps.presence is None:
-        return loss
     # Over sigma_data squared, as the denoiser's loss at high noise levels.
     draft = (maps.draft.float() - latents).square().mean() / 0.25
     presence = F.binary_cross_entropy_with_logits(maps.presence.float(), present.float())

@@ -150,13 +150,13 @@ def test_the_files_of_a_result(tmp_path):
     )
     image = np.full((60, 80, 3), 100, np.uint8)
     write_image(tmp_path / "out" / "table" / "mask_9_old.png", mask)
-    write_result(tmp_path / "out", tmp_path / "table.jpg", image, result, model="ocdit-tiny")
+    write_result(tmp_path / "out", tmp_path / "table.jpg", image, result, model="ocdit-small")
     names = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("[!.]*.*"))
     assert names == ["table.json", "table/mask_1_drill.png", "table/mask_2_drill.png", "table_overlay.png"]
     stored = read_image(tmp_path / "out" / "table" / "mask_1_drill.png")
     np.testing.assert_array_equal(stored[..., 0], mask * np.uint8(255))
     data = json.loads((tmp_path / "out" / "table.json").read_text())
-    assert (data["image"], data["width"], data["height"], data["model"]) == ("table.jpg", 80, 60, "ocdit-tiny")
+    assert (data["image"], data["width"], data["height"], data["model"]) == ("table.jpg", 80, 60, "ocdit-small")
     assert data["targets"] == ["drill", "mug"]
     assert data["timings"] == {"total": 1.25}
     first = data["instances"][0]

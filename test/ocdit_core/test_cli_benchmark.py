@@ -16,7 +16,7 @@ def test_benchmark_prints_a_table_and_writes_its_figures(tmp_path, capsys):
     settings = ["--set", "sampler.steps=2", "--set", "refine.enabled=false"]
     assert cli.main(["benchmark", *arguments, "--json", str(figures), "--plot", str(chart), *settings]) == 0
     header, titles, *rows = capsys.readouterr().out.splitlines()
-    assert header.startswith("model ocdit-tiny, precision float32, device ")
+    assert header.startswith("model ocdit-small, precision float32, device ")
     assert titles.split()[:3] == ["objects", "ensemble", "size"]
     assert [row.split()[:3] for row in rows] == [[objects, ensemble, "64x96"] for ensemble in "12" for objects in "12"]
     found = json.loads(figures.read_text())

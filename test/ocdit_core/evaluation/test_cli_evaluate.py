@@ -53,7 +53,7 @@ def test_the_embedded_model(place, tmp_path):
     more = ["--targets", "targets.json", "--device", "cpu", "--preset", "fast", "--set", "image_size=[96,128]"]
     assert evaluate(place, tmp_path, *objects(place), *more) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["run"]["weights"] == "ocdit-tiny"
+    assert metrics["run"]["weights"] == "ocdit-small"
     assert metrics["run"]["settings"]["image_size"] == [96, 128]
     assert metrics["at_threshold"]["instances"] == 4
     assert metrics["time"]["median"] > 0
@@ -64,7 +64,7 @@ def test_the_cnos_like_baseline(place, tmp_path):
     more = ["--targets", "targets.json", "--method", "cnos", "--device", "cpu", "--set", "instances=2"]
     assert evaluate(place, tmp_path, *objects(place), *more) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert (metrics["run"]["weights"], metrics["run"]["settings"]["instances"]) == ("ocdit-tiny", 2)
+    assert (metrics["run"]["weights"], metrics["run"]["settings"]["instances"]) == ("ocdit-small", 2)
     assert metrics["at_threshold"]["instances"] == 4
 
 

@@ -34,7 +34,7 @@ def library(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def method():
-    return FeatureMatching.from_pretrained("ocdit-tiny", settings=QUICK)
+    return FeatureMatching.from_pretrained("ocdit-small", settings=QUICK)
 
 
 def picture(library, present, seed=0):
@@ -66,7 +66,7 @@ def test_every_instance_of_every_object_is_found(library, method):
 
 def test_absent_objects_score_less_than_present_ones(library, method):
     image, _ = picture(library, ("yellow", "green"), seed=1)
-    careful = FeatureMatching.from_pretrained("ocdit-tiny", settings=dataclasses.replace(QUICK, score_threshold=0.0))
+    careful = FeatureMatching.from_pretrained("ocdit-small", settings=dataclasses.replace(QUICK, score_threshold=0.0))
     careful.set_objects(library, sorted(COLOURS))
     best = {}
     for one in careful.segment(image).instances:
@@ -98,7 +98,7 @@ def test_the_result_is_whole_and_repeatable(library, method):
 def test_results_hardly_overlap_and_are_no_more_than_asked_for(library):
     image, _ = picture(library, ("red", "blue", "green"), seed=3)
     all_of_them = dataclasses.replace(QUICK, score_threshold=0.0, instances=12)
-    method = FeatureMatching.from_pretrained("ocdit-tiny", settings=all_of_them)
+    method = FeatureMatching.from_pretrained("ocdit-small", settings=all_of_them)
     method.set_objects(library, sorted(COLOURS))
     masks = [one.mask for one in method.segment(image).instances]
     assert len(masks) == 12
@@ -156,7 +156,7 @@ def test_regions_are_cut_out_as_templates_show_objects(library):
 
 
 def test_bad_input_is_refused(library):
-    method = FeatureMatching.from_pretrained("ocdit-tiny")
+    method = FeatureMatching.from_pretrained("ocdit-small")
     with pytest.raises(ConfigError, match="set_objects"):
         method.segment(np.zeros((9, 9, 3), np.uint8))
     method.set_objects(library, ["red"])

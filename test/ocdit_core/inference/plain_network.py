@@ -42,7 +42,7 @@ class PlainNetwork:
             for window in range(windows):
                 number = at * windows + window
                 part = None if addition is None else addition[number]
-                draft = None if maps is None or maps.draft is None else maps.draft[number]
+                draft = None if maps is None else maps.draft[number]
                 features = image.features[number : number + 1]
                 masks = []
                 for member in range(members):

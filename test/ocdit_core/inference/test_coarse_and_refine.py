@@ -11,7 +11,7 @@ from ocdit_core.inference.coarse import CoarseStage
 from ocdit_core.inference.labelling import label_regions
 from ocdit_core.inference.postprocess import Candidate
 from ocdit_core.inference.refine import MAX_PROPOSALS, RefineStage
-from ocdit_core.inference.settings import InferenceSettings, RefineSettings, TileSettings
+from ocdit_core.inference.settings import InferenceSettings, RefineSettings
 from ocdit_core.masks import mask_iou, tight_box
 from ocdit_core.models.denoiser import TargetTokens
 from ocdit_core.models.ocdit import ImageFeatures, TargetSet, TemplateFeatures
@@ -25,7 +25,7 @@ class ColourNetwork:
     """Stands for a `Network`: the probability of an object at a pixel is the value of its colour channel."""
 
     def __init__(self):
-        self.model = SimpleNamespace(config=SimpleNamespace(image_size=INPUT))
+        self.model = SimpleNamespace(config=SimpleNamespace(image_size=INPUT), prior=object())
         self.encoded, self.generated = [], []
 
     def encode(self, images):
@@ -36,7 +36,11 @@ class ColourNetwork:
         self.generated.append(crops)
         indices = targets.tokens.object_indices
         features = image.features.unflatten(0, (len(indices), -1))
-        return np.stack([features[b][:, indices[b]].numpy() for b in range(len(indices))])
+        masks = np.stack([features[b][:, indices[b]].numpy() for b in range(len(indices))])
+        return masks, np.ones(masks.shape[:3], np.float32)
+
+    def match(self, image, targets):
+        return self.generate(image, targets)[0][:, 0]
 
 
 def targets(indices) -> TargetSet:
@@ -105,15 +109,11 @@ def test_the_guided_crop_shows_small_objects_larger():
     assert mask_iou(twice, wanted) > mask_iou(once, wanted)
 
 
-def test_tiles_show_parts_of_the_image():
+def test_the_prior_proposes_at_the_fine_size():
     image = draw((480, 640), {"red": (300, 200, 9, 9), "blue": (600, 440, 30, 30)})
-    stage = CoarseStage(ColourNetwork(), InferenceSettings(tiles=TileSettings(grid=3, image_size=(192, 256))))
-    seen = np.zeros((3, 480, 640), np.float32)
-    for tile, probabilities in stage.segment_tiles(image, RUNS):
-        part = seen[:, tile.part[0], tile.part[1]]
-        np.maximum(part, probabilities, out=part)
-    assert_in_place(seen, image)
-    assert CoarseStage(ColourNetwork(), InferenceSettings()).segment_tiles(image, RUNS) == []
+    stage = CoarseStage(ColourNetwork(), InferenceSettings(fine_image_size=(480, 640)))
+    assert_in_place(stage.match(image, RUNS), image)
+    assert CoarseStage(ColourNetwork(), InferenceSettings()).match(image, RUNS) is None
 
 
 def refine_stage(**refine) -> RefineStage:

@@ -11,7 +11,7 @@ import pytest
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.images import read_image
-from ocdit_core.inference.settings import TileSettings, recommended_settings
+from ocdit_core.inference.settings import recommended_settings
 from ocdit_core.masks import decode_mask, mask_iou, tight_box
 from ocdit_core.objects.archive import save_templates
 from ocdit_core.objects.onboarding import add_objects
@@ -39,9 +39,9 @@ def scenes():
 
 
 def make_segmenter(**changes) -> Segmenter:
-    settings = recommended_settings("ocdit-tiny")
+    settings = recommended_settings("ocdit-small")
     refine = replace(settings.refine, **changes.pop("refine", {}))
-    return Segmenter.from_pretrained("ocdit-tiny", device="cpu", settings=replace(settings, refine=refine, **changes))
+    return Segmenter.from_pretrained("ocdit-small", device="cpu", settings=replace(settings, refine=refine, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -92,27 +92,25 @@ def test_objects_with_few_views_stand_beside_those_with_many(tmp_path, segmenter
     assert mean_iou(segmenter, ObjectLibrary(tmp_path / "library"), [(image, targets, masks)]) > 0.5
 
 
-def test_tiles_find_what_is_too_small_in_the_whole_image(library, scenes):
-    """The same image from six times as far."""
+def test_the_fine_size_finds_what_is_too_small_in_the_whole_image(library, scenes):
+    """The same image from three times as far."""
     image, targets, masks = scenes[0]
     far, at = np.full_like(image, 120), (image.shape[0] // 2, image.shape[1] // 8)
-    size = (image.shape[1] // 6, image.shape[0] // 6)
+    size = (image.shape[1] // 3, image.shape[0] // 3)
     part = (slice(at[0], at[0] + size[1]), slice(at[1], at[1] + size[0]))
     far[part] = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
-    def found(tiles: TileSettings) -> int:
-        segmenter = make_segmenter(tiles=tiles)
+    def overlap(**changes) -> float:
+        segmenter = make_segmenter(**changes)
         segmenter.set_objects(library, targets)
-        true = 0
-        for one in segmenter.segment(far).instances:
+        best = dict.fromkeys(masks, 0.0)
+        for one in segmenter.segment(far, score_threshold=0.0).instances:
             whole = cv2.resize(one.mask[part].astype(np.uint8), image.shape[1::-1]) > 0
-            true += mask_iou(whole, masks[one.object_id]) > 0.5 if one.object_id in masks else 0
-        return true
+            if one.object_id in masks:
+                best[one.object_id] = max(best[one.object_id], float(mask_iou(whole, masks[one.object_id])))
+        return sum(best.values())
 
-    nine = TileSettings(grid=3, image_size=(192, 256))
-    assert found(nine) > found(TileSettings())
-    # Their scores are below the threshold.
-    assert found(replace(nine, score_factor=0.1)) == found(TileSettings())
+    assert overlap() > overlap(fine_image_size=None, image_size=(240, 320))
 
 
 def test_regions_get_their_names(segmenter, library, scenes):

@@ -115,7 +115,7 @@ def test_results_equal_those_of_the_plain_network(prior, objects, ensemble, wind
 
 
 def test_results_equal_those_of_the_plain_network_with_all_options_and_several_sets():
-    prior = MatchingPriorConfig(metric_channels=8, context_channels=8, hidden_channels=8, draft=True)
+    prior = MatchingPriorConfig(metric_channels=8, context_channels=8, hidden_channels=8)
     model = make_model(representation=RepresentationConfig(), prior=prior)
     assert_equals_plain(model, {"sets": 3, "objects": 2, "windows": 2}, 2, ensemble=2, sampler=HEUN)
 
@@ -123,7 +123,7 @@ def test_results_equal_those_of_the_plain_network_with_all_options_and_several_s
 # Heun's steps amplify rounding errors of the trained network: about 1e-5 of a probability at the worst pixel.
 @pytest.mark.parametrize(("sampler", "bar"), [(MEAN, 1e-5), (HEUN, 3e-5)])
 def test_results_equal_those_of_the_plain_network_with_the_embedded_weights(sampler, bar):
-    model = OCDiT.from_pretrained(find_weights("ocdit-tiny"))
+    model = OCDiT.from_pretrained(find_weights("ocdit-small"))
     image = cv2.resize(read_image(IMAGE), (160, 128))
     case = {"windows": 2, "images": np.stack([image, image[:, ::-1]])}
     assert_equals_plain(model, case, 2, bar, ensemble=2, sampler=sampler)
@@ -165,7 +165,7 @@ class Batches:
 @pytest.mark.parametrize(("sets", "windows", "ensemble"), [(1, 1, 5), (1, 3, 2), (5, 1, 1), (3, 2, 2)])
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_out_of_memory_makes_smaller_batches_of_the_same_result(sets, windows, ensemble, most):
-    prior = MatchingPriorConfig(metric_channels=8, context_channels=8, hidden_channels=8, draft=True)
+    prior = MatchingPriorConfig(metric_channels=8, context_channels=8, hidden_channels=8)
     model = make_model(prior=prior)
     settings = {"ensemble": ensemble, "sampler": HEUN}
     case = {"sets": sets, "windows": windows, "crops": windows}

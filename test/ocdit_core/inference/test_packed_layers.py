@@ -60,7 +60,7 @@ def test_weights_that_were_loaded_in_inference_mode():
 
 @pytest.fixture
 def model():
-    return OCDiT.from_pretrained(find_weights("ocdit-tiny"))
+    return OCDiT.from_pretrained(find_weights("ocdit-small"))
 
 
 def count(model):

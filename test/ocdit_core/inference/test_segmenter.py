@@ -194,7 +194,7 @@ def test_targets_and_models_that_are_missing_are_named(library):
     segmenter.set_objects(library)
     with pytest.raises(ConfigError, match="labelling needs a refine model, and untrained has none"):
         segmenter.label(image, [(0, 0, 9, 9)])
-    with pytest.raises(WeightsError, match=r"no model 'ocdit-huge'.*embedded models \(ocdit-tiny\)"):
+    with pytest.raises(WeightsError, match=r"no model 'ocdit-huge'.*embedded models \(ocdit-small\)"):
         Segmenter.from_pretrained("ocdit-huge")
     with pytest.raises(ConfigError, match="device"):
         Segmenter(make_model(), name="untrained", device="abacus")
@@ -231,18 +231,18 @@ def test_a_model_recommends_its_settings(tmp_path, untrained_model):
 
 
 def test_the_preset_paper_is_the_paper_alone():
-    paper = recommended_settings("ocdit-tiny", preset="paper")
+    paper = recommended_settings("ocdit-small", preset="paper")
     assert paper == PAPER
     assert (paper.image_size, paper.refine.image_size) == ((480, 640), (224, 224))
     assert (paper.fine_image_size, paper.refine.rounds, paper.score) == (None, 1, "mean")
     assert paper.sampler.evaluations == 17
     with pytest.raises(ConfigError, match="preset: 'quick' is not one of fast, paper"):
-        recommended_settings("ocdit-tiny", preset="quick")
+        recommended_settings("ocdit-small", preset="quick")
 
 
 def test_the_embedded_settings_are_valid():
-    assert recommended_settings("ocdit-tiny") != InferenceSettings()
-    assert find_weights("ocdit-tiny").is_dir()
+    assert recommended_settings("ocdit-small") != InferenceSettings()
+    assert find_weights("ocdit-small").is_dir()
 
 
 @pytest.mark.parametrize(

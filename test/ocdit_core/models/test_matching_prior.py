@@ -13,10 +13,9 @@ def described(prior, features, images, cells, templates, masks):
     return prior.describe_image(images, features), prior.describe_templates(templates, masks, cells)
 
 
-@pytest.mark.parametrize("backbone_similarity", [False, True])
-def test_shapes_of_the_maps(backbone_similarity):
+def test_shapes_of_the_maps():
     torch.manual_seed(0)
-    config = MatchingPriorConfig(metric_channels=8, backbone_similarity=backbone_similarity)
+    config = MatchingPriorConfig(metric_channels=8)
     prior = MatchingPrior(config, features=12, latents=4, width=16).eval()
     image, objects = described(
         prior,
@@ -27,14 +26,14 @@ def test_shapes_of_the_maps(backbone_similarity):
         torch.ones(2, 3, 2, 32, 32),
     )
     maps = prior(image, objects)
-    assert maps.channels.shape == (2, 3, 40 if backbone_similarity else 32, 4, 6)
+    assert maps.channels.shape == (2, 3, 40, 4, 6)
     assert maps.logits.shape == (2, 3, 16, 24)
-    assert maps.log_assignment.shape == (2, 3 if backbone_similarity else 2, 4, 4, 6)
-    assert prior.query_part(maps, torch.randn(2, 3, 4, 4, 6)).shape == (2, 3, 24, 16)
+    assert maps.log_assignment.shape == (2, 3, 4, 4, 6)
+    assert prior.query_part(maps).shape == (2, 3, 24, 16)
 
 
 def test_the_backbones_similarity_is_1_where_a_cell_equals_a_template_cell():
-    prior = MatchingPrior(MatchingPriorConfig(backbone_similarity=True, top=1), features=12, latents=4, width=16).eval()
+    prior = MatchingPrior(MatchingPriorConfig(top=1), features=12, latents=4, width=16).eval()
     templates = torch.randn(1, 2, 1, 12, 2, 2, generator=torch.Generator().manual_seed(1))
     features = torch.zeros(1, 12, 2, 4)
     features[..., :2] = templates[:, 1, 0]  # the left half of the image is the second object
@@ -69,7 +68,7 @@ def model():
             attention_heads=2,
         ),
         denoiser=DenoiserConfig(width=32, depth=1, heads=2, max_objects=4, max_views=2),
-        matching_prior=MatchingPriorConfig(metric_channels=8, backbone_similarity=True, draft=True),
+        matching_prior=MatchingPriorConfig(metric_channels=8),
     )
     return OCDiT(config).eval()
 

@@ -93,7 +93,7 @@ def test_a_stored_object_goes_through_a_library(album, tmp_path):
 @pytest.mark.weights
 def test_the_model_finds_a_captured_object(album, tmp_path):
     save_templates(tmp_path, capture_object("toy", files(album), masks=files(album, "masks/*.png")).templates)
-    segmenter = Segmenter.from_pretrained("ocdit-tiny")
+    segmenter = Segmenter.from_pretrained("ocdit-small")
     segmenter.set_objects(ObjectLibrary(tmp_path))
     overlaps = []
     for seed in (20, 21, 22):
