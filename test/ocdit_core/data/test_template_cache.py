@@ -18,8 +18,8 @@ def library(tmp_path_factory):
 
 def test_objects_are_compared_by_their_colours(library):
     cache = TemplateCache(library, size=64)
-    assert cache.alike(4, 4) == pytest.approx(1)
-    assert 0 <= cache.alike(4, 5) == cache.alike(5, 4) < 1
+    assert cache.similarity(4, 4) == pytest.approx(1)
+    assert 0 <= cache.similarity(4, 5) == cache.similarity(5, 4) < 1
 
 
 def test_the_cache_reads_an_object_once_and_forgets_the_least_used(library):

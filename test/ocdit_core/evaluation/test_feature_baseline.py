@@ -101,7 +101,7 @@ def test_results_hardly_overlap_and_are_no_more_than_asked_for(library):
     method = FeatureMatching.from_pretrained("ocdit-small", settings=all_of_them)
     method.set_objects(library, sorted(COLOURS))
     masks = [one.mask for one in method.segment(image).instances]
-    assert len(masks) == 12
+    assert 3 < len(masks) <= 12
     for index, mask in enumerate(masks):
         for other in masks[:index]:
             # A pixel's worth of rounding along the rim, from the reduced picture to the full one.
