@@ -77,7 +77,6 @@ def test_unit_name_and_views_are_obeyed(cad, capsys):
         (["objects", "{}"], "holds no object"),
         (["render", "{}/plate.ply", "--out", "{}/lib", "--unit", "m", "--name", "a/b"], "object name 'a/b'"),
         (["render", "{}/plate.ply", "{}/rod.stl", "--out", "{}/lib", "--name", "x"], "--name names one object"),
-        (["render", "{}/plate.ply", "{}/plate.ply", "--out", "{}/lib"], "both be called 'plate'"),
         (["render", "{}/plate.ply", "--out", "{}/lib", "--unit", "mm"], "--unit"),
         (["render", "{}/plate.ply", "--out", "{}/rod.stl"], "rod.stl: is a file"),
         (["render", "{}/plate.ply", "--out", "{}/lib", "--sheet", "{}/sheet.gif2"], "--sheet needs"),

@@ -29,7 +29,7 @@ COMMANDS = {
     "compare": "compare {in}/run {in}/run --resamples 2 --json {out}/comparison.json",
     "report": "report {in}/run --resamples 2 --out {out}/report.html",
     "inspect": "inspect {in}/set --split test --sheet {out}/sheet.png --html {out}/page.html",
-    "benchmark": "benchmark --sizes small --objects 1 --ensembles 1 --image-sizes 64x96 --repeats 1 --no-plain "
+    "benchmark": "benchmark --sizes small --objects 1 --ensembles 1 --image-sizes 64x96 --repeats 1 "
     "--peak-tflops 1 --set sampler.steps=2 --json {out}/times.json --plot {out}/times.png",
     "synthesize": "synthesize --out {out}/set --images 1 --objects 3 --size 96 128 --targets 2 2 --distractors 0 0 "
     "--views-per-scene 1 1 --jobs 1 --format both",

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ocdit_core.errors import ConfigError, DataError
+from ocdit_core.errors import ConfigError, DataError, OutputError
 from ocdit_core.resumable import keep_plan, take_shard
 
 
@@ -34,7 +34,7 @@ def test_files_of_others_are_not_taken_for_ones_own(tmp_path):
         keep_plan(tmp_path / "plan.json", {}, outputs=("results.json", "metrics.json"))
     keep_plan(tmp_path / "plan.json", {}, outputs=("metrics.json",))
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"plan\.json: cannot be written"):
+    with pytest.raises(OutputError, match=r"plan\.json: cannot be written"):
         keep_plan(tmp_path / "file" / "plan.json", {})
 
 

@@ -75,7 +75,7 @@ def test_inference_settings_are_parameters(make):
     node._load_segmenter = lambda settings: loaded.append(load_segmenter(settings)) or loaded[-1]
     assert node.trigger_configure() == SUCCESS
     assert node.score_threshold == 0.625
-    assert loaded[0].settings.score_threshold == 0.0, "the node applies its own threshold"
+    assert loaded[0].settings.score_threshold == 0.625
     assert loaded[0].settings.image_size == (96, 128)
 
 

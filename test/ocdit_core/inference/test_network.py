@@ -90,10 +90,12 @@ def difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first - second).max())
 
 
-def assert_equals_plain(model: OCDiT, case: dict, crops: int = 1, bar: float = 1e-5, **settings) -> None:
+def assert_equals_plain(
+    model: OCDiT, case: dict, crops: int = 1, bar: float = 1e-5, spread: float = 0.01, **settings
+) -> None:
     network = make_network(model, **settings)
     plain = PlainNetwork(model, InferenceSettings(**settings)).generate(*inputs(network, **case), crops)
-    assert plain.std() > 0.01
+    assert plain.std() > spread
     assert difference(generate(network, crops=crops, **case), plain) < bar
 
 
@@ -126,7 +128,8 @@ def test_results_equal_those_of_the_plain_network_with_the_embedded_weights(samp
     model = OCDiT.from_pretrained(find_weights("ocdit-small"))
     image = cv2.resize(read_image(IMAGE), (160, 128))
     case = {"windows": 2, "images": np.stack([image, image[:, ::-1]])}
-    assert_equals_plain(model, case, 2, bar, ensemble=2, sampler=sampler)
+    # Nothing of the random templates is in the image.
+    assert_equals_plain(model, case, 2, bar, spread=1e-5, ensemble=2, sampler=sampler)
 
 
 def test_a_result_does_not_depend_on_what_else_is_in_the_batch():

@@ -256,7 +256,7 @@ def test_the_embedded_settings_are_valid():
         (lambda: RefineSettings(margin=2.0), r"margin: 2.0 is not in \[0, 1\]"),
         (
             lambda: InferenceSettings(fine_image_size=(90, 128)),
-            "image_size: [90, 128] must be positive multiples of 16",
+            r"image_size: \[90, 128\] must be positive multiples of 16",
         ),
         (lambda: TrackSettings(keep=-1), "keep: -1 must be at least 0"),
     ],

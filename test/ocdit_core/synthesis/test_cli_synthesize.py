@@ -36,7 +36,7 @@ def test_from_a_folder_of_meshes_to_a_dataset_that_is_sound(tmp_path, capsys):
     assert main(command) == 0
     assert "3 images (3 were there)" in capsys.readouterr().out
     assert main([*command[:-2], "--seed", "7", "--jobs", "1"]) == 2
-    assert "begun with seed 0, not 7" in capsys.readouterr().err
+    assert "begun with settings.seed 0, not 7" in capsys.readouterr().err
 
 
 def test_a_split_file_is_written_once_and_kept_to(tmp_path, capsys):
