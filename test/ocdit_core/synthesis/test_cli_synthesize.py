@@ -59,7 +59,7 @@ def test_a_split_file_is_written_once_and_kept_to(tmp_path, capsys):
     ("options", "said"),
     [
         (["--meshes", "absent"], "no such folder of meshes"),
-        (["--textures", "absent", "--objects", "6"], "no such folder of pictures"),
+        (["--textures", "absent", "--objects", "6"], "no such folder of images"),
         (["--objects", "6", "--part", "test"], "split file"),
         (["--objects", "6", "--test-share", "0.1"], "--split"),
         (["--objects", "6", "--targets", "5", "3"], "targets: 5 3"),
