@@ -65,7 +65,7 @@ def place(tmp_path_factory):
     write_set(folder / "ycbv", 6)
     write_library(folder / "library", ("red", "green", "blue"))
     (folder / "ycbv" / "objects.json").write_text(json.dumps({"objects": {1: "red", 2: "green", 3: "blue"}}))
-    for name, more in (("good", []), ("blurred", ["blur=0.2", "score_threshold=0.3"])):
+    for name, more in (("good", []), ("blurred", ["--set", "blur=0.2", "--set", "score_threshold=0.3"])):
         arguments = ["--dataset", f"{folder}/ycbv", "--split", "test", "--objects", f"{folder}/library"]
         assert main(["evaluate", *arguments, "--method", "colour", "--out", f"{folder}/{name}", *more]) == 0
     return folder
