@@ -81,7 +81,7 @@ def html_page(place):
         "test",
         "--objects",
         f"{place}/library",
-        "--pictures",
+        "--images",
         "2",
         "--title",
         "a <b> & c",
