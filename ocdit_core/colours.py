@@ -1,4 +1,4 @@
-"""Colours by which objects are told apart in pictures, pages and ROS messages."""
+"""Colours by which objects are told apart in images, pages and ROS messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 Colour = tuple[int, int, int]
 
-# Far apart in hue and lightness, none near black, grey or white, which pictures are full of.
+# Far apart in hue and lightness, none near black, grey or white, which images are full of.
 PALETTE: tuple[Colour, ...] = (
     (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48), (145, 30, 180), (70, 240, 240),
     (240, 50, 230), (210, 245, 60), (250, 190, 212), (0, 128, 128), (220, 190, 255), (170, 110, 40), (255, 250, 200),

@@ -118,7 +118,7 @@ class ObjectTemplates:
     def _typical_indices(self, count: int) -> np.ndarray:
         """Return (count,) views from which, in sum, no view is far: facility location, greedily.
 
-        Views are compared by 8 x 8 pictures of colour and coverage.
+        Views are compared by 8 x 8 images of colour and coverage.
         """
         colour = self.rgb.reshape(len(self), 8, 16, 8, 16, 3).mean(axis=(2, 4)).reshape(len(self), -1) / 255
         shape = self.mask.reshape(len(self), 8, 16, 8, 16).mean(axis=(2, 4)).reshape(len(self), -1)

@@ -22,7 +22,7 @@ from ocdit_core.objects.meshes import expand_meshes, read_cad
 from ocdit_core.objects.opengl_renderer import open_renderer
 from ocdit_core.objects.renderers import TemplateRenderer
 from ocdit_core.objects.sources import source_digest
-from ocdit_core.objects.surfaces import sample_surface_points
+from ocdit_core.objects.surfaces import surface_points
 from ocdit_core.objects.templates import ViewSettings, check_views, render_templates
 from ocdit_core.workers import Died, Work, run_tasks
 
@@ -77,7 +77,12 @@ def make_templates(
     model = read_cad(path, unit)
     for warning in model.warnings:
         logger.warning("%s", warning)
-    drawn = render_templates(renderer, model.mesh, settings)
+    handle = renderer.upload(model.mesh)
+    try:
+        drawn = render_templates(renderer, handle, settings)
+        points = surface_points(handle.surface, POINTS)
+    finally:
+        handle.release()
     if not drawn.mask.any():
         raise RenderingError(f"{path}: nothing can be seen of the object from any side (is its texture all hole?)")
     return ObjectTemplates(
@@ -87,7 +92,7 @@ def make_templates(
         box=drawn.box,
         K=drawn.K,
         pose=drawn.pose,
-        points=sample_surface_points(model.mesh, POINTS).astype(np.float32),
+        points=points.astype(np.float32),
         diameter=model.diameter,
         symmetries_discrete=model.symmetries_discrete,
         symmetries_continuous=model.symmetries_continuous,

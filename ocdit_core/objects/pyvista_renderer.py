@@ -1,6 +1,6 @@
-"""Draws meshes off-screen with PyVista (VTK), which brings its own way to OpenGL: for machines without EGL drivers.
+"""Draw meshes off-screen with PyVista (VTK), which brings its own way to OpenGL: for machines without EGL drivers.
 
-The pictures are those of the moderngl renderer: the same cameras, samples and shading (`renderers.py`).
+The images are those of the moderngl renderer: the same cameras, samples and shading (`renderers.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ocdit_core.objects.renderers import (
     Lighting,
     Views,
     camera_arrays,
-    clipping_range,
     open_contexts,
+    projection,
     reduce_samples,
     shading_functions,
 )
@@ -51,7 +51,14 @@ _SHADED = """
 
 @dataclass(eq=False)
 class VtkMesh:
-    """A mesh as VTK keeps it, made by `PyVistaRenderer.upload`."""
+    """A mesh as VTK keeps it, made by `PyVistaRenderer.upload`.
+
+    Attributes:
+        surface: what was uploaded.
+        data: its triangles.
+        texture: None where colours alone are used.
+        actors: by the style that they are drawn in.
+    """
 
     surface: Surface
     data: Any
@@ -59,7 +66,7 @@ class VtkMesh:
     actors: dict[str, Any] = field(default_factory=dict)
 
     def release(self) -> None:
-        """Frees its memory; it must not be drawn any more."""
+        """Free its memory; it must not be drawn any more."""
         self.actors.clear()
         self.data = self.texture = None
 
@@ -91,11 +98,11 @@ class PyVistaRenderer:
         self.close()
 
     def close(self) -> None:
-        """Ends the use of this renderer; a second call does nothing."""
+        """End the use of this renderer; a second call does nothing."""
         self._plotter = None
 
     def upload(self, mesh: trimesh.Trimesh) -> VtkMesh:
-        """Prepares a mesh in metres; raises MeshError when it has no faces, or a vertex is not finite."""
+        """Prepare a mesh in metres; see `TemplateRenderer.upload`."""
         surface = surface_of(mesh)
         corners = surface.corners
         faces = np.arange(len(corners)).reshape(-1, 3)
@@ -122,16 +129,14 @@ class PyVistaRenderer:
         lighting: Lighting | None = None,
         *,
         supersample: int = 2,
-        depth: bool = False,
         edges: bool = False,
     ) -> Views:
-        """Draws one mesh, or a handle from `upload`, from several poses; see `TemplateRenderer.render`."""
+        """Draw one mesh, or a handle from `upload`, from several poses; see `TemplateRenderer.render`."""
         if self._plotter is None:
             raise RenderingError("the renderer is closed; make a new one")
         all_poses, cameras = camera_arrays(poses, K, size, supersample)
-        sampled = (size[0] * supersample, size[1] * supersample)
-        self._size = sampled
-        self._plotter.render_window.SetSize(*sampled[::-1])
+        self._size = (size[0] * supersample, size[1] * supersample)
+        self._plotter.render_window.SetSize(*self._size[::-1])
         handle = mesh if isinstance(mesh, VtkMesh) else self.upload(mesh)
         actors = [self._actor(handle, style) for style in ("surface", *(["wireframe"] if edges else []))]
         scene = self._plotter.renderer
@@ -140,21 +145,16 @@ class PyVistaRenderer:
             _light(actor, handle.surface, lighting)
             scene.AddActor(actor)
         try:
-            views = [
-                self._draw(handle.surface, pose, camera, size, lighting, actors)
-                for pose, camera in zip(all_poses, cameras, strict=True)
+            drawn = [
+                self._draw(handle.surface, pose, camera, size) for pose, camera in zip(all_poses, cameras, strict=True)
             ]
         finally:
             for actor in actors:
                 scene.RemoveActor(actor)
             if handle is not mesh:
                 handle.release()
-        pictures, near = zip(*(reduce_samples(samples, supersample) for samples, _ in views), strict=True)
-        rgba = np.stack(pictures)
-        middle = supersample // 2
-        metres = np.stack([z[middle::supersample, middle::supersample] for _, z in views]) if depth else None
-        rgb, alpha = np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
-        return Views(rgb=rgb, alpha=alpha, near=np.stack(near), depth=metres)
+        images, near = zip(*(reduce_samples(samples, supersample) for samples in drawn), strict=True)
+        return Views(rgba=np.stack(images), near=np.stack(near))
 
     def _actor(self, handle: VtkMesh, style: str) -> Any:
         if style not in handle.actors:
@@ -173,47 +173,34 @@ class PyVistaRenderer:
         return handle.actors[style]
 
     def _draw(
-        self,
-        surface: Surface,
-        pose: NDArray[np.float64],
-        K: NDArray[np.float64],
-        size: tuple[int, int],
-        lighting: Lighting,
-        actors: list[Any],
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Draws one view at full sampling: RGBA and metres, first row at the top."""
-        near, far = clipping_range(surface, pose)
+        self, surface: Surface, pose: NDArray[np.float64], K: NDArray[np.float64], size: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        """Draw one view at full sampling: RGBA, first row at the top."""
+        matrix, near, far = projection(K, size, pose, surface)
+        # VTK's axes are OpenGL's, y up and z backwards, and so are its rows.
+        matrix = np.diag([1.0, -1, 1, 1]) @ matrix @ np.diag([1.0, -1, -1, 1])
         camera = self._plotter.renderer.GetActiveCamera()
         at = -pose[:3, :3].T @ pose[:3, 3]
         camera.SetPosition(at)
         camera.SetFocalPoint(at + pose[2, :3])
         camera.SetViewUp(-pose[1, :3])
         camera.SetUseExplicitProjectionTransformMatrix(True)
-        camera.SetExplicitProjectionTransformMatrix(_matrix(self._pv, _projection(K, size, near, far)))
+        camera.SetExplicitProjectionTransformMatrix(self._pv.vtkmatrix_from_array(matrix))
         camera.SetClippingRange(near, far)
-        if lighting.frame == "world" and lighting.lights:
-            turned = lighting.directions() @ pose[:3, :3].T
-            for actor in actors:
-                _set_directions(actor, turned)
         window = self._plotter.render_window
         window.Render()
         height, width = self._size
-        rgb = self._pv._vtk.vtkUnsignedCharArray()
+        rgb, z = self._pv._vtk.vtkUnsignedCharArray(), self._pv._vtk.vtkFloatArray()
         window.GetPixelData(0, 0, width - 1, height - 1, 0, rgb, 0)
-        z = self._pv._vtk.vtkFloatArray()
         window.GetZbufferData(0, 0, width - 1, height - 1, z)
-        convert = self._pv.convert_array
         samples = np.empty((height, width, 4), np.uint8)
-        samples[..., :3] = convert(rgb).reshape(height, width, 3)[::-1]
-        buffer = convert(z).reshape(height, width)[::-1]
-        covered = buffer < 1
-        samples[..., 3] = np.where(covered, 255, 0)
-        metres = np.where(covered, near * far / (far - buffer * (far - near)), 0).astype(np.float32)
-        return samples, metres
+        samples[..., :3] = self._pv.convert_array(rgb).reshape(height, width, 3)[::-1]
+        samples[..., 3] = np.where(self._pv.convert_array(z).reshape(height, width)[::-1] < 1, 255, 0)
+        return samples
 
 
 def _window(pv: Any) -> Any:
-    """Opens the off-screen window, or returns the one that is open; VTK draws by what it finds: EGL, OSMesa, a display.
+    """Open the off-screen window, or returns the one that is open; VTK draws by what it finds: EGL, OSMesa, a display.
 
     VTK ends EGL for the whole process, and with it other renderers' contexts, when it looks for a driver and when its
     window closes. So the window stays open, and has to be opened first.
@@ -255,7 +242,7 @@ def _window(pv: Any) -> Any:
 
 
 def _refuse_without_opengl(pv: Any) -> None:
-    """Raises RenderingError where VTK has only OSMesa left and that is missing: it would end the process."""
+    """Raise RenderingError where VTK has only OSMesa left and that is missing: it would end the process."""
     importlib.import_module("vtkmodules.vtkRenderingOpenGL2")  # before it is there, VTK knows no kind of window
     if pv._vtk.vtkRenderWindow().GetClassName() != "vtkOSOpenGLRenderWindow":
         return
@@ -269,51 +256,22 @@ def _refuse_without_opengl(pv: Any) -> None:
 
 
 def _light(actor: Any, surface: Surface, lighting: Lighting) -> None:
-    """Gives an actor our shading, and all that is the same for every view."""
-    glossy = lighting.shines_on(surface)
+    """Give an actor our shading and light."""
+    values = lighting.uniforms(surface)
     lights = max(len(lighting.lights), 1)  # an array of no elements is no GLSL; a black light changes nothing
     shader = actor.GetShaderProperty()
     shader.ClearAllFragmentShaderReplacements()
     arrays = f"vec3 light_direction[{lights}];\nvec3 light_colour[{lights}];\n"
-    functions = arrays + shading_functions(glossy=glossy, lights=lights)
+    functions = arrays + shading_functions(glossy="shininess" in values, lights=lights)
     # The functions come after VTK's declarations of the uniforms that we set below.
     shader.AddFragmentShaderReplacement("//VTK::Light::Dec", True, functions, False)
     shader.AddFragmentShaderReplacement("//VTK::Light::Impl", True, _COLOUR, False)
     shader.AddFragmentShaderReplacement("//VTK::DepthPeeling::Impl", True, _SHADED, False)
     uniforms = shader.GetFragmentCustomUniforms()
-    uniforms.SetUniform3f("ambient", [float(value) for value in lighting.ambient])
-    uniforms.SetUniformf("sky", lighting.sky)
-    uniforms.SetUniformf("darkest", lighting.darkest)
-    colours = np.zeros((lights, 3))
-    directions = np.zeros((lights, 3))
-    if lighting.lights:
-        colours[:] = [light.colour for light in lighting.lights]
-        directions[:] = lighting.directions()
-    uniforms.SetUniform1fv("colours", 3 * lights, colours.reshape(-1).tolist())
-    _set_directions(actor, directions)
-    if glossy:
-        gloss = lighting.gloss(surface)
-        uniforms.SetUniformf("specular", gloss.specular)
-        uniforms.SetUniformf("shininess", gloss.shininess)
-        uniforms.SetUniformf("metallic", gloss.metallic)
-
-
-def _set_directions(actor: Any, directions: NDArray[np.float64]) -> None:
-    uniforms = actor.GetShaderProperty().GetFragmentCustomUniforms()
-    uniforms.SetUniform1fv("directions", directions.size, directions.reshape(-1).tolist())
-
-
-def _projection(K: NDArray[np.float64], size: tuple[int, int], near: float, far: float) -> NDArray[np.float64]:
-    """OpenGL's clip matrix (4, 4) for K, camera axes x right, y up, z backwards."""
-    height, width = size
-    matrix = np.zeros((4, 4))
-    matrix[0, :3] = 2 * K[0, 0] / width, -2 * K[0, 1] / width, 1 - 2 * K[0, 2] / width
-    matrix[1, 1:3] = 2 * K[1, 1] / height, 2 * K[1, 2] / height - 1
-    matrix[2, 2] = -(far + near) / (far - near)
-    matrix[2, 3] = -2 * far * near / (far - near)
-    matrix[3, 2] = -1
-    return matrix
-
-
-def _matrix(pv: Any, values: NDArray[np.float64]) -> Any:
-    return pv.vtkmatrix_from_array(values)
+    uniforms.SetUniform3f("ambient", [float(value) for value in values.pop("ambient")])
+    for name, inner in (("directions", "light_direction"), ("colours", "light_colour")):
+        # As plain numbers: VTK sets no arrays of vectors.
+        array = values.pop(inner, np.zeros((1, 3)))
+        uniforms.SetUniform1fv(name, array.size, array.reshape(-1).tolist())
+    for name, value in values.items():
+        uniforms.SetUniformf(name, float(value))

@@ -8,9 +8,9 @@ back by polynomials in place of `pow`; a round trip is within one step of 255.
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
@@ -38,124 +38,117 @@ open_contexts: weakref.WeakSet[Any] = weakref.WeakSet()
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """A light at infinity."""
+    """A light at infinity.
+
+    Attributes:
+        direction: from the object to the light in camera axes (x right, y down, z forward); any length.
+        colour: linear red, green, blue; intensity included.
+    """
 
     direction: tuple[float, float, float]
-    """Points from the object to the light; any length."""
     colour: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Linear red, green, blue; intensity included."""
-
-
-class Gloss(NamedTuple):
-    """How a surface shines."""
-
-    specular: float
-    roughness: float
-    metallic: float
-
-    @property
-    def shininess(self) -> float:
-        """The exponent of Blinn and Phong's highlights that are as wide as GGX's of this roughness."""
-        return 2.0 / self.roughness**4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lighting:
-    """The light of one rendering; the default shows an object's geometry from every side."""
+    """The light of one rendering; the default shows an object's geometry from every side.
+
+    Attributes:
+        ambient: linear colour of the light that comes from everywhere, most from above.
+        sky: how much weaker the ambient light is on an upright wall than from above; twice as much from below.
+        lights: at most four.
+        specular: strength of the highlights: 0 matt, 1 very shiny.
+        roughness: width of the highlights, in (0, 1].
+        materials: whether a mesh that states how metallic or rough it is shines so, whatever the two above say.
+        darkest: linear reflectance that no surface stays below, so that black ones show on black; plastics and paints
+            reflect some 0.04 of the light however dark their colour.
+    """
 
     ambient: tuple[float, float, float] = (0.42, 0.42, 0.42)
-    """Linear colour of the light that comes from everywhere, most from above."""
     sky: float = 0.15
-    """How much weaker the ambient light is on an upright wall than from above; it is twice as much from below."""
-    lights: tuple[Light, ...] = field(
-        default=(
-            Light(direction=(-0.45, -0.75, -0.6), colour=(0.62, 0.62, 0.62)),
-            Light(direction=(0.8, 0.1, -0.5), colour=(0.16, 0.16, 0.16)),
-        )
+    lights: tuple[Light, ...] = (
+        Light(direction=(-0.45, -0.75, -0.6), colour=(0.62, 0.62, 0.62)),
+        Light(direction=(0.8, 0.1, -0.5), colour=(0.16, 0.16, 0.16)),
     )
-    """At most four."""
-    frame: Literal["camera", "world"] = "camera"
-    """Axes of the light directions: the camera's (x right, y down, z forward) or the object's."""
     specular: float = 0.0
-    """Strength of the highlights: 0 matt, 1 very shiny."""
     roughness: float = 0.5
-    """Width of the highlights, in (0, 1]."""
     materials: bool = False
-    """Whether a mesh that states how metallic or how rough it is shines accordingly, whatever the two above say."""
     darkest: float = 0.0
-    """Linear reflectance that no surface stays below, so that black ones show on black; plastics and paints send back
-    some 0.04 of the light however dark their colour."""
 
     def __post_init__(self) -> None:
         if len(self.lights) > MAX_LIGHTS:
             raise ConfigError(f"lights: {len(self.lights)} given, at most {MAX_LIGHTS} are supported")
 
-    def directions(self) -> NDArray[np.float64]:
-        """Returns (L, 3) unit vectors towards the lights."""
+    def uniforms(self, surface: Surface) -> dict[str, Any]:
+        """Return the shader's uniforms for a surface; "shininess" is among them if there are highlights."""
         vectors = np.array([light.direction for light in self.lights], dtype=np.float64).reshape(-1, 3)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-    def shines_on(self, surface: Surface) -> bool:
-        """Returns whether there are any highlights."""
-        if self.materials and surface.states_material:
-            gloss = self.gloss(surface)
-            # Below that, highlights of a material that does not conduct add less to a picture than they cost.
-            return gloss.metallic > 0 or gloss.roughness < 0.5
-        return self.specular > 0
-
-    def gloss(self, surface: Surface) -> Gloss:
-        """Returns how a surface shines under this light."""
-        if self.materials and surface.states_material:
-            rough = 0.5 if surface.roughness is None else surface.roughness
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        values: dict[str, Any] = {"ambient": self.ambient, "sky": self.sky, "darkest": self.darkest}
+        if self.lights:
+            values["light_direction"] = vectors.astype(np.float32)
+            values["light_colour"] = np.array([light.colour for light in self.lights], dtype=np.float32)
+        specular, roughness, metallic = self.specular, max(self.roughness, 0.05), 0.0
+        glossy = specular > 0
+        if self.materials and (surface.metallic is not None or surface.roughness is not None):
             # Smoother than a quarter: highlights of less than a pixel, and mirrors that would need a room to mirror.
-            return Gloss(DIELECTRIC, float(np.clip(rough, 0.25, 1.0)), surface.metallic or 0.0)
-        return Gloss(self.specular, max(self.roughness, 0.05), 0.0)
+            roughness = float(np.clip(0.5 if surface.roughness is None else surface.roughness, 0.25, 1.0))
+            specular, metallic = DIELECTRIC, surface.metallic or 0.0
+            # Below that, highlights of a material that does not conduct add less to an image than they cost.
+            glossy = metallic > 0 or roughness < 0.5
+        if glossy:
+            # The exponent of Blinn and Phong's highlights that are as wide as GGX's of this roughness.
+            values |= {"specular": specular, "shininess": 2.0 / roughness**4, "metallic": metallic}
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """Pictures of one object on black."""
+    """Images of one object on black.
 
-    rgb: NDArray[np.uint8]
-    """(n, h, w, 3) sRGB, multiplied by the coverage: exact black where the object is not."""
-    alpha: NDArray[np.uint8]
-    """(n, h, w) how much of the pixel the object covers, 0 to 255."""
+    Attributes:
+        rgba: (n, h, w, 4) uint8: sRGB, multiplied by the coverage in the last channel.
+        near: (n, h, w) pixels with a covered sample in them or right beside them: all that a solid object touches.
+    """
+
+    rgba: NDArray[np.uint8]
     near: NDArray[np.bool_]
-    """(n, h, w) pixels with a covered sample in them or right beside them: all that a solid object touches."""
-    depth: NDArray[np.float32] | None
-    """(n, h, w) metres along the optical axis, 0 beside the object; None unless asked for."""
 
     @property
-    def rgba(self) -> NDArray[np.uint8]:
-        """(n, h, w, 4) the colours and the coverage in one array."""
-        return np.concatenate([self.rgb, self.alpha[..., None]], axis=3)
+    def rgb(self) -> NDArray[np.uint8]:
+        """(n, h, w, 3) exact black where the object is not."""
+        return self.rgba[..., :3]
+
+    @property
+    def alpha(self) -> NDArray[np.uint8]:
+        """(n, h, w) how much of the pixel the object covers, 0 to 255."""
+        return self.rgba[..., 3]
 
 
 def reduce_samples(samples: NDArray[np.uint8], factor: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Averages factor x factor samples into a pixel.
+    """Average factor x factor samples into a pixel.
 
     Args:
         samples: (h * factor, w * factor, 4) RGBA, colours multiplied by coverage.
         factor: samples a pixel in each direction.
 
     Returns:
-        the picture (h, w, 4), and (h, w) which pixels are `Views.near`.
+        The image (h, w, 4), and (h, w) which pixels are `Views.near`.
     """
     height, width = samples.shape[0] // factor, samples.shape[1] // factor
-    picture = samples if factor == 1 else cv2.resize(samples, (width, height), interpolation=cv2.INTER_AREA)
+    image = samples if factor == 1 else cv2.resize(samples, (width, height), interpolation=cv2.INTER_AREA)
     # From one sample before each pixel's first to one behind its last.
     reach = np.ones((factor + 2, factor + 2), np.uint8)
     near = cv2.dilate(cv2.extractChannel(samples, 3), reach, anchor=(1, 1))[::factor, ::factor] > 0
-    return np.asarray(picture, dtype=np.uint8), np.asarray(near)
+    return np.asarray(image, dtype=np.uint8), np.asarray(near)
 
 
 def camera_arrays(
     poses: ArrayLike, K: ArrayLike, size: tuple[int, int], supersample: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns poses (n, 4, 4) and intrinsics (n, 3, 3) for what `TemplateRenderer.render` takes.
+    """Return poses (n, 4, 4) and intrinsics (n, 3, 3) for what `TemplateRenderer.render` takes.
 
     Raises:
-        RenderingError: the picture is too large or has no pixel.
+        RenderingError: the image is too large or has no pixel.
     """
     if not all(0 < int(side) * supersample <= MAX_SIDE for side in size):
         raise RenderingError(f"size {size} with supersample {supersample} is outside 1..{MAX_SIDE} pixels a side")
@@ -163,33 +156,58 @@ def camera_arrays(
     return all_poses, np.broadcast_to(np.asarray(K, dtype=np.float64), (len(all_poses), 3, 3))
 
 
-def clipping_range(surface: Surface, pose: NDArray[np.float64]) -> tuple[float, float]:
-    """Returns the distances in metres, along the optical axis, between which a surface seen from a pose (4, 4) lies."""
+def projection(
+    K: NDArray[np.float64], size: tuple[int, int], pose: NDArray[np.float64], surface: Surface
+) -> tuple[NDArray[np.float64], float, float]:
+    """Return OpenGL's clip matrix (4, 4) for camera axes x right, y down, z forward; and its near and far distance.
+
+    The image's first row is the buffer's first row: nothing needs flipping.
+    """
+    height, width = size
     z = float(pose[2, :3] @ surface.centre + pose[2, 3])
     near = max(z - 1.01 * surface.radius, 1e-3 * surface.radius)
-    return near, max(z + 1.01 * surface.radius, 2 * near)
+    far = max(z + 1.01 * surface.radius, 2 * near)
+    matrix = np.zeros((4, 4))
+    matrix[0, :3] = 2 * K[0] / width
+    matrix[1, :3] = 2 * K[1] / height
+    matrix[0, 2] -= 1
+    matrix[1, 2] -= 1
+    matrix[2, 2:] = (far + near) / (far - near), -2 * far * near / (far - near)
+    matrix[3, 2] = 1
+    return matrix, near, far
 
 
 class UploadedMesh(Protocol):
-    """A mesh as a renderer keeps it: quick to draw again."""
+    """A mesh as a renderer keeps it: quick to draw again.
+
+    Attributes:
+        surface: what was uploaded.
+    """
 
     surface: Surface
 
     def release(self) -> None:
-        """Frees its memory; it must not be drawn any more."""
+        """Free its memory; it must not be drawn any more."""
 
 
 class TemplateRenderer(Protocol):
-    """Draws objects; a context manager, used from one thread. The pictures' geometry is the same for all of them.
+    """Draws objects; a context manager, used from one thread. The images' geometry is the same for all of them.
 
-    Image coordinates are continuous: a point that projects to (u, v) lies in pixel (floor(u), floor(v)).
+    Image coordinates are continuous: the first pixel covers [0, 1) in both directions, so a point that projects to
+    (u, v) lies in pixel (floor(u), floor(v)), and resizing an image scales its intrinsics and nothing else.
+
+    Attributes:
+        name: one of RENDERERS.
     """
 
     name: str
-    """One of RENDERERS."""
 
     def upload(self, mesh: trimesh.Trimesh) -> UploadedMesh:
-        """Prepares a mesh in metres for drawing; raises MeshError when it has no faces or is not finite."""
+        """Prepare a mesh in metres for drawing.
+
+        Raises:
+            MeshError: it has no faces, or a vertex is not finite.
+        """
 
     def render(
         self,
@@ -200,10 +218,9 @@ class TemplateRenderer(Protocol):
         lighting: Lighting | None = None,
         *,
         supersample: int = 2,
-        depth: bool = False,
         edges: bool = False,
     ) -> Views:
-        """Draws one mesh from several poses; the same arguments give the same pictures on one machine.
+        """Draw one mesh from several poses; the same arguments give the same images on one machine.
 
         Args:
             mesh: in metres; what `upload` returned saves time when it is drawn more than once.
@@ -212,15 +229,14 @@ class TemplateRenderer(Protocol):
             size: height and width in pixels.
             lighting: default: soft light that shows the geometry.
             supersample: samples a pixel in each direction; more makes smoother edges.
-            depth: whether to return depth as well.
             edges: whether to draw the edges of the triangles as thin lines too, so that a sheet seen edge-on shows.
 
         Raises:
-            RenderingError: the picture is too large, or the renderer was closed.
+            RenderingError: the image is too large, or the renderer was closed.
         """
 
     def close(self) -> None:
-        """Frees everything; a second call does nothing."""
+        """Free everything; a second call does nothing."""
 
     def __enter__(self) -> TemplateRenderer: ...
 
@@ -322,14 +338,11 @@ in vec3 seen_at;
 in vec3 seen_normal;
 in vec3 tint;
 layout(location = 0) out vec4 shaded;
-#ifdef DEPTH
-layout(location = 1) out float depth;
-#endif
 void main() {
     vec3 base = tint;
 #ifdef TEXTURED
 #ifdef HOLES
-    // From the full picture: in a reduced one a lattice is neither solid nor open, and would vanish or close.
+    // From the full image: in a reduced one a lattice is neither solid nor open, and would vanish or close.
     if (textureLod(image, texel, 0.0).a < cutoff) discard;
 #endif
     base *= linear_from_srgb(texture(image, texel).rgb);
@@ -337,31 +350,27 @@ void main() {
     // Both sides are lit: a face seen from behind has its normal turned round. A normal of length 0 is no normal.
     float squared = dot(seen_normal, seen_normal);
     vec3 n = squared > 1e-12 ? seen_normal * inversesqrt(squared) : vec3(0.0, 0.0, 1.0);
-    n = gl_FrontFacing ? -n : n;  // rows run downwards in our pictures, which mirrors OpenGL's idea of front
+    n = gl_FrontFacing ? -n : n;  // rows run downwards in our images, which mirrors OpenGL's idea of front
     shaded = vec4(shade(base, n, seen_at), 1.0);
-#ifdef DEPTH
-    depth = seen_at.z;
-#endif
 }
 """
 
 
 def shading_functions(*, glossy: bool, lights: int) -> str:
-    """Returns GLSL functions alone: `linear_from_srgb` and `shade`; the uniforms that they read stand before them."""
+    """Return the GLSL functions `linear_from_srgb` and `shade`, to stand behind the uniforms that they read."""
     return f"#define LIGHTS {lights}\n" + ("#define GLOSSY\n" if glossy else "") + _LINEAR_FROM_SRGB + _SHADE
 
 
-def shaders(*, textured: bool, holes: bool, glossy: bool, lights: int, depth: bool) -> tuple[str, str]:
-    """Returns vertex and fragment shader for one kind of surface and light.
+def shaders(*, textured: bool, holes: bool, glossy: bool, lights: int) -> tuple[str, str]:
+    """Return vertex and fragment shader for one kind of surface and light.
 
     Args:
         textured: whether there is a texture; its inputs are `image` and the attribute `uv`.
         holes: whether texels of less alpha than `cutoff` are holes.
         glossy: whether there are highlights: `specular`, `shininess`, `metallic`.
         lights: how many lights there are.
-        depth: whether metres along the optical axis are a second output.
     """
-    macros = {"TEXTURED": textured, "HOLES": holes, "GLOSSY": glossy, "DEPTH": depth}
+    macros = {"TEXTURED": textured, "HOLES": holes, "GLOSSY": glossy}
     head = "#version 330\n" + "".join(f"#define {name}\n" for name, wanted in macros.items() if wanted)
     head += f"#define LIGHTS {lights}\n{_LINEAR_FROM_SRGB}"
     return head + _VERTEX, head + _UNIFORMS + _SHADE + _FRAGMENT

@@ -22,43 +22,41 @@ _ROUNDS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """A mesh ready for the graphics card: every face has its own three corners."""
+    """A mesh ready for the graphics card: every face has its own three corners.
+
+    Attributes:
+        corners: (3 * faces, 12): position, normal, texture coordinate, sRGBA colour in 0..1.
+        texture: (H, W, 4) sRGBA, first row at the top; None when colours alone are used.
+        alpha_cutoff: texels with less alpha than this are holes; 0 keeps all.
+        vertices: (V, 3) metres, those that some face uses.
+        centre: (3,) centre of the bounding sphere, metres.
+        radius: of the bounding sphere, metres.
+        metallic: fraction of the surface that is bare metal, 0..1; None: the file does not say.
+        roughness: 0 polished .. 1 matt; None: the file does not say.
+    """
 
     corners: NDArray[np.float32]
-    """(3 * faces, 12): position, normal, texture coordinate, sRGBA colour in 0..1."""
     texture: NDArray[np.uint8] | None
-    """(H, W, 4) sRGBA, first row at the top; None when colours alone are used."""
     alpha_cutoff: float
-    """Texels with less alpha than this are holes; 0 keeps all."""
     vertices: NDArray[np.float64]
-    """(V, 3) metres, those that some face uses."""
     centre: NDArray[np.float64]
-    """(3,) centre of the bounding sphere, metres."""
     radius: float
-    """Of the bounding sphere, metres."""
     metallic: float | None = None
-    """Share of the surface that is bare metal, 0..1; None: the file does not say."""
     roughness: float | None = None
-    """0 polished .. 1 matt; None: the file does not say."""
-
-    @property
-    def states_material(self) -> bool:
-        """Whether the file says how the surface shines."""
-        return self.metallic is not None or self.roughness is not None
 
 
 def linear_from_srgb(values: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Returns sRGB values in 0..1 as linear ones."""
+    """Return sRGB values in 0..1 as linear ones."""
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
 def srgb_from_linear(values: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Returns linear values in 0..1 as sRGB ones."""
+    """Return linear values in 0..1 as sRGB ones."""
     return np.where(values <= 0.0031308, 12.92 * values, 1.055 * values ** (1 / 2.4) - 0.055).astype(np.float32)
 
 
 def surface_of(mesh: trimesh.Trimesh) -> Surface:
-    """Turns a mesh in metres into drawable buffers.
+    """Turn a mesh in metres into drawable buffers.
 
     Raises:
         MeshError: there are no faces, or a vertex is not finite.
@@ -89,7 +87,7 @@ def surface_of(mesh: trimesh.Trimesh) -> Surface:
 
 
 def corner_normals(positions: NDArray[Any], faces: NDArray[Any]) -> NDArray[np.float64]:
-    """Normals of every face corner: the mean over the faces around that point that bend less than a crease.
+    """Return the normals of every face corner: the mean over the faces around that point that bend less than a crease.
 
     Points at the same place count as one even if the file lists them twice, as it does along texture seams.
 
@@ -126,8 +124,8 @@ def corner_normals(positions: NDArray[Any], faces: NDArray[Any]) -> NDArray[np.f
     left_face, right_face = ordered_face[left], ordered_face[right]
     smooth = np.einsum("ij,ij->i", unit[left_face], unit[right_face]) > np.cos(np.radians(CREASE_ANGLE))
     corner = order[left[smooth]]
-    share = weighted[right_face[smooth]]
-    normals = np.stack([np.bincount(corner, share[:, axis], minlength=len(order)) for axis in range(3)], axis=1)
+    weight = weighted[right_face[smooth]]
+    normals = np.stack([np.bincount(corner, weight[:, axis], minlength=len(order)) for axis in range(3)], axis=1)
     size = np.linalg.norm(normals, axis=1, keepdims=True)
     return np.where(size > 1e-30, normals / np.maximum(size, 1e-30), unit[face])
 
@@ -135,10 +133,10 @@ def corner_normals(positions: NDArray[Any], faces: NDArray[Any]) -> NDArray[np.f
 def appearance_of(
     mesh: trimesh.Trimesh,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8] | None, float]:
-    """Returns what each face corner looks like.
+    """Return what each face corner looks like.
 
     Returns:
-        texture coordinates (3 F, 2), sRGBA colours (3 F, 4) in 0..1, the texture (H, W, 4) if there is one, its first
+        Texture coordinates (3 F, 2), sRGBA colours (3 F, 4) in 0..1, the texture (H, W, 4) if there is one, its first
         row at the top, and the alpha in 0..1 below which a texel is a hole, 0 when there are none.
     """
     corner = np.asarray(mesh.faces).reshape(-1)
@@ -204,55 +202,29 @@ def _linear_factor_as_srgb(factor: Any) -> NDArray[np.float64]:
     return values
 
 
-def sample_surface_points(mesh: trimesh.Trimesh, count: int = 2048, seed: int = 0) -> NDArray[np.float64]:
-    """Draws points from a mesh's surface, each area equally likely; texels below the alpha cut-off are no surface.
+def surface_points(surface: Surface, count: int = 2048, seed: int = 0) -> NDArray[np.float64]:
+    """Draw (count, 3) points in metres from a surface, each area equally likely; holes of its texture are no surface.
 
-    Args:
-        mesh: any unit.
-        count: how many points.
-        seed: the same seed gives the same points.
-
-    Returns:
-        (count, 3) points in the mesh's unit. A mesh that is all hole is taken for solid.
+    The same seed gives the same points. A surface that is all hole is taken for solid.
     """
-    import trimesh
-
-    uv, _, texture, cutoff = appearance_of(mesh)
-    if texture is None or cutoff <= 0:
-        return np.asarray(trimesh.sample.sample_surface(mesh, count, seed=seed)[0])
-    return _solid(mesh, uv, texture, cutoff, count, seed)
-
-
-def points_of(surface: Surface, count: int = 2048, seed: int = 0) -> NDArray[np.float64]:
-    """Draws (count, 3) points in metres from a surface that is ready to be drawn, as `sample_surface_points` does."""
     import trimesh
 
     faces = np.arange(len(surface.corners)).reshape(-1, 3)
     mesh = trimesh.Trimesh(surface.corners[:, :3], faces, process=False, validate=False)
     if surface.texture is None or surface.alpha_cutoff <= 0:
         return np.asarray(trimesh.sample.sample_surface(mesh, count, seed=seed)[0])
-    return _solid(mesh, surface.corners[:, 6:8], surface.texture, surface.alpha_cutoff, count, seed)
-
-
-def _solid(
-    mesh: trimesh.Trimesh, uv: NDArray[np.float32], texture: NDArray[np.uint8], cutoff: float, count: int, seed: int
-) -> NDArray[np.float64]:
-    """Draws again and again until enough points are beside the holes; uv (3 * faces, 2)."""
-    import trimesh
-
+    uv = surface.corners[:, 6:8].reshape(-1, 3, 2)
+    height, width = surface.texture.shape[:2]
     kept: list[NDArray[np.float64]] = []
     for attempt in range(_ROUNDS):
         points, face = trimesh.sample.sample_surface(mesh, count, seed=seed + attempt * 1_000_003)
         weights = trimesh.triangles.points_to_barycentric(mesh.triangles[face], points)
-        at = (weights[:, :, None] * uv.reshape(-1, 3, 2)[face]).sum(axis=1)
-        height, width = texture.shape[:2]
+        at = (weights[:, :, None] * uv[face]).sum(axis=1)
         column = np.floor((at[:, 0] % 1) * width).astype(int).clip(0, width - 1)
         row = np.floor((1 - at[:, 1] % 1) * height).astype(int).clip(0, height - 1)
-        kept.append(points[texture[row, column, 3] >= 255 * cutoff])
+        kept.append(points[surface.texture[row, column, 3] >= 255 * surface.alpha_cutoff])
         if sum(map(len, kept)) >= count:
-            return np.concatenate(kept)[:count]
+            break
     found = np.concatenate(kept)
-    if not len(found):
-        return np.asarray(trimesh.sample.sample_surface(mesh, count, seed=seed)[0])
     # A surface that is nearly all hole: the same few points again, rather than none.
-    return np.resize(found, (count, 3))
+    return np.resize(found, (count, 3)) if len(found) else np.asarray(points)

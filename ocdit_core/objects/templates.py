@@ -1,4 +1,4 @@
-"""The views by which the model knows an object (paper A.1): an icosphere of cameras, each cropped to the object."""
+"""Render and check the templates of an object (paper A.1): an icosphere of cameras, each cropped to the object."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ocdit_core.errors import ConfigError
 from ocdit_core.objects.archive import TEMPLATE_SIZE, ObjectTemplates
 from ocdit_core.objects.renderers import RENDERERS, Light, Lighting, TemplateRenderer, UploadedMesh, Views
-from ocdit_core.objects.surfaces import points_of
+from ocdit_core.objects.surfaces import surface_points
 from ocdit_core.objects.viewpoints import (
     TUDL_K,
     TUDL_SIZE,
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     import trimesh
 
 CROP_MARGIN = 0.04
+"""Free border on each side of a crop, as a fraction of its side."""
 # Farther than the nearest distance that fits, so that the perspective is that of an object on a table.
 DISTANCE_FACTOR = 1.5
+# Black plastic is not quite black, or it could not be told from the background.
 TEMPLATE_LIGHTING = Lighting(materials=True, darkest=0.03)
-"""The default light; black plastic is not quite black, or it could not be told from the background."""
 HEADLIGHT = Lighting(
     ambient=(0.6, 0.6, 0.6), lights=(Light(direction=(0, 0, -1), colour=(0.4, 0.4, 0.4)),), darkest=0.03
 )
@@ -38,35 +39,38 @@ UNLIT = Lighting(ambient=(1.0, 1.0, 1.0), sky=0.0, lights=())
 DIM = 100.0
 """Mean sRGB value, of 255, below which a view is compared with the object's own colours ..."""
 TOO_DARK = 0.7
-"""... and the share of their brightness that it has to reach."""
+"""... and the fraction of their brightness that it has to reach."""
 CHECKED_POINTS = 4096
 ENOUGH_INSIDE = 0.998
-"""Share of so many surface points that have to project into the mask. With 2,048 others it is then above 0.99: that
+"""Fraction of so many surface points that have to project into the mask. With 2,048 others it is then above 0.99: that
 would be six standard deviations lower."""
 MIN_BRIGHTNESS = 20
 """Of 255: the brightest tenth of an object's pixels is at least so bright, black rubber included."""
 MIN_COVERAGE = 0.004
-"""Share of the view that the object covers: a wire from corner to corner covers about twice that."""
+"""Fraction of the view that the object covers: a wire from corner to corner covers about twice that."""
 MAX_DISPLACEMENT = 0.1
-"""Of the view's side, between its centre and that of the object's box."""
+"""Between the centres of the view and of the object's box, as a fraction of the view's side."""
 MIN_EXTENT = 0.5
-"""Of the view's side: the longer side of the object's box; a crop is made to fit the object."""
+"""The longer side of the object's box, as a fraction of the view's side: a crop is made to fit the object."""
 MIN_INSIDE = 0.99
-"""Share of the surface points that fall onto the mask in each view."""
+"""Fraction of the surface points that fall onto the mask in each view."""
 RENDERING_VERSION = 3
-"""Raised whenever the pictures change, so that libraries are rendered again."""
+"""Raised whenever the images change, so that libraries are rendered again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSettings:
-    """Which views of an object are drawn, and by what."""
+    """Which views of an object are drawn, and by what.
+
+    Attributes:
+        views: directions, evenly spread: 12, 42 or 162.
+        in_plane: images a direction, turned about the optical axis by even steps over 360 degrees.
+        renderer: "moderngl" or "pyvista".
+    """
 
     views: int = 12
-    """Directions, evenly spread: 12, 42 or 162."""
     in_plane: int = 1
-    """Pictures a direction, turned about the optical axis by even steps over 360 degrees."""
     renderer: str = "moderngl"
-    """"moderngl" or "pyvista"."""
 
     def __post_init__(self) -> None:
         check_view_count(self.views)
@@ -76,26 +80,29 @@ class ViewSettings:
             raise ConfigError(f"renderer: {self.renderer!r} is unknown; use {', '.join(RENDERERS)}")
 
     def recipe(self) -> str:
-        """A short text that is the same exactly when the same mesh gives the same pictures."""
+        """Return a short text that is the same exactly when the same mesh gives the same images."""
         return f"rendering {RENDERING_VERSION}: {self.renderer} views={self.views} in_plane={self.in_plane}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Templates:
-    """V views of one object."""
+    """V views of one object.
+
+    Attributes:
+        rgb: (V, size, size, 3) sRGB, the object's own colours inside the mask and black outside.
+        mask: (V, size, size) where the object covers any of the pixel: the points of its surface project into it.
+        alpha: (V, size, size) coverage, 0 to 255.
+        box: (V, 4) x, y, width, height of the object in pixels of the full 640 x 480 view.
+        K: (V, 3, 3) intrinsics of the crop.
+        pose: (V, 4, 4) camera-from-object, OpenCV axes, metres.
+    """
 
     rgb: NDArray[np.uint8]
-    """(V, size, size, 3) sRGB, the object's own colours inside the mask and black outside."""
     mask: NDArray[np.bool_]
-    """(V, size, size) where the object covers any of the pixel: the points of its surface project into it."""
     alpha: NDArray[np.uint8]
-    """(V, size, size) coverage, 0 to 255."""
     box: NDArray[np.float32]
-    """(V, 4) x, y, width, height of the object in pixels of the full 640 x 480 view."""
     K: NDArray[np.float64]
-    """(V, 3, 3) intrinsics of the crop."""
     pose: NDArray[np.float64]
-    """(V, 4, 4) camera-from-object, OpenCV axes, metres."""
 
 
 def render_templates(
@@ -104,21 +111,17 @@ def render_templates(
     settings: ViewSettings | None = None,
     *,
     size: int = TEMPLATE_SIZE,
-    margin: float = CROP_MARGIN,
-    lighting: Lighting | None = None,
 ) -> Templates:
-    """Draws an object in metres from icosphere directions, seen by TUD-L's camera at a distance that fits.
+    """Draw an object in metres from icosphere directions, seen by TUD-L's camera at a distance that fits.
 
-    Each crop is drawn as such, with the camera zoomed onto the object's box: no picture is enlarged afterwards.
+    Each crop is drawn as such, with the camera zoomed onto the object's box: no image is enlarged afterwards. Views
+    that soft light leaves too dark are lit from the camera.
 
     Args:
         renderer: an open renderer, the one that the settings name.
         mesh: in metres; it need not be centred. Or what the renderer's `upload` made of it.
         settings: which views; default: 12 directions, each once. All directions come first, then all of them turned.
         size: side of the square crop in pixels.
-        margin: free border on each side, as a share of the crop.
-        lighting: default: soft light that shows the geometry, and a light at the camera for the views that it leaves
-            too dark.
 
     Raises:
         MeshError: the mesh has no faces or is not finite.
@@ -131,25 +134,23 @@ def render_templates(
         surface = handle.surface
         distance = DISTANCE_FACTOR * fitting_distance(surface.radius, TUDL_K, TUDL_SIZE)
         pose = template_poses(settings.views, settings.in_plane, distance, centre=surface.centre)
-        box, K = zoom_cameras(surface.vertices, pose, TUDL_K, size=size, margin=margin)
-        light = lighting or TEMPLATE_LIGHTING
-        drawn = renderer.render(handle, pose, K, (size, size), light)
+        box, K = zoom_cameras(surface.vertices, pose, TUDL_K, size=size, margin=CROP_MARGIN)
+        drawn = renderer.render(handle, pose, K, (size, size), TEMPLATE_LIGHTING)
         rgba = drawn.rgba
-        points = points_of(surface, CHECKED_POINTS)
+        points = surface_points(surface, CHECKED_POINTS)
         mask, thin = _masks(points, drawn, pose, K)
         if thin.any():
-            drawn = renderer.render(handle, pose[thin], K[thin], (size, size), light, edges=True)
+            drawn = renderer.render(handle, pose[thin], K[thin], (size, size), TEMPLATE_LIGHTING, edges=True)
             rgba[thin], mask[thin] = drawn.rgba, drawn.near
             for index in np.flatnonzero(thin):
                 # A lattice seen from its edge: its lines fall into holes, its surface does not.
                 column, row = _pixels(points, pose[index], K[index], mask.shape[1:])
                 mask[index, row, column] = True
-        if lighting is None:
-            dark = _too_dark(renderer, handle, rgba, pose, K)
-            for views, edges in ((dark & ~thin, False), (dark & thin, True)):
-                if views.any():
-                    again = renderer.render(handle, pose[views], K[views], (size, size), HEADLIGHT, edges=edges)
-                    rgba[views] = again.rgba
+        dark = _too_dark(renderer, handle, rgba, pose, K)
+        for views, edges in ((dark & ~thin, False), (dark & thin, True)):
+            if views.any():
+                again = renderer.render(handle, pose[views], K[views], (size, size), HEADLIGHT, edges=edges)
+                rgba[views] = again.rgba
     finally:
         if not given:
             handle.release()
@@ -160,7 +161,7 @@ def render_templates(
 def _masks(
     points: NDArray[np.float64], drawn: Views, poses: NDArray[np.float64], K: NDArray[np.float64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The smallest masks (V, h, w) that hold the surface's points; and the views (V,) where a thin part is missing."""
+    """Return the smallest masks (V, h, w) that hold the points, and the views (V,) where a thin part is missing."""
     mask = drawn.alpha > 0
     thin = np.zeros(len(mask), bool)
     for i, pose in enumerate(poses):
@@ -173,7 +174,7 @@ def _masks(
 def points_inside(
     mask: NDArray[np.bool_], points: NDArray[np.floating], pose: NDArray[np.float64], K: NDArray[np.float64]
 ) -> float:
-    """Returns the share of object points (n, 3), metres, that a pose (4, 4) and K (3, 3) project into a mask (h, w)."""
+    """Return the fraction of object points (n, 3), metres, that a camera projects into its mask (h, w)."""
     column, row = _pixels(points, pose, K, mask.shape)
     return float(np.count_nonzero(mask[row, column]) / len(points))
 
@@ -195,7 +196,7 @@ def _too_dark(
     poses: NDArray[np.float64],
     K: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
-    """Which views (V,) are dark though the object's colours, drawn without shading, are not."""
+    """Return which views (V,) are dark though the object's colours, drawn without shading, are not."""
     dark = _brightness(rgba) < DIM
     if dark.any():
         # One sample a pixel is enough for a mean.
@@ -205,13 +206,13 @@ def _too_dark(
 
 
 def _brightness(rgba: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean sRGB value (V,) of the object in each view, 0..255."""
+    """Return the mean sRGB value (V,) of the object in each view, 0..255."""
     covered = np.maximum(rgba[..., 3].sum(axis=(1, 2), dtype=np.int64), 1)
     return 255 * rgba[..., :3].sum(axis=(1, 2, 3), dtype=np.int64) / (3 * covered)
 
 
 def _own_colours(rgba: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The object's colours (V, h, w, 3) inside the mask, without the black that it lies on; black outside.
+    """Return the object's colours (V, h, w, 3) inside the mask, without the black that it lies on; black outside.
 
     A mask that takes in every pixel touched would else have a dark rim, which is no colour of the object: it would go
     into the statistics of its colours, and photographs that are cut out by a mask have none.
@@ -235,17 +236,17 @@ def _own_colours(rgba: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np
 def zoom_cameras(
     vertices: NDArray[np.float64], poses: NDArray[np.float64], K: NDArray[np.float64], *, size: int, margin: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Cameras that show the square around an object's box, `size` pixels wide, for each pose.
+    """Return cameras that show the square around an object's box, `size` pixels wide, for each pose.
 
     Args:
         vertices: (n, 3) object points in metres, all of them in front of the camera.
         poses: (V, 4, 4) camera-from-object.
         K: (3, 3) intrinsics of the full view.
         size: side of the crop in pixels.
-        margin: free border on each side, as a share of the crop, below one half.
+        margin: free border on each side, as a fraction of the crop, below one half.
 
     Returns:
-        boxes (V, 4) as x, y, width, height in the full view, and intrinsics (V, 3, 3) of the crops.
+        Boxes (V, 4) as x, y, width, height in the full view, and intrinsics (V, 3, 3) of the crops.
     """
     boxes = np.empty((len(poses), 4), np.float32)
     zoomed = np.tile(np.eye(3), (len(poses), 1, 1))
@@ -307,7 +308,7 @@ def inside_fractions(templates: ObjectTemplates) -> NDArray[np.float64]:
 
 
 def _extents(mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the lower and upper ends (V, 2), as shares of the view, of the box around each mask."""
+    """Return the lower and upper ends (V, 2), as fractions of the view, of the box around each mask."""
     low, high = np.zeros((len(mask), 2)), np.ones((len(mask), 2))
     for axis in (1, 2):
         line = np.asarray(mask.any(axis=3 - axis))

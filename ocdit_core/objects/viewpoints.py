@@ -21,7 +21,7 @@ _SUBDIVISIONS = {12: 0, 42: 1, 162: 2}
 
 
 def icosphere_directions(count: int) -> FloatArray:
-    """Unit vectors spread evenly over the sphere: the vertices of a subdivided icosahedron.
+    """Return unit vectors spread evenly over the sphere: the vertices of a subdivided icosahedron.
 
     Args:
         count: 12, 42 or 162.
@@ -47,13 +47,13 @@ def icosphere_directions(count: int) -> FloatArray:
 
 
 def check_view_count(count: int) -> None:
-    """Raises ConfigError unless there is an icosphere of `count` directions."""
+    """Raise ConfigError unless there is an icosphere of `count` directions."""
     if count not in _SUBDIVISIONS:
         raise ConfigError(f"views: {count} is not a number of icosphere directions; use 12, 42 or 162")
 
 
 def template_poses(directions: int, in_plane: int, distance: float, *, centre: ArrayLike) -> FloatArray:
-    """Poses of an object's templates: all icosphere directions upright, then all of them turned, and so on.
+    """Return the poses of an object's templates: all icosphere directions upright, then all of them turned, and so on.
 
     Args:
         directions: 12, 42 or 162.
@@ -70,16 +70,16 @@ def template_poses(directions: int, in_plane: int, distance: float, *, centre: A
 
 
 def sample_directions(rng: np.random.Generator, n: int) -> FloatArray:
-    """Draws n unit vectors (n, 3), uniform over the sphere."""
+    """Draw n unit vectors (n, 3), uniform over the sphere."""
     vectors = rng.normal(size=(n, 3))
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def spread_indices(directions: FloatArray, count: int, first: int = 0) -> NDArray[np.int64]:
-    """Picks `count` of the given unit vectors (n, 3) that cover the sphere well.
+    """Pick `count` of the given unit vectors (n, 3) that cover the sphere well.
 
     Starts at index `first` and always adds the direction farthest from those already taken. The same direction again
-    (a picture turned about the optical axis) comes last, in the order given.
+    (an image turned about the optical axis) comes last, in the order given.
 
     Returns:
         (count,) indices, in the order in which they were taken.
@@ -102,12 +102,12 @@ def spread_indices(directions: FloatArray, count: int, first: int = 0) -> NDArra
 def look_at_poses(
     directions: ArrayLike, distance: ArrayLike, roll: ArrayLike = 0.0, *, centre: ArrayLike = (0.0, 0.0, 0.0)
 ) -> FloatArray:
-    """Poses of cameras that stand at `centre + distance * direction` and look at `centre`, the object's z axis up.
+    """Return the poses of cameras at `centre + distance * direction` that look at `centre`, the object's z axis up.
 
     Args:
         directions: (n, 3) unit vectors from the object to the camera.
         distance: metres, one number or (n,).
-        roll: turn about the optical axis in radians, one number or (n,); positive turns the picture clockwise.
+        roll: turn about the optical axis in radians, one number or (n,); positive turns the image clockwise.
         centre: (3,) the point looked at, in object coordinates, metres.
 
     Returns:
@@ -136,12 +136,12 @@ def look_at_poses(
 
 
 def fitting_distance(radius: float, K: FloatArray = TUDL_K, size: tuple[int, int] = TUDL_SIZE) -> float:
-    """The smallest distance in metres at which a sphere of `radius` metres on the optical axis is wholly in the view.
+    """Return the smallest distance in metres at which a sphere on the optical axis is wholly in the view.
 
     Args:
         radius: of the object's bounding sphere, metres.
         K: (3, 3) intrinsics in pixels.
-        size: height and width of the picture in pixels.
+        size: height and width of the image in pixels.
     """
     height, width = size
     half_x = min(K[0, 2], width - K[0, 2]) / K[0, 0]
@@ -151,6 +151,6 @@ def fitting_distance(radius: float, K: FloatArray = TUDL_K, size: tuple[int, int
 
 
 def project(points: ArrayLike, pose: FloatArray, K: FloatArray) -> FloatArray:
-    """Projects object points (n, 3) in metres by one pose (4, 4) and K (3, 3) to (n, 2) image coordinates in pixels."""
+    """Project object points (n, 3) in metres by one pose (4, 4) and K (3, 3) to (n, 2) image coordinates in pixels."""
     camera = np.asarray(points, dtype=np.float64) @ pose[:3, :3].T + pose[:3, 3]
     return (camera @ K.T)[:, :2] / camera[:, 2:]

@@ -118,15 +118,6 @@ def test_geometry_agrees_with_the_first_renderer(renderer, reference):
     assert apart < 0.6 * shifted
 
 
-def test_depth_is_in_metres(renderer):
-    plate = four_coloured_plate(textured=True)
-    views = renderer.render(plate, look_at_poses([[0.0, -1.0, 0.0]], 1.7), K, SIZE, depth=True)
-    whole = views.alpha[0] == 255
-    assert whole.sum() > 500
-    np.testing.assert_allclose(views.depth[0][whole], 1.7, atol=1e-3)
-    assert (views.depth[0][views.alpha[0] == 0] == 0).all()
-
-
 def test_a_sheet_seen_from_its_edge_shows_as_a_line(renderer):
     sheet = trimesh.Trimesh(
         [[-0.1, -0.1, 0], [0.1, -0.1, 0], [0.1, 0.1, 0], [-0.1, 0.1, 0]], [[0, 1, 2], [0, 2, 3]], process=False

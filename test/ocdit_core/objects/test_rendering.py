@@ -86,27 +86,14 @@ def test_both_sides_are_lit_whatever_the_winding(renderer):
         assert picture[40, 50, 0] > 180
 
 
-@pytest.mark.parametrize("frame", ["camera", "world"])
-def test_light_comes_from_where_it_is(renderer, frame):
+def test_light_comes_from_where_it_is(renderer):
     ball = trimesh.creation.icosphere(subdivisions=3, radius=0.2)
-    direction = (1, 0, 0)
-    light = Lighting(ambient=(0, 0, 0), lights=(Light(direction=direction),), frame=frame)
+    light = Lighting(ambient=(0, 0, 0), lights=(Light(direction=(1, 0, 0)),))
     poses = np.concatenate([front(), look_at_poses([[0.0, 1.0, 0.0]], 1.0)])
     left, right = (
         part.mean(axis=(1, 2, 3)) for part in np.split(renderer.render(ball, poses, K, SIZE, light).rgb, 2, 2)
     )
-    assert right[0] > 3 * left[0]  # object x is to the right seen from the front ...
-    if frame == "world":
-        assert left[1] > 3 * right[1]  # ... and to the left from behind
-    else:
-        assert right[1] > 3 * left[1]
-
-
-def test_depth_is_in_metres(renderer):
-    views = renderer.render(plate(), front(1.7), K, SIZE, depth=True)
-    assert views.depth is not None
-    np.testing.assert_allclose(views.depth[0][views.alpha[0] == 255], 1.7, atol=1e-5)
-    assert (views.depth[0][views.alpha[0] == 0] == 0).all()
+    assert (right > 3 * left).all()  # from the camera's right, whichever side of the object that is
 
 
 def test_box_keeps_its_edges_and_ball_is_smooth():

@@ -6,9 +6,9 @@ import trimesh
 from PIL import Image
 
 from ocdit_core.errors import ConfigError
+from ocdit_core.objects import templates
 from ocdit_core.objects.opengl_renderer import Renderer
-from ocdit_core.objects.renderers import Light, Lighting
-from ocdit_core.objects.surfaces import points_of, sample_surface_points
+from ocdit_core.objects.surfaces import surface_of, surface_points
 from ocdit_core.objects.templates import ViewSettings, points_inside, render_templates
 from ocdit_core.objects.viewpoints import look_at_poses, spread_indices
 
@@ -84,7 +84,7 @@ SHAPES = {
 def test_the_surface_lies_in_the_mask_of_every_view(renderer, name, in_plane):
     mesh = SHAPES[name]()
     views = render_templates(renderer, mesh, ViewSettings(views=12 if in_plane > 1 else 42, in_plane=in_plane))
-    points = sample_surface_points(mesh, 2048, seed=5)
+    points = surface_points(surface_of(mesh), 2048, seed=5)
     inside = [points_inside(views.mask[i], points, views.pose[i], views.K[i]) for i in range(len(views.mask))]
     assert min(inside) >= 0.99
     assert not views.mask[:, [0, -1]].any()  # nothing is cropped
@@ -111,17 +111,17 @@ def test_a_sheet_seen_from_its_edge_keeps_its_colour(renderer):
         assert mean[0] > 90
 
 
-def test_colours_are_the_objects_own_up_to_the_rim_and_black_outside(renderer):
+def test_colours_are_the_objects_own_up_to_the_rim_and_black_outside(renderer, monkeypatch):
     ball = coloured(trimesh.creation.icosphere(subdivisions=4, radius=0.1), (200, 120, 40))
-    flat = Lighting(ambient=(1.0, 1.0, 1.0), sky=0.0, lights=())
-    views = render_templates(renderer, ball, lighting=flat)
+    monkeypatch.setattr(templates, "TEMPLATE_LIGHTING", templates.UNLIT)
+    views = render_templates(renderer, ball)
     np.testing.assert_allclose(views.rgb[views.mask], np.tile([[200, 120, 40]], (views.mask.sum(), 1)), atol=4)
     assert (views.rgb[~views.mask] == 0).all()
 
 
 def test_the_points_of_holes_do_not_count():
     mesh = lattice(6)
-    points = sample_surface_points(mesh, 4096, seed=1)
+    points = surface_points(surface_of(mesh), 4096, seed=1)
     assert points.shape == (4096, 3)
     # The holes' centres are 1/6 of the side apart.
     inside_cell = (points[:, :2] / 0.2 + 0.5) * 6 % 1 - 0.5
@@ -129,15 +129,8 @@ def test_the_points_of_holes_do_not_count():
     assert (distance > 0.27).all()  # 0.32 but for the corners of texels
     assert distance.max() > 0.6  # the corners between the holes are there
     solid = square()
-    np.testing.assert_array_equal(
-        sample_surface_points(solid, 100, seed=2), trimesh.sample.sample_surface(solid, 100, seed=2)[0]
-    )
-
-
-def test_points_are_the_same_for_a_mesh_and_for_what_is_drawn(renderer):
-    handle = renderer.upload(lattice(6))
-    np.testing.assert_allclose(points_of(handle.surface, 500), sample_surface_points(lattice(6), 500), atol=1e-6)
-    handle.release()
+    expected = trimesh.sample.sample_surface(solid, 100, seed=2)[0]
+    np.testing.assert_allclose(surface_points(surface_of(solid), 100, seed=2), expected, atol=1e-6)
 
 
 def test_lattices_neither_vanish_nor_close(renderer):
@@ -147,12 +140,13 @@ def test_lattices_neither_vanish_nor_close(renderer):
         assert share == pytest.approx(0.69, abs=0.06)
 
 
-def test_no_view_is_too_dark_for_its_object(renderer):
+def test_no_view_is_too_dark_for_its_object(renderer, monkeypatch):
     # Seen from its edge, a plate shows little more than the side that turns away from all lights.
     box = coloured(trimesh.creation.box([0.1, 0.1, 0.02]), (120, 120, 120))
     box.apply_transform(trimesh.transformations.rotation_matrix(0.4, [1, 0.3, 0]))
     views = render_templates(renderer, box, ViewSettings(views=42))
-    dark = render_templates(renderer, box, ViewSettings(views=42), lighting=Lighting())
+    monkeypatch.setattr(templates, "TOO_DARK", 0.0)  # no light at the camera
+    dark = render_templates(renderer, box, ViewSettings(views=42))
     mean = np.array([rgb[mask].mean() for rgb, mask in zip(views.rgb, views.mask, strict=True)])
     before = np.array([rgb[mask].mean() for rgb, mask in zip(dark.rgb, dark.mask, strict=True)])
     assert before.min() < 0.7 * 120  # without the light at the camera there are such views
@@ -220,9 +214,3 @@ def test_settings_are_checked_and_make_a_recipe():
         ViewSettings(in_plane=0)
     with pytest.raises(ConfigError, match="'blender' is unknown; use moderngl, pyvista"):
         ViewSettings(renderer="blender")
-
-
-def test_other_light_is_taken_as_it_is(renderer):
-    night = Lighting(ambient=(0.001, 0.001, 0.001), lights=(Light(direction=(0, -1, 0), colour=(0.01, 0.01, 0.01)),))
-    views = render_templates(renderer, trimesh.creation.box([0.1, 0.1, 0.1]), lighting=night)
-    assert views.rgb.max() < 40
