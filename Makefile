@@ -49,7 +49,7 @@ $(VENV)/.ros: $(VENV)/.core pip_home/requirements.txt $(wildcard pip_home/vision
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) install --no-build-isolation --no-deps ./ocdit_interfaces
 	touch $@
 
-# What only tests need: the optional renderers and engine are large.
+# What only tests need: the optional path tracer and engine are large.
 $(VENV)/.test: $(VENV)/.ros
-	$(PIP) install -c constraints.txt -e ".[renderers,ray,bag,cad,usd,assimp,meshopt,wandb]"
+	$(PIP) install -c constraints.txt -e ".[mitsuba,ray,bag,cad,usd,assimp,meshopt,wandb]"
 	touch $@

@@ -37,8 +37,8 @@ extras = {
     "usd": ["usd-core>=24.5"],
     "assimp": ["assimp-py>=1.1"],
     "meshopt": ["meshoptimizer>=0.2.20a0"],
-    # VTK renders views where there is no EGL; Mitsuba path-traces a fraction of the synthetic images
-    "renderers": ["pyvista>=0.44", "mitsuba>=3.5"],
+    # path-traces a fraction of the synthetic images
+    "mitsuba": ["mitsuba>=3.5"],
     "synthesize": ["mujoco>=3.1"],
     "ray": ["ray>=2.9"],
     # recorded bags, without ROS

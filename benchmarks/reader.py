@@ -33,7 +33,7 @@ from ocdit_core.errors import OcditError
 from ocdit_core.images import write_image
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import add_objects
-from ocdit_core.objects.opengl_renderer import Renderer
+from ocdit_core.objects.renderer import Renderer
 from ocdit_core.objects.viewpoints import TUDL_K
 from ocdit_core.synthesis.bank import render_sprites
 from ocdit_core.synthesis.composed import SceneSettings, compose_scene

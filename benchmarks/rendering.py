@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Views a second on one processor core, by each renderer that is installed; and whether memory stays flat.
+"""Measure rendered templates per second on one CPU core, and whether memory stays flat.
 
     python benchmarks/rendering.py                    # 128 pixels, 2 x 2 samples, a mesh of 2,080 faces
-    python benchmarks/rendering.py --renderers moderngl pyvista --objects 0
 
-All that `ocdit render` does to a mesh in memory is counted, in processor time: normals, transfer, 12 views, masks,
-cameras. Reading files and writing archives is not. The second part writes GLB files and reads, draws and drops them.
+All that `ocdit render` does to a mesh in memory is counted, in CPU time: normals, transfer, 12 views, masks, cameras.
+Reading files and writing archives is not. The second part writes GLB files and reads, renders and drops them.
 """
 
 import argparse
@@ -23,10 +22,8 @@ import numpy as np
 import trimesh
 from PIL import Image
 
-from ocdit_core.errors import OcditError
 from ocdit_core.objects.meshes import read_cad
-from ocdit_core.objects.opengl_renderer import open_renderer
-from ocdit_core.objects.renderers import RENDERERS
+from ocdit_core.objects.renderer import Renderer
 from ocdit_core.objects.templates import ViewSettings, render_templates
 
 BAR = 200  # views a second
@@ -45,11 +42,11 @@ def ring(textured: bool, seed: int = 0) -> trimesh.Trimesh:
     return mesh
 
 
-def speed(name: str, textured: bool, size: int, repeats: int) -> float:
-    """Return views a second of processor time, the best of some tries."""
-    settings = ViewSettings(renderer=name)
+def speed(textured: bool, size: int, repeats: int) -> float:
+    """Return views per second of CPU time, the best of some repeats."""
+    settings = ViewSettings()
     mesh = ring(textured)
-    with open_renderer(name) as renderer:
+    with Renderer() as renderer:
         render_templates(renderer, mesh, settings, size=size)
         best = np.inf
         for _ in range(repeats):
@@ -67,7 +64,7 @@ def resident() -> float:
 
 def memory(objects: int, settled: int) -> tuple[float, float]:
     """Return MiB after `settled` objects and after all, read from files and drawn one after the other."""
-    with tempfile.TemporaryDirectory() as folder, open_renderer("moderngl") as renderer:
+    with tempfile.TemporaryDirectory() as folder, Renderer() as renderer:
         files = [Path(folder) / f"{seed}.glb" for seed in range(10)]
         for seed, file in enumerate(files):
             ring(textured=seed % 2 == 0, seed=seed).export(file)
@@ -81,9 +78,8 @@ def memory(objects: int, settled: int) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Run the benchmark; returns 1 if moderngl misses the bar or memory grows."""
+    """Run the benchmark; return 1 if the speed is below the bar or memory grows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--renderers", nargs="+", choices=RENDERERS, default=["pyvista", "moderngl"])
     parser.add_argument("--size", type=int, default=128, help="side of a view in pixels (default 128)")
     parser.add_argument("--repeats", type=int, default=10, help="tries, of which the best counts (default 10)")
     parser.add_argument("--objects", type=int, default=300, help="for the memory; 0 leaves that out (default 300)")
@@ -91,18 +87,11 @@ def main() -> int:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
     failed = False
-    print(f"{'renderer':<10} {'mesh':<10} {'views/s':>8}   one core, {options.size} pixels, 2 x 2 samples")
-    # PyVista's first: VTK has to start before any other OpenGL in the process.
-    for name in sorted(options.renderers, key=lambda name: name != "pyvista"):
-        for textured in (False, True):
-            kind = "textured" if textured else "grey"
-            try:
-                views = speed(name, textured, options.size, options.repeats)
-            except OcditError as error:
-                print(f"{name:<10} {kind:<10} {'-':>8}   {error}")
-                continue
-            print(f"{name:<10} {kind:<10} {views:8.0f}")
-            failed |= name == "moderngl" and options.size == 128 and views < BAR
+    print(f"{'mesh':<10} {'views/s':>8}   one core, {options.size} pixels, 2 x 2 samples")
+    for textured in (False, True):
+        views = speed(textured, options.size, options.repeats)
+        print(f"{'textured' if textured else 'grey':<10} {views:8.0f}")
+        failed |= options.size == 128 and views < BAR
     if options.objects:
         settled = max(1, options.objects // 6)
         before, after = memory(options.objects, settled)

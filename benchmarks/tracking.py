@@ -29,7 +29,7 @@ from ocdit_core.inference.tracker import Tracker
 from ocdit_core.masks import mask_iou
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import add_objects
-from ocdit_core.objects.opengl_renderer import Renderer
+from ocdit_core.objects.renderer import Renderer
 from ocdit_core.synthesis.bank import render_sprites
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, procedural_object
 

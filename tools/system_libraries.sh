@@ -18,15 +18,8 @@ command -v c++ >/dev/null || missing="$missing g++"
 "$python" -c 'import ctypes; ctypes.CDLL("libEGL.so.1"); ctypes.CDLL("libGL.so.1")' 2>/dev/null ||
     missing="$missing libegl1 libgl1 libgles2 libgl1-mesa-dri"
 
-# Nice to have: without it PyVista, the second renderer, refuses to draw (and its tests skip by name).
-optional=""
-"$python" -c 'import ctypes; ctypes.CDLL("libOSMesa.so.8")' 2>/dev/null || optional=" libosmesa6"
-administrator=false
-[ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && administrator=true
-
-[ -z "$missing" ] && { [ -z "$optional" ] || [ $administrator = false ]; } && exit 0
-if [ $administrator = true ]; then
-    missing="$missing$optional"
+[ -z "$missing" ] && exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing system packages:$missing"
     apt-get update -qq
     # shellcheck disable=SC2086  # a list of packages

@@ -74,12 +74,6 @@ def _add_render(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "--in-plane", type=positive, default=1, metavar="N", help="in-plane rotations of each viewpoint (default: 1)"
     )
     parser.add_argument(
-        "--renderer",
-        default="auto",
-        choices=("auto", "moderngl", "pyvista"),
-        help="moderngl (OpenGL) or pyvista (VTK); default: auto, moderngl where EGL works, else pyvista",
-    )
-    parser.add_argument(
         "--jobs", type=positive, metavar="N", help="processes (default: one for each core, fewer for few objects)"
     )
     parser.add_argument("--force", action="store_true", help="render unchanged objects as well")
@@ -94,7 +88,6 @@ def render(arguments: argparse.Namespace) -> int:
 
     from ocdit_core.objects.library import ObjectLibrary
     from ocdit_core.objects.onboarding import add_objects
-    from ocdit_core.objects.opengl_renderer import open_renderer
     from ocdit_core.objects.templates import ViewSettings
 
     check_pages(arguments)
@@ -107,17 +100,12 @@ def render(arguments: argparse.Namespace) -> int:
         report(error)
 
     with logging_redirect_tqdm([logging.getLogger("ocdit_core")]):
-        renderer = arguments.renderer
-        if renderer == "auto":
-            # The renderer is part of an object's recipe.
-            with open_renderer("auto") as found:
-                renderer = found.name
         added = add_objects(
             arguments.out,
             arguments.meshes,
             names=None if arguments.name is None else [arguments.name],
             unit=arguments.unit,
-            settings=ViewSettings(views=arguments.views, in_plane=arguments.in_plane, renderer=renderer),
+            settings=ViewSettings(views=arguments.views, in_plane=arguments.in_plane),
             jobs=arguments.jobs or 0,
             force=arguments.force,
             on_error=note,

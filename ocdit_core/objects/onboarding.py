@@ -19,8 +19,7 @@ from ocdit_core.errors import ConfigError, LibraryError, MeshError, OcditError, 
 from ocdit_core.objects.archive import SUFFIX, ObjectTemplates, check_name, load_templates, read_fields, save_templates
 from ocdit_core.objects.library import update_manifest
 from ocdit_core.objects.meshes import expand_meshes, read_cad
-from ocdit_core.objects.opengl_renderer import open_renderer
-from ocdit_core.objects.renderers import TemplateRenderer
+from ocdit_core.objects.renderer import Renderer
 from ocdit_core.objects.sources import source_digest
 from ocdit_core.objects.surfaces import surface_points
 from ocdit_core.objects.templates import ViewSettings, check_views, render_templates
@@ -51,7 +50,7 @@ class AddedObjects:
 
 
 def make_templates(
-    renderer: TemplateRenderer,
+    renderer: Renderer,
     path: str | Path,
     *,
     name: str | None = None,
@@ -61,11 +60,11 @@ def make_templates(
     """Read and render one CAD file; what is odd about it is logged.
 
     Args:
-        renderer: an open renderer, the one that the settings name; one serves any number of files.
+        renderer: an open renderer; one serves any number of files.
         path: the mesh file.
         name: of the object; default: the file's name without its suffix.
         unit: "auto", "m", "cm", "mm" or "in".
-        settings: which views; default: 12 directions, drawn by moderngl.
+        settings: which views; default: 12 directions.
 
     Raises:
         ConfigError: an unknown unit or a bad name.
@@ -77,12 +76,9 @@ def make_templates(
     model = read_cad(path, unit)
     for warning in model.warnings:
         logger.warning("%s", warning)
-    handle = renderer.upload(model.mesh)
-    try:
+    with renderer.uploaded(model.mesh) as handle:
         drawn = render_templates(renderer, handle, settings)
         points = surface_points(handle.surface, POINTS)
-    finally:
-        handle.release()
     if not drawn.mask.any():
         raise RenderingError(f"{path}: nothing can be seen of the object from any side (is its texture all hole?)")
     return ObjectTemplates(
@@ -131,7 +127,7 @@ def add_objects(
         meshes: CAD files; a folder of BOP models stands for all its models, unless names are given.
         names: of the objects, one a file; default: `object_names`, and a file given twice counts once.
         unit: of all files: "auto", "m", "cm", "mm" or "in".
-        settings: which views; default: 12 directions, drawn by moderngl.
+        settings: which views; default: 12 directions.
         jobs: processes that share the work; 1: this one alone; 0: one for each core, but fewer for little work.
             Processes are spawned: a script that asks for any does so below `if __name__ == "__main__":`.
         force: render all, changed or not.
@@ -294,7 +290,7 @@ class _Onboarding:
     def __init__(self, folder: Path, settings: ViewSettings, unit: str, force: bool, alone: bool) -> None:
         self._folder, self._settings, self._unit, self._force = folder, settings, unit, force
         self._shares_cores = alone
-        self._renderer: TemplateRenderer | None = None
+        self._renderer: Renderer | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> _Onboarding:
@@ -312,7 +308,7 @@ class _Onboarding:
             if self._shares_cores:
                 # Mesa's software renderer takes every core otherwise, as its neighbours do.
                 os.environ.setdefault("LP_NUM_THREADS", "1")
-            self._renderer = self._stack.enter_context(open_renderer(self._settings.renderer))
+            self._renderer = self._stack.enter_context(Renderer())
         try:
             templates = make_templates(
                 self._renderer, task.path, name=task.name, unit=self._unit, settings=self._settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ocdit_core.errors import ConfigError
 from ocdit_core.objects.archive import TEMPLATE_SIZE, ObjectTemplates
-from ocdit_core.objects.renderers import RENDERERS, Light, Lighting, TemplateRenderer, UploadedMesh, Views
+from ocdit_core.objects.renderer import Light, Lighting, MeshHandle, Renderer, Views
 from ocdit_core.objects.surfaces import surface_points
 from ocdit_core.objects.viewpoints import (
     TUDL_K,
@@ -60,28 +60,24 @@ RENDERING_VERSION = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSettings:
-    """Which views of an object are drawn, and by what.
+    """Which views of an object are drawn.
 
     Attributes:
         views: directions, evenly spread: 12, 42 or 162.
         in_plane: images a direction, turned about the optical axis by even steps over 360 degrees.
-        renderer: "moderngl" or "pyvista".
     """
 
     views: int = 12
     in_plane: int = 1
-    renderer: str = "moderngl"
 
     def __post_init__(self) -> None:
         check_view_count(self.views)
         if not 1 <= self.in_plane <= 36:
             raise ConfigError(f"in_plane: {self.in_plane} rotations a direction are outside 1..36")
-        if self.renderer not in RENDERERS:
-            raise ConfigError(f"renderer: {self.renderer!r} is unknown; use {', '.join(RENDERERS)}")
 
     def recipe(self) -> str:
         """Return a short text that is the same exactly when the same mesh gives the same images."""
-        return f"rendering {RENDERING_VERSION}: {self.renderer} views={self.views} in_plane={self.in_plane}"
+        return f"rendering {RENDERING_VERSION}: moderngl views={self.views} in_plane={self.in_plane}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +102,8 @@ class Templates:
 
 
 def render_templates(
-    renderer: TemplateRenderer,
-    mesh: trimesh.Trimesh | UploadedMesh,
+    renderer: Renderer,
+    mesh: trimesh.Trimesh | MeshHandle,
     settings: ViewSettings | None = None,
     *,
     size: int = TEMPLATE_SIZE,
@@ -118,7 +114,7 @@ def render_templates(
     that soft light leaves too dark are lit from the camera.
 
     Args:
-        renderer: an open renderer, the one that the settings name.
+        renderer: an open renderer.
         mesh: in metres; it need not be centred. Or what the renderer's `upload` made of it.
         settings: which views; default: 12 directions, each once. All directions come first, then all of them turned.
         size: side of the square crop in pixels.
@@ -128,9 +124,7 @@ def render_templates(
         RenderingError: the size is out of range.
     """
     settings = settings or ViewSettings()
-    given = hasattr(mesh, "surface")
-    handle = cast(UploadedMesh, mesh) if given else renderer.upload(cast("trimesh.Trimesh", mesh))
-    try:
+    with renderer.uploaded(mesh) as handle:
         surface = handle.surface
         distance = DISTANCE_FACTOR * fitting_distance(surface.radius, TUDL_K, TUDL_SIZE)
         pose = template_poses(settings.views, settings.in_plane, distance, centre=surface.centre)
@@ -151,9 +145,6 @@ def render_templates(
             if views.any():
                 again = renderer.render(handle, pose[views], K[views], (size, size), HEADLIGHT, edges=edges)
                 rgba[views] = again.rgba
-    finally:
-        if not given:
-            handle.release()
     alpha = np.ascontiguousarray(rgba[..., 3])
     return Templates(rgb=_own_colours(rgba, mask), mask=mask, alpha=alpha, box=box, K=K, pose=pose)
 
@@ -190,8 +181,8 @@ def _pixels(
 
 
 def _too_dark(
-    renderer: TemplateRenderer,
-    handle: UploadedMesh,
+    renderer: Renderer,
+    handle: MeshHandle,
     rgba: NDArray[np.uint8],
     poses: NDArray[np.float64],
     K: NDArray[np.float64],

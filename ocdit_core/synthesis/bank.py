@@ -23,8 +23,7 @@ from tqdm import tqdm
 from ocdit_core.data.frame import read_json
 from ocdit_core.errors import DataError, OcditError
 from ocdit_core.files import OWN_FILES
-from ocdit_core.objects.opengl_renderer import MeshHandle, Renderer
-from ocdit_core.objects.renderers import Light, Lighting
+from ocdit_core.objects.renderer import Light, Lighting, MeshHandle, Renderer
 from ocdit_core.objects.templates import ViewSettings, render_templates, zoom_cameras
 from ocdit_core.objects.viewpoints import TUDL_K, fitting_distance, look_at_poses, sample_directions
 from ocdit_core.resumable import keep_plan

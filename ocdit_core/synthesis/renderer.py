@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.errors import DataError, RenderingError
+from ocdit_core.objects.renderer import clip_matrix, make_texture, open_context
 from ocdit_core.objects.surfaces import Surface, surface_of
 from ocdit_core.synthesis import shaders
 from ocdit_core.synthesis.lighting import LIGHT_TILE, BakedLight, LightViews, ShadowMaps, light_views
@@ -24,26 +25,6 @@ from ocdit_core.synthesis.shaders import LIGHT_SAMPLES
 
 if TYPE_CHECKING:
     import trimesh
-
-
-def open_context() -> Any:
-    """Return a new off-screen context of moderngl.
-
-    Raises:
-        RenderingError: there is no EGL driver on this machine, or moderngl is missing.
-    """
-    try:
-        import moderngl
-
-        options: dict[str, Any] = {"standalone": True, "backend": "egl"}
-        return moderngl.create_context(**options)
-    except ImportError as error:
-        raise RenderingError("rendering needs the package moderngl: pip install moderngl") from error
-    except Exception as error:  # moderngl and its loader raise plain Exception for a missing driver
-        reason = " ".join(str(error).split())
-        raise RenderingError(
-            f"no off-screen OpenGL ({reason}); on Ubuntu and Debian: apt-get install libegl1 libgl1-mesa-dri"
-        ) from error
 
 
 def make_frame(gl: Any, kind: str, size: tuple[int, int]) -> dict[str, Any]:
@@ -163,21 +144,6 @@ class StagedScene:
     views: LightViews
 
 
-def make_texture(gl: Any, rgba: NDArray[np.uint8]) -> Any:
-    """Put an image (H, W, 4) on the card, with its smaller copies; the first row is the top."""
-    import moderngl
-
-    limit = int(gl.info["GL_MAX_TEXTURE_SIZE"])
-    if max(rgba.shape[:2]) > limit:
-        factor = limit / max(rgba.shape[:2])
-        rgba = np.asarray(cv2.resize(rgba, None, fx=factor, fy=factor), dtype=np.uint8)
-    # OpenGL counts rows from the bottom.
-    texture = gl.texture(rgba.shape[1::-1], 4, np.ascontiguousarray(rgba[::-1]).tobytes())
-    texture.build_mipmaps()
-    texture.filter = (moderngl.LINEAR_MIPMAP_LINEAR, moderngl.LINEAR)
-    return texture
-
-
 def layout_for(program: Any) -> tuple[str, ...]:
     """Return the layout of a buffer of `Surface.corners`, as far as the program reads it."""
     words = [word if name in program else f"{4 * int(word[0])}x" for name, word in _WORDS.items()]
@@ -187,27 +153,11 @@ def layout_for(program: Any) -> tuple[str, ...]:
 NEAR, FAR = 0.03, 30.0  # metres
 
 
-def clip_matrix(K: Array, size: tuple[int, int]) -> Array:
-    """Return OpenGL's clip matrix (4, 4) for K (3, 3) and an image of height and width in pixels.
-
-    The image's first row is the buffer's first row, so nothing needs flipping.
-    """
-    height, width = size
-    matrix = np.zeros((4, 4))
-    matrix[0, :3] = 2 * K[0] / width
-    matrix[1, :3] = 2 * K[1] / height
-    matrix[0, 2] -= 1
-    matrix[1, 2] -= 1
-    matrix[2, 2:] = (FAR + NEAR) / (FAR - NEAR), -2 * FAR * NEAR / (FAR - NEAR)
-    matrix[3, 2] = 1
-    return matrix
-
-
 def camera_uniforms(room: Room, views: LightViews, pose: Array, K: Array, size: tuple[int, int]) -> dict[str, Any]:
     """Return the uniforms that all programs share for one camera, matrices in OpenGL's order (column by column)."""
     to_pixels = np.diag([size[1], size[0], 1.0])
     return {
-        "clip_from_world": (clip_matrix(K, size) @ pose).T,
+        "clip_from_world": (clip_matrix(K, size, NEAR, FAR) @ pose).T,
         "ray_from_picture": (pose[:3, :3].T @ np.linalg.inv(K) @ to_pixels).T,
         "eye": -pose[:3, :3].T @ pose[:3, 3],
         "forward": pose[2, :3],
@@ -284,13 +234,14 @@ class SceneRenderer:
         """
         surface = surface_of(mesh)
         with self._context():
-            texture = None if surface.texture is None else make_texture(self._gl, surface.texture)
+            texture = None if surface.texture is None else make_texture(self._gl, surface.texture, trilinear=True)
             return self._mesh(surface.corners, surface, texture)
 
     def upload_texture(self, picture: NDArray[np.uint8]) -> Any:
         """Put an image (H, W, 3) sRGB for the room's surfaces on the card."""
         with self._context():
-            return make_texture(self._gl, np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)]))
+            rgba = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)])
+            return make_texture(self._gl, rgba, trilinear=True)
 
     def release(self, *items: Any) -> None:
         """Free meshes and textures that were uploaded; the staged scene must not use them any more."""
@@ -405,7 +356,7 @@ class SceneRenderer:
         with self._context():
             # Sheets for 4, 8, 12 ... objects: few sizes serve all scenes.
             frame = self._frame("silhouettes", (min(-(-at_once // 4) * 4, _SHEET_ROWS // height) * height, width))
-            program = self._ready("silhouette", 0, {"clip_from_world": (clip_matrix(K, size) @ pose).T})
+            program = self._ready("silhouette", 0, {"clip_from_world": (clip_matrix(K, size, NEAR, FAR) @ pose).T})
             for begin in range(0, len(wanted), at_once):
                 some = wanted[begin : begin + at_once]
                 self._gl.enable_only(self._gl.NOTHING)

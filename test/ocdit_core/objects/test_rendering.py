@@ -8,8 +8,7 @@ import trimesh
 from PIL import Image
 
 from ocdit_core.errors import MeshError, RenderingError
-from ocdit_core.objects.opengl_renderer import Renderer
-from ocdit_core.objects.renderers import Light, Lighting
+from ocdit_core.objects.renderer import Light, Lighting, Renderer
 from ocdit_core.objects.surfaces import surface_of
 from ocdit_core.objects.templates import ViewSettings, render_templates
 from ocdit_core.objects.viewpoints import look_at_poses, project
@@ -162,8 +161,24 @@ def test_sizes_and_closed_renderers_are_refused(renderer):
 
 
 def test_a_machine_without_egl_is_told_what_to_install(tmp_path):
-    code = "from ocdit_core.objects.opengl_renderer import Renderer; Renderer()"
+    code = "from ocdit_core.objects.renderer import Renderer; Renderer()"
     environment = {**os.environ, "__EGL_VENDOR_LIBRARY_DIRS": str(tmp_path), "__EGL_VENDOR_LIBRARY_FILENAMES": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode != 0
     assert "apt-get install libegl1 libgl1-mesa-dri" in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "moderngl", None)  # as if it were not installed
+    with pytest.raises(RenderingError, match="pip install moderngl"):
+        Renderer()
+
+
+def test_a_sheet_seen_from_its_edge_shows_as_a_line(renderer):
+    sheet = trimesh.Trimesh(
+        [[-0.1, -0.1, 0], [0.1, -0.1, 0], [0.1, 0.1, 0], [-0.1, 0.1, 0]], [[0, 1, 2], [0, 2, 3]], process=False
+    )
+    views = renderer.render(sheet, front(), K, SIZE, edges=True)
+    shown = views.alpha[0] > 0
+    assert shown[:, 36:64].any(axis=0).all()  # 0.2 m at 1 m are 30 pixels, without a gap
+    assert shown.any(axis=1).sum() <= 4

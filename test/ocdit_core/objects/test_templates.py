@@ -7,7 +7,7 @@ from PIL import Image
 
 from ocdit_core.errors import ConfigError
 from ocdit_core.objects import templates
-from ocdit_core.objects.opengl_renderer import Renderer
+from ocdit_core.objects.renderer import Renderer
 from ocdit_core.objects.surfaces import surface_of, surface_points
 from ocdit_core.objects.templates import ViewSettings, points_inside, render_templates
 from ocdit_core.objects.viewpoints import look_at_poses, spread_indices
@@ -206,11 +206,9 @@ def test_turned_views_come_after_all_directions_and_are_taken_last(renderer):
 
 
 def test_settings_are_checked_and_make_a_recipe():
-    changes = ({}, {"views": 42}, {"in_plane": 2}, {"renderer": "pyvista"})
-    assert len({ViewSettings(**change).recipe() for change in changes}) == 4
+    changes = ({}, {"views": 42}, {"in_plane": 2})
+    assert len({ViewSettings(**change).recipe() for change in changes}) == 3
     with pytest.raises(ConfigError, match="13"):
         ViewSettings(views=13)
     with pytest.raises(ConfigError, match=r"in_plane: 0 .* 1\.\.36"):
         ViewSettings(in_plane=0)
-    with pytest.raises(ConfigError, match="'blender' is unknown; use moderngl, pyvista"):
-        ViewSettings(renderer="blender")

@@ -6,7 +6,7 @@ import trimesh
 from PIL import Image
 
 from ocdit_core.errors import DataError, RenderingError
-from ocdit_core.objects.opengl_renderer import Renderer
+from ocdit_core.objects.renderer import Renderer
 from ocdit_core.objects.viewpoints import look_at_poses, project
 from ocdit_core.synthesis.renderer import Placed, SceneRenderer
 from ocdit_core.synthesis.room import Material, RoomLight, random_room
