@@ -129,7 +129,7 @@ def make_library(folder: Path) -> Path:
 
 
 def start_node(library: Path, targets: list[str], model: str, folder: Path, device: str, threads: int = 0) -> Child:
-    """Start the node, which reports after every frame."""
+    """Start the node."""
     parameters = {
         "library": str(library),
         "target_objects": targets,
@@ -137,7 +137,6 @@ def start_node(library: Path, targets: list[str], model: str, folder: Path, devi
         "device": device,
         "compute_threads": threads,
         "autostart": True,
-        "diagnostics_every_frame": True,
     }
     return Child("node", ("-m", "ocdit_ros.segmentation_node"), parameters, folder)
 

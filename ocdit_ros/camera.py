@@ -173,7 +173,7 @@ class Camera:
     ):
         self.name = name
         self.monitor = CameraMonitor()
-        self._outputs = topics.FrameTopics(node, f"~/{name}/" if name else "~/", settings)
+        self._outputs = topics.FrameTopics(node, f"~/{name}/" if name else "~/")
         self._node = node
         self._prefix = f"{name}/" if name else ""
         self._group = group
@@ -192,7 +192,7 @@ class Camera:
         """Subscribe to images and their calibrations."""
         # Silence counts from now on.
         self.monitor = CameraMonitor(received_at=time.monotonic())
-        qos = QoSProfile(depth=settings.image_depth, reliability=topics.RELIABILITY[settings.image_reliability])
+        qos = QoSProfile(depth=1, reliability=topics.RELIABILITY[settings.image_reliability])
         kind = topics.SUBSCRIBED["image" if settings.image_transport == "raw" else "image/compressed"].kind
         # rclpy of Humble passes nothing but the message to callbacks.
         on_image = self._on_image_and_info if hasattr(Subscription, "CallbackType") else self._on_image

@@ -73,9 +73,6 @@ def _camera_names(value: list[str]) -> str:
     return f"{twice[0]!r} is named twice" if twice else ""
 
 
-_reliability = _one_of("best_effort", "reliable")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The values of all parameters."""
@@ -125,22 +122,7 @@ class Settings:
         "best_effort",
         "not active",
         "Reliability of the image subscription: best_effort (fits every camera) or reliable",
-        check=_reliability,
-    )
-    image_depth: int = _parameter(
-        1,
-        "not active",
-        "Queue depth of the image subscription; more than 1 helps large reliable images",
-        bounds=(1, 100),
-    )
-    output_reliability: str = _parameter(
-        "reliable",
-        "unconfigured",
-        "Reliability of the results: reliable (fits every subscriber) or best_effort",
-        check=_reliability,
-    )
-    output_depth: int = _parameter(
-        5, "unconfigured", "Queue depth of the result publishers, for slow subscribers", bounds=(1, 1000)
+        check=_one_of("best_effort", "reliable"),
     )
     max_age: float = _parameter(
         0.0,
@@ -150,9 +132,6 @@ class Settings:
     )
     stale_after: float = _parameter(
         5.0, "always", "Seconds without an image after which /diagnostics warns", bounds=(0.1, 3600)
-    )
-    diagnostics_every_frame: bool = _parameter(
-        False, "always", "Publish /diagnostics after every processed frame too, not only once a second"
     )
     autostart: bool = _parameter(
         False, "start", "Configure and activate without being asked; the launch files do it by events"

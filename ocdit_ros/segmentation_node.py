@@ -330,8 +330,6 @@ class SegmentationNode(LifecycleNode):
 
     def _publish(self, result: Result) -> None:
         result.frame.camera.publish(result, self._settings, self.score_threshold)
-        if self._settings.diagnostics_every_frame:
-            self._report()
 
     def _on_worker_error(self, text: str) -> None:
         self._monitor.last_error = (text, time.monotonic())

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from rclpy.lifecycle import LifecycleNode
 
     from ocdit_core.inference.results import Segmentation
-    from ocdit_ros.parameters import Settings
     from ocdit_ros.worker import Result
 
 
@@ -96,6 +95,7 @@ SERVICES = {
 }
 
 RELIABILITY = {"reliable": ReliabilityPolicy.RELIABLE, "best_effort": ReliabilityPolicy.BEST_EFFORT}
+FRAME_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -152,12 +152,10 @@ class FrameTopics(_Topics):
     Args:
         node: the node.
         prefix: of the topic names, "~/" or "~/left/".
-        settings: parameters of the node, for the quality of service.
     """
 
-    def __init__(self, node: LifecycleNode, prefix: str, settings: Settings):
-        qos = QoSProfile(depth=settings.output_depth, reliability=RELIABILITY[settings.output_reliability])
-        super().__init__(node, prefix, PER_FRAME, qos)
+    def __init__(self, node: LifecycleNode, prefix: str):
+        super().__init__(node, prefix, PER_FRAME, FRAME_QOS)
 
     def publish(
         self,

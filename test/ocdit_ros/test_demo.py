@@ -9,7 +9,7 @@ import pytest
 from ocdit_core.errors import DataError
 from ocdit_core.masks import encode_mask
 from ocdit_ros import demo
-from ocdit_ros.demo_client import GroundTruth, Seen, compare, read_ground_truth, report
+from ocdit_ros.demo import GroundTruth, Seen, compare, read_ground_truth, report
 
 STAND_IN = (str(Path(__file__).with_name("stand_in_node.py")),)
 
@@ -50,10 +50,10 @@ def pictures(tmp_path):
     return folder
 
 
-def test_every_picture_comes_back_through_three_processes(pictures, tmp_path, capsys, monkeypatch):
+def test_every_image_comes_back_from_the_node(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("STAND_IN_SECONDS", "0.05")
     out = tmp_path / "out"
-    arguments = ["--pictures", str(pictures), "--library", "stand-in", "--out", str(out), "--timeout", "90"]
+    arguments = ["--pictures", str(pictures), "--library", "stand-in", "--out", str(out)]
     assert demo.main(arguments, STAND_IN) == 0, capsys.readouterr().err
     text = capsys.readouterr().out
     assert "4 images, mean IoU 1.00 over 5 objects, 1 false alarms" in text
@@ -73,11 +73,21 @@ def test_every_picture_comes_back_through_three_processes(pictures, tmp_path, ca
 )
 def test_what_goes_wrong_ends_it_with_one_line(pictures, tmp_path, capsys, library, needle):
     folder = pictures if library else pictures / "missing"
-    arguments = ["--pictures", str(folder), "--library", str(library), "--out", str(tmp_path), "--timeout", "90"]
+    arguments = ["--pictures", str(folder), "--library", str(library), "--out", str(tmp_path)]
     assert demo.main(arguments, STAND_IN) == 2
     error = capsys.readouterr().err
     assert needle in error
     assert error.count("\n") == 1
+
+
+def test_outputs_replace_no_file_of_others(pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "bench_overlay.png").write_text("precious")
+    arguments = ["--pictures", str(pictures), "--library", "stand-in", "--out", str(out)]
+    assert demo.main(arguments, ("-c", "raise SystemExit('started in vain')")) == 2
+    assert "bench_overlay.png: exists and was not written by ocdit" in capsys.readouterr().err
+    assert [path.read_text() for path in out.iterdir()] == ["precious"]
 
 
 def test_results_are_compared_with_the_ground_truth(capsys):

@@ -82,6 +82,15 @@ def test_the_readme_names_what_there_is():
         assert set(re.findall(r"`~/([a-z_]+)`", page.read_text())) <= known
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/ros.md", "docs/cad_to_grasp.md"])
+def test_commands_look_for_objects_that_the_examples_have(page):
+    known = {path.stem for path in (ROOT / "examples" / "meshes").iterdir()}
+    text = re.sub(r"\\\n\s*", "", (ROOT / page).read_text())
+    options = "--targets |target_objects:=|object_ids: \\[|mask_object: "
+    for names in re.findall(rf'(?:{options})"?((?:[a-z_]+[ ,]*)+)(?![\w./])', text):
+        assert set(names.replace(",", " ").split()) <= known, names
+
+
 def test_the_grasp_page_shows_the_example():
     example = (ROOT / "examples" / "grasp_centre.py").read_text()
     assert f"```python\n{example}```\n" in (ROOT / "docs" / "cad_to_grasp.md").read_text()

@@ -21,7 +21,7 @@ def client():
     # Slower than the camera, and encoding takes three frames' time: both queues are in use.
     process = NodeProcess(
         STAND_IN,
-        parameters={"library": "stand-in", "autostart": True, "diagnostics_every_frame": True},
+        parameters={"library": "stand-in", "autostart": True},
         environment={"STAND_IN_SECONDS": str(SEGMENTING), "STAND_IN_ENCODE": str(ENCODING)},
     )
     client = Client(process)

@@ -112,4 +112,4 @@ def test_node_info_and_interfaces(robot):
     assert "string[] object_ids" in ros2("interface", "show", "ocdit_interfaces/srv/SetTargetObjects")
     executables = ros2("pkg", "executables", "ocdit_ros").split("\n")
     assert {"ocdit_ros segmentation_node", "ocdit_ros picture_camera"} <= set(executables)
-    assert "showing 1 pictures on /image" in robot["run"].read_text()
+    assert "showing 1 images on /image" in robot["run"].read_text()
