@@ -86,8 +86,9 @@ def test_the_readme_names_what_there_is():
 def test_commands_look_for_objects_that_the_examples_have(page):
     known = {path.stem for path in (ROOT / "examples" / "meshes").iterdir()}
     text = re.sub(r"\\\n\s*", "", (ROOT / page).read_text())
-    options = "--targets |target_objects:=|object_ids: \\[|mask_object: "
-    for names in re.findall(rf'(?:{options})"?((?:[a-z_]+[ ,]*)+)(?![\w./])', text):
+    forms = ("--targets ([a-z_ ]+?) --", 'target_objects:="([^"]+)"', "target_objects:=([a-z_]+)")
+    forms += (r"object_ids: \[([a-z_, ]+)\]", "mask_object: ([a-z_]+)")
+    for names in [found for form in forms for found in re.findall(form, text)]:
         assert set(names.replace(",", " ").split()) <= known, names
 
 
