@@ -8,7 +8,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.subscription import Subscription
@@ -25,12 +24,27 @@ if TYPE_CHECKING:
     from ocdit_ros.worker import Result
 
 KEEP_SECONDS = 10.0
-"""How long a CameraInfo waits for its image, and a published result for its CameraInfo."""
+"""How long an image and the CameraInfo of its stamp wait for one another."""
 
 PLAUSIBLE_WAIT = 1.0
 """Seconds; above it the clock was set, or the middleware does not know when an image arrived."""
 
 Stamp = tuple[int, int]
+
+
+@dataclass(eq=False)
+class Calibration:
+    """The calibration of one stamp.
+
+    Attributes:
+        since: time.monotonic() at which the image or the CameraInfo arrived.
+        info: the CameraInfo, once it has arrived.
+        due: whether the result of the image is published.
+    """
+
+    since: float
+    info: CameraInfo | None = None
+    due: bool = False
 
 
 @dataclass(eq=False)
@@ -40,12 +54,12 @@ class Frame:
     Attributes:
         message: sensor_msgs/Image or CompressedImage.
         camera: where it came from; None for an image of ~/segment.
-        camera_info: its calibration, once that has arrived.
+        calibration: calibration of its stamp; None for an image of ~/segment.
     """
 
     message: Any
     camera: Camera | None = None
-    camera_info: CameraInfo | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass
@@ -68,20 +82,12 @@ class CameraMonitor:
     age: float | None = None
     stale: tuple[float, float] | None = None
 
-    def note(self, result: Result, *, now: float, publishing: float, age: float | None) -> None:
-        """Record a published frame."""
-        self.last_result, self.publishing, self.age = result, publishing, age
-        self.processed_at.append(now)
-
     def rate(self, now: float) -> float:
         """Return processed frames per second over the last 30 frames, falling while none comes."""
         if len(self.processed_at) < 2:
             return 0.0
-        return (len(self.processed_at) - 1) / max(
-            self.processed_at[-1] - self.processed_at[0],
-            now - self.processed_at[0] if now - self.processed_at[-1] > 5.0 else 0.0,
-            1e-6,
-        )
+        first, last = self.processed_at[0], self.processed_at[-1]
+        return (len(self.processed_at) - 1) / max((now if now - last > 5.0 else last) - first, 1e-6)
 
 
 def stamp_of(message: Any) -> Stamp:
@@ -90,7 +96,7 @@ def stamp_of(message: Any) -> Stamp:
 
 
 class Calibrations:
-    """Brings each frame and the CameraInfo of the same stamp together, whichever of them comes first.
+    """Brings each image and the CameraInfo of the same stamp together, whichever of them comes first.
 
     A frame keeps its calibration however long it waits and is processed.
 
@@ -101,51 +107,32 @@ class Calibrations:
     def __init__(self, publish: Callable[[CameraInfo], None]):
         self._publish = publish
         self._lock = threading.Lock()
-        # The frames that the worker still holds: a dropped one disappears from here.
-        self._frames: WeakValueDictionary[Stamp, Frame] = WeakValueDictionary()
-        self._early: OrderedDict[Stamp, tuple[float, CameraInfo]] = OrderedDict()
-        self._published: OrderedDict[Stamp, float] = OrderedDict()
+        self._found: OrderedDict[Stamp, Calibration] = OrderedDict()
 
-    def add_frame(self, frame: Frame) -> None:
-        """Take note of a frame that came in."""
-        key = stamp_of(frame.message)
-        with self._lock:
-            _, frame.camera_info = self._early.pop(key, (0.0, None))
-            self._frames[key] = frame
-
-    def add_info(self, camera_info: CameraInfo) -> None:
-        """Attach a CameraInfo to its frame, or publish it where the frame's result has been published."""
-        key, now = stamp_of(camera_info), time.monotonic()
-        with self._lock:
-            frame = self._frames.get(key)
-            if frame is not None and frame.camera_info is None:
-                frame.camera_info = camera_info
-            if self._published.pop(key, None) is None:
-                if frame is None:
-                    self._early[key] = (now, camera_info)
-                    while self._early and now - next(iter(self._early.values()))[0] > KEEP_SECONDS:
-                        self._early.popitem(last=False)
-                return
-        self._publish(camera_info)
-
-    def publish(self, frame: Frame) -> None:
-        """Publish the CameraInfo of a frame that has a result, now or as soon as it comes."""
+    def of(self, message: Any) -> Calibration:
+        """Return the calibration of the stamp of an image or a CameraInfo."""
         now = time.monotonic()
         with self._lock:
-            camera_info = frame.camera_info
-            if camera_info is None:
-                self._published[stamp_of(frame.message)] = now
-                while now - next(iter(self._published.values())) > KEEP_SECONDS:
-                    self._published.popitem(last=False)
-                return
-        self._publish(camera_info)
+            while self._found and now - next(iter(self._found.values())).since > KEEP_SECONDS:
+                self._found.popitem(last=False)
+            return self._found.setdefault(stamp_of(message), Calibration(since=now))
 
-    def clear(self) -> None:
-        """Forget everything."""
+    def add_info(self, camera_info: CameraInfo) -> None:
+        """Keep a CameraInfo, or publish it where the result of its image has been published."""
+        calibration = self.of(camera_info)
         with self._lock:
-            self._frames.clear()
-            self._early.clear()
-            self._published.clear()
+            late = calibration.due and calibration.info is None
+            calibration.info = camera_info
+        if late:
+            self._publish(camera_info)
+
+    def publish(self, calibration: Calibration) -> None:
+        """Publish the CameraInfo of an image that has a result, now or as soon as it comes."""
+        with self._lock:
+            calibration.due = True
+            camera_info = calibration.info
+        if camera_info is not None:
+            self._publish(camera_info)
 
 
 class Camera:
@@ -211,7 +198,6 @@ class Camera:
         """End the subscriptions."""
         while self._subscriptions:
             self._node.destroy_subscription(self._subscriptions.pop())
-        self._calibrations.clear()
 
     def destroy(self) -> None:
         """End the subscriptions and destroy the publishers."""
@@ -230,11 +216,12 @@ class Camera:
         """Publish the instances of a frame whose score is at least `threshold`."""
         started = time.monotonic()
         segmentation = topics.above(result.segmentation, threshold)
-        self._calibrations.publish(result.frame)
+        self._calibrations.publish(result.frame.calibration)
         numbers = number(segmentation.instances, self._numbers)
         self._outputs.publish(result, segmentation, numbers, settings.mask_object, self._labels)
-        now = time.monotonic()
-        self.monitor.note(result, now=now, publishing=now - started, age=self._age(result.frame.message))
+        now, monitor = time.monotonic(), self.monitor
+        monitor.last_result, monitor.publishing, monitor.age = result, now - started, self._age(result.frame.message)
+        monitor.processed_at.append(now)
 
     def why_silent(self, settings: Settings) -> str:
         """Return why no image can arrive, as far as the ROS graph shows it, or ""."""
@@ -257,8 +244,7 @@ class Camera:
 
     def _on_image(self, message: Any, waited: float = 0.0) -> None:
         self.monitor.received_at = time.monotonic()
-        frame = Frame(message, camera=self)
-        self._calibrations.add_frame(frame)
+        frame = Frame(message, camera=self, calibration=self._calibrations.of(message))
         self._submit(frame, self.name, waited=waited, uncertainty=self._outputs.wanted("uncertainty"))
 
     def _age(self, message: Any) -> float | None:

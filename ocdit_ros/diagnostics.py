@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from ocdit_ros.frame_queue import Counters
+from ocdit_ros.worker import Counters
 
 if TYPE_CHECKING:
     from builtin_interfaces.msg import Time
 
     from ocdit_ros.camera import Camera, CameraMonitor
     from ocdit_ros.parameters import Settings
-    from ocdit_ros.worker import TargetSet
+    from ocdit_ros.worker import Worker
 
 EVENT_LASTS = 10.0
 """Seconds for which an error of one frame, or a warning, sets the level of the status."""
@@ -44,29 +45,25 @@ class Report:
 
     Attributes:
         name: fully qualified name of the node.
-        now: time.monotonic().
         state: label of the lifecycle state.
         settings: parameters.
         monitor: state of the node.
         cameras: cameras; none before configure.
-        counters: frame counts by camera name.
-        targets: target set in force; None before configure.
+        worker: worker; None before configure.
         device: device of the network.
-        batch: maximum number of images segmented at once.
         values: further values of the node.
+        now: time.monotonic().
     """
 
     name: str
-    now: float
     state: str
     settings: Settings
     monitor: Monitor
     cameras: Sequence[Camera]
-    counters: Mapping[str, Counters]
-    targets: TargetSet | None
+    worker: Worker | None
     device: str
-    batch: int
     values: Mapping[str, str]
+    now: float = field(default_factory=time.monotonic)
 
     def to_message(self, stamp: Time) -> DiagnosticArray:
         """Return the node's status, whose level is the worst of all, and one for each camera that has a name."""
@@ -80,7 +77,8 @@ class Report:
             level, text = DiagnosticStatus.WARN, "; ".join(warnings)
         elif warning := self._recent(self.monitor.last_warning):
             level, text = DiagnosticStatus.WARN, warning
-        values = self._node_values()
+        counters = self.worker.counters if self.worker is not None else {}
+        values = self._node_values(counters.values())
         if [camera.name for camera in self.cameras] == [""]:
             values |= _last_frame_values(self.cameras[0].monitor)
         statuses = [_status(level, f"{self.name}: segmentation", text, self.device, values)]
@@ -90,7 +88,7 @@ class Report:
                 values = {
                     "topic": topic,
                     "rate Hz": f"{camera.monitor.rate(self.now):.2f}",
-                    **_counter_values(self.counters.get(camera.name, Counters())),
+                    **_counter_values([counters.get(camera.name, Counters())]),
                     **_last_frame_values(camera.monitor),
                 }
                 level = DiagnosticStatus.WARN if condition else DiagnosticStatus.OK
@@ -116,8 +114,8 @@ class Report:
             return f"discarding images on {topic}: {monitor.stale[0]:.1f} s old, max_age {self.settings.max_age:g} s"
         return ""
 
-    def _node_values(self) -> dict[str, str]:
-        monitor, targets = self.monitor, self.targets
+    def _node_values(self, counters: Collection[Counters]) -> dict[str, str]:
+        monitor, targets = self.monitor, self.worker.targets if self.worker is not None else None
         return {
             "state": self.state,
             "model": self.settings.model,
@@ -125,13 +123,13 @@ class Report:
             "targets": ", ".join(targets.object_ids) if targets else "",
             "targets version": str(targets.version) if targets else "",
             "rate Hz": f"{sum(camera.monitor.rate(self.now) for camera in self.cameras):.2f}",
-            "images at once": str(self.batch),
+            "images at once": str(self.worker.batch if self.worker is not None else 0),
             "memory MiB": f"{memory_mib():.0f}",
             "GPU memory MiB": f"{gpu_memory_mib():.0f}",
             "last error": monitor.last_error[0] if monitor.last_error else "",
             "last warning": monitor.last_warning[0] if monitor.last_warning else "",
             **self.values,
-            **_counter_values(sum(self.counters.values(), Counters())),
+            **_counter_values(counters),
         }
 
 
@@ -160,8 +158,10 @@ def _status(level: bytes, name: str, text: str, hardware_id: str, values: dict[s
     return status
 
 
-def _counter_values(counters: Counters) -> dict[str, str]:
-    return {f"frames {name}": str(count) for name, count in vars(counters).items()}
+def _counter_values(counters: Collection[Counters]) -> dict[str, str]:
+    return {
+        f"frames {entry.name}": str(sum(getattr(count, entry.name) for count in counters)) for entry in fields(Counters)
+    }
 
 
 def _last_frame_values(monitor: CameraMonitor) -> dict[str, str]:

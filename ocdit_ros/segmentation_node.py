@@ -442,18 +442,14 @@ class SegmentationNode(LifecycleNode):
                 )
 
     def _report(self) -> None:
-        worker = self._worker
         report = diagnostics.Report(
             name=self.get_fully_qualified_name(),
-            now=time.monotonic(),
             state=self.state,
             settings=self._settings,
             monitor=self._monitor,
             cameras=list(self._cameras.values()),
-            counters=worker.counters if worker else {},
-            targets=worker.targets if worker else None,
+            worker=self._worker,
             device=self._device or self._settings.device,
-            batch=worker.batch if worker else 0,
             values={"instance": self._instance, "process": PROCESS, "uptime s": f"{self._uptime():.3f}"},
         )
         self._diagnostics.publish(report.to_message(self.get_clock().now().to_msg()))

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import re
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ocdit_core.errors import OcditError, UnknownObjectError
 from ocdit_core.inference.results import Segmentation
-from ocdit_ros.frame_queue import Counters, FrameQueue, Job
+
+MAX_WAITING_REQUESTS = 4
+"""Single-frame requests that may wait at a time."""
 
 TRIM_EVERY = 10.0  # seconds
 WARM_UP_SIZE = (480, 640, 3)
@@ -30,6 +34,36 @@ WARM_UP_SIZE = (480, 640, 3)
 
 class StaleFrameError(OcditError):
     """A frame was too old when its turn came."""
+
+
+@dataclass(kw_only=True)
+class Counters:
+    """Frame counts of a camera: received = processed + dropped + stale + failed + at most two in progress.
+
+    Attributes:
+        received: all frames that came in.
+        processed: segmented frames.
+        dropped: frames replaced by a newer one, or discarded by a stop.
+        stale: frames that were too old when their turn came.
+        failed: frames that could not be read or segmented.
+    """
+
+    received: int = 0
+    processed: int = 0
+    dropped: int = 0
+    stale: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A waiting frame; `reply` receives the result of a single-frame request, and is None for a frame of a stream."""
+
+    frame: Any
+    source: str = ""
+    submitted: float
+    uncertainty: bool = False
+    reply: Future[Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +129,13 @@ class Worker:
         self._thread: threading.Thread | None = None
         # This condition guards everything below.
         self._changed = threading.Condition()
-        self._queue = FrameQueue()
+        self._waiting: dict[str, _Job] = {}  # the newest frame of each camera
+        self._requests: deque[_Job] = deque()
+        self._counters: dict[str, Counters] = {}
+        self._turns = itertools.count(1)
+        self._last_turn: dict[str, int] = {}  # of each camera
         self._targets: TargetSet | None = None
         self._wanted: tuple[tuple[str, ...], Future[TargetSet]] | None = None  # not yet encoded
-        self._epoch = 0
         self._batch = 1
         self._stopping = True
 
@@ -132,15 +169,18 @@ class Worker:
             del ready  # a cycle of future, error and traceback would keep the partially loaded network alive
 
     def stop(self, timeout: float = 30.0) -> bool:
-        """End the thread after the frame in progress and free its memory; waiting requests fail, the targets stay.
+        """End the thread after the frame in progress and free its memory.
+
+        Waiting requests fail, the frame in progress is not reported, the targets stay.
 
         Returns:
             Whether the thread ended within `timeout` seconds.
         """
-        self.flush()
         with self._changed:
             self._stopping = True
-            replies: list[Future[Any]] = [job.reply for job in self._queue.take_requests() if job.reply is not None]
+            self._drop_waiting()
+            replies: list[Future[Any]] = [job.reply for job in self._requests if job.reply is not None]
+            self._requests.clear()
             if self._wanted is not None:
                 replies.append(self._wanted[1])
                 self._wanted = None
@@ -162,18 +202,15 @@ class Worker:
             waited: seconds since the frame arrived.
             uncertainty: whether its uncertainty map is wanted.
         """
-        job = Job(frame=frame, source=source, submitted=time.monotonic() - waited, uncertainty=uncertainty)
+        job = _Job(frame=frame, source=source, submitted=time.monotonic() - waited, uncertainty=uncertainty)
         with self._changed:
-            self._queue.put(job)
+            counters = self._counters.setdefault(source, Counters())
+            counters.received += 1
+            counters.dropped += source in self._waiting
+            self._waiting[source] = job
             if self._stopping:
-                self._queue.drop(source)
+                self._drop_waiting()
             self._changed.notify_all()
-
-    def flush(self) -> None:
-        """Drop waiting frames, and suppress the results of those in progress."""
-        with self._changed:
-            self._queue.drop()
-            self._epoch += 1
 
     def request(self, frame: Any) -> Future[Result]:
         """Ask for a single frame, which is processed before the streams.
@@ -188,7 +225,9 @@ class Worker:
         with self._changed:
             if self._stopping:
                 raise OcditError("the node is stopping")
-            self._queue.put_request(Job(frame=frame, submitted=time.monotonic(), reply=reply))
+            if len(self._requests) >= MAX_WAITING_REQUESTS:
+                raise OcditError(f"{MAX_WAITING_REQUESTS} requests wait already; ask again after their replies")
+            self._requests.append(_Job(frame=frame, submitted=time.monotonic(), reply=reply))
             self._changed.notify_all()
             return reply
 
@@ -237,13 +276,28 @@ class Worker:
     def counters(self) -> dict[str, Counters]:
         """A snapshot of the frame counters of each camera that has sent a frame."""
         with self._changed:
-            return self._queue.counters()
+            return {source: replace(counters) for source, counters in self._counters.items()}
 
     @property
     def batch(self) -> int:
         """Maximum number of frames segmented at once; it is halved when memory runs out."""
         with self._changed:
             return self._batch
+
+    def _drop_waiting(self) -> None:
+        for source in self._waiting:
+            self._counters[source].dropped += 1
+        self._waiting.clear()
+
+    def _take(self) -> list[_Job]:
+        """Return the next request alone, or else the newest frames of at most `batch` cameras, which take turns."""
+        if self._requests:
+            return [self._requests.popleft()]
+        jobs = sorted(self._waiting.values(), key=lambda job: (self._last_turn.get(job.source, 0), job.submitted))
+        for job in jobs[: self._batch]:
+            del self._waiting[job.source]
+            self._last_turn[job.source] = next(self._turns)
+        return jobs[: self._batch]
 
     def _put_in_force(self, names: tuple[str, ...]) -> TargetSet:
         if self._targets is None or self._targets.object_ids != names:
@@ -267,17 +321,17 @@ class Worker:
         trimmed = time.monotonic()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._wanted is not None or self._queue)
+                self._changed.wait_for(lambda: self._stopping or self._wanted or self._requests or self._waiting)
                 if self._stopping:
                     return
                 wanted, self._wanted = self._wanted, None
-                jobs = [] if wanted is not None else self._queue.take(self._batch)
-                targets, epoch = self._targets, self._epoch
+                jobs = [] if wanted is not None else self._take()
+                targets = self._targets
             assert targets is not None
             if wanted is not None:
                 objects = self._encode(network, wanted, targets, objects)
                 continue
-            self._process(network, jobs, targets, objects, epoch)
+            self._process(network, jobs, targets, objects)
             if time.monotonic() - trimmed > TRIM_EVERY:
                 trim_heap()
                 trimmed = time.monotonic()
@@ -304,9 +358,9 @@ class Worker:
         reply.set_result(in_force)
         return objects
 
-    def _process(self, network: Any, jobs: list[Job], targets: TargetSet, objects: Any, epoch: int) -> None:
+    def _process(self, network: Any, jobs: list[_Job], targets: TargetSet, objects: Any) -> None:
         begun = time.monotonic()
-        ready: list[tuple[Job, np.ndarray, dict[str, float]]] = []
+        ready: list[tuple[_Job, np.ndarray, dict[str, float]]] = []
         for job in jobs:
             try:
                 started = time.monotonic()
@@ -315,7 +369,7 @@ class Worker:
                 ready.append((job, image, timings))
             except StaleFrameError:
                 with self._changed:
-                    self._queue.count(job.source).stale += 1
+                    self._counters[job.source].stale += 1
             except Exception as error:
                 self._fail(job, error)
         if not ready:
@@ -338,7 +392,7 @@ class Worker:
                 targets=targets,
                 timings={**timings, **segmentation.timings},
             )
-            self._finish(job, result, epoch)
+            self._finish(job, result)
 
     def _segment(
         self,
@@ -370,25 +424,25 @@ class Worker:
                 self._on_error(f"out of memory with {len(part)} images at once: from now on {self._batch} at a time")
         return found
 
-    def _finish(self, job: Job, result: Result, epoch: int) -> None:
+    def _finish(self, job: _Job, result: Result) -> None:
         if job.reply is not None:
             job.reply.set_result(result)
             return
         with self._changed:
-            self._queue.count(job.source).processed += 1
-            if epoch != self._epoch:
+            self._counters[job.source].processed += 1
+            if self._stopping:
                 return
         try:
             self._on_result(result)
         except Exception as error:
             self._on_error(f"the result could not be published: {describe(error)}")
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: _Job, error: Exception) -> None:
         if job.reply is not None:
             job.reply.set_exception(error)
             return
         with self._changed:
-            self._queue.count(job.source).failed += 1
+            self._counters[job.source].failed += 1
         self._on_error(f"a frame could not be segmented: {describe(error)}")
 
 

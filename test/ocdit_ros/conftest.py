@@ -23,7 +23,6 @@ WITHOUT_ROS = {
     "test_bag_refusals.py",
     "test_worker.py",
     "test_worker_thread.py",
-    "test_frame_queue.py",
     "test_numbering.py",
 }
 collect_ignore = sorted({path.name for path in Path(__file__).parent.glob("test_*.py")} - WITHOUT_ROS) * (not HAVE_ROS)

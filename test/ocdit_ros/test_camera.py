@@ -101,41 +101,28 @@ def calibrations(monkeypatch):
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_a_calibration_stays_with_its_frame_however_long_inference_takes(calibrations, order):
     calibrations, published, clock = calibrations
-    info, frame = message_at(0), camera.Frame(message_at(0))
+    info = message_at(0)
     if order == "before":
         calibrations.add_info(info)
-    calibrations.add_frame(frame)
+    frame = calibrations.of(message_at(0))
     if order == "after":
         calibrations.add_info(info)
     for number in range(1, 3601):  # a minute at 60 Hz
         clock[0] = number / 60
         calibrations.add_info(message_at(number * 10**9 // 60))
-    assert len(calibrations._early) <= 60 * camera.KEEP_SECONDS + 1
+    assert len(calibrations._found) <= 60 * camera.KEEP_SECONDS + 1
     calibrations.publish(frame)
     assert published == [info]
 
 
 def test_a_calibration_that_comes_after_the_result_is_published_then(calibrations):
     calibrations, published, clock = calibrations
-    frame, late = camera.Frame(message_at(5)), message_at(5)
-    calibrations.add_frame(frame)
-    calibrations.publish(frame)
+    late = message_at(5)
+    calibrations.publish(calibrations.of(message_at(5)))
     clock[0] = camera.KEEP_SECONDS - 1
     calibrations.add_info(late)
     calibrations.add_info(message_at(5))
     assert published == [late]
-
-
-def test_frames_without_calibration_are_forgotten(calibrations):
-    calibrations, _, clock = calibrations
-    for number in range(100):
-        clock[0] = number
-        frame = camera.Frame(message_at(number))
-        calibrations.add_frame(frame)
-        calibrations.publish(frame)
-    del frame
-    assert len(calibrations._published) <= camera.KEEP_SECONDS + 1
-    assert not calibrations._frames
 
 
 @needs_message_info

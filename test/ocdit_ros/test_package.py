@@ -86,7 +86,7 @@ def test_what_apt_does_not_bring_is_named_for_pip():
         assert needed <= set(re.findall(r"[\w-]+", command)), file
 
 
-@pytest.mark.parametrize("module", ["worker", "frame_queue", "messages", "converter", "bag", "bag_files"])
+@pytest.mark.parametrize("module", ["worker", "messages", "converter", "bag", "bag_files"])
 def test_these_need_no_ros(module):
     program = f"import sys, ocdit_ros.{module}; print([name for name in sys.modules if name.startswith('rclpy')])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -6,8 +6,7 @@ from stand_in import StandInLibrary
 
 from ocdit_core.errors import ImageError, OcditError, UnknownObjectError
 from ocdit_ros import worker as worker_module
-from ocdit_ros.frame_queue import MAX_WAITING_REQUESTS, Counters
-from ocdit_ros.worker import describe
+from ocdit_ros.worker import MAX_WAITING_REQUESTS, Counters, describe
 
 
 def test_the_newest_frame_is_next_and_the_others_are_counted(make_recorder):
@@ -143,15 +142,19 @@ def test_requests_come_before_the_stream(make_recorder):
     assert [result.frame for result in recorder.results] == ["first", "second"]
 
 
-def test_flush_silences_the_frame_in_progress(make_recorder):
-    recorder = make_recorder()
+def test_cameras_take_turns_where_not_all_are_taken_at_once(make_recorder):
+    recorder = make_recorder(batch=1)
     recorder.hold()
-    recorder.worker.submit("waiting", "a")
-    recorder.worker.flush()
+    for turn in range(4):
+        # The first always comes a little earlier: by age alone the others would never be taken.
+        for source in "bcd":
+            recorder.worker.submit(f"{source}{turn}", source)
+        recorder.segmenter.go_on.set()
+        recorder.wait_for(lambda turn=turn: len(recorder.results) >= 2 + turn)
+        recorder.segmenter.go_on.clear()
     recorder.segmenter.go_on.set()
-    recorder.worker.submit("after", "a")
-    recorder.wait_for(lambda: recorder.results)
-    assert [result.frame for result in recorder.results] == ["after"]
+    recorder.wait_for(lambda: len(recorder.results) >= 7)
+    assert [result.source for result in recorder.results[1:]][:6] == list("bcdbcd")
 
 
 def test_cameras_share_the_network_and_none_starves(make_recorder):

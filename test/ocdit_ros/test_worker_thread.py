@@ -10,7 +10,7 @@ from stand_in import StandInSegmenter
 
 from ocdit_core.errors import OcditError, WeightsError
 from ocdit_ros import worker as worker_module
-from ocdit_ros.frame_queue import Counters
+from ocdit_ros.worker import Counters
 
 
 def test_all_that_the_network_does_is_in_one_thread():
@@ -67,6 +67,7 @@ def test_stop_ends_the_thread_and_fails_what_waits():
     recorder.segmenter.begun.clear()
     recorder.worker.submit("under way")
     assert recorder.segmenter.begun.wait(10)
+    recorder.worker.submit("waiting", "a")
     reply = recorder.worker.request("asked")
     threading.Timer(0.1, recorder.segmenter.go_on.set).start()
     assert recorder.worker.stop(10)
@@ -74,6 +75,8 @@ def test_stop_ends_the_thread_and_fails_what_waits():
         reply.result(0)
     with pytest.raises(OcditError, match="stopping"):
         recorder.worker.request("too late")
+    assert not recorder.results
+    assert recorder.worker.counters == {"": Counters(received=1, processed=1), "a": Counters(received=1, dropped=1)}
 
 
 def test_after_a_stop_nothing_of_the_network_is_held_and_a_start_goes_on():
