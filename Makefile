@@ -1,5 +1,5 @@
 # make demo   the main job, end to end, on the embedded model: pictures in, masks of objects it never saw out
-# make test   all tests          make lint   style, types, spelling          make clean   remove .venv and builds
+# make test   all tests, in two processes          make lint   style, types, spelling          make clean   remove .venv and builds
 #
 # Each target sets itself up in .venv. PYTHON=python3.12 chooses another interpreter (3.10 to 3.13);
 # TORCH_ARGS="--index-url ..." takes torch from another index (say, one with CPU-only or other CUDA builds).
@@ -19,7 +19,7 @@ demo: $(VENV)/.ros
 	$(PY) -m ocdit_ros.demo --pictures examples/pictures --library $(OUT)/objects --out $(OUT)
 
 test: $(VENV)/.test
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -49,6 +49,7 @@ extras = {
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
     "dev": [
         "pytest>=8",
+        "pytest-xdist>=3.6",
         "ruff",
         "mypy",
         "codespell",

@@ -12,8 +12,8 @@ import ocdit_ros  # noqa: F401  (makes ROS from wheels importable)
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 # It is the sender's profile that decides whether large best-effort images arrive, and the tests send some.
 os.environ.setdefault(PROFILES, str(Path(__file__).parents[2] / "config" / "fastdds.xml"))
-# Below those of the demo, which begin at 60.
-FIRST_DOMAIN = 1 + os.getpid() % 28
+# Below those of the demo, which begin at 60. The processes of pytest-xdist have the same first one.
+FIRST_DOMAIN = 1 + (os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()) % 28
 os.environ.setdefault("ROS_DOMAIN_ID", str(FIRST_DOMAIN))
 
 HAVE_ROS = importlib.util.find_spec("rclpy") is not None
