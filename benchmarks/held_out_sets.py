@@ -3,6 +3,7 @@
 
     python benchmarks/held_out_sets.py --out data/held_out_procedural                       # procedural objects
     python benchmarks/held_out_sets.py --meshes ~/cad --out data/held_out_meshes            # a fifth of your meshes
+    python benchmarks/held_out_sets.py --meshes ~/cad --path-traced --out data/held_out_traced   # path-traced images
     python benchmarks/held_out_sets.py --validation --out data/validation_procedural        # to choose settings on
 
 OUT/test holds the scenes, OUT/templates the objects' library, OUT/targets.json the targets of each image.
@@ -41,6 +42,7 @@ SPLIT = "test"
 # training data, with seeds 0, 1 ..., have other textures.
 FIRST_OBJECT = {"report": 20_000, "validation": 30_000}
 SCENES = {"report": 100, "validation": 40}
+PATH_TRACED_SCENES = 50
 OBJECTS = 60
 _ABSENT = 0.5  # absent targets per visible one: about 28% of all targets
 
@@ -48,14 +50,15 @@ _ABSENT = 0.5  # absent targets per visible one: about 28% of all targets
 def settings_of(options: argparse.Namespace, part: str) -> SynthesisSettings:
     """Return the settings of `synthesize`; for meshes, write the split file beside the set."""
     scenes = {
-        "images": options.scenes or SCENES[part],
-        "seed": FIRST_OBJECT[part] + (options.meshes is not None),
+        "images": options.scenes or (PATH_TRACED_SCENES if options.path_traced else SCENES[part]),
+        "seed": FIRST_OBJECT[part] + (options.meshes is not None) + 2 * options.path_traced,
         "targets": (4, 8),
         "repeats": 0.08,
         "distractors": (0, 0),
         "views": (1, 1),
         "size": tuple(options.size),
         "quality": "good",
+        "path_traced": float(options.path_traced),
         "bop_split": SPLIT,
     }
     if options.meshes is None:
@@ -80,7 +83,8 @@ def main() -> int:
     parser.add_argument("--without", nargs="*", default=[], metavar="PATTERN", help="meshes that do not suit")
     parser.add_argument("--validation", action="store_true", help="other objects and scenes, to choose settings on")
     parser.add_argument("--objects", type=int, default=OBJECTS, help=f"procedural objects (default {OBJECTS})")
-    parser.add_argument("--scenes", type=int, help="pictures, one a scene (default: 100, for validation 40)")
+    parser.add_argument("--scenes", type=int, help="images, one a scene (default: 100, validation 40, path-traced 50)")
+    parser.add_argument("--path-traced", action="store_true", help="render by path tracing (needs Mitsuba)")
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("H", "W"), help="default: 480 640")
     parser.add_argument("--jobs", type=int, default=0, help="processes (default: one for each core)")
     options = parser.parse_args()
@@ -101,8 +105,8 @@ def main() -> int:
     sizes = Counter(Counter(row["scene_id"] for row in rows).values())
     print(
         f"{options.out}: {done.images + done.there} scenes of {done.objects} objects, {len(rows)} targets "
-        f"({min(sizes)} to {max(sizes)} a picture), {absent} of them absent ({absent / len(rows):.0%}), "
-        f"{twice} pictures with several instances of one object"
+        f"({min(sizes)} to {max(sizes)} an image), {absent} of them absent ({absent / len(rows):.0%}), "
+        f"{twice} images with several instances of one object"
     )
     return 0
 

@@ -3,9 +3,9 @@
 
     python benchmarks/reader.py                                  # coarse and refine, folder and shards, 2 workers
     python benchmarks/reader.py --workers 0 --profile            # where the time goes
-    python benchmarks/reader.py --sheet sheets                   # pictures of the samples
+    python benchmarks/reader.py --sheet sheets                   # images of the samples
 
-The data is composed for the occasion: 640 x 480 JPEG, 8 annotated objects in a picture.
+The data is generated for the occasion: rooms of 640 x 480, 8 annotated objects in a scene.
 """
 
 import argparse
@@ -28,64 +28,25 @@ from ocdit_core.data.sampling import SampleSettings
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.data.streaming import Source, TrainingLoader, TrainingStream
 from ocdit_core.data.templates import TemplateCache
-from ocdit_core.data.writers import LabelledFrame, LabelledObject, shard_path, write_scene, write_shard
 from ocdit_core.errors import OcditError
 from ocdit_core.images import write_image
 from ocdit_core.objects.library import ObjectLibrary
-from ocdit_core.objects.onboarding import add_objects
-from ocdit_core.objects.renderer import Renderer
-from ocdit_core.objects.viewpoints import TUDL_K
-from ocdit_core.synthesis.bank import render_sprites
-from ocdit_core.synthesis.composed import SceneSettings, compose_scene
-from ocdit_core.synthesis.procedural import procedural_object
-
-IN_A_PICTURE = 8
+from ocdit_core.synthesis.generation import synthesize
+from ocdit_core.synthesis.plan import SynthesisSettings
 
 
-def make_dataset(folder: Path, *, objects: int, pictures: int, scenes: int = 4) -> None:
-    """Write objects/ (a library), folder/train/ (a BOP folder) and shards/ with the same pictures."""
-    meshes = [procedural_object(seed) for seed in range(objects)]
-    with tempfile.TemporaryDirectory() as temporary:
-        files = [Path(temporary) / f"obj_{number:06d}.glb" for number in range(1, objects + 1)]
-        for mesh, file in zip(meshes, files, strict=True):
-            mesh.export(file)
-        add_objects(folder / "objects", files, unit="m")
-    rng = np.random.default_rng(0)
-    sprites = []
-    with Renderer() as renderer:
-        for mesh in meshes:
-            handle = renderer.upload(mesh)
-            sprites.append(render_sprites(renderer, handle, rng, 4, 256))
-            handle.release()
-    for scene in range(scenes):
-        frames = [compose(rng, sprites) for _ in range(pictures // scenes)]
-        write_scene(folder / "folder", "train", scene, frames)
-        keyed = ((f"{scene:06d}_{number:06d}", frame) for number, frame in enumerate(frames))
-        write_shard(shard_path(folder / "shards", scene), keyed)
-
-
-def compose(rng: np.random.Generator, sprites: list[np.ndarray]) -> LabelledFrame:
-    """A picture with its truth; poses are of no account here."""
-    shown = rng.choice(len(sprites), IN_A_PICTURE, replace=False)
-    settings = SceneSettings(image_size=(480, 640), object_size=(0.15, 0.5))
-    scene = compose_scene(rng, [sprites[i][rng.integers(len(sprites[i]))] for i in shown], settings)
-    objects = [
-        LabelledObject(
-            object_id=int(number) + 1,
-            rotation=np.eye(3),
-            translation=np.array([0.0, 0.0, 1.0]),
-            visible=mask,
-            silhouette=mask,
-        )
-        for number, mask in zip(shown, scene.masks, strict=True)
-    ]
-    return LabelledFrame(image=scene.image, K=TUDL_K, objects=objects)
+def make_dataset(folder: Path, *, objects: int, images: int) -> None:
+    """Generate rooms as BOP folders and, of the same images, as shards."""
+    settings = SynthesisSettings(
+        images=images, objects=objects, targets=(8, 8), distractors=(0, 0), format="both", scenes_a_shard=5, depth=False
+    )
+    synthesize(folder, settings, progress=True)
 
 
 def open_stream(folder: Path, kind: str, settings: SampleSettings) -> TrainingStream:
     """Return the stream over the folder or the shards."""
-    templates = TemplateCache(ObjectLibrary(folder / "objects"), size=settings.template_size)
-    frames = BopFolder(folder / "folder", "train") if kind == "folder" else ShardDataset(folder / "shards")
+    templates = TemplateCache(ObjectLibrary(folder / "templates"), size=settings.template_size)
+    frames = BopFolder(folder, "train_pbr") if kind == "folder" else ShardDataset(folder / "train_pbr_web")
     return TrainingStream([Source(frames=frames, templates=templates)], settings)
 
 
@@ -115,7 +76,7 @@ def cpu_seconds() -> float:
 
 
 def sheet(stream: TrainingStream, count: int) -> np.ndarray:
-    """Draw samples: the picture with outlined masks, and beside it the first views of each object in its colour."""
+    """Draw samples: the image with outlined masks, and beside it the first views of each object in its colour."""
     cells = []
     for sample in itertools.islice(stream, count):
         image = np.ascontiguousarray(sample["images"][0].numpy().transpose(1, 2, 0))
@@ -142,24 +103,23 @@ def sheet(stream: TrainingStream, count: int) -> np.ndarray:
 def main() -> int:
     """Run the benchmark and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="keep the composed data here, and take it from here when there")
+    parser.add_argument("--data", type=Path, help="keep the generated data here, and continue with it")
     parser.add_argument("--objects", type=int, default=60, help="objects of the data (default 60)")
-    parser.add_argument("--pictures", type=int, default=240, help="pictures of the data (default 240)")
+    parser.add_argument("--images", type=int, default=240, help="images of the data (default 240)")
     parser.add_argument("--workers", type=int, default=2, help="loader workers (default 2)")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement (default 10)")
     parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("H", "W"), help="of a sample, pixels")
     parser.add_argument("--targets", type=int, default=4, help="objects of a coarse sample (default 4)")
     parser.add_argument("--views", type=int, default=6, help="templates of an object (default 6)")
-    parser.add_argument("--backgrounds", help="folder of pictures for replaced backgrounds (default: drawn ones)")
+    parser.add_argument("--backgrounds", help="folder of images for replaced backgrounds (default: drawn ones)")
     parser.add_argument("--no-augmentation", action="store_true", help="samples as they are")
     parser.add_argument("--profile", action="store_true", help="print where the time goes (with --workers 0)")
-    parser.add_argument("--sheet", type=Path, help="write 40 samples of each mode as a picture into this folder")
+    parser.add_argument("--sheet", type=Path, help="write 40 samples of each mode as an image into this folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.data or Path(temporary)
         try:
-            if not (folder / "shards").exists():
-                make_dataset(folder, objects=options.objects, pictures=options.pictures)
+            make_dataset(folder, objects=options.objects, images=options.images)
             size = (options.size[0], options.size[1])
             augment = NO_AUGMENTATION if options.no_augmentation else AugmentSettings(backgrounds=options.backgrounds)
             modes = {

@@ -33,7 +33,7 @@ STAGES = {
     "choose cameras": ("scenes.py", "choose_cameras"),
     "colours, labels, depth": ("renderer.py", "draw"),
     "silhouettes": ("renderer.py", "silhouettes"),
-    "camera's effects": ("composed.py", "photograph"),
+    "camera's effects": ("painting.py", "photograph"),
     "JPEG": ("writers.py", "encode_image"),
     "depth PNG": ("writers.py", "encode_depth"),
     "mask PNGs": ("writers.py", "_encode_mask_image"),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from videos import VideoFrame, VideoSettings, compose_video
+from videos import VideoFrame, VideoSettings, compose_video, render_sprite
 
 from ocdit_core.errors import OcditError
 from ocdit_core.evaluation.average_precision import Matches
@@ -30,7 +30,6 @@ from ocdit_core.masks import mask_iou
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import add_objects
 from ocdit_core.objects.renderer import Renderer
-from ocdit_core.synthesis.bank import render_sprites
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, procedural_object
 
 # Away from the objects of validation (0), of held_out.py (10,000) and of held_out_sets.py (20,000 and 30,000).
@@ -48,7 +47,7 @@ def make_videos(folder: Path, options: argparse.Namespace) -> tuple[ObjectLibrar
             files.append(folder / f"object_{number:03d}.glb")
             mesh.export(files[-1])
             handle = renderer.upload(mesh)
-            sprites.append(render_sprites(renderer, handle, np.random.default_rng(number), 1, 320)[0])
+            sprites.append(render_sprite(renderer, handle, np.random.default_rng(number), 320))
             handle.release()
     add_objects(folder / "library", files, unit="m")
     settings = VideoSettings(frames=options.frames, speed=options.speed, gone=0.5)

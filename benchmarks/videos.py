@@ -9,9 +9,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.painting import random_background
+from ocdit_core.data.painting import photograph, random_background
 from ocdit_core.errors import ConfigError
-from ocdit_core.synthesis.composed import Sprite, photograph
+from ocdit_core.objects.renderer import MeshHandle, Renderer
+from ocdit_core.objects.templates import zoom_cameras
+from ocdit_core.objects.viewpoints import TUDL_K, fitting_distance, look_at_poses, sample_directions
+
+Sprite = NDArray[np.uint8]
+
+
+def render_sprite(renderer: Renderer, handle: MeshHandle, rng: np.random.Generator, size: int) -> Sprite:
+    """Render an object from a random direction: (size, size, 4) RGBA, colours multiplied by coverage."""
+    surface = handle.surface
+    distance = fitting_distance(surface.radius) * 2
+    poses = look_at_poses(sample_directions(rng, 1), distance, rng.normal(0, 0.25), centre=surface.centre)
+    _, K = zoom_cameras(surface.vertices, poses, TUDL_K, size=size, margin=0.02)
+    return renderer.render(handle, poses[0], K[0], (size, size)).rgba[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +35,7 @@ class VideoSettings:
         frames: length.
         image_size: height and width in pixels.
         object_size: smallest and largest size of an object as a fraction of the image's shorter side.
-        speed: mean way of an object in a frame, as a fraction of the image's shorter side.
+        speed: mean displacement per frame, as a fraction of the image's shorter side.
         gone: probability for each object to be gone for a fifth of the video.
         effects: strength of light, blur, noise and the like, the same in all frames.
     """
@@ -44,7 +57,7 @@ class VideoSettings:
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """A frame and its truth.
+    """A frame and its ground truth.
 
     Attributes:
         image: (H, W, 3) sRGB.
@@ -99,7 +112,7 @@ class _Path:
 
     Attributes:
         centre: (2,) x, y in pixels.
-        reach: (4,) of x, y in pixels, of the turn in degrees, of the size as a share.
+        reach: (4,) of x, y in pixels, of the turn in degrees, of the size as a fraction.
         speed: (4,) radians a frame.
         phase: (4,) radians.
     """

@@ -16,7 +16,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -29,8 +28,8 @@ from ocdit_core.config import apply_overrides, as_dict, build, read_yaml
 from ocdit_core.errors import OcditError
 from ocdit_core.files import write_text
 from ocdit_core.resumable import keep_plan
-from ocdit_core.synthesis.bank import BankSettings, build_bank
-from ocdit_core.synthesis.composed_dataset import ComposedDataSettings
+from ocdit_core.synthesis.generation import synthesize
+from ocdit_core.synthesis.plan import SynthesisSettings
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED
 from ocdit_core.training.checkpoints import find_checkpoint, read_weights, seed_random_states
 from ocdit_core.training.data import Batch, TrainingData
@@ -40,8 +39,7 @@ from ocdit_core.training.loop import train
 from ocdit_core.training.settings import TrainSettings
 
 BASE = Path(__file__).with_name("base.yaml")
-# Seed of the held-out images; no run has it.
-HELD_OUT_STREAM = 1_000_003
+IMAGES, HELD_OUT_IMAGES, HELD_OUT_OBJECTS = 600, 120, 200
 
 
 def main() -> int:
@@ -51,7 +49,7 @@ def main() -> int:
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), help="default all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default 0 1 2")
     parser.add_argument("--groups", type=int, default=24, help="held-out groups of three images (default 24)")
-    parser.add_argument("--objects", type=int, default=600, help="in the training bank, where there is none")
+    parser.add_argument("--objects", type=int, default=600, help="of the training data, where there is none")
     add_settings(parser, "override base.yaml, for all cells")
     options = parser.parse_args()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -60,7 +58,7 @@ def main() -> int:
         base = cell_settings("base", 0, options.out, options.settings)
         plan = {"settings": as_dict(base), "groups": options.groups, "cells": CELLS}
         keep_plan(options.out / "plan.json", plan, outputs=[f"{cell}_0.json" for cell in CELLS])
-        ensure_banks(base, options.objects)
+        ensure_data(base, options.objects)
         # Seed by seed: the finished part of a grid can be compared.
         for seed, cell in itertools.product(options.seeds, options.cells):
             settings = cell_settings(cell, seed, options.out, options.settings)
@@ -75,21 +73,17 @@ def main() -> int:
 
 def cell_settings(cell: str, seed: int, out: Path, overrides: list[str]) -> TrainSettings:
     """Return the settings of one run."""
-    own = [f"run={out / f'{cell}_{seed}'}", f"loop.seed={seed}", f"data.seed={seed}"]
+    own = [f"run={out / f'{cell}_{seed}'}", f"loop.seed={seed}"]
     return build(TrainSettings, apply_overrides(read_yaml(BASE), [*overrides, *CELLS[cell], *own]))
 
 
-def ensure_banks(settings: TrainSettings, objects: int) -> None:
-    """Draw the banks of objects that are missing."""
-    assert isinstance(settings.data, ComposedDataSettings)
-    assert settings.held_out_bank is not None
-    wanted = {
-        settings.data.bank: BankSettings(objects=objects),
-        settings.held_out_bank: BankSettings(objects=200, first_seed=HELD_OUT_SEED),
-    }
-    for folder, bank in wanted.items():
-        if not Path(folder).exists():
-            build_bank(Path(folder), bank, jobs=os.cpu_count() or 1)
+def ensure_data(settings: TrainSettings, objects: int) -> None:
+    """Generate the datasets that are missing."""
+    common = SynthesisSettings(images=IMAGES, objects=objects, size=(240, 320), targets=(4, 8), depth=False)
+    held_out = dataclasses.replace(common, images=HELD_OUT_IMAGES, objects=HELD_OUT_OBJECTS, first_object=HELD_OUT_SEED)
+    for dataset, wanted in ((settings.data.datasets[0], common), (settings.data.held_out[0], held_out)):
+        if not (Path(dataset.path) / dataset.split).exists():
+            synthesize(dataset.path, wanted, progress=True)
 
 
 def run_cell(cell: str, settings: TrainSettings, result: Path, groups: int) -> bool:
@@ -124,9 +118,9 @@ def run_cell(cell: str, settings: TrainSettings, result: Path, groups: int) -> b
 
 def held_out(settings: TrainSettings, groups: int) -> list[Batch]:
     """Return batches of unseen objects, the same for all cells and seeds."""
-    assert isinstance(settings.data, ComposedDataSettings)
-    data = dataclasses.replace(settings.data, seed=HELD_OUT_STREAM)
-    batches = TrainingData(dataclasses.replace(settings, data=data), held_out=True)
+    batches = TrainingData(
+        dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, seed=0)), held_out=True
+    )
     return list(itertools.islice(batches, max(groups // settings.loop.batch_groups, 1)))
 
 

@@ -46,7 +46,7 @@ _ATTEMPTS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """What a training sample holds and how it is drawn, from frames or from composed scenes.
+    """What a training sample holds and how it is drawn.
 
     Attributes:
         mode: coarse or refine.
@@ -54,8 +54,7 @@ class SampleSettings:
         template_size: side of a template in pixels.
         objects: objects that a sample asks for (O); refine: 1.
         views: templates of an object (V).
-        crops: images in a sample (S) that share objects and templates: crops of one frame, or scenes composed of the
-            same objects.
+        crops: images in a sample (S): crops of one frame, which share objects and templates.
         absent_probability: coarse: probability for each object to be absent. Frames with too few objects are filled up
             with absent ones in any case.
         negative_probability: refine: probability that the image does not show the object asked for.
@@ -64,7 +63,7 @@ class SampleSettings:
         hard_negatives: refine: number of absent objects of which the one is asked for whose colours are most like
             those of the object in the crop; 1: any.
         crop: how crops are drawn.
-        augment: how frames and templates are augmented; composed scenes are not.
+        augment: how frames and templates are augmented.
     """
 
     mode: Literal["coarse", "refine"] = "coarse"

@@ -139,6 +139,7 @@ class TrainingStream(IterableDataset[dict[str, Tensor]]):
             raise ConfigError(f"rank: {rank} is not in 0..{world - 1}")
         self.sources, self.settings = list(sources), settings
         self.seed, self.rank, self.world = seed, rank, world
+        self.restart: tuple[int, ...] = ()  # distinguishes the order after a new division of the data
         self._probabilities = weights / weights.sum()
         self._backgrounds = Backgrounds(settings.augment.backgrounds)
         self._positions: list[list[int]] | None = None
@@ -168,7 +169,7 @@ class TrainingStream(IterableDataset[dict[str, Tensor]]):
             counter.skip(error)
 
         frames = [
-            source.frames.stream(seed=(self.seed, number), index=index, streams=streams, on_error=skip)
+            source.frames.stream(seed=(self.seed, *self.restart, number), index=index, streams=streams, on_error=skip)
             for number, source in enumerate(self.sources)
         ]
         position.frames = [stream.position for stream in frames]
@@ -178,7 +179,7 @@ class TrainingStream(IterableDataset[dict[str, Tensor]]):
                 stream.position = at
         unusable = 0
         while True:
-            rng = np.random.default_rng([self.seed, index, position.draws])
+            rng = np.random.default_rng([self.seed, *self.restart, index, position.draws])
             chosen = int(rng.choice(len(frames), p=self._probabilities))
             position.draws += 1
             try:
@@ -274,6 +275,7 @@ class TrainingLoader:
             "world": stream.world,
             "workers": self.workers,
             "sources": [source.frames.name for source in stream.sources],
+            "restart": list(stream.restart),
             "batches": self._batches,
             "positions": self._positions,
         }
@@ -281,18 +283,20 @@ class TrainingLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iteration continue where `state` was taken; the batch size may differ.
 
+        Other numbers of processes or workers divide the data differently: then it continues in a new order.
+
         Raises:
-            ConfigError: the state is of another seed, other data, or other numbers of processes or workers, whose
-                streams divide the data differently.
+            ConfigError: the state belongs to another seed or other data.
         """
         own = self.state_dict()
-        for name in ("version", "seed", "rank", "world", "workers", "sources"):
-            if state.get(name) != own[name]:
-                raise ConfigError(
-                    f"{name}: the training stream was saved with {state.get(name)!r}, now it is {own[name]!r}; "
-                    "continue with the same, or start a stream with another seed"
-                )
+        for name in ("version", "seed", "sources"):
+            if state[name] != own[name]:
+                raise ConfigError(f"{name}: the data was saved with {state[name]!r}, now it is {own[name]!r}")
         self._batches, self._positions = state["batches"], state["positions"]
+        self.stream.restart = tuple(state.get("restart", ()))
+        if any(state[name] != own[name] for name in ("rank", "world", "workers")):
+            logger.warning("other processes or workers than before: the data continues in a new order")
+            self.stream.restart, self._positions = (self._batches,), None
 
 
 def _stacked(samples: list[Batch]) -> Batch:

@@ -19,7 +19,7 @@ from ocdit_core.objects.library import ObjectLibrary
 BINS = (5, 16, 16)
 """Bins of the joint histogram over lightness and the two colour axes of CIE Lab."""
 
-# All constants were found by random search on 100 composed scenes of procedural objects.
+# All constants were found by random search on 100 images of procedural objects.
 _SPREAD = 1.0  # standard deviation in bins by which histograms are smoothed: tolerance for other light
 _IMAGE_WEIGHT = 0.7  # of the image's histogram, which counts against a colour
 _THRESHOLDS = (0.2, 0.4)  # on the smoothed back-projection; each gives candidate regions

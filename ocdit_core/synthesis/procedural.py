@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +10,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ocdit_core.data.painting import PLAIN_SHARE, Photographs, random_colour, random_paint, random_palette
-from ocdit_core.errors import DataError, MeshError
-from ocdit_core.objects.formats import FORMATS
 from ocdit_core.objects.meshes import load_mesh
 from ocdit_core.objects.surfaces import surface_of
 from ocdit_core.synthesis.shapes import Patch, Solid, random_assembly, slots_of
-
-logger = logging.getLogger(__name__)
 
 HELD_OUT_SEED = 1_000_000_000
 """Seeds from here on are kept for evaluation: nothing is ever trained on their objects."""
 
 SMALLEST, LARGEST = 0.05, 0.35
 """Range of diameters in metres."""
-MAX_FACES = 200_000
-"""Mesh files with more faces would slow down an object bank for nothing that a sprite shows."""
 _TEXTURE = 256
 
 
@@ -114,32 +107,6 @@ def _atlas(
     inside = inset + (1 - 2 * inset) * np.clip(uv, 0, 1)
     placed = np.stack([column[slot] + inside[:, 0], grid - 1 - row[slot] + inside[:, 1]], axis=1) / grid
     return texture, placed
-
-
-def find_meshes(folder: Path) -> list[str]:
-    """Return the readable mesh files in a folder and its subfolders, sorted; the others are logged.
-
-    Raises:
-        DataError: the folder is missing or holds no readable mesh.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of meshes")
-    found = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in FORMATS or not path.is_file():
-            continue
-        try:
-            faces = len(load_mesh(path).faces)
-        except MeshError as error:
-            logger.warning("left out: %s", error)
-            continue
-        if faces > MAX_FACES:
-            logger.warning("left out: %s has %d faces, more than %d", path, faces, MAX_FACES)
-            continue
-        found.append(str(path))
-    if not found:
-        raise DataError(f"{folder}: no readable mesh in it; known formats are {', '.join(FORMATS)}")
-    return found
 
 
 def painted_mesh(path: str | Path, rng: np.random.Generator, photographs: Photographs | None = None) -> trimesh.Trimesh:

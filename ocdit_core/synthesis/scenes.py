@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdit_core.data.painting import photograph
 from ocdit_core.data.writers import LabelledFrame, LabelledObject
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.masks import Box, tight_box
 from ocdit_core.objects.viewpoints import TUDL_K, TUDL_SIZE, look_at_poses, project
-from ocdit_core.synthesis.composed import photograph
 from ocdit_core.synthesis.path_tracer import PathTracer, developed
 from ocdit_core.synthesis.renderer import Placed, SceneRenderer
 from ocdit_core.synthesis.room import Material, Room, random_room
@@ -47,7 +47,6 @@ MIN_PIXELS, MIN_SEEN = 250, 0.5
 
 EFFECTS = (0.2, 1.0)
 """Strength of exposure, white balance, blur, noise and JPEG; see `photograph`."""
-MAX_BLUR = 1.4  # pixels
 MAX_WHITE, MAX_BLACK = 0.06, 0.2  # fraction of an image that its camera may lose in white, and in black
 KEPT_OBJECTS, KEPT_TEXTURES = 128, 64  # on the graphics card, from scene to scene
 
@@ -402,7 +401,7 @@ def automatic_exposure(light: NDArray[np.float32], rng: Rng) -> float:
 def _photographed(rng: Rng, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     strength = rng.uniform(*EFFECTS)
     while True:
-        image = photograph(rng, rgb.astype(np.float32), strength=strength, blur=MAX_BLUR)
+        image = photograph(rng, rgb.astype(np.float32), strength=strength)
         some = image[::4, ::4]
         if strength < 0.05 or (
             (some.min(axis=2) > 250).mean() <= MAX_WHITE and (some.max(axis=2) < 10).mean() <= MAX_BLACK

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import signal
 from collections.abc import Callable, Iterator
@@ -11,22 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ocdit_core.data.dataset import open_dataset
 from ocdit_core.data.streaming import Source, TrainingLoader, TrainingStream
 from ocdit_core.data.templates import TemplateCache
 from ocdit_core.objects.library import ObjectLibrary
-from ocdit_core.synthesis.composed_dataset import ComposedScenes, ConsecutiveBatches
-from ocdit_core.training.settings import BopDataset, BopDataSettings, TrainSettings
+from ocdit_core.training.settings import BopDataset, DataSettings, TrainSettings
 
 Batch = dict[str, Tensor]
 """G episodes of S images that share one set of O objects with V templates each: images (G, S, 3, H, W), templates
 (G, O, V, 3, h, w), template_masks (G, O, V, h, w), masks (G, S, O, H, W) uint8, present (G, S, O) bool, number (G,)
-int64, the index of each episode in the whole run. Data in BOP format adds object_ids (G, O)."""
+int64, the index of each episode in the whole run, object_ids (G, O)."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_HELD_OUT_SEED = 1_000_003  # added to the seed of held-out BOP samples
+_HELD_OUT_SEED = 1_000_003  # added to the seed of held-out samples
 _PREFETCH = 8  # batches that each worker keeps ready
 _CACHE_MB = 512  # memory for decoded templates, in each worker and for each dataset
 
@@ -48,67 +45,49 @@ class TrainingData:
         loop, data = settings.loop, settings.data
         self._episodes, self._rank, self._world = loop.batch_groups, rank, world
         self._batches = 0
-        self._workers = 0 if held_out else loop.workers
+        workers = 0 if held_out else loop.workers
         # Without a generator of its own, a loader draws from the global one, whose state is saved and restored.
-        self._options: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
-        if self._workers:
-            self._options |= {"prefetch_factor": _PREFETCH, "worker_init_fn": _ignore_stop_signals}
-        self._scenes: ComposedScenes | None = None
-        self._loader: TrainingLoader | None = None
-        if isinstance(data, BopDataSettings):
-            datasets, seed = (data.held_out, loop.seed + _HELD_OUT_SEED) if held_out else (data.datasets, loop.seed)
-            sources = [_source(dataset, data) for dataset in datasets]
-            stream = TrainingStream(sources, data.sample, seed=seed, rank=rank, world=world)
-            self._loader = TrainingLoader(stream, batch_size=self._episodes, workers=self._workers, **self._options)
-        else:
-            if held_out:
-                assert settings.held_out_bank is not None
-                # In the objects' own colours.
-                data = dataclasses.replace(data, bank=settings.held_out_bank, recolour=False)
-            self._scenes = ComposedScenes(data)
+        options: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
+        if workers:
+            options |= {"prefetch_factor": _PREFETCH, "worker_init_fn": _ignore_stop_signals}
+        datasets, seed = (data.held_out, loop.seed + _HELD_OUT_SEED) if held_out else (data.datasets, loop.seed)
+        sources = [_source(dataset, data) for dataset in datasets]
+        stream = TrainingStream(sources, data.sample, seed=seed, rank=rank, world=world)
+        self._loader = TrainingLoader(stream, batch_size=self._episodes, workers=workers, **options)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches from the current position on."""
-        for batch in self._remaining():
+        for batch in self._loader:
             first = (self._batches * self._world + self._rank) * self._episodes
             self._batches += 1
             yield {**batch, "number": torch.arange(first, first + self._episodes)}
 
-    def _remaining(self) -> Iterator[Batch]:
-        if self._loader is not None:
-            return iter(self._loader)
-        assert self._scenes is not None
-        order = ConsecutiveBatches(self._episodes, rank=self._rank, world=self._world, start=self._batches)
-        return iter(DataLoader(self._scenes, batch_sampler=order, num_workers=self._workers, **self._options))
-
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the data of this process, as plain numbers and lists."""
-        stream = self._loader.state_dict() if self._loader is not None else None
-        return {"groups": self._batches * self._world * self._episodes, "stream": stream}
+        return {"groups": self._batches * self._world * self._episodes, "stream": self._loader.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a position.
 
-        Synthetic data may be continued with another number of processes or workers, or another batch size.
+        With another number of processes or workers the data continues in a new order.
 
         Raises:
-            ConfigError: a stream of BOP data was split among another number of processes or workers.
+            ConfigError: the position belongs to other data or another seed.
         """
         self._batches = state["groups"] // (self._world * self._episodes)
-        if self._loader is not None:
-            self._loader.load_state_dict(state["stream"])
+        self._loader.load_state_dict(state["stream"])
 
 
 def held_out_batches(settings: TrainSettings, *, rank: int = 0, world: int = 1) -> list[Batch]:
     """Return this process's validation batches, the same number for each process; none without held-out data."""
-    if isinstance(settings.data, BopDataSettings) and not settings.data.held_out:
+    if not settings.data.held_out:
         return []
     count = max(settings.loop.validation_groups // (settings.loop.batch_groups * world), 1)
     data = TrainingData(settings, rank=rank, world=world, held_out=True)
     return list(itertools.islice(iter(data), count))
 
 
-def _source(dataset: BopDataset, settings: BopDataSettings) -> Source:
+def _source(dataset: BopDataset, settings: DataSettings) -> Source:
     frames = open_dataset(dataset.path, None if dataset.split == "shards" else dataset.split)
     templates = TemplateCache(
         ObjectLibrary(dataset.library),

@@ -19,7 +19,7 @@ from ocdit_core.models.mask_vae import MaskVAE, MaskVAEConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
 from ocdit_core.training.checkpoints import find_checkpoint, read_rank, read_weights
 from ocdit_core.training.logger import read_log
-from ocdit_core.training.settings import MODEL_PARTS, SETTINGS_FILE, BopDataSettings, ModelPart, TrainSettings
+from ocdit_core.training.settings import MODEL_PARTS, SETTINGS_FILE, ModelPart, TrainSettings
 
 MODEL_FOLDER = "model"
 _CARD_ROWS = 12
@@ -133,9 +133,7 @@ def model_card(settings: TrainSettings, step: int, log: Log, parameters: int) ->
     """
     lines = [line for line in log if line["step"] <= step]
     loop, data = settings.loop, settings.data
-    sources = f"scenes composed of the objects of {getattr(data, 'bank', '')}"
-    if isinstance(data, BopDataSettings):
-        sources = ", ".join(f"{one.path} {one.split} (weight {one.weight:g})" for one in data.datasets)
+    sources = ", ".join(f"{one.path} {one.split} (weight {one.weight:g})" for one in data.datasets)
     parts = "" if settings.init_parts == MODEL_PARTS else f" ({', '.join(settings.init_parts)})"
     start = f"{settings.init}{parts}" if settings.init else "random weights"
     return "\n".join(

@@ -10,7 +10,6 @@ from ocdit_core.diffusion.edm import NoiseConfig
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.embeddings import TrainingPositions
 from ocdit_core.models.ocdit import OCDiTConfig
-from ocdit_core.synthesis.composed_dataset import ComposedDataSettings
 
 SETTINGS_FILE = "settings.yaml"
 """File with the settings of a run, in its folder."""
@@ -48,7 +47,7 @@ class LoopSettings:
         feature_cache_mb: memory in MiB for features of templates, for each process; needs a frozen backbone, and
             templates that are neither recoloured nor augmented. 0 disables the cache.
         requeue: requeue a SLURM job after SIGUSR1, once the checkpoint is written.
-        seed: random seed of weights, noise and BOP data.
+        seed: random seed of weights, noise and data.
     """
 
     steps: int
@@ -136,24 +135,22 @@ class BopDataset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BopDataSettings:
+class DataSettings:
     """Training data in BOP format.
 
     Attributes:
-        kind: bop.
         datasets: training datasets, mixed by weight.
         held_out: validation datasets; without any there is no validation.
         sample: content and sampling of a sample.
     """
 
-    kind: Literal["bop"] = "bop"
     datasets: tuple[BopDataset, ...]
     held_out: tuple[BopDataset, ...] = ()
     sample: SampleSettings = field(default_factory=SampleSettings)
 
     def __post_init__(self) -> None:
         if not self.datasets:
-            raise ConfigError("datasets: empty; training needs at least one")
+            raise ConfigError("datasets: empty; training needs at least one (`ocdit synthesize` makes one)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +161,7 @@ class TrainSettings:
         stage: vae; or coarse or refine, which need a trained VAE.
         run: output folder: checkpoints, logs, the exported model.
         model: architecture.
-        data: training data; `kind` is synthetic (composed on the fly) or bop.
-        held_out_bank: synthetic data: object bank of the validation.
+        data: training data.
         loop: training loop.
         diffusion_loss: loss of the stages coarse and refine.
         vae: stages coarse and refine: model folder of a VAE run.
@@ -179,9 +175,8 @@ class TrainSettings:
     stage: Literal["vae", "coarse", "refine"]
     run: str
     model: OCDiTConfig
-    data: ComposedDataSettings | BopDataSettings
+    data: DataSettings
     loop: LoopSettings
-    held_out_bank: str | None = None
     diffusion_loss: DiffusionLossSettings = field(default_factory=DiffusionLossSettings)
     vae: str | None = None
     init: str | None = None
@@ -189,8 +184,6 @@ class TrainSettings:
     resume: str = "auto"
 
     def __post_init__(self) -> None:
-        if isinstance(self.data, ComposedDataSettings) and self.held_out_bank is None:
-            raise ConfigError("held_out_bank: missing; synthetic data needs an object bank for the validation")
         sample, templates = self.data.sample, self.model.template_size
         if templates != (sample.template_size, sample.template_size):
             raise ConfigError(

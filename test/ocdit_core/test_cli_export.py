@@ -10,8 +10,6 @@ from builders import set_options
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.cli import main
 from ocdit_core.models.checkpoints import read_weights
-from ocdit_core.synthesis.bank import BankSettings, build_bank
-from ocdit_core.synthesis.procedural import HELD_OUT_SEED
 from ocdit_core.training.checkpoints import find_checkpoint
 from ocdit_core.training.checkpoints import read_weights as read_checkpoint
 
@@ -20,13 +18,20 @@ sys.path.append(str(Path(__file__).parent / "data"))
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    from painted import make_dataset
+
     folder = tmp_path_factory.mktemp("export")
-    small = {"objects": 5, "template_size": 64, "sprites": 2, "sprite_size": 48}
-    build_bank(folder / "bank", BankSettings(**small), progress=False)
-    build_bank(folder / "held_out", BankSettings(first_seed=HELD_OUT_SEED, **small), progress=False)
+    make_dataset(folder)
+    dataset = f"path: {folder / 'painted'}, library: {folder / 'objects'}"
     configs = Path(__file__).parents[2] / "config" / "train"
-    common = [f"data.bank={folder / 'bank'}", f"held_out_bank={folder / 'held_out'}", "loop.log_every=1"]
-    common += ["loop.steps=6", "loop.checkpoint_every=3", "loop.validate_every=3", "diffusion_loss.prior_only_steps=0"]
+    common = [f"data.datasets=[{{split: train, {dataset}}}]", f"data.held_out=[{{split: test, {dataset}}}]"]
+    common += [
+        "loop.log_every=1",
+        "loop.steps=6",
+        "loop.checkpoint_every=3",
+        "loop.validate_every=3",
+        "diffusion_loss.prior_only_steps=0",
+    ]
     for stage, more in (("vae", []), ("coarse", [f"vae={folder / 'vae' / 'model'}"])):
         arguments = ["train", "--config", str(configs / f"smoke_{stage}.yaml")]
         assert main([*arguments, *set_options([f"run={folder / stage}", *common, *more])]) == 0
@@ -42,7 +47,7 @@ def test_exports_the_averaged_weights_with_a_card(run, tmp_path, capsys):
     assert (weights[name] == read_checkpoint(checkpoint)[name]).all()
     assert (weights[name] != read_checkpoint(checkpoint, averaged=False)[name]).any()
     card = (tmp_path / "out" / "README.md").read_text()
-    for text in ("stage coarse, after 3 of 6 steps", "| step | iou | recall50 |", "64 x 96 pixels", "held_out_bank:"):
+    for text in ("stage coarse, after 3 of 6 steps", "| step | iou | recall50 |", "64 x 96 pixels", "held_out:"):
         assert text in card
     assert "| 6 |" not in card
 

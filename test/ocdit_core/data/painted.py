@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ocdit_core.data.writers import LabelledFrame, LabelledObject
+from ocdit_core.data.writers import LabelledFrame, LabelledObject, write_scene
 from ocdit_core.objects.archive import ObjectTemplates, save_templates
 
 SIZE = (240, 320)
@@ -78,3 +78,10 @@ def paint(seed, object_ids=None, size=SIZE):
 def looks_like(image, object_id, tolerance=40):
     """(H, W) bool of an (H, W, 3) picture: where its colour is that of the object."""
     return np.abs(image.astype(float) - colour_of(object_id)).max(axis=-1) < tolerance
+
+
+def make_dataset(folder, frames=8):
+    """Write objects/, a library, and painted/ with the splits train and test of different frames."""
+    write_library(folder / "objects")
+    for split, seed in (("train", 0), ("test", 50)):
+        write_scene(folder / "painted", split, 0, [paint(seed + number) for number in range(frames)])

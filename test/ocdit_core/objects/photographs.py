@@ -3,8 +3,7 @@
 import cv2
 import numpy as np
 
-from ocdit_core.data.painting import random_background
-from ocdit_core.synthesis.composed import photograph
+from ocdit_core.data.painting import photograph, random_background
 
 
 def toy(seed, size=(240, 320), scale=0.5):

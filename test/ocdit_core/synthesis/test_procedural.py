@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from ocdit_core.data.painting import random_paint, random_palette
-from ocdit_core.synthesis.composed import random_recolouring, recolour
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, LARGEST, SMALLEST, procedural_object
 
 
@@ -48,20 +47,3 @@ def test_paints_use_their_palette():
         picture = random_paint(rng, palette, 64, plain=1.0)
         assert picture.shape == (64, 64, 3)
         assert np.abs(picture[0, 0] - palette).sum(axis=1).min() < 4
-
-
-def test_recolouring_keeps_black_and_coverage():
-    rng = np.random.default_rng(1)
-    alpha = rng.integers(0, 256, (3, 16, 16, 1))
-    alpha[0] = 0
-    rgb = (rng.random((3, 16, 16, 3)) * alpha).astype(np.uint8)
-    pictures = np.concatenate([rgb, alpha.astype(np.uint8)], axis=3)
-    changed = 0
-    for _ in range(10):
-        out = recolour(pictures, random_recolouring(rng))
-        np.testing.assert_array_equal(out[..., 3], pictures[..., 3])
-        assert (out[..., :3] <= out[..., 3:]).all()
-        assert (out[0] == 0).all()
-        changed += np.abs(out[..., :3].astype(int) - rgb).mean() > 10
-    assert changed >= 7
-    np.testing.assert_array_equal(recolour(pictures, np.eye(3, dtype=np.float32)), pictures)

@@ -1,4 +1,4 @@
-"""A small bank of objects, drawn once, and the training command on the smoke configs."""
+"""A small dataset, and the training command on the smoke configs."""
 
 import json
 import os
@@ -11,11 +11,10 @@ from builders import set_options
 
 from ocdit_core.cli import main
 from ocdit_core.config import apply_overrides, build, read_yaml
-from ocdit_core.synthesis.bank import BankSettings, build_bank
-from ocdit_core.synthesis.procedural import HELD_OUT_SEED
 from ocdit_core.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[3]
+sys.path.append(str(ROOT / "test" / "ocdit_core" / "data"))
 CONFIGS = ROOT / "config" / "train"
 
 
@@ -25,8 +24,11 @@ class Lab:
     def __init__(self, folder: Path):
         self.folder = folder
 
+    def dataset(self, split: str) -> str:
+        return f"{{path: {self.folder / 'painted'}, split: {split}, library: {self.folder / 'objects'}}}"
+
     def overrides(self, run: str, *overrides: str) -> list[str]:
-        paths = [f"data.bank={self.folder / 'bank'}", f"held_out_bank={self.folder / 'held_out'}"]
+        paths = [f"data.{key}=[{self.dataset(split)}]" for key, split in (("datasets", "train"), ("held_out", "test"))]
         return [*paths, f"run={self.folder / run}", *overrides]
 
     def arguments(self, config: str, run: str, *overrides: str) -> list[str]:
@@ -36,8 +38,9 @@ class Lab:
         return main(["train", *self.arguments(config, run, *overrides)])
 
     def train_together(self, processes: int, config: str, run: str, *overrides: str) -> None:
+        """Train on `NumberedData`."""
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command += [str(ROOT / "training" / "train.py"), *self.arguments(config, run, *overrides)]
+        command += [str(Path(__file__).with_name("numbered_data.py")), *self.arguments(config, run, *overrides)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -54,9 +57,9 @@ class Lab:
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
-    small = {"template_size": 64, "sprites": 2, "sprite_size": 48}
-    build_bank(folder / "bank", BankSettings(objects=8, **small), progress=False)
-    build_bank(folder / "held_out", BankSettings(objects=8, first_seed=HELD_OUT_SEED, **small), progress=False)
+    from painted import make_dataset
+
+    make_dataset(folder)
     return Lab(folder)
 
 

@@ -21,8 +21,7 @@ def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def results(lab, tmp_path_factory):
     """Two cells of the grid, trained for three steps."""
     folder = tmp_path_factory.mktemp("ablations")
-    # Eight objects: no distractor is left.
-    data = [f"data.bank={lab.folder / 'bank'}", f"held_out_bank={lab.folder / 'held_out'}", "data.distractors=[0, 0]"]
+    data = lab.overrides("unused")[:2]
     arguments = ["--out", folder, "--cells", "base", "four_positions", "--seeds", "5", "--groups", "1"]
     done = script("run.py", *arguments, *set_options(["loop.steps=3", *data]))
     assert done.returncode == 0, done.stderr[-3000:]

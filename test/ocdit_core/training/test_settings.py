@@ -5,7 +5,6 @@ import torch
 import yaml
 
 from ocdit_core.config import build
-from ocdit_core.errors import ConfigError
 from ocdit_core.training.checkpoints import find_checkpoint, read_weights
 from ocdit_core.training.diffusion_stage import DiffusionStage
 from ocdit_core.training.loop import learning_rate_factor
@@ -16,13 +15,13 @@ from ocdit_core.training.settings import LoopSettings, TrainSettings
     ("overrides", "message"),
     [
         (["loop.stepps=3"], "loop.stepps: unknown setting; did you mean 'steps'"),
-        (["data.scene.objekt_size=[0.1, 0.2]"], "data.scene.objekt_size: unknown setting; did you mean 'object_size'"),
+        (["data.sample.objekts=2"], "data.sample.objekts: unknown setting; did you mean 'objects'"),
         (["loop.learning_rate=-1"], "loop.learning_rate: -1.0 must be positive"),
         (["loop.accumulate=0"], "loop.accumulate: 0 must be at least 1"),
         (["loop.strategy=fsdp"], "'fsdp' is not one of 'auto', 'ddp', 'fsdp2'"),
         (["stage=diffusion"], "'diffusion' is not one of 'vae', 'coarse', 'refine'"),
         (["stage=refine"], "'coarse' does not train the stage refine"),
-        (["data.kind=pictures"], "data.kind: 'pictures' is not one of 'synthetic', 'bop'"),
+        (["data.datasets=[]"], "data.datasets: empty; training needs at least one"),
         (["model.image_size=[64, 64]"], "model.image_size: [64, 64], but the data's images are [64, 96]"),
         (["data.sample.objects=5"], "4 positions are too few for the 5 objects"),
         (["diffusion_loss.positions=random"], "is not one of 'first', 'random_interval'"),
@@ -33,7 +32,7 @@ from ocdit_core.training.settings import LoopSettings, TrainSettings
         (["vae=null"], "vae: the stage coarse needs the exported folder of a VAE run"),
         (["vae=/nowhere"], "no such file"),
         (["loop.device=tpu7"], "is not a device"),
-        (["data.bank=/nowhere"], "/nowhere"),
+        (["data.datasets=[{path: /nowhere, split: train, library: /nowhere}]"], "/nowhere"),
         (["model.vae.latent_channels=4"], "holds a VAE of another configuration"),
     ],
 )
@@ -49,35 +48,10 @@ def test_print_config_shows_what_a_run_stores(lab, vae, capsys):
     assert lab.train("smoke_coarse", "x", "--print-config", "loop.steps=7") == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["loop"]["steps"] == 7
-    assert printed["data"]["kind"] == "synthetic"
+    assert printed["data"]["datasets"][0]["split"] == "train"
     assert build(TrainSettings, printed) == lab.settings("smoke_coarse", "x", "loop.steps=7")
     stored = yaml.safe_load((lab.folder / "vae" / "settings.yaml").read_text())
     assert build(TrainSettings, stored) == lab.settings("smoke_vae", "vae")
-
-
-def test_data_of_bop_kind_has_its_own_settings(lab):
-    values = yaml.safe_load(
-        """
-        stage: refine
-        run: runs/x
-        model: {image_size: [64, 64]}
-        data:
-          kind: bop
-          datasets: [{path: /data/a, split: train_pbr, library: /data/objects, weight: 2}]
-          sample: {mode: refine, objects: 1, image_size: [64, 64]}
-        loop: {steps: 3}
-        """
-    )
-    settings = build(TrainSettings, values)
-    assert settings.data.datasets[0].weight == 2.0
-    assert settings.held_out_bank is None
-    values["data"]["bank"] = "x"
-    with pytest.raises(ConfigError, match="bank: unknown setting"):
-        build(TrainSettings, values)
-    values["data"] = {"kind": "synthetic", "bank": "x", "scene": {"image_size": [64, 64]}}
-    values["stage"] = "coarse"
-    with pytest.raises(ConfigError, match="held_out_bank: missing"):
-        build(TrainSettings, values)
 
 
 def test_a_dry_run_tells_what_a_run_costs_and_writes_nothing(lab, vae, capsys):
