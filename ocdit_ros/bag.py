@@ -25,12 +25,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ocdit_core.inference.results import Segmentation
-    from ocdit_ros.bag_files import RecordedBag
 
 EXAMPLES = """\
   ocdit bag recording/ --objects my_objects/ --targets melon striped_mug --out results.mcap
-  ocdit bag recording.mcap --objects my_objects/ --image-topic /camera/color/image_raw --out with_masks --copy
-  ros2 bag play results.mcap
+  ocdit bag recording.mcap --objects my_objects/ --image-topic /camera/color/image_raw --out results
+  ros2 bag play results
 
 OUT holds what the node publishes: detections, instances, classes, overlay and label_info, with the stamps of the
 images.
@@ -44,22 +43,18 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     add_targets(parser)
     add_model(parser)
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="OUT", help="new bag: an .mcap file, or else a folder (must be new)"
+        "--out", required=True, type=Path, metavar="OUT", help="new bag: an .mcap file, or else a folder with SQLite"
     )
-    parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap", help="of a folder (default: mcap)")
     parser.add_argument(
         "--image-topic", metavar="TOPIC", help="raw or compressed images (default: the only such topic)"
     )
     parser.add_argument(
         "--prefix",
         default="/ocdit_segmentation",
-        help="of the results' topics: PREFIX/detections ... (default: /ocdit_segmentation, as the node)",
+        help="topics of the results are PREFIX/detections ... (default: /ocdit_segmentation, as the node)",
     )
     parser.add_argument("--no-overlay", action="store_true", help="leave out PREFIX/overlay, by far the largest topic")
     parser.add_argument("--tracking", action="store_true", help="instances keep their number from image to image")
-    parser.add_argument(
-        "--copy", nargs="*", metavar="TOPIC", help="copy these topics of BAG to OUT too; without names: all of them"
-    )
     parser.set_defaults(run=run)
 
 
@@ -68,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ocdit_core.inference.tracker import Tracker
-    from ocdit_ros.bag_files import RecordedBag, add_copies, load_typestore, new_bag, read_image
+    from ocdit_ros.bag_files import RecordedBag, load_typestore, new_bag, read_image
     from ocdit_ros.converter import EncodingError
     from ocdit_ros.messages import instance_numbers
 
@@ -77,52 +72,38 @@ def run(arguments: argparse.Namespace) -> int:
     with RecordedBag(arguments.bag) as bag:
         images = bag.images(arguments.image_topic)
         topic = images[0].topic
-        to_copy = _to_copy(bag, arguments)
-        wanted = [*images, *(connection for connection in to_copy if connection not in images)]
         # Once through all of it: a bag that is cut off is better refused now than after hours of work.
-        for _ in tqdm(bag.messages(wanted), desc="checking", unit="message", disable=None, leave=False):
+        for _ in tqdm(bag.messages(images), desc="checking", unit="message", disable=None, leave=False):
             pass
-        with new_bag(arguments.out, arguments.storage) as writer:
+        with new_bag(arguments.out) as writer:
             labels = {name: entry.id for name, entry in library.manifest.items()}
             numbers = instance_numbers(unique=arguments.tracking)
             results = Results(writer, store, arguments.prefix, labels, numbers, overlay=not arguments.no_overlay)
-            copies, left_out = add_copies(writer, to_copy, store)
-            for problem in left_out:
-                report(BagError(f"not copied: {problem}"))
             # Only now: loading torch and the model takes seconds.
             segmenter = load_segmenter(arguments, library, targets)
             segment = Tracker(segmenter, numbers).segment if arguments.tracking else segmenter.segment
             count = sum(connection.msgcount for connection in images)
-            number = failed = 0
+            failed = 0
             warned: set[str] = set()
-
-            def warn(text: str) -> None:
-                if text not in warned:
+            progress = tqdm(bag.messages(images), total=count, desc="segmenting", unit="image", disable=None)
+            for number, (connection, time, data) in enumerate(progress, start=1):
+                warnings: list[str] = []
+                try:
+                    header, image = read_image(store, connection.msgtype, data, warnings.append)
+                except ImageError as error:
+                    if isinstance(error, EncodingError) and not results.images:
+                        # All others have the same encoding.
+                        raise EncodingError(f"{arguments.bag}: {topic}: {error}") from None
+                    failed += 1
+                    when = f"recorded at {time / 1e9:.3f}"
+                    report(ImageError(f"{arguments.bag}: {topic}: image {number} of {count}, {when}: {error}"))
+                    continue
+                for text in set(warnings) - warned:
                     tqdm.write(f"ocdit: warning: image {number}: {text} (said once)", file=sys.stderr)
-                warned.add(text)
-
-            with tqdm(total=count, desc="segmenting", unit="image", disable=None) as progress:
-                for connection, time, data in bag.messages(wanted):
-                    copy = copies.get((connection.topic, connection.msgtype))
-                    if copy is not None:
-                        writer.write(copy, time, data)
-                    if connection not in images:
-                        continue
-                    number += 1
-                    progress.update()
-                    try:
-                        header, image = read_image(store, connection.msgtype, data, warn)
-                    except ImageError as error:
-                        if isinstance(error, EncodingError) and not results.images:
-                            # All others have the same encoding.
-                            raise EncodingError(f"{arguments.bag}: {topic}: {error}") from None
-                        failed += 1
-                        when = f"recorded at {time / 1e9:.3f}"
-                        report(ImageError(f"{arguments.bag}: {topic}: image {number} of {count}, {when}: {error}"))
-                        continue
-                    if not results.images:
-                        results.write_labels(segmenter.settings.score_threshold, header, time)
-                    results.write(image, segment(image), header, time)
+                warned.update(warnings)
+                if not results.images:
+                    results.write_labels(segmenter.settings.score_threshold, header, time)
+                results.write(image, segment(image), header, time)
             if not results.images:
                 raise BagError(f"{arguments.bag}: {topic}: none of the {count} images can be read; nothing is written")
     print_table(["object", "images", "mean score"], results.rows(targets))
@@ -217,18 +198,3 @@ class Results:
     def _write(self, name: str, message: Any, time: int) -> None:
         connection = self._connections[name]
         self._writer.write(connection, time, self._store.serialize_cdr(message, connection.msgtype))
-
-
-def _to_copy(bag: RecordedBag, arguments: argparse.Namespace) -> list[Any]:
-    """Return the connections that are copied as they are."""
-    if arguments.copy is None:
-        return []
-    topics = {connection.topic for connection in bag.connections}
-    missing = [topic for topic in arguments.copy if topic not in topics]
-    if missing:
-        raise BagError(f"{bag.path}: no topic {missing[0]!r} to copy; there are {', '.join(sorted(topics))}")
-    chosen = set(arguments.copy) or topics
-    ours = sorted(topic for topic in chosen if topic.rpartition("/")[0] == arguments.prefix.rstrip("/"))
-    if ours:
-        raise BagError(f"{bag.path}: holds {ours[0]} already: choose another --prefix, or other topics to copy")
-    return [connection for connection in bag.connections if connection.topic in chosen]

@@ -20,7 +20,6 @@ from ocdit_ros import converter, share_folder
 from ocdit_ros.messages import MessageMaker
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
-SINGLE_FILE = ".mcap"
 DEFINITIONS = "pip_home/vision_msgs/msg"
 RESULT_TYPES = (
     "sensor_msgs/msg/Image",
@@ -139,35 +138,34 @@ def _check_database(path: Path) -> None:
 
 
 @contextmanager
-def new_bag(path: Path, storage: str) -> Iterator[Any]:
+def new_bag(path: Path) -> Iterator[Any]:
     """Yield a writer of rosbags; what it has written appears under `path` when the block ends without an error.
 
     Args:
-        path: an .mcap file, or else a folder as `ros2 bag record` writes it.
-        storage: mcap or sqlite3, for a folder.
+        path: an .mcap file, or else a folder as `ros2 bag record` writes it, with SQLite, which Humble plays too.
 
     Raises:
         BagError: `path` exists, or cannot be written to.
     """
     from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-    single = path.suffix == SINGLE_FILE
-    storage = "mcap" if single else storage
+    single = path.suffix == ".mcap"
     if path.exists():
         raise BagError(f"{path}: exists already; remove it, or choose another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".", suffix=".part") as folder:
-            made = Path(folder) / path.stem if single else Path(folder) / path.name
+            made = Path(folder) / (path.stem if single else path.name)
             # Version 8 is read by every living distribution, 9 not by Humble.
-            writer = Writer(made, version=8, storage_plugin=StoragePlugin[storage.upper()])
-            if storage == "mcap":
+            writer = Writer(made, version=8, storage_plugin=StoragePlugin.MCAP if single else StoragePlugin.SQLITE3)
+            if single:
                 writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
             with writer:
                 yield writer
-            if storage == "mcap":
-                _add_checksums(made / f"{made.name}.mcap")
-            (made / f"{made.name}.mcap" if single else made).rename(path)
+            if single:
+                made = made / f"{made.name}.mcap"
+                _add_checksums(made)
+            made.rename(path)
     except (OSError, sqlite3.Error) as error:
         raise BagError(f"{path}: cannot be written ({error})") from error
 
@@ -207,55 +205,6 @@ def quality_of_service(*, latched: bool) -> Any:
         liveliness_lease_duration=unspecified,
         avoid_ros_namespace_conventions=False,
     )
-
-
-def add_copies(writer: Any, connections: Sequence[Any], store: Any) -> tuple[dict[tuple[str, str], Any], list[str]]:
-    """Announce topics that are copied as they are.
-
-    Args:
-        writer: of the new bag, to which the topics of the results have been added.
-        connections: of the recorded bag.
-        store: a typestore, for bags that hold no definitions of their messages.
-
-    Returns:
-        The connection in the new bag by (topic, type), and the topics that cannot be copied, with the reason.
-    """
-    copies: dict[tuple[str, str], Any] = {}
-    left_out = []
-    known = {connection.msgtype: connection.digest for connection in writer.connections}
-    for connection in connections:
-        topic, kind = connection.topic, connection.msgtype
-        if (topic, kind) in copies:
-            continue
-        try:
-            text, digest = _definition(connection, store)
-        except Exception as error:
-            left_out.append(f"{topic}: the definition of {kind} is not known ({error})")
-            continue
-        if known.setdefault(kind, digest) != digest:
-            left_out.append(f"{topic}: another version of {kind} than the one that is written")
-            continue
-        copies[topic, kind] = writer.add_connection(
-            topic, kind, msgdef=text, rihs01=digest, offered_qos_profiles=connection.ext.offered_qos_profiles
-        )
-    return copies, left_out
-
-
-def _definition(connection: Any, store: Any) -> tuple[str, str]:
-    """Return the text of a type's definition and its hash."""
-    from rosbags.interfaces import MessageDefinitionFormat
-    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
-
-    form, text = connection.msgdef
-    if form == MessageDefinitionFormat.NONE:
-        return store.generate_msgdef(connection.msgtype, ros_version=2)[0], store.hash_rihs01(connection.msgtype)
-    if connection.digest:
-        return text, connection.digest
-    if form != MessageDefinitionFormat.MSG:
-        raise BagError("it is IDL without a hash")
-    own = get_typestore(Stores.EMPTY)
-    own.register(get_types_from_msg(text, connection.msgtype))
-    return text, own.hash_rihs01(connection.msgtype)
 
 
 def load_typestore() -> Any:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ from bags import (
     OURS,
     PICTURES,
     SECOND,
-    START,
     STORE,
     STRING,
     TIMES,
@@ -29,8 +27,7 @@ from bags import (
     write_bag,
 )
 from rosbags.interfaces import QosDurability
-from rosbags.rosbag2 import Reader, StoragePlugin, Writer
-from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.rosbag2 import Reader
 
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.inference.settings import recommended_settings
@@ -52,13 +49,14 @@ def expected(place):
 @pytest.mark.parametrize("kind", [IMAGE, COMPRESSED])
 @pytest.mark.parametrize("name", ["recorded", "recorded_sqlite3", "recorded.mcap", "recorded.db3"])
 def test_every_kind_of_bag_gets_the_results_of_its_images(place, expected, tmp_path, name, kind):
-    recorded = write_bag(tmp_path / name, {"/image": (kind, images(image if kind == IMAGE else compressed))})
+    notes = [string("a"), string("b")]
+    topics = {"/image": (kind, images(image if kind == IMAGE else compressed)), "/note": (STRING, notes)}
+    recorded = write_bag(tmp_path / name, topics)
     out = tmp_path / "made" / ("out.mcap" if name.endswith("mcap") else "out")
-    storage = ["--storage", "sqlite3"] if "sqlite3" in name else []
-    assert run(place, recorded, out, "--targets", "can", "box", *storage) == 0
+    assert run(place, recorded, out, "--targets", "can", "box") == 0
     assert list(out.parent.iterdir()) == [out]
     assert out.is_dir() == (not name.endswith("mcap"))
-    assert bool(list(out.glob("*.db3"))) == bool(storage)
+    assert bool(list(out.glob("*.db3"))) == out.is_dir()
 
     found, connections = read_bag(out)
     assert set(found) == {
@@ -165,62 +163,6 @@ def test_the_prefix_and_the_overlay_are_a_choice(place, recorded, tmp_path):
     assert set(read_bag(tmp_path / "out.mcap")[0]) == {
         f"/left/{name}" for name in ("detections", "instances", "classes", "label_info")
     }
-
-
-# Copies of other topics.
-
-
-@pytest.mark.parametrize("name", ["recorded.mcap", "recorded_sqlite3"])
-def test_topics_are_copied_byte_for_byte(place, tmp_path, name):
-    notes = [string(text) for text in ("a", "b", "c", "d")]
-    topics = {"/image": (IMAGE, images()), "/map": (STRING, notes), "/other": (STRING, notes)}
-    recorded = write_bag(tmp_path / name, topics)
-    assert run(place, recorded, tmp_path / "some", "--copy", "/map") == 0
-    assert run(place, recorded, tmp_path / "all", "--copy") == 0
-    assert {"/map"} == set(read_bag(tmp_path / "some")[0]) & set(topics)
-    with Reader(recorded) as before, Reader(tmp_path / "all") as after:
-        for topic in topics:
-            (old,), (new,) = ([c for c in reader.connections if c.topic == topic] for reader in (before, after))
-            assert [(time, bytes(data)) for _, time, data in before.messages([old])] == [
-                (time, bytes(data)) for _, time, data in after.messages([new])
-            ]
-            assert (old.msgdef, old.ext, new.msgcount) == (new.msgdef, new.ext, old.msgcount)
-            assert new.digest == STORE.hash_rihs01(new.msgtype)
-
-
-def test_bags_without_definitions_are_copied_as_far_as_types_are_known(place, tmp_path, capsys):
-    # Humble's sqlite3 bags hold names of types only.
-    notes = [string("a")]
-    recorded = write_bag(tmp_path / "recorded_sqlite3", {"/image": (IMAGE, images()), "/a": (STRING, notes)})
-    database = sqlite3.connect(recorded / "recorded_sqlite3.db3")
-    database.execute("DELETE FROM message_definitions")
-    database.execute(
-        "INSERT INTO topics SELECT 9, '/b', 'own/msg/Thing', serialization_format, '', '' FROM topics LIMIT 1"
-    )
-    database.execute("INSERT INTO messages(topic_id, timestamp, data) SELECT 9, timestamp, data FROM messages LIMIT 1")
-    database.commit()
-    database.close()
-    (recorded / "recorded_sqlite3.db3").rename(tmp_path / "recorded.db3")
-    assert run(place, tmp_path / "recorded.db3", tmp_path / "out", "--copy") == 0
-    found, _ = read_bag(tmp_path / "out")
-    assert found["/a"][0][1].data == "a"
-    assert "/b" not in found
-    assert "not copied: /b: the definition of own/msg/Thing is not known" in capsys.readouterr().err
-
-
-def test_another_version_of_a_type_that_is_written_is_not_copied(place, tmp_path, capsys):
-    old = get_typestore(Stores.LATEST)
-    del old.fielddefs[IMAGE], old.types[IMAGE]
-    text = "std_msgs/Header header\nuint32 height\nuint32 width\n"
-    old.register(get_types_from_msg(text, IMAGE))
-    with Writer(tmp_path / "recorded", version=8, storage_plugin=StoragePlugin.MCAP) as writer:
-        kept = writer.add_connection("/image", COMPRESSED, typestore=STORE)
-        left = writer.add_connection("/old", IMAGE, typestore=old)
-        writer.write(kept, START, STORE.serialize_cdr(compressed(START, PICTURES[0]), COMPRESSED))
-        writer.write(left, START, b"\0\1\0\0")
-    assert run(place, tmp_path / "recorded", tmp_path / "out", "--image-topic", "/image", "--copy") == 0
-    assert "/old" not in read_bag(tmp_path / "out")[0]
-    assert "not copied: /old: another version of sensor_msgs/msg/Image" in capsys.readouterr().err
 
 
 # Where the command is there.

@@ -89,12 +89,6 @@ REFUSED = {
     "silent": (bag_of(a=(IMAGE, []), b=(IMAGE, images())), ["--image-topic", "/a"], "no image was recorded on /a"),
     "encoding": (bag_of(image=(IMAGE, images(encoding="nv24"))), [], "/image: image encoding 'nv24' is not supported"),
     "depth": (bag_of(image=(IMAGE, images(encoding="16UC1"))), [], "/image: '16UC1' is a depth image"),
-    "copy": (bag_of(image=(IMAGE, images())), ["--copy", "/tf"], "no topic '/tf' to copy; there are /image"),
-    "own": (
-        bag_of(image=(IMAGE, images()), **{"ocdit_segmentation/overlay": (STRING, [])}),
-        ["--copy"],
-        "holds /ocdit_segmentation/overlay already: choose another --prefix",
-    ),
     "target": (bag_of(image=(IMAGE, images())), ["--targets", "cup"], "unknown object 'cup': the library holds box"),
 }
 
