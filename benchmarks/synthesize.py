@@ -24,7 +24,7 @@ from ocdit_core.synthesis.plan import SynthesisSettings
 
 # What is measured, by the file and the function that does it; what lies in another row is not counted twice.
 STAGES = {
-    "read or make objects": ("sources.py", "mesh"),
+    "read or make objects": ("scenes.py", "_object"),
     "convex hulls": ("settling.py", "collision_hulls"),
     "put objects on the card": ("renderer.py", "upload"),
     "settle (MuJoCo)": ("settling.py", "settle"),
@@ -46,7 +46,7 @@ STAGES = {
 def main() -> int:
     """Run the benchmark and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=400, help="pictures (default 400)")
+    parser.add_argument("--images", type=int, default=400, help="images (default 400)")
     parser.add_argument("--objects", type=int, default=60, help="procedural objects (default 60)")
     parser.add_argument("--meshes", type=Path, help="a folder of meshes, beside them")
     parser.add_argument("--targets", type=int, nargs=2, default=(6, 10), metavar=("MIN", "MAX"), help="default 6 10")
@@ -69,7 +69,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory() as temporary:
             out = options.out or Path(temporary) / "dataset"
-            # Models and templates, and the first picture.
+            # Models and templates, and the first image.
             began, before = time.perf_counter(), cpu_seconds()
             jobs = 1 if options.stages else options.jobs
             profile = cProfile.Profile(time.process_time)

@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from ocdit_core.commands.options import (
     positive,
     print_table,
 )
-from ocdit_core.errors import ConfigError, DataError
+from ocdit_core.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,13 +35,13 @@ if TYPE_CHECKING:
 
 SYNTHESIZE_EXAMPLES = """\
   ocdit synthesize --out data/train --images 2000 --objects 200
-  ocdit synthesize --out data/train --images 20000 --meshes ~/cad --split split.json --test-share 0.1
+  ocdit synthesize --out data/train --images 20000 --meshes ~/cad
   ocdit synthesize --out data/shards --images 1000000 --objects 5000 --format shards --ray auto
 """
 INSPECT_EXAMPLES = """\
   ocdit inspect data/bop/ycbv --split test
   ocdit inspect data/scenes --html scenes.html --sheet scenes.png
-  ocdit inspect data/shards/shard-{000000..000009}.tar --thorough
+  ocdit inspect data/shards/train_pbr_web --thorough
 """
 _OBJECTS = 200
 """Procedural objects, if neither their number nor meshes are given."""
@@ -91,12 +90,6 @@ def _add_synthesize(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     objects.add_argument("--meshes", type=Path, metavar="FOLDER", help="folder of mesh files, with its subfolders")
     objects.add_argument("--split", type=Path, metavar="FILE", help='JSON: {"train": [names], "test": [names]}')
     objects.add_argument("--part", default="train", choices=("train", "test"), help="part of --split (default: train)")
-    objects.add_argument(
-        "--test-share",
-        type=fraction,
-        metavar="FRACTION",
-        help="if the --split file is missing, write it first, with this fraction of the objects for test",
-    )
 
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument("--textures", type=Path, metavar="FOLDER", help="images for rooms and for parts of objects")
@@ -188,10 +181,8 @@ def _engine(arguments: argparse.Namespace) -> AbstractContextManager[RayEngine |
 def _settings(arguments: argparse.Namespace) -> SynthesisSettings:
     from ocdit_core.synthesis.plan import SynthesisSettings
 
-    if arguments.test_share is not None and arguments.split is None:
-        raise ConfigError("--test-share needs --split FILE, the file to write")
     objects = arguments.objects
-    settings = SynthesisSettings(
+    return SynthesisSettings(
         images=arguments.images,
         seed=arguments.seed,
         objects=(_OBJECTS if arguments.meshes is None else 0) if objects is None else objects,
@@ -212,24 +203,11 @@ def _settings(arguments: argparse.Namespace) -> SynthesisSettings:
         scenes_a_shard=arguments.scenes_per_shard,
         bop_split=arguments.bop_split,
     )
-    if arguments.test_share is not None and not arguments.split.exists():
-        _write_split(settings, arguments.split, arguments.test_share)
-    return settings
 
 
 def _absolute(path: Path | None) -> str | None:
     # The plan must name the same folder wherever the command is repeated.
     return None if path is None else str(path.expanduser().resolve())
-
-
-def _write_split(settings: SynthesisSettings, path: Path, test_share: float) -> None:
-    from ocdit_core.synthesis.generation import open_source
-    from ocdit_core.synthesis.sources import split_names, write_split
-
-    names = open_source(replace(settings, split=None, part="train")).names
-    parts = split_names(names, test_fraction=test_share)
-    write_split(path, parts)
-    print(f"{path}: {len(parts['train'])} objects for training, {len(parts['test'])} for test")
 
 
 def _summary(done: Synthesised) -> str:

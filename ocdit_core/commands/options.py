@@ -76,7 +76,7 @@ def add_targets(parser: Options) -> None:
 
 def add_dataset(parser: Options, *, required: bool = True, positional: bool = False) -> None:
     """Add the dataset, by position or as --dataset, and --split."""
-    text = "dataset folder in the BOP format, a shard (.tar), a folder of shards, or a pattern {000..099}"
+    text = "dataset folder in the BOP format, a shard (.tar), or a folder of shards"
     if positional:
         parser.add_argument("dataset", metavar="DATASET", help=text)
     else:

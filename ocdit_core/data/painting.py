@@ -17,29 +17,24 @@ def smooth_noise(
     cells: float = 4.0,
     octaves: int = 3,
     persistence: float = 0.5,
-    channels: int = 1,
 ) -> NDArray[np.float32]:
-    """Multi-octave value noise.
+    """Return multi-octave value noise (H, W): zero mean, values mostly in -1..1.
 
     Args:
         rng: source of randomness.
         size: height and width in pixels.
         cells: features of the coarsest octave along the longer side.
-        octaves: each has twice the detail of the one before.
-        persistence: strength of an octave against the one before.
-        channels: independent layers.
-
-    Returns:
-        (H, W) float32, or (H, W, channels) for more than one; zero mean, values mostly in -1..1.
+        octaves: number of octaves, each with twice the detail of the one before.
+        persistence: amplitude of an octave, relative to the one before.
     """
     height, width = size
     longer = max(height, width)
-    total = np.zeros((height, width) if channels == 1 else (height, width, channels), np.float32)
+    total = np.zeros((height, width), np.float32)
     weight, norm = 1.0, 0.0
     for octave in range(octaves):
         n = min(cells * 2**octave, longer)
         shape = (max(2, round(n * height / longer) + 1), max(2, round(n * width / longer) + 1))
-        small = rng.random((*shape, channels), dtype=np.float32) * 2 - 1
+        small = rng.random(shape, dtype=np.float32) * 2 - 1
         total += np.float32(weight) * cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
         norm += weight**2
         weight *= persistence
@@ -47,7 +42,7 @@ def smooth_noise(
 
 
 Colours = NDArray[np.float64]
-Picture = NDArray[np.uint8]
+Texture = NDArray[np.uint8]
 
 
 class Photographs(Protocol):
@@ -55,19 +50,14 @@ class Photographs(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Picture: ...
+    def __getitem__(self, index: int, /) -> Texture: ...
 
 
-PLAIN_SHARE = 0.2
-PHOTOGRAPH_SHARE = 0.6
+PLAIN_PROBABILITY = 0.2
+PHOTOGRAPH_PROBABILITY = 0.6
 MAX_BLUR = 1.4
 """Standard deviation in pixels of the strongest blur of `photograph`."""
-_FONTS = (
-    cv2.FONT_HERSHEY_SIMPLEX,
-    cv2.FONT_HERSHEY_DUPLEX,
-    cv2.FONT_HERSHEY_TRIPLEX,
-    cv2.FONT_HERSHEY_COMPLEX,
-)
+_FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_COMPLEX)
 
 
 def random_colour(rng: np.random.Generator) -> Colours:
@@ -107,7 +97,7 @@ def random_paint(
     *,
     plain: float = 0.25,
     photographs: Photographs | None = None,
-) -> Picture:
+) -> Texture:
     """Return a random texture.
 
     Args:
@@ -115,25 +105,25 @@ def random_paint(
         palette: (n, 3) sRGB colours in 0..255 that it is painted in.
         size: side in pixels.
         plain: probability of a single colour.
-        photographs: (H, W, 3) sRGB images, of which a random crop is taken with probability PHOTOGRAPH_SHARE.
+        photographs: (H, W, 3) sRGB images, of which a random crop is taken with probability PHOTOGRAPH_PROBABILITY.
 
     Returns:
         (size, size, 3) sRGB.
     """
-    if photographs is not None and rng.random() < PHOTOGRAPH_SHARE:
+    if photographs is not None and rng.random() < PHOTOGRAPH_PROBABILITY:
         return _photograph(rng, photographs, size)
     colours = palette[rng.permutation(len(palette))]
     if rng.random() < plain:
         return _fill(size, colours[0])
     kinds = (_stripes, _checks, _dots, _marble, _gradient, _bands, _shapes, _label, _label, _camouflage)
-    picture = kinds[rng.integers(len(kinds))](rng, colours, size)
+    texture = kinds[rng.integers(len(kinds))](rng, colours, size)
     if rng.random() < 0.3:  # wear and print grain
         grain = smooth_noise(rng, (size, size), cells=6, octaves=3)
-        picture = _clip(picture * (1 + rng.uniform(0.03, 0.15) * grain[..., None]))
-    return picture
+        texture = _clip(texture * (1 + rng.uniform(0.03, 0.15) * grain[..., None]))
+    return texture
 
 
-def _photograph(rng: np.random.Generator, photographs: Photographs, size: int) -> Picture:
+def _photograph(rng: np.random.Generator, photographs: Photographs, size: int) -> Texture:
     """Return a crop of a photograph, turned, mirrored and tinted at random."""
     image = photographs[int(rng.integers(len(photographs)))]
     side = max(16, int(min(image.shape[:2]) * rng.uniform(0.25, 1.0)))
@@ -150,17 +140,17 @@ def _photograph(rng: np.random.Generator, photographs: Photographs, size: int) -
     return _clip(crop * rng.uniform(0.6, 1.2) * rng.uniform(0.85, 1.1, 3))
 
 
-def _clip(values: NDArray[np.floating]) -> Picture:
+def _clip(values: NDArray[np.floating]) -> Texture:
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
-def _fill(size: int, colour: Colours) -> Picture:
+def _fill(size: int, colour: Colours) -> Texture:
     return np.broadcast_to(_clip(colour), (size, size, 3)).copy()
 
 
-def _mix(share: NDArray[np.floating], first: Colours, second: Colours) -> Picture:
-    """Blend two colours by a share (H, W) in 0..1."""
-    weight = share.astype(np.float32)[..., None]
+def _mix(weight: NDArray[np.floating], first: Colours, second: Colours) -> Texture:
+    """Blend two colours by a weight (H, W) in 0..1."""
+    weight = weight.astype(np.float32)[..., None]
     return _clip(first.astype(np.float32) * (1 - weight) + second.astype(np.float32) * weight)
 
 
@@ -169,7 +159,7 @@ def _axes(size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return np.broadcast_to(t, (size, size)), np.broadcast_to(t[:, None], (size, size))
 
 
-def _stripes(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+def _stripes(rng: np.random.Generator, colours: Colours, size: int) -> Texture:
     x, y = _axes(size)
     angle = rng.choice([0.0, np.pi / 2, rng.uniform(0, np.pi)])
     # Whole numbers of stripes close up around a body of revolution.
@@ -180,7 +170,7 @@ def _stripes(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
     return _clip(colours[index])
 
 
-def _checks(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+def _checks(rng: np.random.Generator, colours: Colours, size: int) -> Texture:
     x, y = _axes(size)
     nx, ny = rng.integers(1, 7, 2)
     even = (np.floor(x * 2 * nx) + np.floor(y * 2 * ny)) % 2
@@ -189,7 +179,7 @@ def _checks(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
     return _mix(even, colours[0], colours[1])
 
 
-def _dots(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+def _dots(rng: np.random.Generator, colours: Colours, size: int) -> Texture:
     x, y = _axes(size)
     n, radius = rng.integers(3, 9), rng.uniform(0.18, 0.42)
     row = np.floor(y * n)
@@ -197,7 +187,7 @@ def _dots(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
     return _mix((dx**2 + dy**2 < radius**2), colours[0], colours[1])
 
 
-def _marble(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+def _marble(rng: np.random.Generator, colours: Colours, size: int) -> Texture:
     noise = smooth_noise(rng, (size, size), cells=rng.uniform(2, 8), octaves=4)
     if rng.random() < 0.5:  # veins, wood
         x, _ = _axes(size)
@@ -205,51 +195,51 @@ def _marble(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
     return _mix(np.clip(0.5 + 0.7 * noise, 0, 1), colours[0], colours[1])
 
 
-def _gradient(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+def _gradient(rng: np.random.Generator, colours: Colours, size: int) -> Texture:
     x, y = _axes(size)
-    share = y if rng.random() < 0.6 else 0.5 + 0.5 * np.cos(2 * np.pi * x)
-    return _mix(share, colours[0], colours[1])
+    weight = y if rng.random() < 0.6 else 0.5 + 0.5 * np.cos(2 * np.pi * x)
+    return _mix(weight, colours[0], colours[1])
 
 
-def _bands(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+def _bands(rng: np.random.Generator, colours: Colours, size: int) -> Texture:
     """Two or three zones above one another: lids, grips, dipped paint."""
-    picture = _fill(size, colours[0])
+    texture = _fill(size, colours[0])
     cuts = np.sort(rng.uniform(0.1, 0.9, rng.integers(1, 4))) * size
     for index, cut in enumerate(cuts):
-        picture[int(cut) :] = _clip(colours[(index + 1) % len(colours)])
-    return picture
+        texture[int(cut) :] = _clip(colours[(index + 1) % len(colours)])
+    return texture
 
 
-def _camouflage(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+def _camouflage(rng: np.random.Generator, colours: Colours, size: int) -> Texture:
     noise = smooth_noise(rng, (size, size), cells=rng.uniform(3, 9), octaves=2)
     index = np.clip(((noise + 0.7) / 1.4 * len(colours)).astype(int), 0, len(colours) - 1)
     return _clip(colours[index])
 
 
-def _shapes(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
-    picture = _fill(size, colours[0])
+def _shapes(rng: np.random.Generator, colours: Colours, size: int) -> Texture:
+    texture = _fill(size, colours[0])
     for index in range(int(rng.integers(2, 9))):
         colour = colours[1 + index % (len(colours) - 1)].tolist()
         centre = rng.integers(0, size, 2)
         reach = size * rng.uniform(0.08, 0.28)
         if rng.random() < 0.4:
-            cv2.circle(picture, centre.tolist(), int(reach), colour, -1 if rng.random() < 0.7 else 3, cv2.LINE_AA)
+            cv2.circle(texture, centre.tolist(), int(reach), colour, -1 if rng.random() < 0.7 else 3, cv2.LINE_AA)
         else:
             n = rng.integers(3, 6)
             angle = np.sort(rng.uniform(0, 2 * np.pi, n))
             corners = centre + reach * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-            cv2.fillPoly(picture, [corners.astype(np.int32)], colour, cv2.LINE_AA)
-    return picture
+            cv2.fillPoly(texture, [corners.astype(np.int32)], colour, cv2.LINE_AA)
+    return texture
 
 
-def _label(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
+def _label(rng: np.random.Generator, colours: Colours, size: int) -> Texture:
     """Packaging: a field with printed words, bars or an emblem on a base colour."""
-    picture = _fill(size, colours[0])
+    texture = _fill(size, colours[0])
     paper, ink = colours[1], colours[-1 if len(colours) > 2 else 0]
     for start in (0.05, 0.55) if rng.random() < 0.6 else (0.1,):
         left, wide = int(size * start), int(size * (0.4 if start != 0.1 else 0.8))
         top, bottom = int(size * rng.uniform(0.1, 0.35)), int(size * rng.uniform(0.6, 0.92))
-        cv2.rectangle(picture, (left, top), (left + wide, bottom), paper.tolist(), -1)
+        cv2.rectangle(texture, (left, top), (left + wide, bottom), paper.tolist(), -1)
         y = top
         while True:
             word = "".join(rng.choice(list(string.ascii_uppercase + string.digits), rng.integers(2, 8)))
@@ -260,14 +250,14 @@ def _label(rng: np.random.Generator, colours: Colours, size: int) -> Picture:
             y += int(h * scale) + max(3, size // 40)
             if y > bottom - 2:
                 break
-            cv2.putText(picture, word, (left + 2, y), font, scale, ink.tolist(), thick, cv2.LINE_AA)
+            cv2.putText(texture, word, (left + 2, y), font, scale, ink.tolist(), thick, cv2.LINE_AA)
             if rng.random() < 0.3:
                 y += max(4, size // 20)
-                cv2.line(picture, (left + 3, y), (left + wide - 3, y), ink.tolist(), thick)
+                cv2.line(texture, (left + 3, y), (left + wide - 3, y), ink.tolist(), thick)
     if rng.random() < 0.4:
         at = (int(size * rng.uniform(0.2, 0.8)), int(size * rng.uniform(0.2, 0.8)))
-        cv2.circle(picture, at, int(size * rng.uniform(0.06, 0.16)), ink.tolist(), -1, cv2.LINE_AA)
-    return picture
+        cv2.circle(texture, at, int(size * rng.uniform(0.06, 0.16)), ink.tolist(), -1, cv2.LINE_AA)
+    return texture
 
 
 Image = NDArray[np.float32]
@@ -324,17 +314,17 @@ def _colours(rng: Rng) -> tuple[Image, Image]:
     return first.astype(np.float32), second.astype(np.float32)
 
 
-def _blend(share: NDArray[np.float32], first: Image, second: Image) -> Image:
-    return first + share[..., None] * (second - first)
+def _blend(weight: NDArray[np.float32], first: Image, second: Image) -> Image:
+    return first + weight[..., None] * (second - first)
 
 
 def _plain(rng: Rng, size: Size) -> Image:
     first, second = _colours(rng)
     y, x = _centred_axes(size)
     angle = rng.uniform(0, 2 * np.pi)
-    share = 0.5 + 0.5 * (np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y)
+    weight = 0.5 + 0.5 * (np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y)
     grain = smooth_noise(rng, size, cells=rng.uniform(20, 60), octaves=1)
-    return _blend(share + np.float32(rng.uniform(0, 0.15)) * grain, first, second)
+    return _blend(weight + np.float32(rng.uniform(0, 0.15)) * grain, first, second)
 
 
 def _noise(rng: Rng, size: Size) -> Image:
@@ -396,19 +386,19 @@ def _pattern(rng: Rng, size: Size) -> Image:
     first, second = _colours(rng)
     x, y = _turned(rng, size)
     n = np.float32(rng.uniform(4, 20))
-    share = (x * n) % 1 < rng.uniform(0.3, 0.7)
+    weight = (x * n) % 1 < rng.uniform(0.3, 0.7)
     if rng.random() < 0.5:
-        share = share ^ ((y * n) % 1 < 0.5)
+        weight = weight ^ ((y * n) % 1 < 0.5)
     grain = smooth_noise(rng, size, cells=40, octaves=1)
-    return _blend(share.astype(np.float32) + np.float32(0.1) * grain, first, second)
+    return _blend(weight.astype(np.float32) + np.float32(0.1) * grain, first, second)
 
 
 def _paint(rng: Rng, size: Size) -> Image:
     """Posters and mats: what also lies on objects must not give them away."""
-    picture = random_paint(rng, random_palette(rng), 96, plain=0.0)
+    texture = random_paint(rng, random_palette(rng), 96, plain=0.0)
     if rng.random() < 0.5:
-        picture = np.tile(picture, (2, 2, 1))
-    return np.asarray(cv2.resize(picture, size[::-1], interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+        texture = np.tile(texture, (2, 2, 1))
+    return np.asarray(cv2.resize(texture, size[::-1], interpolation=cv2.INTER_LINEAR), dtype=np.float32)
 
 
 def _scatter(rng: Rng, image: Image) -> Image:

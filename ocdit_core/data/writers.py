@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from ocdit_core.data.frame import read_json
 from ocdit_core.errors import DataError
 from ocdit_core.files import replacing, write_text
-from ocdit_core.images import image_size
 from ocdit_core.masks import Box, encode_mask, tight_box
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class LabelledFrame:
     """An image with its ground truth.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB, or the bytes of a JPEG or PNG file, which are written unchanged.
+        image: (H, W, 3) uint8 RGB.
         K: (3, 3) intrinsics in pixels.
         depth: (H, W) metres along the optical axis, 0 where there is nothing; None: no depth map is written.
         objects: annotated objects, including those that are not visible.
@@ -94,7 +93,7 @@ class LabelledFrame:
         translation: (3,) camera-from-world, metres, optional.
     """
 
-    image: NDArray[np.uint8] | bytes
+    image: NDArray[np.uint8]
     K: Floats
     depth: Floats | None = None
     objects: Sequence[LabelledObject] = ()
@@ -205,44 +204,28 @@ def write_shard(path: str | Path, frames: Iterable[tuple[str, LabelledFrame]]) -
 
 
 def write_key_to_shard(folder: str | Path) -> int:
-    """Write key_to_shard.json for all shards in a folder: the number of the shard of each key.
-
-    Returns:
-        The number of keys.
+    """Write key_to_shard.json, the number of the shard of each key in a folder, and return the number of keys.
 
     Raises:
-        DataError: there is no shard, one is damaged, or a key is in two of them.
+        DataError: a shard is damaged.
     """
     keys: dict[str, int] = {}
-    shards = sorted(Path(folder).glob("shard-*.tar"))
-    if not shards:
-        raise DataError(f"{folder}: holds no shard (shard-000000.tar ...)")
-    for shard in shards:
+    for shard in sorted(Path(folder).glob("shard-*.tar")):
         try:
             with tarfile.open(shard) as tar:
-                here = {name.split(".")[0] for name in tar.getnames()}
+                here = sorted({name.split(".")[0] for name in tar.getnames()})
         except (tarfile.TarError, OSError) as error:
             raise DataError(f"{shard}: truncated or damaged shard ({error})", kind="damaged shard") from error
-        twice = here & keys.keys()
-        if twice:
-            raise DataError(f"{shard}: the key {min(twice)} is in shard {keys[min(twice)]}, too")
-        keys.update(dict.fromkeys(sorted(here), int(shard.stem.removeprefix("shard-"))))
+        keys.update(dict.fromkeys(here, int(shard.stem.removeprefix("shard-"))))
     write_text(Path(folder) / "key_to_shard.json", json.dumps(keys))
     return len(keys)
 
 
 def write_camera(path: str | Path, K: Floats, size: tuple[int, int]) -> None:
     """Write a dataset's camera.json: typical intrinsics K (3, 3) and `size`, height and width in pixels."""
-    camera = {
-        "cx": float(K[0, 2]),
-        "cy": float(K[1, 2]),
-        "depth_scale": DEPTH_SCALE,
-        "fx": float(K[0, 0]),
-        "fy": float(K[1, 1]),
-        "height": int(size[0]),
-        "width": int(size[1]),
-    }
-    write_text(Path(path) / "camera.json", json.dumps(camera, indent=2) + "\n")
+    intrinsics = {"cx": float(K[0, 2]), "cy": float(K[1, 2]), "fx": float(K[0, 0]), "fy": float(K[1, 1])}
+    camera = {**intrinsics, "depth_scale": DEPTH_SCALE, "height": int(size[0]), "width": int(size[1])}
+    write_text(Path(path) / "camera.json", json.dumps(camera, indent=2, sort_keys=True) + "\n")
 
 
 def write_model(folder: str | Path, object_id: int, mesh: trimesh.Trimesh) -> dict[str, Any]:
@@ -279,17 +262,17 @@ def write_model(folder: str | Path, object_id: int, mesh: trimesh.Trimesh) -> di
     data = mesh.export(file_type="ply", encoding="ascii", vertex_normal=True)
     assert isinstance(data, bytes)
     if texture is not None:
-        picture = path.with_suffix(".png")
+        image = path.with_suffix(".png")
         header, mark, body = data.partition(b"end_header\n")
         for name, instead in _PLY_NAMES.items():
             header = re.sub(rb"property (\w+) " + name + b"\n", rb"property \1 " + instead + b"\n", header)
-        comment = b"comment TextureFile " + picture.name.encode() + b"\n"
+        comment = b"comment TextureFile " + image.name.encode() + b"\n"
         data = header.replace(_PLY_FORMAT, _PLY_FORMAT + comment, 1) + mark + body
-        with replacing(picture) as temporary:
+        with replacing(image) as temporary:
             texture.convert("RGB").save(temporary, "PNG")
     with replacing(path) as temporary:
         temporary.write_bytes(data)
-    low, high = np.asarray(mesh.vertices).min(axis=0), np.asarray(mesh.vertices).max(axis=0)
+    low, high = mesh.bounds
     entry: dict[str, Any] = {"diameter": float(diameter(mesh.vertices))}
     for axis, letter in enumerate("xyz"):
         entry[f"min_{letter}"] = float(low[axis])
@@ -330,12 +313,9 @@ def info_entry(item: LabelledObject, depth: Floats | None) -> dict[str, Any]:
     }
 
 
-def encode_image(image: NDArray[np.uint8] | bytes) -> tuple[bytes, str]:
-    """Return an image file and its suffix: JPEG, or the bytes that were given."""
-    if isinstance(image, bytes):
-        return image, ".png" if image.startswith(b"\x89PNG") else ".jpg"
-    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    return _encoded(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]), ".jpg"
+def encode_image(image: NDArray[np.uint8]) -> bytes:
+    """Return a JPEG file of an image."""
+    return _encoded(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
 
 
 def encode_depth(depth: Floats) -> bytes:
@@ -367,46 +347,35 @@ def _encoded(suffix: str, pixels: NDArray[Any], options: list[int]) -> bytes:
 
 
 def _check(frame: LabelledFrame, where: str) -> None:
-    """Raise DataError for sizes that differ, and for pixels that are visible but not of the silhouette."""
-    image = frame.image
-    if isinstance(image, bytes):
-        size = image_size(image, f"{where}: the image's bytes")
-    else:
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise DataError(f"{where}: the image is {image.dtype} {image.shape}, not uint8 (H, W, 3)")
-        size = image.shape[:2]
-    if frame.depth is not None and frame.depth.shape != size:
-        raise DataError(f"{where}: depth has the shape {frame.depth.shape}, the image {size}")
+    """Raise DataError for masks of another size than the image, and for visible pixels outside the silhouette."""
     for number, item in enumerate(frame.objects):
-        for name, mask in (("visible", item.visible), ("silhouette", item.silhouette)):
-            if mask.shape != size:
-                raise DataError(f"{where}: object {number}: {name} has the shape {mask.shape}, the image {size}")
-        stray = int(np.count_nonzero(item.visible & ~item.silhouette))
-        if stray:
-            raise DataError(f"{where}: object {number}: {stray} pixels are visible but not of its silhouette")
+        if not item.visible.shape == item.silhouette.shape == frame.image.shape[:2]:
+            raise DataError(
+                f"{where}: object {number}: masks of {item.visible.shape} and {item.silhouette.shape}, the image has "
+                f"{frame.image.shape[:2]}"
+            )
+        if (item.visible & ~item.silhouette).any():
+            raise DataError(f"{where}: object {number}: some pixels are visible but not of its silhouette")
 
 
 def _camera_entry(frame: LabelledFrame) -> dict[str, Any]:
-    entry: dict[str, Any] = {"cam_K": _numbers(frame.K, (3, 3), "K"), "depth_scale": DEPTH_SCALE}
+    entry: dict[str, Any] = {"cam_K": _numbers(frame.K), "depth_scale": DEPTH_SCALE}
     if frame.rotation is not None and frame.translation is not None:
-        entry["cam_R_w2c"] = _numbers(frame.rotation, (3, 3), "rotation")
-        entry["cam_t_w2c"] = _numbers(np.asarray(frame.translation) * 1000, (3,), "translation")
+        entry["cam_R_w2c"] = _numbers(frame.rotation)
+        entry["cam_t_w2c"] = _numbers(np.asarray(frame.translation) * 1000)
     return entry
 
 
 def _object_entry(item: LabelledObject) -> dict[str, Any]:
     return {
         "obj_id": int(item.object_id),
-        "cam_R_m2c": _numbers(item.rotation, (3, 3), "rotation"),
-        "cam_t_m2c": _numbers(np.asarray(item.translation) * 1000, (3,), "translation"),
+        "cam_R_m2c": _numbers(item.rotation),
+        "cam_t_m2c": _numbers(np.asarray(item.translation) * 1000),
     }
 
 
-def _numbers(values: Floats, shape: tuple[int, ...], name: str) -> list[float]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.shape != shape or not np.isfinite(array).all():
-        raise DataError(f"{name} has the shape {array.shape} or values that are not finite, not {shape} numbers")
-    return [float(value) for value in array.ravel()]
+def _numbers(values: Floats) -> list[float]:
+    return [float(value) for value in np.ravel(values)]
 
 
 def _bop_box(box: Box) -> list[int]:
@@ -420,8 +389,7 @@ def _by_number(entries: Mapping[int, Any]) -> str:
 
 
 def _write_images(folder: Path, number: int, frame: LabelledFrame) -> None:
-    data, suffix = encode_image(frame.image)
-    (folder / "rgb" / f"{number:06d}{suffix}").write_bytes(data)
+    (folder / "rgb" / f"{number:06d}.jpg").write_bytes(encode_image(frame.image))
     if frame.depth is not None:
         (folder / "depth" / f"{number:06d}.png").write_bytes(encode_depth(frame.depth))
     for index, item in enumerate(frame.objects):
@@ -431,8 +399,7 @@ def _write_images(folder: Path, number: int, frame: LabelledFrame) -> None:
 
 
 def _members(frame: LabelledFrame) -> Iterable[tuple[str, bytes]]:
-    data, suffix = encode_image(frame.image)
-    yield f"rgb{suffix}", data
+    yield "rgb.jpg", encode_image(frame.image)
     if frame.depth is not None:
         yield "depth.png", encode_depth(frame.depth)
     yield "camera.json", json.dumps(_camera_entry(frame)).encode()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import itertools
 import json
 import logging
 import os
-import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from ocdit_core.data.frame import read_json
 from ocdit_core.data.writers import (
     MODELS_INFO,
     LabelledFrame,
-    encode_image,
     model_path,
     remove_unfinished,
     scene_folder,
@@ -46,17 +43,15 @@ from ocdit_core.synthesis.path_tracer import PathTracer
 from ocdit_core.synthesis.plan import SynthesisSettings, Task, tasks_of, views_of_scenes
 from ocdit_core.synthesis.scenes import SceneMaker
 from ocdit_core.synthesis.settling import collision_hulls
-from ocdit_core.synthesis.sources import ObjectSource, TexturePool, mesh_folder, procedural_objects, read_split
+from ocdit_core.synthesis.sources import Objects, TexturePool, mesh_folder, procedural_objects, read_split
 from ocdit_core.workers import TRIES, Died, Engine, LocalEngine, Work, run_all
 
 logger = logging.getLogger(__name__)
 
 PLAN, MODELS, TEMPLATES, OBJECTS, CARD = "plan.json", "models", "templates", "objects.json", "README.md"
 SCHEMA_VERSION = 1
-SEEN = 0.1
-"""Visible fraction from which on an object counts as visible, as in BOP's targets."""
 
-_LOCK, _PREPARING, _RECORDS = ".lock", ".lock-objects", ".done"
+_LOCK, _PREPARING = ".lock", ".lock-objects"
 _AT_ONCE = 32  # objects whose models are noted in models_info.json together, and that a process is started for
 _ATTEMPTS = 6
 _STRIDE = 10_000_000  # between the numbers of a scene's attempts: no other scene gets the same
@@ -123,12 +118,12 @@ def synthesize(
     TexturePool(folder=settings.textures)
     if settings.path_traced:
         PathTracer()
-    names = open_source(settings).names
+    names = list(open_source(settings))
     jobs = jobs or len(os.sched_getaffinity(0))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be made a dataset's folder ({error.strerror})") from error
+        raise DataError(f"{folder}: cannot be created ({error.strerror})") from error
     with ExitStack() as stack:
         stack.enter_context(_locked(folder / _LOCK, f"{folder}: is being written by another run", shared=shard[1] > 1))
         with _locked(folder / _PREPARING):
@@ -143,14 +138,34 @@ def synthesize(
                 write_camera(folder, np.diag([scale, scale, 1.0]) @ TUDL_K, settings.size)
         waiting = [task for task in mine if not is_done(folder, settings, task)]
         there = sum(task.images for task in mine) - sum(task.images for task in waiting)
+        jobs = max(min(jobs, len(waiting)), 1)
+        opener = partial(scene_work, folder, settings, objects, engine is None and jobs == 1)
+        kind = "scene" if settings.format == "bop" else "shard"
+        results = run_all(engine or LocalEngine(jobs), opener, waiting, lambda task: f"{kind} {task.number}")
         began = time.perf_counter()
-        made = _make(folder, settings, objects, waiting, engine, jobs, there, progress)
+        bar = tqdm(
+            total=sum(task.images for task in mine),
+            initial=there,
+            desc="scenes",
+            unit="image",
+            # None: a bar on a terminal only, so that log files stay readable.
+            disable=None if progress and waiting else True,
+        )
+        with bar:
+            for task, result in results if waiting else ():
+                if isinstance(result, Died):
+                    raise DataError(f"{kind} {task.number}: given up after {TRIES} attempts: {result.reason}")
+                bar.update(task.images)
         seconds = time.perf_counter() - began
         open_tasks = [task for task in tasks if not is_done(folder, settings, task)]
         if not open_tasks:
-            _finish(folder, settings, tasks, objects)
+            # Others that find the dataset complete at the same time write the same.
+            _remove_leftovers(folder, settings)
+            if settings.format != "bop":
+                write_key_to_shard(folder / settings.shards_folder)
+            write_card(folder, settings, objects)
     return Synthesised(
-        images=made,
+        images=sum(task.images for task in waiting),
         there=there,
         missing=sum(task.images for task in open_tasks),
         scenes=sum(len(task.scenes) for task in tasks),
@@ -160,50 +175,10 @@ def synthesize(
     )
 
 
-def _make(
-    folder: Path,
-    settings: SynthesisSettings,
-    objects: PreparedObjects,
-    tasks: list[Task],
-    engine: Engine | None,
-    jobs: int,
-    there: int,
-    progress: bool,
-) -> int:
-    """Make the tasks; return the number of images."""
-    if not tasks:
-        return 0
-    jobs = min(jobs, len(tasks))
-    opener = partial(SceneWork, folder, settings, objects, engine is None and jobs == 1)
-    results = run_all(engine or LocalEngine(jobs), opener, tasks, partial(_name, settings))
-    total = there + sum(task.images for task in tasks)
-    made = 0
-    # None: a bar on a terminal only, so that log files stay readable.
-    with tqdm(total=total, initial=there, desc="scenes", unit="image", disable=None if progress else True) as bar:
-        for task, result in results:
-            if isinstance(result, Died):
-                raise DataError(f"{_name(settings, task)}: given up after {TRIES} attempts: {result.reason}")
-            made += task.images
-            bar.update(task.images)
-    return made
-
-
-def _name(settings: SynthesisSettings, task: Task) -> str:
-    return f"scene {task.scenes[0]}" if settings.format == "bop" else f"shard {task.number}"
-
-
-def _finish(folder: Path, settings: SynthesisSettings, tasks: list[Task], objects: PreparedObjects) -> None:
-    """Write what describes the whole dataset; others that find it complete at the same time write the same."""
-    _remove_leftovers(folder, settings)
-    if settings.format != "bop":
-        write_key_to_shard(folder / settings.shards_folder)
-    write_card(folder, settings, [read_record(folder, task) for task in tasks], objects)
-
-
 def _remove_leftovers(folder: Path, settings: SynthesisSettings) -> None:
     """Remove the temporary files of killed processes."""
     remove_unfinished(folder, settings.bop_split)
-    for name in (".", _RECORDS, MODELS, TEMPLATES, settings.shards_folder):
+    for name in (".", MODELS, TEMPLATES, settings.shards_folder):
         for path in (folder / name).glob(".*.part*"):
             if path.is_file():
                 path.unlink(missing_ok=True)
@@ -226,39 +201,31 @@ def _locked(path: Path, taken: str | None = None, *, shared: bool = False) -> It
 # Objects: models and templates beside the scenes.
 
 
-def open_source(settings: SynthesisSettings) -> ObjectSource:
+def open_source(settings: SynthesisSettings) -> Objects:
     """Return the objects that the settings name: procedural ones, those of a folder, or both; one part of a split.
 
     Raises:
         DataError: the folder or the split file is missing or damaged, or no object is left.
     """
-    sources: list[ObjectSource] = []
     photographs = None if settings.textures is None else TexturePool(painted=0, folder=settings.textures)
-    if settings.objects:
-        sources.append(procedural_objects(settings.objects, first_seed=settings.first_object, photographs=photographs))
+    objects = dict(procedural_objects(settings.objects, first_seed=settings.first_object, photographs=photographs))
     if settings.meshes is not None:
-        sources.append(mesh_folder(settings.meshes, seed=settings.seed, photographs=photographs))
-    source = sources[0] | sources[1] if len(sources) > 1 else sources[0]
+        objects |= mesh_folder(settings.meshes, seed=settings.seed, photographs=photographs)
     if settings.split is None:
-        return source
+        return objects
     parts = read_split(settings.split)
-    chosen = set(parts[settings.part]).intersection(source.names)
+    chosen = {name: load for name, load in objects.items() if name in parts[settings.part]}
     if not chosen:
-        raise DataError(f"{settings.split}: none of the {len(source.names)} objects is in its part {settings.part!r}")
-    unknown = len(set(source.names).difference(*parts.values()))
+        raise DataError(f"{settings.split}: none of the {len(objects)} objects is in its part {settings.part!r}")
+    unknown = len(set(objects).difference(*parts.values()))
     if unknown:
         logger.warning("%s: %d of the objects are in no part of it, and left out", settings.split, unknown)
-    return source.only(chosen)
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedObjects:
-    """The objects that scenes are made of.
-
-    Attributes:
-        names: name of each obj_id.
-        skipped: why other objects cannot be used, by name.
-    """
+    """The objects that scenes are made of: the name of each obj_id, and by name why others cannot be used."""
 
     names: dict[int, str]
     skipped: dict[str, str]
@@ -276,7 +243,7 @@ def prepare_objects(out: Path, settings: SynthesisSettings, engine: Engine | Non
     """
     path = out / OBJECTS
     if not path.exists():
-        names = dict(enumerate(open_source(settings).names, start=1))
+        names = dict(enumerate(open_source(settings), start=1))
         skipped = _write_models(out, settings, names, engine or LocalEngine(min(jobs, -(-len(names) // _AT_ONCE))))
         skipped |= _render_templates(out, names, skipped, jobs)
         left = {str(number): name for number, name in names.items() if name not in skipped}
@@ -337,7 +304,7 @@ def _modelling(folder: Path, settings: SynthesisSettings) -> Iterator[Work[tuple
     def work(task: tuple[int, str]) -> object:
         number, name = task
         try:
-            mesh = source.mesh(name)
+            mesh = source[name]()
             # What physics refuses would end a scene much later.
             collision_hulls(mesh)
         except MeshError as error:
@@ -379,43 +346,8 @@ def _render_templates(out: Path, names: dict[int, str], skipped: dict[str, str],
 # Scenes.
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskRecord:
-    """Counts of a finished task.
-
-    Attributes:
-        images: number of images.
-        instances: labelled objects in them, including hidden ones.
-        seen: those of which a tenth or more is visible.
-    """
-
-    images: int
-    instances: int
-    seen: int
-
-
-def _record_path(out: Path, task: Task) -> Path:
-    """Return the path of a task's record, which is written right before the last of its files appears."""
-    return out / _RECORDS / f"{task.number:06d}.json"
-
-
-def read_record(out: Path, task: Task) -> TaskRecord:
-    """Read the record of a finished task.
-
-    Raises:
-        DataError: the file is missing or damaged.
-    """
-    path = _record_path(out, task)
-    try:
-        return TaskRecord(**read_json(path))
-    except TypeError as error:
-        raise DataError(f"{path}: damaged ({error}); delete it, and the task is done again") from error
-
-
 def is_done(out: Path, settings: SynthesisSettings, task: Task) -> bool:
     """Return whether all files of a task exist."""
-    if not _record_path(out, task).exists():
-        return False
     if settings.format != "bop" and not shard_path(out / settings.shards_folder, task.number).exists():
         return False
     return settings.format == "shards" or all(
@@ -423,8 +355,11 @@ def is_done(out: Path, settings: SynthesisSettings, task: Task) -> bool:
     )
 
 
-class SceneWork:
-    """Makes tasks one after another with one renderer; use it as a context manager, and call it with each task.
+@contextmanager
+def scene_work(
+    out: Path, settings: SynthesisSettings, objects: PreparedObjects, alone: bool
+) -> Iterator[Work[Task, None]]:
+    """Yield a function that makes a task with one renderer and writes it; what exists of it stays.
 
     Args:
         out: the dataset's folder.
@@ -435,169 +370,96 @@ class SceneWork:
     Raises:
         RenderingError: there is no off-screen OpenGL.
     """
+    if not alone:
+        # Otherwise Mesa's software renderer and OpenCV take every core, as those of the other processes do.
+        os.environ.setdefault("LP_NUM_THREADS", "1")
+        cv2.setNumThreads(1)
+    source = open_source(settings)
+    # Warnings about a mesh were logged when its model was written.
+    log = logging.getLogger("ocdit_core.objects")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with SceneMaker(
+            {name: source[name] for name in objects.names.values()},
+            settings,
+            seed=settings.seed,
+            textures=TexturePool(settings.seed, folder=settings.textures),
+            object_ids={name: number for number, name in objects.names.items()},
+        ) as maker:
+            yield partial(_make_task, maker, out, settings)
+    finally:
+        log.setLevel(level)
 
-    def __init__(self, out: Path, settings: SynthesisSettings, objects: PreparedObjects, alone: bool) -> None:
-        self._out, self._settings, self._objects, self._alone = out, settings, objects, alone
-        self._stack = ExitStack()
 
-    def __enter__(self) -> SceneWork:
-        settings = self._settings
-        if not self._alone:
-            # Otherwise Mesa's software renderer and OpenCV take every core, as those of the other processes do.
-            os.environ.setdefault("LP_NUM_THREADS", "1")
-            cv2.setNumThreads(1)
-        # Warnings about a mesh were logged when its model was written.
-        log = logging.getLogger("ocdit_core.objects")
-        self._stack.callback(log.setLevel, log.level)
-        log.setLevel(logging.ERROR)
-        self._maker = self._stack.enter_context(
-            SceneMaker(
-                open_source(settings).only(self._objects.names.values()),
-                settings,
-                seed=settings.seed,
-                textures=TexturePool(settings.seed, folder=settings.textures),
-                object_ids={name: number for number, name in self._objects.names.items()},
-            )
-        )
-        return self
+def _make_task(maker: SceneMaker, out: Path, settings: SynthesisSettings, task: Task) -> None:
+    if settings.format == "bop":
+        _write_scene(out, settings, task.scenes[0], _scene_frames(maker, task.scenes[0], task.views[0]))
+    else:
+        write_shard(shard_path(out / settings.shards_folder, task.number), _shard_frames(maker, out, settings, task))
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
 
-    def __call__(self, task: Task) -> TaskRecord:
-        """Make a task and write it; what exists of it stays.
+def _shard_frames(
+    maker: SceneMaker, out: Path, settings: SynthesisSettings, task: Task
+) -> Iterator[tuple[str, LabelledFrame]]:
+    """Yield the frames of a shard by their keys; of both layouts, write the folders on the way."""
+    for scene, views in zip(task.scenes, task.views, strict=True):
+        frames: Iterable[LabelledFrame] = _scene_frames(maker, scene, views)
+        if settings.format == "both":
+            frames = list(frames)
+            _write_scene(out, settings, scene, frames)
+        for number, frame in enumerate(frames):
+            yield f"{scene:06d}_{number:06d}", frame
 
-        Raises:
-            DataError: a scene cannot be made, or files cannot be written.
-            MeshError: the file of an object has gone.
-        """
-        frames = self._frames(task)
-        if self._settings.format == "bop":
-            self._write_scene(task.scenes[0], (frame for _, frame in frames))
-        else:
-            write_shard(shard_path(self._out / self._settings.shards_folder, task.number), frames)
-        return read_record(self._out, task)
 
-    def _frames(self, task: Task) -> Iterator[tuple[str, LabelledFrame]]:
-        """Yield the task's frames by their keys, then write its record: before the last of its files appears."""
-        images = instances = seen = 0
-        for scene, views in zip(task.scenes, task.views, strict=True):
-            frames: Iterable[LabelledFrame] = self._scene(scene, views)
-            if self._settings.format == "both":
-                # One encoding for both layouts.
-                frames = [replace(frame, image=encode_image(frame.image)[0]) for frame in frames]
-                self._write_scene(scene, frames)
-            for number, frame in enumerate(frames):
-                images += 1
-                instances += len(frame.objects)
-                seen += sum(item.visible_fraction >= SEEN for item in frame.objects)
-                yield f"{scene:06d}_{number:06d}", frame
-        record = TaskRecord(images=images, instances=instances, seen=seen)
-        write_text(_record_path(self._out, task), json.dumps(asdict(record)) + "\n")
+def _write_scene(out: Path, settings: SynthesisSettings, scene: int, frames: Iterable[LabelledFrame]) -> None:
+    folder = scene_folder(out, settings.bop_split, scene)
+    if folder.exists():
+        return  # made before the task was interrupted
+    try:
+        write_scene(out, settings.bop_split, scene, frames)
+    except DataError:
+        # A process of a run that was killed may have lived on, and have made the very same.
+        if not folder.exists():
+            raise
 
-    def _write_scene(self, scene: int, frames: Iterable[LabelledFrame]) -> None:
-        folder = scene_folder(self._out, self._settings.bop_split, scene)
-        if folder.exists():
-            # Of a task that was interrupted between its scenes: they are only counted.
-            for _ in frames:
-                pass
-            return
+
+def _scene_frames(maker: SceneMaker, scene: int, views: int) -> Iterator[LabelledFrame]:
+    """Yield the frames of a scene; where nothing comes to rest or into view, of another one in its place."""
+    reason: Exception | None = None
+    for attempt in range(_ATTEMPTS):
+        frames = maker.frames(scene + attempt * _STRIDE, views)
         try:
-            write_scene(self._out, self._settings.bop_split, scene, frames)
-        except DataError:
-            # A process of a run that was killed may have lived on, and have made the very same.
-            if not folder.exists():
-                raise
-
-    def _scene(self, scene: int, views: int) -> Iterator[LabelledFrame]:
-        """Yield the frames of a scene; where nothing comes to rest or into view, of another one in its place."""
-        reason: Exception | None = None
-        for attempt in range(_ATTEMPTS):
-            frames = self._maker.frames(scene + attempt * _STRIDE, views)
-            try:
-                first = next(frames)
-            except (DataError, ImageError) as error:
-                reason = error
-                logger.debug("scene %d: tried again: %s", scene, error)
-                continue
-            for frame in itertools.chain([first], frames):
-                yield frame if self._settings.depth else replace(frame, depth=None)
-            return
-        raise DataError(f"scene {scene}: given up after {_ATTEMPTS} attempts: {reason}")
-
-
-# The dataset's card.
-
-_OPTIONS = {"views": "views-per-scene", "scenes_a_shard": "scenes-per-shard"}
-_DEFAULT = SynthesisSettings(objects=1)
-
-
-def command_of(settings: SynthesisSettings, out: str = "DATASET") -> str:
-    """Return the command that makes such a dataset; defaults are left out."""
-    words = ["ocdit", "synthesize", "--out", out, "--images", str(settings.images), "--seed", str(settings.seed)]
-    for name in ("objects", "first_object", "meshes", "split", "part", "textures", "size", "targets", "repeats",
-                 "distractors", "views", "format", "quality", "path_traced", "scenes_a_shard",
-                 "bop_split"):  # fmt: skip
-        value = getattr(settings, name)
-        if (value == getattr(_DEFAULT, name) and name != "objects") or not value:
+            first = next(frames)
+        except (DataError, ImageError) as error:
+            reason = error
+            logger.debug("scene %d: tried again: %s", scene, error)
             continue
-        option = _OPTIONS.get(name, name.replace("_", "-"))
-        words += [f"--{option}", *map(str, value if isinstance(value, tuple) else (value,))]
-    if not settings.depth:
-        words.append("--no-depth")
-    return shlex.join(words)
+        yield first
+        yield from frames
+        return
+    raise DataError(f"scene {scene}: given up after {_ATTEMPTS} attempts: {reason}")
 
 
-def write_card(out: Path, settings: SynthesisSettings, records: Sequence[TaskRecord], objects: PreparedObjects) -> None:
-    """Write README.md: what the dataset holds, how it was made, and its files."""
-    images = sum(record.images for record in records)
-    instances = sum(record.instances for record in records)
-    seen = sum(record.seen for record in records)
+def write_card(out: Path, settings: SynthesisSettings, objects: PreparedObjects) -> None:
+    """Write README.md: what the dataset holds and how to read it."""
     height, width = settings.size
-    kinds = []
-    if settings.objects:
-        kinds.append("procedural ones")
+    kinds = ["procedural ones"] * bool(settings.objects)
     if settings.meshes is not None:
         kinds.append(f"meshes of {Path(settings.meshes).name}, under their own licences")
-    layout = {
-        f"{settings.bop_split}/": "scenes as BOP folders: rgb, depth, mask, mask_visib, scene_camera, scene_gt, "
-        "scene_gt_info",
-        f"{settings.shards_folder}/": "the scenes as BOP webdataset shards, and key_to_shard.json",
-        "models/": "meshes in millimetres, models_info.json",
-        "templates/": "12 views of each object: the library for training and `ocdit segment`",
-        OBJECTS: "origin of each obj_id, and what was left out",
-        PLAN: "settings and objects; `ocdit synthesize` with the same settings continues an interrupted run",
-        "camera.json": "typical intrinsics; each image has its own",
-    }
-    if settings.format == "bop":
-        del layout[f"{settings.shards_folder}/"]
-    if settings.format == "shards":
-        del layout[f"{settings.bop_split}/"]
-    lines = [
-        "# Synthetic scenes for object segmentation",
-        "",
-        "Rooms with objects at rest, rendered from many sides by ocdit.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| images | {images:,} of {width} x {height} |",
-        f"| scenes | {len(views_of_scenes(settings)):,} |",
-        f"| objects | {len(objects.names):,}: {' and '.join(kinds)} |",
-        f"| objects left out | {len(objects.skipped):,} |",
-        f"| instances | {instances:,} ({instances / images:.1f} an image), of {seen:,} a tenth or more is visible |",
-        f"| depth | {'0.1 mm units' if settings.depth else 'none'} |",
-        f"| path-traced images | {settings.path_traced:.0%} |",
-        "",
-        "Made by:",
-        "",
-        f"    {command_of(settings)}",
-        "",
-        "| file | contents |",
-        "|---|---|",
-        *(f"| `{name}` | {what} |" for name, what in layout.items()),
-        "",
-        "Units are BOP's: poses in millimetres, depth in `depth_scale` millimetres, masks of visible parts",
-        "(`mask_visib`) and of whole silhouettes (`mask`), boxes as the BOP toolkit computes them.",
-        "",
-    ]
-    write_text(out / CARD, "\n".join(lines))
+    text = f"""\
+# Synthetic scenes for object segmentation
+
+Rooms with objects at rest, rendered from many sides by `ocdit synthesize`; its settings are in {PLAN}.
+
+| | |
+|---|---|
+| images | {settings.images:,} of {width} x {height}, {settings.path_traced:.0%} of them path-traced |
+| scenes | {len(views_of_scenes(settings)):,} |
+| objects | {len(objects.names):,}: {" and ".join(kinds)}; {len(objects.skipped):,} left out |
+
+In BOP's format and units: poses in millimetres, depth in `depth_scale` millimetres, `mask_visib` of visible parts and
+`mask` of whole silhouettes. `templates` is the object library for training and `ocdit segment`, and {OBJECTS} names
+the origin of each obj_id.
+"""
+    write_text(out / CARD, text)

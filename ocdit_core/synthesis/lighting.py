@@ -12,16 +12,7 @@ from numpy.typing import NDArray
 from ocdit_core.objects.viewpoints import look_at_poses
 from ocdit_core.synthesis import shaders
 from ocdit_core.synthesis.room import Room, RoomLight
-from ocdit_core.synthesis.shaders import (
-    FULL,
-    LIGHT_GRID,
-    LIGHT_SAMPLES,
-    MAX_LIGHTS,
-    SHADOW,
-    SHADOW_VERTEX,
-    SKY_DIRECTIONS,
-    SKY_GRID,
-)
+from ocdit_core.synthesis.shaders import LIGHT_GRID, LIGHT_SAMPLES, MAX_LIGHTS, SKY_DIRECTIONS, SKY_GRID
 
 Array = NDArray[np.float64]
 LIGHT_TILE, SKY_TILE = 768, 256
@@ -29,17 +20,16 @@ LIGHT_TILE, SKY_TILE = 768, 256
 
 @dataclass(frozen=True, kw_only=True)
 class LightViews:
-    """Where the shadow maps of one scene are seen from.
+    """Viewpoints of the shadow maps of one scene.
 
     Attributes:
-        light_at: (3 * LIGHT_SAMPLES, 3) points on the lamps; a lamp's first is its middle.
+        light_at: (3 * LIGHT_SAMPLES, 3) points on the lamps; a lamp's first is its centre.
         light_clip: (3 * LIGHT_SAMPLES, 4, 4) clip-from-world.
         sky_towards: (SKY_DIRECTIONS, 3) unit vectors.
-        sky_colour: (SKY_DIRECTIONS, 3) linear; a white level surface under all of them shows their mean, weighted by
-            the cosine.
+        sky_colour: (SKY_DIRECTIONS, 3) linear radiance; a white horizontal surface shows the cosine-weighted mean.
         sky_clip: (SKY_DIRECTIONS, 4, 4) clip-from-world.
-        centre: (3,) metres, of the ball that holds all that casts shadows.
-        radius: metres, of that ball.
+        centre: (3,) centre in metres of the bounding ball of all shadow casters.
+        radius: its radius in metres.
     """
 
     light_at: Array
@@ -94,10 +84,6 @@ def _points_on(light: RoomLight, centre: Array) -> Array:
     return np.concatenate([light.position[None], light.position + ring])
 
 
-def _look_from(direction: Array, centre: Array, distance: float) -> Array:
-    return look_at_poses(direction, distance, centre=centre)[0]
-
-
 def _perspective(place: Array, centre: Array, radius: float) -> Array:
     offset = place - centre
     distance = float(np.linalg.norm(offset))
@@ -108,13 +94,13 @@ def _perspective(place: Array, centre: Array, radius: float) -> Array:
     matrix[0, 0] = matrix[1, 1] = zoom
     matrix[2, 2:] = (far + near) / (far - near), -2 * far * near / (far - near)
     matrix[3, 2] = 1
-    return matrix @ _look_from(offset / distance, centre, distance)
+    return matrix @ look_at_poses(offset / distance, distance, centre=centre)[0]
 
 
 def _parallel(direction: Array, centre: Array, radius: float) -> Array:
     matrix = np.diag([1 / radius, 1 / radius, 1 / radius, 1.0])
     matrix[2, 3] = -2.0
-    return matrix @ _look_from(direction, centre, 2 * radius)
+    return matrix @ look_at_poses(direction, 2 * radius, centre=centre)[0]
 
 
 class ShadowMaps:
@@ -124,7 +110,7 @@ class ShadowMaps:
         import moderngl
 
         self._gl = gl
-        self.program: Any = gl.program(vertex_shader=SHADOW_VERTEX, fragment_shader=SHADOW)
+        self.program: Any = gl.program(vertex_shader=shaders.SHADOW_VERTEX, fragment_shader=shaders.SHADOW)
         self.lights, self.sky = (
             gl.depth_texture((grid[0] * tile, grid[1] * tile))
             for grid, tile in ((LIGHT_GRID, LIGHT_TILE), (SKY_GRID, SKY_TILE))
@@ -141,25 +127,23 @@ class ShadowMaps:
         Args:
             casters: vertex arrays made for `program`, and their poses world-from-object.
             views: from `light_views`.
-            lights: how many lamps there are.
+            lights: number of lamps.
         """
         self._gl.enable_only(self._gl.DEPTH_TEST)
-        self._fill(self.lights, LIGHT_GRID, LIGHT_TILE, casters, views.light_clip[: lights * LIGHT_SAMPLES])
-        self._fill(self.sky, SKY_GRID, SKY_TILE, casters, views.sky_clip)
-
-    def _fill(
-        self, atlas: Any, grid: tuple[int, int], tile: int, casters: Sequence[tuple[Any, Array]], clips: Array
-    ) -> None:
-        frame = self._frames[atlas]
-        frame.use()
-        frame.viewport = (0, 0, grid[0] * tile, grid[1] * tile)
-        frame.clear(depth=1.0)
-        for index, clip in enumerate(clips):
-            row, column = divmod(index, grid[0])
-            frame.viewport = (column * tile, row * tile, tile, tile)
-            for array, pose in casters:
-                self.program["clip_from_object"].write((clip @ pose).T.astype(np.float32).tobytes())
-                array.render()
+        for atlas, grid, tile, clips in (
+            (self.lights, LIGHT_GRID, LIGHT_TILE, views.light_clip[: lights * LIGHT_SAMPLES]),
+            (self.sky, SKY_GRID, SKY_TILE, views.sky_clip),
+        ):
+            frame = self._frames[atlas]
+            frame.use()
+            frame.viewport = (0, 0, grid[0] * tile, grid[1] * tile)
+            frame.clear(depth=1.0)
+            for index, clip in enumerate(clips):
+                row, column = divmod(index, grid[0])
+                frame.viewport = (column * tile, row * tile, tile, tile)
+                for array, pose in casters:
+                    self.program["clip_from_object"].write((clip @ pose).T.astype(np.float32).tobytes())
+                    array.render()
 
 
 SIDE = 512  # of the images of the table
@@ -188,7 +172,7 @@ class BakedLight:
         self.corners: Any = gl.program(vertex_shader=shaders.sky_on_vertices(), varyings=["sky_before", "sky_behind"])
         """The program that `on_corners` wants its vertex arrays made for."""
         quad = gl.buffer(np.array([[-1, -1], [3, -1], [-1, 3]], np.float32).tobytes())
-        self._blur: Any = gl.program(vertex_shader=FULL, fragment_shader=shaders.BLUR)
+        self._blur: Any = gl.program(vertex_shader=shaders.FULL, fragment_shader=shaders.BLUR)
         programs = (self._lamp, self._sky, self._blur)
         self._quads = {p: gl.vertex_array(p, [(quad, "2f", "corner")]) for p in programs}
         self._lamp_frame = gl.framebuffer([self._grainy])

@@ -131,7 +131,7 @@ class PathTracer:
         try:
             import drjit
         except ImportError as error:
-            raise RenderingError("path-traced pictures need the package mitsuba: pip install mitsuba") from error
+            raise RenderingError("path-traced images need the package mitsuba: pip install mitsuba") from error
         # Before anything starts threads: they would add light up in another order each time, and round it so.
         drjit.set_thread_count(1)
         self._mi = load_mitsuba()
@@ -148,8 +148,8 @@ class PathTracer:
         """
         parts: dict[str, Any] = {}
         for number, surface in enumerate(room.surfaces):
-            picture = None if surface.texture is None else textures[surface.texture]
-            parts[f"room_{number}"] = self._shape(surface.corners, picture, surface.material)
+            texture = None if surface.texture is None else textures[surface.texture]
+            parts[f"room_{number}"] = self._shape(surface.corners, texture, surface.material)
         for number, item in enumerate(objects):
             assert item.mesh.surface is not None
             corners = item.mesh.surface.corners.copy()
@@ -203,13 +203,13 @@ class PathTracer:
         return np.minimum(np.nan_to_num(linear), 20 * max(float(np.percentile(linear, 99)), 1e-3))
 
     def _shape(
-        self, corners: NDArray[np.float32], picture: NDArray[np.uint8] | None, material: Material, cutoff: float = 0.0
+        self, corners: NDArray[np.float32], texture: NDArray[np.uint8] | None, material: Material, cutoff: float = 0.0
     ) -> Any:
         mi = self._mi
         colour: dict[str, Any] = {"type": "mesh_attribute", "name": "vertex_color"}
-        if picture is not None:
+        if texture is not None:
             # An image comes with one tint for all corners.
-            texels = (picture[..., :3] / np.float32(255) * corners[0, 8:11]) ** np.float32(_GAMMA)
+            texels = (texture[..., :3] / np.float32(255) * corners[0, 8:11]) ** np.float32(_GAMMA)
             colour = {"type": "bitmap", "bitmap": mi.Bitmap(np.ascontiguousarray(texels)), "raw": True}
         bsdf: dict[str, Any] = {
             "type": "principled",
@@ -219,8 +219,8 @@ class PathTracer:
             "specular": float(np.clip(material.specular, 0.0, 1.0)),
         }
         bsdf = {"type": "twosided", "bsdf": bsdf}
-        if picture is not None and cutoff > 0:
-            solid = (picture[..., 3:] >= 255 * cutoff).astype(np.float32)
+        if texture is not None and cutoff > 0:
+            solid = (texture[..., 3:] >= 255 * cutoff).astype(np.float32)
             opacity = {"type": "bitmap", "bitmap": mi.Bitmap(solid), "raw": True, "filter_type": "nearest"}
             bsdf = {"type": "mask", "opacity": opacity, "bsdf": bsdf}
         properties = mi.Properties()

@@ -30,7 +30,6 @@ class SynthesisSettings(SceneSettings):
         textures: folder of images for rooms and for parts of objects, beside painted textures; or None.
         views: smallest and largest number of images of a scene; the last scene may have fewer.
         format: "bop" (folders), "shards" (webdataset), or "both".
-        depth: write depth maps.
         scenes_a_shard: number of scenes in a shard.
         bop_split: subfolder of the scenes; that of the shards has "_web" appended, as MegaPose's data.
     """
@@ -45,7 +44,6 @@ class SynthesisSettings(SceneSettings):
     textures: str | None = None
     views: tuple[int, int] = (5, 20)
     format: Format = "bop"
-    depth: bool = True
     scenes_a_shard: int = 20
     bop_split: str = "train_pbr"
 
@@ -53,12 +51,12 @@ class SynthesisSettings(SceneSettings):
         super().__post_init__()
         for name, least in (("images", 1), ("seed", 0), ("objects", 0), ("first_object", 0), ("scenes_a_shard", 1)):
             if getattr(self, name) < least:
-                raise ConfigError(f"{name}: {getattr(self, name)} has to be at least {least}")
+                raise ConfigError(f"{name}: {getattr(self, name)} must be at least {least}")
         for name, known in (("part", PARTS), ("format", get_args(Format))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is unknown; use {', '.join(known)}")
         if not 1 <= self.views[0] <= self.views[1]:
-            raise ConfigError(f"views: {self.views[0]} {self.views[1]} has to be two rising numbers from 1 on")
+            raise ConfigError(f"views: {self.views[0]} {self.views[1]} must be two ascending numbers from 1 on")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.bop_split):
             raise ConfigError(f"bop_split: {self.bop_split!r} is not a name such as train_pbr, val or test")
         if not self.objects and self.meshes is None:

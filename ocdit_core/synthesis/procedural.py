@@ -9,7 +9,7 @@ import trimesh
 from numpy.typing import NDArray
 from PIL import Image
 
-from ocdit_core.data.painting import PLAIN_SHARE, Photographs, random_colour, random_paint, random_palette
+from ocdit_core.data.painting import PLAIN_PROBABILITY, Photographs, random_colour, random_paint, random_palette
 from ocdit_core.objects.meshes import load_mesh
 from ocdit_core.objects.surfaces import surface_of
 from ocdit_core.synthesis.shapes import Patch, Solid, random_assembly, slots_of
@@ -45,7 +45,7 @@ def procedural_object(seed: int, photographs: Photographs | None = None) -> trim
 
     slots = int(slot.max()) + 1
     palette = random_palette(rng)
-    if rng.random() < PLAIN_SHARE:
+    if rng.random() < PLAIN_PROBABILITY:
         shared = random_colour(rng) if rng.random() < 0.5 else None
         chosen = np.array([shared if shared is not None else palette[i % len(palette)] for i in range(slots)])
         colours = np.concatenate([np.clip(chosen, 5, 250)[slot], np.full((len(slot), 1), 255)], axis=1)

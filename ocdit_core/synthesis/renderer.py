@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.errors import DataError, RenderingError
+from ocdit_core.errors import RenderingError
 from ocdit_core.objects.renderer import clip_matrix, make_texture, open_context
 from ocdit_core.objects.surfaces import Surface, surface_of
 from ocdit_core.synthesis import shaders
@@ -28,12 +27,9 @@ if TYPE_CHECKING:
 
 
 def make_frame(gl: Any, kind: str, size: tuple[int, int]) -> dict[str, Any]:
-    """Return framebuffers and the textures that they draw into, by name.
+    """Return framebuffers and the textures that they draw into, by name, of a size (rows, columns) in pixels.
 
-    Args:
-        gl: moderngl's context.
-        kind: "silhouettes" (sheet), "preview" (linear, seen), or "view" (image, seen, and what these are made from).
-        size: rows and columns in pixels.
+    The kinds are "silhouettes" (sheet), "preview" (linear, seen) and "view" (smoothed, seen, and their sources).
     """
     pixels = size[::-1]
     made: dict[str, Any] = {}
@@ -47,20 +43,14 @@ def make_frame(gl: Any, kind: str, size: tuple[int, int]) -> dict[str, Any]:
         made["linear"] = gl.texture(pixels, 4, dtype="f2")
         made["all"] = gl.framebuffer([made["linear"], made["seen"]], made["depth"])
         return made
-    for name, channels, dtype in (
-        ("normal", 4, "f2"),
-        ("colour", 4, "f1"),
-        ("sky", 4, "f2"),
-        ("shaded", 4, "f1"),
-        ("picture", 4, "f1"),
-    ):
-        made[name] = gl.texture(pixels, channels, dtype=dtype)
+    for name, dtype in {"normal": "f2", "colour": "f1", "sky": "f2", "shaded": "f1", "smoothed": "f1"}.items():
+        made[name] = gl.texture(pixels, 4, dtype=dtype)
     made["shaded"].repeat_x = made["shaded"].repeat_y = False
     made["surfaces"] = gl.framebuffer([made[k] for k in ("seen", "normal", "colour", "sky")], made["depth"])
     made["light"] = gl.framebuffer([made["shaded"]], made["depth"])
     made["light"].depth_mask = False  # it only asks where objects are
     made["room"] = gl.framebuffer([made["shaded"], made["seen"]], made["depth"])
-    made["smooth"] = gl.framebuffer([made["picture"]])
+    made["smooth"] = gl.framebuffer([made["smoothed"]])
     return made
 
 
@@ -70,11 +60,7 @@ _WORDS = {"position": "3f", "normal": "3f", "uv": "2f", "colour": "4f"}
 
 @dataclass(eq=False)
 class SceneMesh:
-    """A mesh, or a part of a room, on the graphics card; give it back with `SceneRenderer.release`.
-
-    Attributes:
-        surface: none for parts of a room, whose textures belong to their pool.
-    """
+    """A mesh on the graphics card; or a part of a room, without a surface, whose texture belongs to its pool."""
 
     surface: Surface | None
     arrays: dict[str, Any]
@@ -95,11 +81,13 @@ class SceneMesh:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Placed:
-    """One object where it lies.
+    """One object in its pose.
 
     Attributes:
+        mesh: from `SceneRenderer.upload`.
         pose: (4, 4) world-from-object, metres.
-        label: its value in the image of labels, 1..254; 0 hides it among the background, as distractors are.
+        material: how it reflects light.
+        label: its value in the image of labels, 1..254; 0, as for distractors, is that of the background.
     """
 
     mesh: SceneMesh
@@ -131,11 +119,7 @@ class SceneView:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StagedScene:
-    """What `SceneRenderer.stage` prepares.
-
-    Attributes:
-        skies: for each object a buffer of the sky's light on its corners.
-    """
+    """What `SceneRenderer.stage` prepares; `skies` holds a buffer of the sky's light on the corners of each object."""
 
     room: Room
     parts: list[tuple[SceneMesh, Material, Place]]
@@ -158,7 +142,7 @@ def camera_uniforms(room: Room, views: LightViews, pose: Array, K: Array, size: 
     to_pixels = np.diag([size[1], size[0], 1.0])
     return {
         "clip_from_world": (clip_matrix(K, size, NEAR, FAR) @ pose).T,
-        "ray_from_picture": (pose[:3, :3].T @ np.linalg.inv(K) @ to_pixels).T,
+        "ray_from_image": (pose[:3, :3].T @ np.linalg.inv(K) @ to_pixels).T,
         "eye": -pose[:3, :3].T @ pose[:3, 3],
         "forward": pose[2, :3],
         "light_at": views.light_at[::LIGHT_SAMPLES],
@@ -182,7 +166,6 @@ def write_uniforms(program: Any, values: dict[str, Any]) -> None:
             program[name].write(flat.tobytes())
 
 
-MAX_LABEL = 254
 KEPT_FRAMES = 8
 _SHEET_ROWS = 15360  # of the sheet that silhouettes are drawn on, one below the other
 _UNITS = {
@@ -213,13 +196,11 @@ class SceneRenderer:
     def __enter__(self) -> SceneRenderer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Free the context and all that was drawn in it; a second call does nothing."""
+        """Free the context; a second call does nothing."""
         if self._gl is not None:
             with self._context():
                 self._unstage()
@@ -237,10 +218,10 @@ class SceneRenderer:
             texture = None if surface.texture is None else make_texture(self._gl, surface.texture, trilinear=True)
             return self._mesh(surface.corners, surface, texture)
 
-    def upload_texture(self, picture: NDArray[np.uint8]) -> Any:
+    def upload_texture(self, image: NDArray[np.uint8]) -> Any:
         """Put an image (H, W, 3) sRGB for the room's surfaces on the card."""
         with self._context():
-            rgba = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)])
+            rgba = np.dstack([image, np.full(image.shape[:2], 255, np.uint8)])
             return make_texture(self._gl, rgba, trilinear=True)
 
     def release(self, *items: Any) -> None:
@@ -257,13 +238,7 @@ class SceneRenderer:
             room: what stands still.
             textures: by number, those that the room's surfaces name, from `upload_texture`.
             objects: each label but 0 at most once.
-
-        Raises:
-            DataError: a label is outside 0..254 or taken twice.
         """
-        labels = [item.label for item in objects if item.label]
-        if len(set(labels)) < len(labels) or any(not 0 < label <= MAX_LABEL for label in labels):
-            raise DataError(f"labels {labels}: each has to be in 1..{MAX_LABEL}, or 0 for what has none, and used once")
         with self._context():
             self._unstage()
             parts: list[tuple[SceneMesh, Material, Place]] = []
@@ -330,7 +305,7 @@ class SceneRenderer:
             frame["shaded"].use(_UNITS["shaded_map"])
             frame["smooth"].use()
             self._fill("smoothing", 0, common)
-            rgba = np.frombuffer(frame["picture"].read(), np.uint8).reshape(*size, 4)
+            rgba = np.frombuffer(frame["smoothed"].read(), np.uint8).reshape(*size, 4)
             seen = np.frombuffer(frame["seen"].read(), np.float32).reshape(*size, 2)
         return SceneView(
             rgb=np.asarray(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), dtype=np.uint8),
@@ -440,9 +415,6 @@ class SceneRenderer:
 
     def _frame(self, kind: str, size: tuple[int, int]) -> dict[str, Any]:
         """The framebuffers and textures for a kind of image; the last few sizes are kept."""
-        limit = int(self._gl.info["GL_MAX_TEXTURE_SIZE"])
-        if not (0 < size[0] <= limit and 0 < size[1] <= limit):
-            raise RenderingError(f"size {size} is outside 1..{limit} pixels a side")
         frame = self._frames.pop((kind, *size), None) or make_frame(self._gl, kind, size)
         self._frames[(kind, *size)] = frame
         while len(self._frames) > KEPT_FRAMES:
@@ -459,8 +431,6 @@ class SceneRenderer:
         return SceneMesh(surface, arrays, buffer, texture)
 
     def _scene(self) -> StagedScene:
-        if self._gl is None:
-            raise RenderingError("the renderer is closed; make a new one")
         if self._staged is None:
             raise RenderingError("no scene is staged; call stage first")
         return self._staged

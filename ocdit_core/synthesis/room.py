@@ -1,8 +1,6 @@
 """Rooms: a floor, walls, a table with furniture around it, and the light.
 
-The origin is the middle of the surface that objects lie on.
-
-World axes: x and y along the table, z up, metres.
+World axes: x and y along the table, z up, metres; the origin is the middle of the surface that objects lie on.
 """
 
 from __future__ import annotations
@@ -27,12 +25,12 @@ TABLE_PROBABILITY = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """How a surface throws light back, beside its colour.
+    """How a surface reflects light, beside its colour.
 
     Attributes:
-        roughness: 0 a mirror, 1 chalk.
-        specular: strength of the highlights of what is no metal; 0.5 is plastic's.
-        metallic: 1: a metal, whose highlights have its colour and which is dark otherwise.
+        roughness: 0 is a mirror, 1 is chalk.
+        specular: strength of the highlights of a non-metal; 0.5 is plastic.
+        metallic: 1 is a metal, whose highlights have its colour and which has no diffuse reflection.
     """
 
     roughness: float = 0.6
@@ -42,11 +40,12 @@ class Material:
 
 @dataclass(frozen=True, kw_only=True)
 class RoomSurface:
-    """Triangles of one look.
+    """Triangles of one texture and material.
 
     Attributes:
-        corners: (3 * faces, 12) position, normal, texture coordinate, colour: as `objects.surfaces.Surface` has them.
-        texture: which image of the pool; None for the colour alone.
+        corners: (3 * faces, 12) position, normal, texture coordinate and colour, as in `objects.surfaces.Surface`.
+        texture: number of an image in the pool; None for the colour alone.
+        material: how it reflects light.
         place: what may shade it: objects, the table above it, or nothing.
     """
 
@@ -58,12 +57,12 @@ class RoomSurface:
 
 @dataclass(frozen=True, kw_only=True)
 class RoomLight:
-    """A ball that shines.
+    """A spherical lamp.
 
     Attributes:
         position: (3,) metres.
         radius: metres; a larger one casts softer shadows.
-        colour: (3,) linear intensity: what arrives is this over the square of the distance.
+        colour: (3,) linear intensity: the irradiance is this over the square of the distance.
     """
 
     position: Vector
@@ -73,17 +72,19 @@ class RoomLight:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What stands still in a scene.
+    """The static part of a scene.
 
     Attributes:
-        half_size: half the extent of what objects lie on, metres.
-        table_height: metres over the floor; 0: the objects lie on the floor.
-        low: (3,) the room's least x, y, z (the floor), metres.
-        high: (3,) the room's largest x, y, z (the ceiling), metres.
-        zenith: (3,) linear radiance of the ceiling, by which the room is lit from everywhere.
+        surfaces: floor, walls, table and furniture.
+        lights: lamps.
+        half_size: half the extent of the surface that objects lie on, metres.
+        table_height: height over the floor in metres; 0: the objects lie on the floor.
+        low: (3,) minimum x, y, z of the room in metres (the floor).
+        high: (3,) maximum x, y, z of the room in metres (the ceiling).
+        zenith: (3,) linear radiance of the ceiling, which lights the room from everywhere.
         horizon: (3,) linear radiance of the walls.
-        windows: (n, 6) directions from which more comes, and how much more of each colour.
-        ground: (3,) linear light that the table or floor throws back.
+        windows: (n, 6) directions of additional light, and its linear radiance.
+        ground: (3,) linear light that the table or floor reflects.
     """
 
     surfaces: tuple[RoomSurface, ...]
@@ -98,17 +99,12 @@ class Room:
     ground: Vector
 
 
-def random_room(
-    rng: np.random.Generator,
-    *,
-    textures: int,
-    objects_reach: float = 0.4,
-) -> Room:
+def random_room(rng: np.random.Generator, *, textures: int, objects_reach: float = 0.4) -> Room:
     """Furnish a room.
 
     Args:
         rng: source of randomness.
-        textures: how many images the pool has to choose from; 0 for plain colours.
+        textures: number of images in the pool; 0 for plain colours.
         objects_reach: half the side in metres of the area that the objects need.
     """
     table = rng.random() < TABLE_PROBABILITY

@@ -20,7 +20,7 @@ from ocdit_core.synthesis.path_tracer import PathTracer, developed
 from ocdit_core.synthesis.renderer import Placed, SceneRenderer
 from ocdit_core.synthesis.room import Material, Room, random_room
 from ocdit_core.synthesis.settling import collision_hulls, settle
-from ocdit_core.synthesis.sources import ObjectSource, TexturePool
+from ocdit_core.synthesis.sources import Objects, TexturePool
 
 if TYPE_CHECKING:
     import trimesh
@@ -66,6 +66,7 @@ class SceneSettings:
         distractors: smallest and largest number of objects without a label in a scene.
         quality: "fast", or "good": four samples a pixel.
         path_traced: probability that Mitsuba draws an image's colours.
+        depth: write depth maps.
     """
 
     size: tuple[int, int] = (480, 640)
@@ -74,6 +75,7 @@ class SceneSettings:
     distractors: tuple[int, int] = (0, 4)
     quality: Quality = "fast"
     path_traced: float = 0.0
+    depth: bool = True
 
     def __post_init__(self) -> None:
         if min(self.size) < 64:
@@ -81,7 +83,7 @@ class SceneSettings:
         for name, least in (("targets", 1), ("distractors", 0)):
             low, high = getattr(self, name)
             if not least <= low <= high:
-                raise ConfigError(f"{name}: {low} {high} has to be two rising numbers from {least} on")
+                raise ConfigError(f"{name}: {low} {high} must be two ascending numbers from {least} on")
         if self.targets[1] > MAX_TARGETS:
             raise ConfigError(f"targets: {self.targets[1]} are more than {MAX_TARGETS}")
         if self.quality not in get_args(Quality):
@@ -93,14 +95,7 @@ class SceneSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneObject:
-    """One object at rest.
-
-    Attributes:
-        name: its name in the source.
-        pose: (4, 4) world-from-object, metres.
-        material: how its surface reflects light.
-        label: 1, 2, ... for targets, 0 for distractors.
-    """
+    """One object at rest: its name, pose (4, 4) world-from-object in metres, material, and label, 0 for distractors."""
 
     name: str
     pose: Array
@@ -127,7 +122,7 @@ class SceneMaker:
 
     def __init__(
         self,
-        source: ObjectSource,
+        source: Objects,
         settings: SceneSettings,
         *,
         seed: int = 0,
@@ -137,7 +132,7 @@ class SceneMaker:
     ) -> None:
         self.settings = settings
         self._source, self._seed, self._pool = source, seed, textures or TexturePool(seed)
-        self._ids = object_ids or {name: number for number, name in enumerate(source.names, start=1)}
+        self._ids = object_ids or {name: number for number, name in enumerate(source, start=1)}
         self._tracer: PathTracer | None = None
         self._own = renderer is None
         self._renderer = renderer or SceneRenderer()
@@ -258,7 +253,7 @@ class SceneMaker:
         return LabelledFrame(
             image=_photographed(rng, colours),
             K=K,
-            depth=view.depth,
+            depth=view.depth if self.settings.depth else None,
             objects=tuple(labelled),
             rotation=pose[:3, :3],
             translation=pose[:3, 3],
@@ -295,7 +290,7 @@ class SceneMaker:
         return np.random.default_rng([self._seed, *key, 0x5CE4E])
 
     def _choose(self, rng: Rng, count: int, taken: Sequence[str]) -> list[str]:
-        names = [name for name in self._source.names if name not in set(taken)]
+        names = [name for name in self._source if name not in set(taken)]
         if len(names) < count:
             raise DataError(f"a scene needs {count} objects, and there are {len(names)}; give more or ask for fewer")
         return [names[i] for i in rng.choice(len(names), count, replace=False)]
@@ -303,7 +298,7 @@ class SceneMaker:
     def _object(self, name: str) -> tuple[trimesh.Trimesh, list[Array], Any]:
         """Return mesh, convex bodies and handle of an object."""
         if name not in self._objects:
-            mesh = self._source.mesh(name)
+            mesh = self._source[name]()
             self._objects[name] = mesh, collision_hulls(mesh), self._renderer.upload(mesh)
         self._objects.move_to_end(name)
         return self._objects[name]

@@ -163,13 +163,11 @@ class Settled:
         poses: (n, 4, 4) table-from-object, metres; z points up, the origin is the middle of the table's top.
         kept: (n,) bool; False for objects that were removed: they fell off, sank in, or never came to rest.
         depth: deepest overlap of two kept objects' hulls, or of one with the table, metres.
-        seconds: simulated time.
     """
 
     poses: Array
     kept: NDArray[np.bool_]
     depth: float
-    seconds: float
 
 
 def settle(objects: Sequence[Sequence[Array]], half_size: tuple[float, float], rng: np.random.Generator) -> Settled:
@@ -183,8 +181,6 @@ def settle(objects: Sequence[Sequence[Array]], half_size: tuple[float, float], r
     Raises:
         DataError: MuJoCo is missing, or refuses a body.
     """
-    if not objects:
-        return Settled(poses=np.zeros((0, 4, 4)), kept=np.zeros(0, bool), depth=0.0, seconds=0.0)
     radii = np.array([max(float(np.linalg.norm(hull, axis=1).max()) for hull in hulls) for hulls in objects])
     filled = 2 * float(np.sqrt((radii**2).sum())) * rng.uniform(*CROWDING)
     area = np.minimum(np.full(2, max(filled / 2, radii.max())), 0.92 * np.asarray(half_size))
@@ -246,18 +242,18 @@ class _Simulation:
     def run(self, rng: np.random.Generator) -> Settled:
         self._place(rng)
         budget = round(TIME_LIMIT / TIME_STEP)
-        used = self._until_still(budget)
+        self._until_still(budget)
         self._model.geom_contype[1:5] = self._model.geom_conaffinity[1:5] = 0
         for _ in range(_ROUNDS):
             # Without the walls, and without what had to go, others may fall: those rounds are short.
-            used += self._until_still(budget // 3)
+            self._until_still(budget // 3)
             if not self._remove_bad():
                 break
         else:
             # What was taken out last may have borne any of the others.
             self._kept[:] = False
         depth = max((d for a, b, d in self._overlaps() if self._counts(a) and self._counts(b)), default=0.0)
-        return Settled(poses=self._poses(), kept=self._kept.copy(), depth=depth, seconds=used * TIME_STEP)
+        return Settled(poses=self._poses(), kept=self._kept.copy(), depth=depth)
 
     def _place(self, rng: np.random.Generator) -> None:
         """Place every object in the air, free of the others, as low as one of a few random places allows."""
@@ -283,15 +279,14 @@ class _Simulation:
             placed.append((best[1], reach, z + high))
         self._mujoco.mj_forward(self._model, self._data)
 
-    def _until_still(self, budget: int) -> int:
-        """Step until nothing that is kept moves for a while; return the number of steps."""
+    def _until_still(self, budget: int) -> None:
+        """Step until nothing that is kept moves for a while, at most `budget` steps."""
         check, quiet = max(1, round(0.04 / TIME_STEP)), 0
-        for step in range(0, budget, check):
+        for _ in range(0, budget, check):
             self._mujoco.mj_step(self._model, self._data, nstep=check)
             quiet = quiet + 1 if not self._moving().any() else 0
             if quiet == 3:
-                return step + check
-        return budget
+                return
 
     def _moving(self) -> NDArray[np.bool_]:
         velocity = self._data.qvel.reshape(-1, 6)

@@ -54,7 +54,7 @@ uniform float sky_texel;
 
 
 def _sky_sum(at: str, normal: str, out: str, jitter: str) -> str:
-    """Statements that add the sky's light at a point with a normal to the vec4 `out`: colour, and share seen."""
+    """Statements that add the sky's light at a point with a normal to the vec4 `out`: colour, and visible fraction."""
     lines = []
     for k in range(SKY_DIRECTIONS):
         row, column = divmod(k, SKY_GRID[0])
@@ -132,7 +132,7 @@ void main() {
 
 
 def sky_on_table() -> str:
-    """Return the fragment shader that bakes the sky's light on the table: colour, and the share that is seen."""
+    """Return the fragment shader that bakes the sky's light on the table: colour, and the fraction that is visible."""
     return (
         head()
         + _SKY_UNIFORMS
@@ -317,7 +317,7 @@ uniform float label;
 uniform vec3 forward;
 uniform sampler2D lamps_seen;  // on the table: how much of each lamp is seen, and of the sky
 uniform sampler2D sky_seen;    // on the table: the sky's light
-uniform vec4 baked_area;       // least x and y, then 1 / extent of these two pictures
+uniform vec4 baked_area;       // least x and y, then 1 / extent of these two images
 uniform vec3 table;            // half size in x and y; height over the floor
 in vec3 world_at;
 in vec3 world_normal;
@@ -406,7 +406,7 @@ in vec4 baked_behind;
 layout(location = 0) out vec2 seen;      // metres along the axis, label
 layout(location = 1) out vec4 normal;    // and roughness after the point, metallic in fifteenths before it
 layout(location = 2) out vec4 colour;    // sRGB, and specular
-layout(location = 3) out vec4 sky;       // the sky's light, and the share of it that is seen
+layout(location = 3) out vec4 sky;       // the sky's light, and the visible fraction of it
 void main() {
     //CUT
     vec3 face = cross(dFdx(world_at), dFdy(world_at));
@@ -425,7 +425,7 @@ uniform sampler2D seen_map;
 uniform sampler2D normal_map;
 uniform sampler2D colour_map;
 uniform sampler2D sky_map;
-uniform mat3 ray_from_picture;
+uniform mat3 ray_from_image;
 uniform mat4 light_clip[LAMPS * LIGHT_SAMPLES];
 uniform sampler2DShadow light_maps;
 uniform float light_texel;     // metres that a texel of a shadow map covers
@@ -437,7 +437,7 @@ void main() {
     vec4 packed_normal = texelFetch(normal_map, pixel, 0);
     vec4 colour = texelFetch(colour_map, pixel, 0);
     vec4 baked = texelFetch(sky_map, pixel, 0);
-    vec3 world_at = eye + ray_from_picture * vec3(across, 1.0) * seen.x;
+    vec3 world_at = eye + ray_from_image * vec3(across, 1.0) * seen.x;
     vec3 n = packed_normal.xyz;
     vec3 view = normalize(eye - world_at);
     vec3 albedo = pow(colour.rgb, vec3(2.2));

@@ -6,7 +6,6 @@ upwards when seen from outside, with texture coordinates along; units are those 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,18 +34,18 @@ Solid = list[Patch]
 
 
 def slots_of(solid: Solid) -> int:
-    """How many paints the solid wants."""
+    """Return the number of paints of a solid."""
     return 1 + max(patch.slot for patch in solid)
 
 
 def transformed(solid: Solid, *, rotation: Grid | None = None, scale: ArrayLike = 1.0, shift: ArrayLike = 0.0) -> Solid:
-    """The solid scaled, then rotated by (3, 3), then moved."""
+    """Return the solid scaled, then rotated by (3, 3), then shifted."""
     matrix = np.eye(3) if rotation is None else rotation
     return [replace(p, points=(p.points * np.asarray(scale)) @ matrix.T + np.asarray(shift)) for p in solid]
 
 
 def rotation_to(axis: ArrayLike) -> Grid:
-    """A rotation (3, 3) that takes z to the given direction."""
+    """Return a rotation (3, 3) that takes z to the given direction."""
     z = np.asarray(axis, dtype=np.float64)
     z = z / np.linalg.norm(z)
     helper = np.array([1.0, 0.0, 0.0]) if abs(z[0]) < 0.9 else np.array([0.0, 1.0, 0.0])
@@ -105,16 +104,9 @@ def capsule(radius: float, length: float, sections: int = 20) -> Solid:
 def cylinder(radius: float, height: float, sections: int = 28, bevel: float = 0.08, top: float = 1.0) -> Solid:
     """A can or, with `top` below 1, a cone along z, its rims bevelled by a fraction of the radius."""
     b, h, rt = bevel * radius, height / 2, radius * top
-    profile = [
-        (0, -h),
-        (radius - b, -h),
-        (radius, -h + min(b, h / 2)),
-        ((radius + rt) / 2, 0),
-        (rt, h - min(b, h / 2)),
-        (max(rt - b, 0), h),
-        (0, h),
-    ]
-    return lathe(profile, sections)
+    below = [(0, -h), (radius - b, -h), (radius, -h + min(b, h / 2)), ((radius + rt) / 2, 0)]
+    above = [(rt, h - min(b, h / 2)), (max(rt - b, 0), h), (0, h)]
+    return lathe(below + above, sections)
 
 
 def rounded_box(half: Point, radius: float, *, paints: int = 3) -> Solid:
@@ -245,8 +237,7 @@ def random_profile(rng: np.random.Generator, points: int = 18) -> Grid:
     radii = rng.uniform(0.15, 0.9, knots)
     t = np.linspace(0, 1, points)
     at = np.linspace(0, 1, knots)
-    smooth: Callable[..., Grid] = np.interp
-    radius = smooth(t, at, radii)
+    radius = np.interp(t, at, radii)
     for _ in range(2):  # round the kinks
         radius = np.convolve(np.pad(radius, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
     height = (t - 0.5) * rng.uniform(1.0, 2.6)
@@ -261,25 +252,8 @@ def random_assembly(rng: Rng) -> list[Solid]:
     """One to five solids that make an object, about 2 units in size, z up."""
     if rng.random() < 0.45:
         return [random_solid(rng)]
-    kinds = (
-        _mug,
-        _mug,
-        _hammer,
-        _capped_bottle,
-        _dumbbell,
-        _stack,
-        _stack,
-        _attached,
-        _attached,
-        _attached,
-        _stool,
-        _jug,
-        _tool,
-        _cross,
-        _car,
-        _lamp,
-        _house,
-    )
+    kinds = (*[_mug] * 2, _hammer, _capped_bottle, _dumbbell, *[_stack] * 2, *[_attached] * 3, _stool, _jug)
+    kinds += (_tool, _cross, _car, _lamp, _house)
     return kinds[rng.integers(len(kinds))](rng)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +13,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.data.augment import find_images
 from ocdit_core.data.frame import read_json
 from ocdit_core.data.painting import Photographs, random_background
-from ocdit_core.errors import ConfigError, DataError
+from ocdit_core.errors import DataError
 from ocdit_core.files import write_text
-from ocdit_core.images import read_image
+from ocdit_core.images import SUFFIXES, read_image
 from ocdit_core.objects.formats import FORMATS
 from ocdit_core.synthesis.procedural import LARGEST, SMALLEST, painted_mesh, procedural_object
 
@@ -28,56 +27,11 @@ if TYPE_CHECKING:
 PARTS = ("train", "test")
 
 
-class ObjectSource:
-    """Objects by name; the same name always means the same mesh.
-
-    Args:
-        loaders: for each name, a function that returns the mesh: in metres, the middle of its box at the origin.
-
-    Attributes:
-        names: the names, in a fixed order.
-
-    Raises:
-        DataError: there is no object.
-    """
-
-    def __init__(self, loaders: Mapping[str, Callable[[], trimesh.Trimesh]]) -> None:
-        if not loaders:
-            raise DataError("objects: none; give procedural ones, or a folder of meshes")
-        self._loaders = dict(loaders)
-        self.names = list(loaders)
-
-    def mesh(self, name: str) -> trimesh.Trimesh:
-        """Return the mesh of an object.
-
-        Raises:
-            DataError: there is no such object.
-            MeshError: its file is missing or damaged.
-        """
-        if name not in self._loaders:
-            raise DataError(f"{name}: no such object among {len(self.names)}, such as {self.names[0]}")
-        return self._loaders[name]()
-
-    def only(self, names: Iterable[str]) -> ObjectSource:
-        """Return the source of some objects, in the same order.
-
-        Raises:
-            DataError: a name is not in the source, or none was given.
-        """
-        wanted = set(names)
-        missing = sorted(wanted.difference(self._loaders))
-        if missing:
-            raise DataError(f"objects: {', '.join(missing[:5])} ({len(missing)} in all) are not in the source")
-        return ObjectSource({name: load for name, load in self._loaders.items() if name in wanted})
-
-    def __or__(self, other: ObjectSource) -> ObjectSource:
-        twice = self._loaders.keys() & other._loaders.keys()
-        if twice:
-            raise DataError(f"{min(twice)}: two sources have an object of this name")
-        return ObjectSource({**self._loaders, **other._loaders})
+Objects = Mapping[str, Callable[[], "trimesh.Trimesh"]]
+"""Objects by name: functions that return a mesh in metres, the middle of its box at the origin, always the same."""
 
 
-def procedural_objects(count: int, *, first_seed: int = 0, photographs: Photographs | None = None) -> ObjectSource:
+def procedural_objects(count: int, *, first_seed: int = 0, photographs: Photographs | None = None) -> Objects:
     """Return objects made from seeds, named procedural_000000017 and so on.
 
     Args:
@@ -86,10 +40,10 @@ def procedural_objects(count: int, *, first_seed: int = 0, photographs: Photogra
         photographs: (H, W, 3) sRGB images that parts are textured with, beside painted patterns.
     """
     seeds = range(first_seed, first_seed + count)
-    return ObjectSource({f"procedural_{seed:09d}": partial(procedural_object, seed, photographs) for seed in seeds})
+    return {f"procedural_{seed:09d}": partial(procedural_object, seed, photographs) for seed in seeds}
 
 
-def mesh_folder(folder: str | Path, *, seed: int = 0, photographs: Photographs | None = None) -> ObjectSource:
+def mesh_folder(folder: str | Path, *, seed: int = 0, photographs: Photographs | None = None) -> Objects:
     """Return the mesh files in a folder and its subfolders, named by their path without suffix.
 
     Files state sizes in all sorts of units, if at all: an object that is not SMALLEST to LARGEST across is scaled to a
@@ -114,7 +68,7 @@ def mesh_folder(folder: str | Path, *, seed: int = 0, photographs: Photographs |
         files[name] = path
     if not files:
         raise DataError(f"{root}: holds no mesh; known formats are {', '.join(FORMATS)}")
-    return ObjectSource({name: partial(_read_mesh, path, name, seed, photographs) for name, path in files.items()})
+    return {name: partial(_read_mesh, path, name, seed, photographs) for name, path in files.items()}
 
 
 def _read_mesh(path: Path, name: str, seed: int, photographs: Photographs | None) -> trimesh.Trimesh:
@@ -143,7 +97,11 @@ class TexturePool:
 
     def __init__(self, seed: int = 0, *, painted: int = 96, folder: str | Path | None = None, size: int = 512) -> None:
         self._seed, self._painted, self._size = seed, painted, size
-        self._files = [] if folder is None else find_images(folder)
+        self._files: list[Path] = []
+        if folder is not None:
+            self._files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not self._files:
+                raise DataError(f"{folder}: no such folder, or it holds no image ({', '.join(SUFFIXES)})")
 
     def __len__(self) -> int:
         return self._painted + len(self._files)
@@ -160,21 +118,6 @@ class TexturePool:
         top, left = ((length - side) // 2 for length in image.shape[:2])
         square = image[top : top + side, left : left + side]
         return np.asarray(cv2.resize(square, (self._size, self._size), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def split_names(names: Iterable[str], *, test_fraction: float, seed: int = 0) -> dict[str, list[str]]:
-    """Divide names into "train" and "test" by their hash: a name stays in its part whatever is added later.
-
-    Raises:
-        ConfigError: the fraction is outside 0..1.
-    """
-    if not 0 <= test_fraction <= 1:
-        raise ConfigError(f"test_fraction: {test_fraction} has to be in 0..1")
-    parts: dict[str, list[str]] = {part: [] for part in PARTS}
-    for name in names:
-        position = zlib.crc32(f"{seed} {name}".encode()) / 2**32
-        parts["test" if position < test_fraction else "train"].append(name)
-    return parts
 
 
 def write_split(path: str | Path, parts: dict[str, list[str]]) -> None:

@@ -169,17 +169,6 @@ def test_a_shard_is_read_back_and_the_same_frames_are_the_same_bytes(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_pictures_that_are_files_already_stay_as_they_are(tmp_path):
-    data = cv2.imencode(".png", np.full((24, 32, 3), 7, np.uint8))[1].tobytes()
-    frame = LabelledFrame(image=data, K=K)
-    folder = write_scene(tmp_path, "test", 0, [frame])
-    assert (folder / "rgb" / "000000.png").read_bytes() == data
-    assert not (folder / "depth").exists()
-    (read,) = BopFolder(tmp_path, "test")
-    assert read.annotations == ()
-    assert read.depth() is None
-
-
 def test_depth_beyond_the_range_is_none():
     depth = np.array([[0.5, 6.5535, 6.6], [np.inf, np.nan, -1.0]], np.float32)
     stored = cv2.imdecode(np.frombuffer(encode_depth(depth), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -200,19 +189,11 @@ def test_an_error_leaves_nothing(tmp_path):
 
 def test_what_does_not_fit_together_is_refused(tmp_path):
     good = truth()
-    cases = {
-        "depth has the shape": {"depth": np.ones((3, 4))},
-        "the image is float64": {"image": np.ones((24, 32, 3))},
-        "K has the shape": {"K": np.eye(4)},
-    }
-    for message, change in cases.items():
-        with pytest.raises(DataError, match=message):
-            write_scene(tmp_path, "train", 0, [LabelledFrame(**{**vars(good), **change})])
     stray = LabelledObject(**{**vars(good.objects[0]), "visible": np.ones((24, 32), bool)})
-    with pytest.raises(DataError, match=r"0: object 0: .* pixels are visible but not of its silhouette"):
+    with pytest.raises(DataError, match=r"0: object 0: some pixels are visible but not of its silhouette"):
         write_scene(tmp_path, "train", 0, [LabelledFrame(**{**vars(good), "objects": [stray]})])
     small = LabelledObject(**{**vars(good.objects[0]), "silhouette": np.ones((72, 96), bool)})
-    with pytest.raises(DataError, match="silhouette has the shape"):
+    with pytest.raises(DataError, match=r"masks of \(24, 32\) and \(72, 96\)"):
         write_shard(shard_path(tmp_path, 0), [("a", LabelledFrame(**{**vars(good), "objects": [small]}))])
     for key in ("a.b", "a"):
         with pytest.raises(DataError, match="key"):

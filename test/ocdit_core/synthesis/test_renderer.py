@@ -5,7 +5,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from ocdit_core.errors import DataError, RenderingError
+from ocdit_core.errors import RenderingError
 from ocdit_core.objects.renderer import Renderer
 from ocdit_core.objects.viewpoints import look_at_poses, project
 from ocdit_core.synthesis.renderer import Placed, SceneRenderer
@@ -204,17 +204,11 @@ def test_the_preview_shows_what_the_picture_shows(renderer, staged):
     assert brighter.mean() > luma(view).mean() + 10
 
 
-def test_what_cannot_be_staged_or_drawn(renderer, staged):
-    with pytest.raises(DataError, match="used once"):
-        renderer.stage(room_with(), {}, [staged[0], staged[0]])
-    with pytest.raises(DataError, match=r"1\.\.254"):
-        renderer.stage(room_with(), {}, [dataclasses.replace(staged[0], label=255)])
-    with pytest.raises(RenderingError, match="outside 1"):
-        renderer.draw(camera(), K, (240, 100_000), exposure=1.0)
+def test_a_scene_must_be_staged_and_the_renderer_open():
     other = SceneRenderer()
     with pytest.raises(RenderingError, match="no scene is staged"):
         other.draw(camera(), K, SIZE, exposure=1.0)
     other.close()
     other.close()
     with pytest.raises(RenderingError, match="closed"):
-        other.draw(camera(), K, SIZE, exposure=1.0)
+        other.silhouettes(camera(), K, SIZE, [])

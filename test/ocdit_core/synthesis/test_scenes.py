@@ -80,7 +80,7 @@ def test_labels_masks_and_poses_belong_together(scene):
             assert SOURCE.names[item.object_id - 1] == target.name
             assert not (item.visible & ~item.silhouette).any()
             assert item.pixels >= item.silhouette.sum()
-            points = SOURCE.mesh(target.name).vertices @ item.rotation.T + item.translation
+            points = SOURCE[target.name]().vertices @ item.rotation.T + item.translation
             uv = (points @ frame.K.T)[:, :2] / points[:, 2:]
             x, y, width, height = item.whole[1]
             if uv[:, 0].min() > -320 and uv[:, 0].max() < 640 and uv[:, 1].min() > -240 and uv[:, 1].max() < 480:

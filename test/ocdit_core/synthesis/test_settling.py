@@ -59,7 +59,6 @@ def test_balls_stop_rolling():
     ball = collision_hulls(trimesh.creation.icosphere(subdivisions=3, radius=0.04))
     settled = settle([ball] * 6, (0.5, 0.5), np.random.default_rng(1))
     assert settled.kept.sum() >= 5
-    assert settled.seconds < 5
 
 
 def test_what_finds_no_place_on_the_table_is_removed():
@@ -75,12 +74,6 @@ def test_no_time_to_settle_leaves_nothing_in_the_air(objects, monkeypatch):
     _, hulls = objects
     settled = settle(hulls, (0.6, 0.5), np.random.default_rng(0))
     assert not settled.kept.any()
-
-
-def test_an_empty_table():
-    settled = settle([], (0.5, 0.5), np.random.default_rng(0))
-    assert settled.poses.shape == (0, 4, 4)
-    assert settled.depth == 0
 
 
 def test_bodies_without_volume_are_refused():
