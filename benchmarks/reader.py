@@ -10,23 +10,22 @@ The data is generated for the occasion: rooms of 640 x 480, 8 annotated objects 
 
 import argparse
 import cProfile
-import itertools
 import pstats
 import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
 
 from ocdit_core.colours import PALETTE
-from ocdit_core.data.augment import NO_AUGMENTATION, AugmentSettings
 from ocdit_core.data.bop import BopFolder
-from ocdit_core.data.sampling import SampleSettings
+from ocdit_core.data.sampling import Mode, SampleSettings
 from ocdit_core.data.shards import ShardDataset
-from ocdit_core.data.streaming import Source, TrainingLoader, TrainingStream
+from ocdit_core.data.streaming import Source, TrainingSamples, load_batches
 from ocdit_core.data.templates import TemplateCache
 from ocdit_core.errors import OcditError
 from ocdit_core.images import write_image
@@ -43,17 +42,19 @@ def make_dataset(folder: Path, *, objects: int, images: int) -> None:
     synthesize(folder, settings, progress=True)
 
 
-def open_stream(folder: Path, kind: str, settings: SampleSettings) -> TrainingStream:
-    """Return the stream over the folder or the shards."""
-    templates = TemplateCache(ObjectLibrary(folder / "templates"), size=settings.template_size)
+def open_samples(folder: Path, kind: str, mode: Mode, options: argparse.Namespace) -> TrainingSamples:
+    """Return the samples of the folder or the shards."""
+    templates = TemplateCache(ObjectLibrary(folder / "templates"))
     frames = BopFolder(folder, "train_pbr") if kind == "folder" else ShardDataset(folder / "train_pbr_web")
-    return TrainingStream([Source(frames=frames, templates=templates)], settings)
+    settings = SampleSettings(objects=options.targets if mode == "coarse" else 1, views=options.views)
+    source = Source(frames=frames, templates=templates)
+    return TrainingSamples([source], settings, mode=mode, image_size=(options.size[0], options.size[1]))
 
 
-def rate(stream: TrainingStream, *, workers: int, seconds: float, batch_size: int = 8) -> tuple[float, float, float]:
+def rate(samples: TrainingSamples, *, workers: int, seconds: float, size: int = 8) -> tuple[float, float, float]:
     """Return samples a second, CPU milliseconds a sample in all processes, and seconds to the first batch."""
     before = cpu_seconds()
-    batches = iter(TrainingLoader(stream, batch_size=batch_size, workers=workers))
+    batches = load_batches(samples, size, workers=workers)
     began = time.perf_counter()
     next(batches)
     start = time.perf_counter() - began
@@ -62,9 +63,9 @@ def rate(stream: TrainingStream, *, workers: int, seconds: float, batch_size: in
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         next(batches)
-        count += batch_size
+        count += size
     taken = time.perf_counter() - began
-    made = count + (1 + 2 * workers) * batch_size  # what is in the queue at the end comes on top, uncounted
+    made = count + (1 + 2 * workers) * size  # what is in the queue at the end comes on top, uncounted
     batches.close()
     return count / taken, 1000 * (cpu_seconds() - before) / made, start
 
@@ -75,10 +76,10 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def sheet(stream: TrainingStream, count: int) -> np.ndarray:
+def sheet(samples: TrainingSamples, count: int) -> np.ndarray:
     """Draw samples: the image with outlined masks, and beside it the first views of each object in its colour."""
     cells = []
-    for sample in itertools.islice(stream, count):
+    for sample in (samples[number] for number in range(count)):
         image = np.ascontiguousarray(sample["images"][0].numpy().transpose(1, 2, 0))
         side = image.shape[0] // max(len(sample["object_ids"]), 2)
         strip = np.zeros((image.shape[0], 2 * side, 3), np.uint8)
@@ -111,8 +112,6 @@ def main() -> int:
     parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("H", "W"), help="of a sample, pixels")
     parser.add_argument("--targets", type=int, default=4, help="objects of a coarse sample (default 4)")
     parser.add_argument("--views", type=int, default=6, help="templates of an object (default 6)")
-    parser.add_argument("--backgrounds", help="folder of images for replaced backgrounds (default: drawn ones)")
-    parser.add_argument("--no-augmentation", action="store_true", help="samples as they are")
     parser.add_argument("--profile", action="store_true", help="print where the time goes (with --workers 0)")
     parser.add_argument("--sheet", type=Path, help="write 40 samples of each mode as an image into this folder")
     options = parser.parse_args()
@@ -120,29 +119,20 @@ def main() -> int:
         folder = options.data or Path(temporary)
         try:
             make_dataset(folder, objects=options.objects, images=options.images)
-            size = (options.size[0], options.size[1])
-            augment = NO_AUGMENTATION if options.no_augmentation else AugmentSettings(backgrounds=options.backgrounds)
-            modes = {
-                "coarse": SampleSettings(
-                    mode="coarse", image_size=size, objects=options.targets, views=options.views, augment=augment
-                ),
-                "refine": SampleSettings(
-                    mode="refine", image_size=size, objects=1, views=options.views, augment=augment
-                ),
-            }
-            for name, settings in modes.items():
+            for mode in get_args(Mode):
                 if options.sheet:
-                    write_image(options.sheet / f"{name}.png", sheet(open_stream(folder, "folder", settings), 40))
+                    samples = open_samples(folder, "folder", mode, options)
+                    write_image(options.sheet / f"{mode}.png", sheet(samples, 40))
                     continue
                 for kind in ("folder", "shards"):
-                    stream = open_stream(folder, kind, settings)
+                    samples = open_samples(folder, kind, mode, options)
                     profile = cProfile.Profile()
                     if options.profile:
                         profile.enable()
-                    samples, cpu, start = rate(stream, workers=options.workers, seconds=options.seconds)
+                    speed, cpu, start = rate(samples, workers=options.workers, seconds=options.seconds)
                     profile.disable()
                     print(
-                        f"{name} from {kind}: {samples:.0f} samples/s, {cpu:.1f} ms of CPU a sample, "
+                        f"{mode} from {kind}: {speed:.0f} samples/s, {cpu:.1f} ms of CPU a sample, "
                         f"first batch after {start:.2f} s",
                         flush=True,
                     )

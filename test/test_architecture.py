@@ -15,7 +15,7 @@ ALLOWED = {
     "inference": {"base", "diffusion", "models", "objects"},
     "data": {"base", "objects"},
     "synthesis": {"base", "objects", "data"},
-    "training": {"base", "diffusion", "models", "objects", "data", "synthesis"},
+    "training": {"base", "diffusion", "models", "objects", "data"},
     "evaluation": {"base", "models", "objects", "inference", "data", "synthesis"},
     "commands": {"base", "objects", "models", "training", "inference", "evaluation", "data", "synthesis"},
 }

@@ -82,8 +82,8 @@ def ensure_data(settings: TrainSettings, objects: int) -> None:
     common = SynthesisSettings(images=IMAGES, objects=objects, size=(240, 320), targets=(4, 8), depth=False)
     held_out = dataclasses.replace(common, images=HELD_OUT_IMAGES, objects=HELD_OUT_OBJECTS, first_object=HELD_OUT_SEED)
     for dataset, wanted in ((settings.data.datasets[0], common), (settings.data.held_out[0], held_out)):
-        if not (Path(dataset.path) / dataset.split).exists():
-            synthesize(dataset.path, wanted, progress=True)
+        if not Path(dataset.path).exists():
+            synthesize(Path(dataset.path).parent, wanted, progress=True)
 
 
 def run_cell(cell: str, settings: TrainSettings, result: Path, groups: int) -> bool:

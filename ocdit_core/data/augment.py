@@ -1,20 +1,12 @@
-"""Crops and augmentation of training samples: colours, focus, background and templates (paper A.3)."""
+"""Crops and augmentation of training images: colours, focus and background (paper A.3)."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-from ocdit_core.data.painting import random_background
-from ocdit_core.errors import ConfigError, DataError, ImageError
-from ocdit_core.images import SUFFIXES, decode_image, image_size, read_bytes
-
-logger = logging.getLogger(__name__)
 
 Rng = np.random.Generator
 Image = NDArray[np.uint8]
@@ -22,71 +14,16 @@ Size = tuple[int, int]
 Rectangle = tuple[float, float, float, float]
 """x, y, width, height in pixels; x and y are the upper left corner."""
 
+IMAGE_PROBABILITY = 0.9
+"""Probability that an image is changed (paper A.3)."""
 EACH_PROBABILITY = 0.5
 """Probability of each change of an image that is changed: blur, sharpness, contrast, brightness, colour."""
 MAX_BLUR, MAX_SHARPNESS = 1.5, 1.5
 """Standard deviation in pixels for an image of 240 rows; 1 doubles the difference to a blurred image."""
 CONTRAST, BRIGHTNESS, SATURATION, TINT = 0.4, 0.4, 0.4, 0.12
 """Factors range from 1 / (1 + x) to 1 + x; the tint is a factor of each channel."""
-TEMPLATE_BRIGHTNESS, TEMPLATE_TINT = 0.3, 0.06
-TEMPLATE_ROTATION = 15.0
-"""In-plane rotation of each template, at most so many degrees."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
-_ATTEMPTS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class CropSettings:
-    """How the crop that a sample shows is drawn.
-
-    Attributes:
-        random_probability: coarse samples: probability of a random crop; else a tight one around the chosen objects.
-        random_scale: range of the size of a random crop, relative to the largest that fits into the frame.
-        margin: range of the border on each side of a tight crop, relative to the objects' box.
-        shift: largest shift of a tight crop, relative to the objects' box.
-    """
-
-    random_probability: float = 0.5
-    random_scale: tuple[float, float] = (0.5, 1.0)
-    margin: tuple[float, float] = (0.05, 0.35)
-    shift: float = 0.15
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.random_probability <= 1:
-            raise ConfigError(f"random_probability: {self.random_probability} is not in 0..1")
-        low, high = self.random_scale
-        if not 0 < low <= high <= 1:
-            raise ConfigError(f"random_scale: {self.random_scale} has to be two rising numbers above 0 and up to 1")
-        if not 0 <= self.margin[0] <= self.margin[1]:
-            raise ConfigError(f"margin: {self.margin} has to be two rising numbers from 0 on")
-        if self.shift < 0:
-            raise ConfigError(f"shift: {self.shift} is negative")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentSettings:
-    """How samples are augmented.
-
-    Attributes:
-        image_probability: probability that an image's colours and focus are changed (paper A.3: 0.9).
-        background_probability: probability that all that belongs to no annotated object is replaced (paper A.3: 0.2).
-        backgrounds: folder of images to take backgrounds from, searched recursively; default: painted ones.
-        template_probability: probability for each object that its templates are changed.
-    """
-
-    image_probability: float = 0.9
-    background_probability: float = 0.2
-    backgrounds: str | None = None
-    template_probability: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("image_probability", "background_probability", "template_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not in 0..1")
-
-
-NO_AUGMENTATION = AugmentSettings(image_probability=0, background_probability=0, template_probability=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,28 +111,38 @@ def random_crop(
     return Crop(top=top, left=left, height=height, width=width)
 
 
-def tight_crop(rng: Rng, box: Rectangle, frame: Size, output: Size, settings: CropSettings) -> Crop:
-    """Draw a crop with the output's aspect ratio around a box, with random margin and shift.
+def tight_crop(
+    rng: Rng, box: Rectangle, frame: Size, output: Size, *, margin: tuple[float, float], shift: float
+) -> Crop:
+    """Draw a crop with the output's aspect ratio around a box.
 
     It stays inside the frame where it can; one that is wider or higher than the frame covers all of that side.
+
+    Args:
+        rng: source of randomness.
+        box: x, y, width, height in pixels.
+        frame: height and width of the frame.
+        output: height and width of the sample.
+        margin: range of the border on each side, relative to the box.
+        shift: largest shift, relative to the box.
     """
     x, y, width, height = box
-    grown_w = width * (1 + 2 * rng.uniform(*settings.margin))
-    grown_h = height * (1 + 2 * rng.uniform(*settings.margin))
+    grown_w = width * (1 + 2 * rng.uniform(*margin))
+    grown_h = height * (1 + 2 * rng.uniform(*margin))
     scale = max(grown_h / output[0], grown_w / output[1], 8 / min(output))
     # No larger than it takes to show the whole frame.
     scale = min(scale, max(frame[0] / output[0], frame[1] / output[1]))
     wide, high = scale * output[1], scale * output[0]
-    left = x + width / 2 + rng.uniform(-1, 1) * settings.shift * width - wide / 2
-    top = y + height / 2 + rng.uniform(-1, 1) * settings.shift * height - high / 2
+    left = x + width / 2 + rng.uniform(-1, 1) * shift * width - wide / 2
+    top = y + height / 2 + rng.uniform(-1, 1) * shift * height - high / 2
     left = np.clip(left, min(0.0, frame[1] - wide), max(0.0, frame[1] - wide))
     top = np.clip(top, min(0.0, frame[0] - high), max(0.0, frame[0] - high))
     return Crop(top=round(float(top)), left=round(float(left)), height=max(round(high), 1), width=max(round(wide), 1))
 
 
-def augment_image(rng: Rng, image: Image, settings: AugmentSettings) -> Image:
-    """Return an (H, W, 3) image with changed colours and focus, or unchanged."""
-    if rng.random() >= settings.image_probability:
+def augment_image(rng: Rng, image: Image) -> Image:
+    """Return an (H, W, 3) image with changed colours and focus, or, with probability 0.1, unchanged."""
+    if rng.random() >= IMAGE_PROBABILITY:
         return image
     blur, sharpen, contrast, brighten, colour = rng.random(5) < EACH_PROBABILITY
     matrix, offset = np.eye(3), np.zeros(3)
@@ -218,91 +165,11 @@ def augment_image(rng: Rng, image: Image, settings: AugmentSettings) -> Image:
     return image
 
 
-def augment_templates(rng: Rng, views: Image, settings: AugmentSettings) -> Image:
-    """Return the (V, h, w, 4) templates of one object with other brightness and tint and rotated, or unchanged.
-
-    Colours are RGB on black, the fourth channel is the mask, 0 or 255; both stay so.
-    """
-    if rng.random() >= settings.template_probability:
-        return views
-    matrix = np.eye(4)
-    matrix[:3, :3] = _factor(rng, TEMPLATE_BRIGHTNESS) * _tint(rng, TEMPLATE_TINT)
-    side = views.shape[1]
-    rotated = np.empty_like(views)
-    for view, out in zip(views, rotated, strict=True):
-        angle = rng.uniform(-1, 1) * TEMPLATE_ROTATION
-        c, s = abs(np.cos(np.radians(angle))), abs(np.sin(np.radians(angle)))
-        # Scaled down so that no corner of the template is cut off.
-        rotation = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), angle, 1 / (c + s))
-        out[...] = cv2.warpAffine(view, rotation, (side, side), flags=cv2.INTER_LINEAR)
-    rotated = _transform(rotated.reshape(-1, side, 4), matrix).reshape(views.shape)
-    rotated[..., 3] = np.where(rotated[..., 3] > 127, np.uint8(255), np.uint8(0))
-    return rotated
-
-
 def replace_background(image: Image, foreground: NDArray[np.bool_], background: Image) -> Image:
     """Return the (H, W, 3) image with all that is not foreground (H, W) taken from the background (H, W, 3)."""
     # A hard edge would give every mask away: it is softened as a lens does.
     alpha = cv2.blur(foreground.astype(np.float32), (3, 3))
     return np.asarray(cv2.blendLinear(image, background, alpha, 1 - alpha), dtype=np.uint8)
-
-
-class Backgrounds:
-    """Replacement backgrounds: images of a folder, or painted ones.
-
-    Args:
-        folder: images (PNG, JPEG and the like), searched recursively; None: painted ones.
-
-    Raises:
-        DataError: the folder is missing or holds no image.
-    """
-
-    def __init__(self, folder: str | Path | None = None) -> None:
-        self._paths = [] if folder is None else find_images(folder)
-        self._damaged: set[Path] = set()
-
-    def draw(self, rng: Rng, size: Size) -> Image:
-        """Return a background of `size` (h, w): (h, w, 3) uint8 RGB.
-
-        Raises:
-            DataError: several images in a row cannot be read.
-        """
-        if not self._paths:
-            return random_background(rng, size).astype(np.uint8)
-        for _ in range(_ATTEMPTS):
-            path = self._paths[int(rng.integers(len(self._paths)))]
-            try:
-                image = _read_at_least(path, size)
-            except ImageError as error:
-                if path not in self._damaged:
-                    logger.warning("background left out: %s", error)
-                    self._damaged.add(path)
-                continue
-            return random_crop(rng, (image.shape[0], image.shape[1]), size, (0.5, 1.0)).image(image, size)
-        raise DataError(f"{path}: not readable as a background image, nor were {_ATTEMPTS - 1} others before it")
-
-
-def find_images(folder: str | Path) -> list[Path]:
-    """Return the image files in a folder and its subfolders, sorted.
-
-    Raises:
-        DataError: the folder is missing or holds no image.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder of images")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not paths:
-        raise DataError(f"{root}: holds no image ({', '.join(SUFFIXES)})")
-    return paths
-
-
-def _read_at_least(path: Path, size: Size) -> Image:
-    """Read an image as RGB, reduced as far as it still has twice `size`: large JPEGs are faster to decode so."""
-    data = read_bytes(path)
-    height, width = image_size(data, str(path))
-    factor = next(f for f in (8, 4, 2, 1) if f == 1 or min(height / size[0], width / size[1]) >= 2 * f)
-    return decode_image(data, str(path), reduction=factor)
 
 
 def _factor(rng: Rng, most: float) -> float:

@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.data.frame import (
-    START,
     Annotation,
     Camera,
     Frame,
     ImageKey,
     OnError,
-    Position,
+    RandomOrder,
     decode_mask_image,
     parse_annotations,
     parse_camera,
@@ -82,6 +81,7 @@ class BopFolder:
         if not self._scenes:
             raise self.damaged[0]
         self._ends = np.cumsum([len(images) for images in self._images])
+        self._order = RandomOrder(self.count)
 
     @property
     def count(self) -> int:
@@ -133,9 +133,9 @@ class BopFolder:
         scene, image = map(int, unit.split("/"))
         yield self[self.index(scene, image)]
 
-    def stream(self, *, seed: Sequence[int], index: int, streams: int, on_error: OnError) -> FolderStream:
-        """Return endless frames in random order; see `Dataset.stream`."""
-        return FolderStream(self, seed=seed, index=index, streams=streams)
+    def draw(self, seed: Sequence[int], number: int) -> Frame:
+        """Return a frame of an endless random order; see `Dataset.draw`."""
+        return self[self._order(seed, number)]
 
     def index(self, scene_id: int, image_id: int) -> int:
         """Return the position of an image.
@@ -150,9 +150,6 @@ class BopFolder:
                     return (int(self._ends[at - 1]) if at else 0) + position
         raise DataError(f"{self.path / self.split}: has no image {scene_id:06d}/{image_id:06d}", kind="missing entry")
 
-    def __repr__(self) -> str:
-        return f"BopFolder({str(self.path)!r}, {self.split!r}, {len(self)} images of {len(self._scenes)} scenes)"
-
     def _scene_folders(self) -> list[Path]:
         folder = self.path / self.split
         if not folder.is_dir():
@@ -162,32 +159,6 @@ class BopFolder:
         if not scenes:
             raise DataError(f"{folder}: holds no scene (000000, 000001 ...)", kind="missing file")
         return sorted(scenes, key=lambda path: int(path.name))
-
-
-class FolderStream:
-    """Endless frames of a folder, each once in an epoch, in another order in each; a `FrameStream`.
-
-    Stream `index` of `streams` takes every `streams`-th frame of an epoch's order.
-    """
-
-    def __init__(self, frames: BopFolder, *, seed: Sequence[int], index: int, streams: int) -> None:
-        self._frames, self._seed, self._index, self._streams = frames, tuple(seed), index, streams
-        self._order: tuple[int, NDArray[np.int64]] | None = None
-        self.position: Position = START
-
-    def take(self) -> Frame:
-        """Return the next frame."""
-        epoch, at, *_ = self.position
-        order = self._ordered(epoch)
-        self.position = (epoch, at + 1, 0, 0) if at + 1 < len(order) else (epoch + 1, 0, 0, 0)
-        return self._frames[int(order[at])]
-
-    def _ordered(self, epoch: int) -> NDArray[np.int64]:
-        if self._order is None or self._order[0] != epoch:
-            order = np.random.default_rng([*self._seed, epoch]).permutation(len(self._frames))
-            # With more streams than frames, several share one.
-            self._order = (epoch, order[self._index % len(order) :: self._streams])
-        return self._order[1]
 
 
 def spread(count: int, limit: int | None) -> list[int]:

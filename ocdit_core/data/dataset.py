@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ocdit_core.data.bop import BopFolder, splits_of
-from ocdit_core.data.frame import Frame, FrameStream, ImageKey, OnError
+from ocdit_core.data.frame import Frame, ImageKey, OnError
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import DataError
 
@@ -58,36 +58,26 @@ class Dataset(Protocol):
     def read(self, unit: str) -> Iterator[Frame]:
         """Yield the frames of a unit, which may be more than were asked for."""
 
-    def stream(self, *, seed: Sequence[int], index: int, streams: int, on_error: OnError) -> FrameStream:
-        """Return endless frames in random order for training.
-
-        What it yields depends on these arguments and the data alone.
-
-        Args:
-            seed: random seed of the order.
-            index: number of this stream; the streams of one seed divide the frames among them.
-            streams: number of streams.
-            on_error: called for damaged parts that are skipped.
-        """
+    def draw(self, seed: Sequence[int], number: int) -> Frame:
+        """Return a frame of an endless random order, which depends on the seed alone; raises DataError."""
 
 
 def open_dataset(path: str | Path, split: str | None = None) -> Dataset:
     """Open a dataset.
 
     Args:
-        path: BOP's folder of a dataset, or of one of its splits; a .tar shard, a folder of shards, or a pattern
-            such as shard-{000000..000099}.tar.
+        path: BOP's folder of a dataset, or of one of its splits; a .tar shard, or a folder of shards.
         split: subfolder of a dataset's folder; default: the only one that it has.
 
     Raises:
         DataError: nothing there that can be read, or a split has to be chosen; the message lists them.
     """
-    text, folder = str(path), Path(path)
-    sharded = "{" in text or text.endswith(".tar") or folder.is_file()
+    folder = Path(path)
+    sharded = folder.suffix == ".tar" or folder.is_file()
     if split is not None and not sharded and next((folder / split).glob("*.tar"), None) is not None:
         return ShardDataset(folder / split, path=folder)
     if sharded or (split is None and next(folder.glob("*.tar"), None) is not None):
-        return ShardDataset(text)
+        return ShardDataset(folder)
     if split is not None:
         return BopFolder(folder, split)
     if next(folder.glob("*/scene_camera.json"), None) is not None:

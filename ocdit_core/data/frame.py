@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from ocdit_core.masks import Box, tight_box
 ImageKey = tuple[int, int]
 """scene_id and image_id."""
 OnError = Callable[[DataError], None]
+T = TypeVar("T", dict[str, Any], list[Any])
 
 MIN_DISTANCE, MAX_DISTANCE = 0.01, 100.0
 """Range in metres from the camera to an object's origin, and of a median depth; values outside have a wrong unit."""
@@ -109,7 +110,7 @@ def parse_camera(entry: Any, where: str) -> Camera:
         DataError: K is missing or not that of a pinhole camera, or depth_scale is not a number above 0; the message
             names `where` and the key. A missing depth_scale is 1.
     """
-    entry = _object(entry, where)
+    entry = _checked(entry, dict, where)
     if "cam_K" not in entry and "cam_model" in entry:
         raise DataError(f"{where}: has a cam_model, only pinhole cameras (cam_K) are supported", kind="camera")
     K = _numbers(entry, "cam_K", (3, 3), where, kind="camera")
@@ -128,8 +129,8 @@ def parse_annotations(entries: Any, info: Any | None, where: str, where_info: st
         DataError: an entry or key is missing, of a wrong type or not finite, a matrix is not a rotation, a translation
             is outside 1 cm .. 100 m, or the two files disagree in number; the message names `where`, number and key.
     """
-    entries = _list(entries, where)
-    infos: list[Any] = [None] * len(entries) if info is None else _list(info, where_info)
+    entries = _checked(entries, list, where)
+    infos: list[Any] = [None] * len(entries) if info is None else _checked(info, list, where_info)
     if len(infos) != len(entries):
         raise DataError(f"{where_info}: has {len(infos)} entries for {len(entries)} objects", kind="gt_info")
     return tuple(
@@ -139,7 +140,7 @@ def parse_annotations(entries: Any, info: Any | None, where: str, where_info: st
 
 
 def _annotation(entry: Any, info: Any | None, where: str, where_info: str) -> Annotation:
-    entry = _object(entry, where)
+    entry = _checked(entry, dict, where)
     object_id = entry.get("obj_id")
     if isinstance(object_id, bool) or not isinstance(object_id, int) or object_id < 0:
         raise DataError(f"{where}: obj_id is {json.dumps(object_id)[:60]}, not a number", kind="object id")
@@ -160,7 +161,7 @@ def _annotation(entry: Any, info: Any | None, where: str, where_info: str) -> An
         )
     fraction, visible, whole = float("nan"), None, None
     if info is not None:
-        info = _object(info, where_info)
+        info = _checked(info, dict, where_info)
         fraction = float(_numbers(info, "visib_fract", (), where_info, kind="gt_info"))
         visible, whole = _box(info, "bbox_visib", where_info), _box(info, "bbox_obj", where_info)
     return Annotation(
@@ -197,15 +198,10 @@ def _numbers(entry: dict[str, Any], key: str, shape: tuple[int, ...], where: str
     return numbers
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: is a {type(value).__name__}, not an object", kind="damaged JSON")
-    return value
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise DataError(f"{where}: is a {type(value).__name__}, not a list", kind="damaged JSON")
+def _checked(value: Any, kind: type[T], where: str) -> T:
+    if not isinstance(value, kind):
+        name = {dict: "an object", list: "a list"}[kind]
+        raise DataError(f"{where}: is a {type(value).__name__}, not {name}", kind="damaged JSON")
     return value
 
 
@@ -224,11 +220,8 @@ class Frame(ABC):
     """
 
     def __init__(self, *, dataset: str, key: str, scene_id: int, image_id: int, where: str) -> None:
-        self.dataset = dataset
-        self.key = key
-        self.scene_id = scene_id
-        self.image_id = image_id
-        self.where = where
+        self.dataset, self.key, self.where = dataset, key, where
+        self.scene_id, self.image_id = scene_id, image_id
 
     @cached_property
     def camera(self) -> Camera:
@@ -270,8 +263,7 @@ class Frame(ABC):
         """Return (H, W) float32 metres along the optical axis, 0 where nothing was measured; None without a depth map.
 
         Raises:
-            DataError: truncated, damaged, not the size of the image, or so far from the objects' poses (or beyond
-                MAX_DISTANCE) that the depth scale is wrong.
+            DataError: truncated, damaged, not the size of the image, or with a median that shows a wrong depth scale.
         """
         found = self._depth_data()
         if found is None:
@@ -322,9 +314,6 @@ class Frame(ABC):
         mask = self.mask(index)
         return tight_box(mask) if mask.any() else None
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.dataset!r}, {self.key!r})"
-
     @abstractmethod
     def _read_camera(self) -> Camera: ...
 
@@ -359,26 +348,6 @@ class Frame(ABC):
                 f"{self.camera.depth_scale:g} right?",
                 kind="depth scale",
             )
-        try:
-            annotations = self.annotations
-        except DataError:
-            return  # a depth map is usable without them, and asking for them raises
-        ratios = []
-        for annotation in annotations:
-            if annotation.box_visible is None or not annotation.visible_fraction > 0.5:
-                continue
-            x, y, w, h = annotation.box_visible
-            there = depth[max(y, 0) : y + h, max(x, 0) : x + w]
-            there = there[there > 0]
-            if there.size and annotation.translation[2] > 0:
-                ratios.append(float(np.median(there)) / float(annotation.translation[2]))
-        # Sensors miss objects, and boxes hold background: only the median over objects tells, and only of factors.
-        if ratios and not 1 / 4 < float(np.median(ratios)) < 4:
-            raise DataError(
-                f"{where}: depths are {float(np.median(ratios)):.3g} times those of the objects' poses; is depth_scale "
-                f"{self.camera.depth_scale:g} right?",
-                kind="depth scale",
-            )
 
 
 def decode_mask_image(data: bytes, where: str) -> NDArray[np.bool_]:
@@ -401,21 +370,22 @@ def _data_errors(kind: str) -> Iterator[None]:
         raise DataError(str(error), kind=kind) from error
 
 
-Position = tuple[int, int, int, int]
-"""A frame stream's position, as plain numbers for checkpoints."""
-START: Position = (0, 0, 0, 0)
-NO_FRAMES = "no frames"
-"""The kind of the DataError that ends a stream."""
+class RandomOrder:
+    """An endless random order of the numbers below `count`, each once in an epoch.
 
-
-class FrameStream(Protocol):
-    """Endless frames of a dataset in random order, which continue from a position.
-
-    Attributes:
-        position: after the frames taken so far; setting it continues from there.
+    Args:
+        count: how many numbers there are, at least 1.
     """
 
-    position: Position
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._key: tuple[int, ...] = ()
+        self._order = np.zeros(0, np.int64)
 
-    def take(self) -> Frame:
-        """Return the next frame and advance, also past a damaged one, for which it raises DataError."""
+    def __call__(self, seed: Sequence[int], place: int) -> int:
+        """Return the number at a place of the order of a seed."""
+        epoch, at = divmod(place, self._count)
+        if self._key != (*seed, epoch):
+            self._key = (*seed, epoch)
+            self._order = np.random.default_rng(self._key).permutation(self._count)
+        return int(self._order[at])

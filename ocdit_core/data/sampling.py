@@ -7,7 +7,7 @@ shows the surroundings of one instance and asks for one object, which may be abs
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,29 +15,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ocdit_core.data.augment import (
-    AugmentSettings,
-    Backgrounds,
-    Crop,
-    CropSettings,
-    Rectangle,
-    augment_image,
-    augment_templates,
-    random_crop,
-    replace_background,
-    tight_crop,
-)
+from ocdit_core.data.augment import Crop, Rectangle, Size, augment_image, random_crop, replace_background, tight_crop
 from ocdit_core.data.frame import Frame
+from ocdit_core.data.painting import random_background
 from ocdit_core.data.templates import TemplateCache
 from ocdit_core.errors import ConfigError, DataError
 
 Rng = np.random.Generator
 Mask = NDArray[np.bool_]
+Mode = Literal["coarse", "refine"]
 
 MIN_VISIBLE, MIN_BOX = 0.1, 6
 """Instances with a smaller visible fraction, or a visible box with a shorter side in pixels, are not asked for."""
 MIN_PIXELS = 12
 """An object of which a sample shows fewer pixels counts as absent."""
+
+BACKGROUND_PROBABILITY = 0.05
+"""Probability that all that belongs to no annotated object is replaced by a painted background."""
+RANDOM_CROP_PROBABILITY = 0.75
+"""Probability that a coarse sample shows a random crop, not a tight one around the chosen objects."""
+MARGIN: dict[Mode, tuple[float, float]] = {"coarse": (0.02, 0.5), "refine": (0.15, 0.8)}
+"""Range of the border on each side of a tight crop, relative to the objects' box."""
+SHIFT: dict[Mode, float] = {"coarse": 0.15, "refine": 0.2}
+"""Largest shift of a tight crop, relative to the objects' box."""
+ELSEWHERE_PROBABILITY = 0.5
+"""Probability that a negative asks for an object elsewhere in the frame; else for one that the frame does not have."""
 
 _REACH = 0.05  # distance, relative to the frame's diagonal, at which an object is half as probable as at the point
 _BACKGROUND_PROBABILITY = 0.3  # of a negative crop that is not laid around another object
@@ -46,55 +48,48 @@ _ATTEMPTS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """What a training sample holds and how it is drawn.
+    """Content and sampling of a training sample.
 
     Attributes:
-        mode: coarse or refine.
-        image_size: height and width in pixels of the images.
-        template_size: side of a template in pixels.
         objects: objects that a sample asks for (O); refine: 1.
         views: templates of an object (V).
         crops: images in a sample (S): crops of one frame, which share objects and templates.
+        crop_scale: coarse: range of the size of a random crop, relative to the largest that fits into the frame.
         absent_probability: coarse: probability for each object to be absent. Frames with too few objects are filled up
             with absent ones in any case.
         negative_probability: refine: probability that the image does not show the object asked for.
-        elsewhere_probability: refine: probability that a negative asks for an object that is elsewhere in the frame;
-            the others ask for one that the frame does not have.
         hard_negatives: refine: number of absent objects of which the one is asked for whose colours are most like
             those of the object in the crop; 1: any.
-        crop: how crops are drawn.
-        augment: how frames and templates are augmented.
     """
 
-    mode: Literal["coarse", "refine"] = "coarse"
-    image_size: tuple[int, int] = (240, 320)
-    template_size: int = 128
     objects: int = 4
     views: int = 6
     crops: int = 1
+    crop_scale: tuple[float, float] = (0.35, 0.95)
     absent_probability: float = 0.1
     negative_probability: float = 0.3
-    elsewhere_probability: float = 0.5
     hard_negatives: int = 1
-    crop: CropSettings = field(default_factory=CropSettings)
-    augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     def __post_init__(self) -> None:
-        if self.mode not in ("coarse", "refine"):
-            raise ConfigError(f"mode: {self.mode!r} is neither coarse nor refine")
         if min(self.objects, self.views, self.crops, self.hard_negatives) < 1:
-            raise ConfigError("objects, views, crops and hard_negatives have to be at least 1")
-        if self.mode == "refine" and self.objects != 1:
-            raise ConfigError(f"objects: a refine sample asks for 1 object, not {self.objects}")
-        if min(self.image_size) < 16:
-            raise ConfigError(f"image_size: {self.image_size} has to be 16 pixels or more a side")
-        for name in ("absent_probability", "negative_probability", "elsewhere_probability"):
+            raise ConfigError("objects, views, crops and hard_negatives must be at least 1")
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ConfigError(f"crop_scale: {self.crop_scale} must be two ascending numbers above 0 and up to 1")
+        for name in ("absent_probability", "negative_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not in 0..1")
 
 
 def make_sample(
-    frame: Frame, templates: TemplateCache, settings: SampleSettings, rng: Rng, backgrounds: Backgrounds | None = None
+    frame: Frame,
+    templates: TemplateCache,
+    settings: SampleSettings,
+    rng: Rng,
+    *,
+    mode: Mode,
+    size: Size,
+    augment: bool = True,
 ) -> dict[str, Tensor] | None:
     """Draw a sample from a frame; the same state of `rng` gives the same sample.
 
@@ -106,7 +101,9 @@ def make_sample(
         templates: templates of the dataset's objects.
         settings: what the sample holds.
         rng: source of randomness.
-        backgrounds: for replaced backgrounds; default: painted ones.
+        mode: coarse or refine.
+        size: height and width in pixels of the images.
+        augment: change colours, focus and background of the images.
 
     Returns:
         See `pack_sample`; None when no object of the frame is visible enough.
@@ -115,25 +112,25 @@ def make_sample(
         DataError: the frame is damaged, or none of its objects has templates.
         LibraryError: an object's archive is damaged.
     """
-    scene = _Scene(frame, templates, settings)
+    scene = _Scene(frame, templates, settings, size)
     if not scene.instances:
         return None
-    object_ids, crops, shown = (_draw_coarse if settings.mode == "coarse" else _draw_refine)(scene, rng)
+    object_ids, crops, shown = (_draw_coarse if mode == "coarse" else _draw_refine)(scene, rng)
 
     # A reduction that still leaves every crop at least as large as the sample is cheaper to decode.
-    factor = next(f for f in (8, 4, 2, 1) if f == 1 or all(c.height >= f * settings.image_size[0] for c in crops))
+    factor = next(f for f in (8, 4, 2, 1) if f == 1 or all(c.height >= f * size[0] for c in crops))
     crops = [crop.aligned(factor) for crop in crops]
     reduced = frame.image(reduction=factor)
     images, masks = [], []
     for crop, instances in zip(crops, shown, strict=True):
-        image = crop.reduced(factor).image(reduced, settings.image_size)
-        if rng.random() < settings.augment.background_probability:
-            background = (backgrounds or Backgrounds()).draw(rng, settings.image_size)
-            image = replace_background(image, scene.foreground(crop), background)
-        images.append(augment_image(rng, image, settings.augment))
+        image = crop.reduced(factor).image(reduced, size)
+        if augment:
+            if rng.random() < BACKGROUND_PROBABILITY:
+                image = replace_background(image, scene.foreground(crop), random_background(rng, size).astype(np.uint8))
+            image = augment_image(rng, image)
+        images.append(image)
         masks.append(np.stack([scene.union(indices, crop) for indices in instances]))
-    views = [augment_templates(rng, templates.draw(rng, i, settings.views), settings.augment) for i in object_ids]
-    return pack_sample(images, masks, views, object_ids)
+    return pack_sample(images, masks, [templates.draw(rng, i, settings.views) for i in object_ids], object_ids)
 
 
 def pack_sample(
@@ -172,7 +169,7 @@ def pack_sample(
 def nearest_objects(
     rng: Rng, point: tuple[float, float], boxes: Mapping[int, Sequence[Rectangle]], count: int, *, reach: float
 ) -> list[int]:
-    """Draw objects, those near a point with greater probability (paper 4.1).
+    """Draw at most `count` objects, those near a point (x, y) with greater probability (paper 4.1).
 
     Args:
         rng: source of randomness.
@@ -180,9 +177,6 @@ def nearest_objects(
         boxes: boxes of each object's instances, by object number.
         count: how many to draw.
         reach: the distance in pixels at which an object is half as probable as at the point itself.
-
-    Returns:
-        At most `count` different numbers, in the order drawn.
     """
     ids = list(boxes)
     if len(ids) <= count:
@@ -231,8 +225,8 @@ _Drawn = tuple[list[int], list[Crop], list[list[list[int]]]]
 class _Scene:
     """A frame for sampling: its instances with templates, and masks that are decoded at most once."""
 
-    def __init__(self, frame: Frame, templates: TemplateCache, settings: SampleSettings) -> None:
-        self.frame, self.templates, self.settings = frame, templates, settings
+    def __init__(self, frame: Frame, templates: TemplateCache, settings: SampleSettings, size: Size) -> None:
+        self.frame, self.templates, self.settings, self.size = frame, templates, settings, size
         self._masks: dict[int, Mask] = {}
         annotations = frame.annotations
         self.ids = {a.object_id for a in annotations}
@@ -260,9 +254,9 @@ class _Scene:
 
     def union(self, indices: list[int], crop: Crop) -> Mask:
         """Return the visible pixels of some instances in a crop, at the sample's size."""
-        total = np.zeros(self.settings.image_size, bool)
+        total = np.zeros(self.size, bool)
         for index in indices:
-            total |= crop.mask(self.mask(index), self.settings.image_size)
+            total |= crop.mask(self.mask(index), self.size)
         return total
 
     def foreground(self, crop: Crop) -> Mask:
@@ -274,6 +268,10 @@ class _Scene:
         """Return the object's instances that a crop may show."""
         return [i.index for i in self.seen if i.object_id == object_id and crop.meets(i.box)]
 
+    def tight_crop(self, rng: Rng, box: Rectangle, mode: Mode) -> Crop:
+        """Draw a crop around a box of the frame."""
+        return tight_crop(rng, box, self.frame.size, self.size, margin=MARGIN[mode], shift=SHIFT[mode])
+
     def absent(self, rng: Rng, count: int) -> list[int]:
         """Draw at most `count` objects of the library that the frame does not have."""
         free = [i for i in self.templates.object_ids if i not in self.ids]
@@ -281,7 +279,7 @@ class _Scene:
 
 
 def _draw_coarse(scene: _Scene, rng: Rng) -> _Drawn:
-    settings, size = scene.settings, scene.settings.image_size
+    settings = scene.settings
     areas = np.array([instance.box[2] * instance.box[3] for instance in scene.instances])
     first = scene.instances[int(rng.choice(len(areas), p=areas / areas.sum()))]
     point = random_point(rng, scene.mask(first.index))
@@ -299,9 +297,9 @@ def _draw_coarse(scene: _Scene, rng: Rng) -> _Drawn:
         chosen += [i for i in scene.templates.object_ids if i not in chosen][: settings.objects - len(chosen)]
     chosen = [chosen[i] for i in rng.permutation(len(chosen))]
     crops = [
-        random_crop(rng, scene.frame.size, size, settings.crop.random_scale, point)
-        if rng.random() < settings.crop.random_probability
-        else tight_crop(rng, box, scene.frame.size, size, settings.crop)
+        random_crop(rng, scene.frame.size, scene.size, settings.crop_scale, point)
+        if rng.random() < RANDOM_CROP_PROBABILITY
+        else scene.tight_crop(rng, box, "coarse")
         for _ in range(settings.crops)
     ]
     return chosen, crops, [[scene.of(i, crop) for i in chosen] for crop in crops]
@@ -310,12 +308,11 @@ def _draw_coarse(scene: _Scene, rng: Rng) -> _Drawn:
 def _draw_refine(scene: _Scene, rng: Rng) -> _Drawn:
     settings = scene.settings
     first = scene.instances[int(rng.integers(len(scene.instances)))]
-    frame_size = scene.frame.size
 
     def around_instance(instance: _Instance) -> Crop:
-        return tight_crop(rng, instance.box, frame_size, settings.image_size, settings.crop)
+        return scene.tight_crop(rng, instance.box, "refine")
 
-    absent = settings.negative_probability * (1 - settings.elsewhere_probability)
+    absent = settings.negative_probability * (1 - ELSEWHERE_PROBABILITY)
     elsewhere = (settings.negative_probability - absent) / max(1 - absent, 1e-9)
     wants_absent = rng.random() < absent
     crops: list[Crop] = []
@@ -353,7 +350,7 @@ def _crop_elsewhere(scene: _Scene, rng: Rng, target: int) -> Crop | None:
         x, y, width, height = others[int(rng.integers(len(others)))] if others else own[int(rng.integers(len(own)))]
         if not others or rng.random() < _BACKGROUND_PROBABILITY:
             x, y = rng.uniform(0, max(frame_size[1] - width, 1)), rng.uniform(0, max(frame_size[0] - height, 1))
-        crop = tight_crop(rng, (x, y, width, height), frame_size, scene.settings.image_size, scene.settings.crop)
+        crop = scene.tight_crop(rng, (x, y, width, height), "refine")
         if not any(crop.meets(box) for box in own):
             return crop
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,8 +33,6 @@ class TemplateCache:
 
     Attributes:
         object_ids: numbers of the library's objects, ascending.
-        missing: how often frames showed an object that the library does not have, by number.
-        hits: how often an object was found decoded.
         misses: how often an object had to be read.
         bytes: size of the decoded templates in memory.
 
@@ -55,15 +53,12 @@ class TemplateCache:
         self.object_ids: tuple[int, ...] = tuple(sorted(self._names))
         self._views: OrderedDict[int, _Views] = OrderedDict()  # the least recently used first
         self._histograms: dict[int, NDArray[np.float64]] = {}
-        self.missing: Counter[int] = Counter()
-        self.bytes = self.hits = self.misses = 0
+        self._missing: set[int] = set()
+        self.bytes = self.misses = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is decoded: a worker that is spawned gets no copy."""
-        return {**self.__dict__, "_views": OrderedDict(), "missing": Counter(), "bytes": 0, "hits": 0, "misses": 0}
-
-    def __contains__(self, object_id: object) -> bool:
-        return object_id in self._names
+        return {**self.__dict__, "_views": OrderedDict(), "bytes": 0, "misses": 0}
 
     def __len__(self) -> int:
         return len(self._names)
@@ -72,11 +67,11 @@ class TemplateCache:
         """Return whether there are templates of an object; the first time that they are missing is logged."""
         if object_id in self._names:
             return True
-        if not self.missing[object_id]:
+        if object_id not in self._missing:
+            self._missing.add(object_id)
             logger.warning(
                 "%s: object %d has no templates in %s: it is never asked for", where, object_id, self.library.path
             )
-        self.missing[object_id] += 1
         return False
 
     def draw(self, rng: np.random.Generator, object_id: int, count: int) -> NDArray[np.uint8]:
@@ -118,7 +113,6 @@ class TemplateCache:
 
     def _load(self, object_id: int) -> _Views:
         if object_id in self._views:
-            self.hits += 1
             self._views.move_to_end(object_id)
             return self._views[object_id]
         self.misses += 1

@@ -155,7 +155,6 @@ class TrainingState:
 
         Raises:
             WeightsError: the checkpoint is damaged or of another model.
-            ConfigError: its data cannot be continued with this number of processes or workers.
         """
         first = read_rank(path, 0)
         tensors = self._tensors()

@@ -7,15 +7,16 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from ocdit_core.data.dataset import open_dataset
-from ocdit_core.data.streaming import Source, TrainingLoader, TrainingStream
+from ocdit_core.data.streaming import Source, TrainingSamples, load_batches
 from ocdit_core.data.templates import TemplateCache
 from ocdit_core.objects.library import ObjectLibrary
-from ocdit_core.training.settings import BopDataset, DataSettings, TrainSettings
+from ocdit_core.training.settings import BopDataset, TrainSettings
 
 Batch = dict[str, Tensor]
 """G episodes of S images that share one set of O objects with V templates each: images (G, S, 3, H, W), templates
@@ -47,35 +48,33 @@ class TrainingData:
         self._batches = 0
         workers = 0 if held_out else loop.workers
         # Without a generator of its own, a loader draws from the global one, whose state is saved and restored.
-        options: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
+        self._options: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
         if workers:
-            options |= {"prefetch_factor": _PREFETCH, "worker_init_fn": _ignore_stop_signals}
+            self._options |= {"workers": workers, "prefetch_factor": _PREFETCH, "worker_init_fn": _start_worker}
         datasets, seed = (data.held_out, loop.seed + _HELD_OUT_SEED) if held_out else (data.datasets, loop.seed)
-        sources = [_source(dataset, data) for dataset in datasets]
-        stream = TrainingStream(sources, data.sample, seed=seed, rank=rank, world=world)
-        self._loader = TrainingLoader(stream, batch_size=self._episodes, workers=workers, **options)
+        self._samples = TrainingSamples(
+            [_source(dataset, settings) for dataset in datasets],
+            data.sample,
+            mode="refine" if settings.stage == "refine" else "coarse",
+            image_size=settings.model.image_size,
+            seed=seed,
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches from the current position on."""
-        for batch in self._loader:
+        place = {"rank": self._rank, "world": self._world, "start": self._batches}
+        for batch in load_batches(self._samples, self._episodes, **place, **self._options):
             first = (self._batches * self._world + self._rank) * self._episodes
             self._batches += 1
             yield {**batch, "number": torch.arange(first, first + self._episodes)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the data of this process, as plain numbers and lists."""
-        return {"groups": self._batches * self._world * self._episodes, "stream": self._loader.state_dict()}
+        """Return the position in the data, which is common to all processes, as plain numbers."""
+        return {"groups": self._batches * self._world * self._episodes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a position.
-
-        With another number of processes or workers the data continues in a new order.
-
-        Raises:
-            ConfigError: the position belongs to other data or another seed.
-        """
+        """Continue from a position, also with another number of processes or workers, or another batch size."""
         self._batches = state["groups"] // (self._world * self._episodes)
-        self._loader.load_state_dict(state["stream"])
 
 
 def held_out_batches(settings: TrainSettings, *, rank: int = 0, world: int = 1) -> list[Batch]:
@@ -87,21 +86,21 @@ def held_out_batches(settings: TrainSettings, *, rank: int = 0, world: int = 1) 
     return list(itertools.islice(iter(data), count))
 
 
-def _source(dataset: BopDataset, settings: DataSettings) -> Source:
-    frames = open_dataset(dataset.path, None if dataset.split == "shards" else dataset.split)
+def _source(dataset: BopDataset, settings: TrainSettings) -> Source:
     templates = TemplateCache(
         ObjectLibrary(dataset.library),
-        size=settings.sample.template_size,
-        keep_views=max(settings.sample.views, 12),
+        size=settings.model.template_size[0],
+        keep_views=max(settings.data.sample.views, 12),
         byte_limit=_CACHE_MB << 20,
     )
-    return Source(frames=frames, templates=templates, weight=dataset.weight)
+    return Source(frames=open_dataset(dataset.path), templates=templates, weight=dataset.weight)
 
 
-def _ignore_stop_signals(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """Ignore signals to the whole process group in a worker: the loop still needs its data to save a checkpoint."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    cv2.setNumThreads(0)  # workers are parallel enough, and OpenCV's threads do not survive a fork
 
 
 class SampleRandom:

@@ -133,7 +133,7 @@ def model_card(settings: TrainSettings, step: int, log: Log, parameters: int) ->
     """
     lines = [line for line in log if line["step"] <= step]
     loop, data = settings.loop, settings.data
-    sources = ", ".join(f"{one.path} {one.split} (weight {one.weight:g})" for one in data.datasets)
+    sources = ", ".join(f"{one.path} (weight {one.weight:g})" for one in data.datasets)
     parts = "" if settings.init_parts == MODEL_PARTS else f" ({', '.join(settings.init_parts)})"
     start = f"{settings.init}{parts}" if settings.init else "random weights"
     return "\n".join(

@@ -121,15 +121,12 @@ class BopDataset:
     """A dataset in BOP format with the templates of its objects.
 
     Attributes:
-        path: folder of the dataset, or with split "shards": a .tar file, a folder of them, or a pattern such as
-            shard-{000000..000099}.tar.
-        split: subfolder of the dataset (train_pbr, test ...), or shards.
+        path: folder of a split (DATASET/train_pbr); or a .tar shard, or a folder of them.
         library: folder of its objects' templates, written by `ocdit render`.
         weight: sampling weight, relative to those of the other datasets.
     """
 
     path: str
-    split: str
     library: str
     weight: float = 1.0
 
@@ -184,21 +181,11 @@ class TrainSettings:
     resume: str = "auto"
 
     def __post_init__(self) -> None:
-        sample, templates = self.data.sample, self.model.template_size
-        if templates != (sample.template_size, sample.template_size):
-            raise ConfigError(
-                f"model.template_size: {list(templates)}, but data.sample.template_size is {sample.template_size}"
-            )
-        mode, size, objects = sample.mode, sample.image_size, sample.objects
         if not self.init_parts:
             raise ConfigError("init_parts: empty; set init to null to start from random weights")
-        if self.stage != "vae" and mode != self.stage:
-            raise ConfigError(f"data mode: {mode!r} does not train the stage {self.stage}; it must be {self.stage!r}")
-        if tuple(size) != tuple(self.model.image_size):
-            raise ConfigError(
-                f"model.image_size: {list(self.model.image_size)}, but the data's images are {list(size)}; "
-                "they must be equal"
-            )
+        objects = self.data.sample.objects
+        if self.stage == "refine" and objects != 1:
+            raise ConfigError(f"data.sample.objects: the stage refine asks for 1 object, not {objects}")
         objects = min(objects, self.diffusion_loss.max_targets or objects)
         if self.stage != "vae" and objects > self.model.denoiser.max_objects:
             raise ConfigError(

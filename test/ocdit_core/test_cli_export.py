@@ -22,9 +22,12 @@ def run(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("export")
     make_dataset(folder)
-    dataset = f"path: {folder / 'painted'}, library: {folder / 'objects'}"
+    names = {"datasets": "train", "held_out": "test"}
+    common = [
+        f"data.{key}=[{{path: {folder / 'painted' / split}, library: {folder / 'objects'}}}]"
+        for key, split in names.items()
+    ]
     configs = Path(__file__).parents[2] / "config" / "train"
-    common = [f"data.datasets=[{{split: train, {dataset}}}]", f"data.held_out=[{{split: test, {dataset}}}]"]
     common += [
         "loop.log_every=1",
         "loop.steps=6",

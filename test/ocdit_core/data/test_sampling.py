@@ -6,7 +6,7 @@ import pytest
 import torch
 from painted import colour_of, looks_like, paint, write_library
 
-from ocdit_core.data.augment import NO_AUGMENTATION, AugmentSettings, CropSettings
+from ocdit_core.data import augment, sampling
 from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.sampling import SampleSettings, make_sample
 from ocdit_core.data.shards import iterate_shard
@@ -16,7 +16,19 @@ from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.objects.library import ObjectLibrary
 
 FRAMES = 12
-PLAIN = {"augment": NO_AUGMENTATION, "image_size": (120, 160), "template_size": 64, "views": 3}
+
+
+def make(frame, templates, rng, *, mode="coarse", size=(120, 160), augment=False, **settings):
+    """A sample with three templates of each object, not augmented."""
+    objects = {"objects": 1} if mode == "refine" else {}
+    settings = SampleSettings(views=3, **objects, **settings)
+    return make_sample(frame, templates, settings, rng, mode=mode, size=size, augment=augment)
+
+
+@pytest.fixture
+def random_crops(monkeypatch):
+    """Return a function that sets the probability of random crops."""
+    return lambda probability: monkeypatch.setattr(sampling, "RANDOM_CROP_PROBABILITY", probability)
 
 
 def rng(seed=0):
@@ -58,7 +70,7 @@ def picture(sample, crop=0):
 
 
 def test_a_coarse_sample_has_the_tensors_that_training_takes(frames, templates):
-    sample = make_sample(frames[0], templates, SampleSettings(objects=4, crops=2, **PLAIN), rng())
+    sample = make(frames[0], templates, rng(), objects=4, crops=2)
     assert {name: (tuple(t.shape), t.dtype) for name, t in sample.items()} == {
         "images": ((2, 3, 120, 160), torch.uint8),
         "templates": ((4, 3, 3, 64, 64), torch.uint8),
@@ -72,14 +84,14 @@ def test_a_coarse_sample_has_the_tensors_that_training_takes(frames, templates):
 
 
 @pytest.mark.parametrize("random_probability", [0.0, 1.0])
-def test_masks_templates_and_numbers_of_a_coarse_sample_belong_together(frames, templates, random_probability):
+def test_masks_templates_and_numbers_of_a_coarse_sample_belong_together(
+    frames, templates, random_crops, random_probability
+):
     """Colours tell: under a mask the picture has the object's, nowhere else, and so have its templates."""
-    settings = SampleSettings(
-        objects=4, absent_probability=0.2, crop=CropSettings(random_probability=random_probability), **PLAIN
-    )
+    random_crops(random_probability)
     seen = 0
     for seed in range(60):
-        sample = make_sample(frames[seed % FRAMES], templates, settings, rng(seed))
+        sample = make(frames[seed % FRAMES], templates, rng(seed), objects=4, absent_probability=0.2)
         ids = sample["object_ids"].tolist()
         assert len(set(ids)) == 4
         for number, object_id in enumerate(ids):
@@ -99,45 +111,45 @@ def test_masks_templates_and_numbers_of_a_coarse_sample_belong_together(frames, 
     assert seen > 120
 
 
-def test_objects_that_are_there_are_preferred_and_others_are_really_absent(frames, templates):
-    settings = SampleSettings(objects=4, absent_probability=0.0, crop=CropSettings(random_probability=0.0), **PLAIN)
+def test_objects_that_are_there_are_preferred_and_others_are_really_absent(frames, templates, random_crops):
+    random_crops(0.0)
     for seed in range(FRAMES):
         frame = frames[seed]
-        sample = make_sample(frame, templates, settings, rng(seed))
+        sample = make(frame, templates, rng(seed), objects=4, absent_probability=0.0)
         assert set(sample["object_ids"].tolist()) <= {a.object_id for a in frame.annotations}
         assert sample["present"].all()
-    many = SampleSettings(objects=8, absent_probability=0.0, crop=CropSettings(random_probability=0.0), **PLAIN)
-    sample = make_sample(frames[0], templates, many, rng())
+    sample = make(frames[0], templates, rng(), objects=8, absent_probability=0.0)
     there = {a.object_id for a in frames[0].annotations}
     known = [i in there for i in sample["object_ids"].tolist()]
     assert sum(known) == 5
     assert sample["present"][0].tolist() == known
 
 
-def test_the_chosen_share_of_objects_is_absent(frames, templates):
-    settings = SampleSettings(objects=3, absent_probability=0.3, crop=CropSettings(random_probability=0.0), **PLAIN)
-    present = [make_sample(frames[s % FRAMES], templates, settings, rng(s))["present"] for s in range(200)]
+def test_the_chosen_fraction_of_objects_is_absent(frames, templates, random_crops):
+    random_crops(0.0)
+    options = {"objects": 3, "absent_probability": 0.3}
+    present = [make(frames[s % FRAMES], templates, rng(s), **options)["present"] for s in range(200)]
     # One object at least is kept: the mean of max(binomial, 1) / 3.
     assert torch.stack(present).float().mean().item() == pytest.approx(0.709, abs=0.04)
 
 
-def test_tight_crops_show_more_of_the_objects_than_the_whole_frame(frames, templates):
-    def share(crop):
-        settings = SampleSettings(objects=2, absent_probability=0.0, crop=crop, **PLAIN)
-        samples = [make_sample(frames[s % FRAMES], templates, settings, rng(s)) for s in range(30)]
+def test_tight_crops_show_more_of_the_objects_than_the_whole_frame(frames, templates, random_crops, monkeypatch):
+    def fraction(random_probability):
+        random_crops(random_probability)
+        options = {"objects": 2, "absent_probability": 0.0, "crop_scale": (1.0, 1.0)}
+        samples = [make(frames[s % FRAMES], templates, rng(s), **options) for s in range(30)]
         return float(np.mean([s["masks"].float().mean().item() for s in samples]))
 
-    whole = share(CropSettings(random_probability=1.0, random_scale=(1.0, 1.0)))
-    assert share(CropSettings(random_probability=0.0, margin=(0.05, 0.1))) > 1.5 * whole
+    monkeypatch.setitem(sampling.MARGIN, "coarse", (0.05, 0.1))
+    assert fraction(0.0) > 1.5 * fraction(1.0)
 
 
 def test_refine_samples_show_one_object_or_none(frames, templates):
     """The share of negatives is as asked for; in these the picture has nothing of the object."""
-    settings = SampleSettings(mode="refine", objects=1, negative_probability=0.4, **PLAIN)
     negatives = strangers = 0
     for seed in range(400):
         frame = frames[seed % FRAMES]
-        sample = make_sample(frame, templates, settings, rng(seed))
+        sample = make(frame, templates, rng(seed), mode="refine", negative_probability=0.4)
         (object_id,) = sample["object_ids"].tolist()
         mask = sample["masks"][0, 0].numpy() > 0
         like = looks_like(picture(sample), object_id)
@@ -153,65 +165,56 @@ def test_refine_samples_show_one_object_or_none(frames, templates):
     assert 0.3 < strangers / negatives < 0.8
 
 
-def test_hard_negatives_look_like_what_the_crop_shows(tmp_path, templates):
+def test_hard_negatives_look_like_what_the_crop_shows(tmp_path, templates, monkeypatch):
+    monkeypatch.setattr(sampling, "ELSEWHERE_PROBABILITY", 0.0)
     frame = one_frame(tmp_path, paint(3, [4]))
     others = [i for i in templates.object_ids if i != 4]
     likest = max(others, key=lambda i: templates.similarity(i, 4))
 
     def asked(hard_negatives: int) -> list[int]:
-        settings = SampleSettings(
-            mode="refine",
-            objects=1,
-            negative_probability=1.0,
-            elsewhere_probability=0.0,
-            hard_negatives=hard_negatives,
-            **PLAIN,
-        )
-        return [make_sample(frame, templates, settings, rng(seed))["object_ids"].item() for seed in range(30)]
+        options = {"mode": "refine", "negative_probability": 1.0, "hard_negatives": hard_negatives}
+        return [make(frame, templates, rng(seed), **options)["object_ids"].item() for seed in range(30)]
 
     assert set(asked(len(others))) == {likest}
     assert len(set(asked(2))) > 1
     assert asked(2).count(likest) > asked(1).count(likest)
 
 
-def test_of_two_instances_a_coarse_mask_holds_both_and_a_refine_mask_one(tmp_path, templates):
+def test_of_two_instances_a_coarse_mask_holds_both_and_a_refine_mask_one(
+    tmp_path, templates, random_crops, monkeypatch
+):
     truth = paint(3, [4, 4, 7])
     frame = one_frame(tmp_path, truth)
-    whole = CropSettings(random_probability=1.0, random_scale=(1.0, 1.0))
-    both = {**PLAIN, "image_size": (240, 320)}
-    sample = make_sample(frame, templates, SampleSettings(objects=2, absent_probability=0, crop=whole, **both), rng())
+    random_crops(1.0)
+    whole = {"crop_scale": (1.0, 1.0), "size": (240, 320)}
+    sample = make(frame, templates, rng(), objects=2, absent_probability=0, **whole)
     mask = sample["masks"][0, sample["object_ids"].tolist().index(4)].numpy() > 0
     np.testing.assert_array_equal(mask, truth.objects[0].visible | truth.objects[1].visible)
 
-    refine = SampleSettings(
-        mode="refine", objects=1, negative_probability=0.0, crop=CropSettings(margin=(3, 3)), **PLAIN
-    )
+    monkeypatch.setitem(sampling.MARGIN, "refine", (3, 3))
     areas = {4: set(), 7: set()}
     for seed in range(40):
-        sample = make_sample(frame, templates, refine, rng(seed))
+        sample = make(frame, templates, rng(seed), mode="refine", negative_probability=0.0)
         count, _, stats, _ = cv2.connectedComponentsWithStats(sample["masks"][0, 0].numpy())
         assert count == 2  # the background and one instance
         areas[sample["object_ids"].item()].add(stats[1, cv2.CC_STAT_AREA] > 0)
     assert areas == {4: {True}, 7: {True}}
 
 
-def test_large_frames_are_decoded_small_where_that_is_enough(tmp_path, templates, monkeypatch):
+def test_large_frames_are_decoded_small_where_that_is_enough(tmp_path, templates, random_crops, monkeypatch):
+    random_crops(1.0)
     frame = one_frame(tmp_path, paint(1, size=(480, 640)))
     asked = []
     decode = type(frame).image
     monkeypatch.setattr(
         type(frame), "image", lambda self, *, reduction=1: asked.append(reduction) or decode(self, reduction=reduction)
     )
-    whole = CropSettings(random_probability=1.0, random_scale=(1.0, 1.0))
-    settings = SampleSettings(objects=4, absent_probability=0, crop=whole, **PLAIN)
-    sample = make_sample(frame, templates, settings, rng())
+    sample = make(frame, templates, rng(), objects=4, absent_probability=0, crop_scale=(1.0, 1.0))
     assert asked == [4]
     for number, object_id in enumerate(sample["object_ids"].tolist()):
         mask = shrunk(sample["masks"][0, number].numpy())
         assert looks_like(picture(sample), object_id)[mask].mean() > 0.97
-    make_sample(
-        frame, templates, SampleSettings(mode="refine", objects=1, **{**PLAIN, "image_size": (224, 224)}), rng()
-    )
+    make(frame, templates, rng(), mode="refine", size=(224, 224))
     assert asked == [4, 1]
 
 
@@ -222,18 +225,19 @@ def test_only_what_a_sample_needs_is_read(frames, library, monkeypatch):
     read = []
     mask = type(frame).mask
     monkeypatch.setattr(type(frame), "mask", lambda self, index, **k: read.append(index) or mask(self, index, **k))
-    settings = SampleSettings(mode="refine", objects=1, negative_probability=0.0, **PLAIN)
-    make_sample(frame, templates, settings, rng(1))
+    make(frame, templates, rng(1), mode="refine", negative_probability=0.0)
     assert len(read) == 1
     assert templates.misses == 1
 
 
-def test_a_replaced_background_changes_all_but_the_objects(frames, library, templates):
+def test_a_replaced_background_changes_all_but_the_objects(frames, templates, monkeypatch):
     """All annotated objects stay, those that are not asked for as well."""
-    augment = AugmentSettings(image_probability=0, template_probability=0, background_probability=1.0)
-    settings = SampleSettings(objects=2, absent_probability=0, **{**PLAIN, "augment": augment})
-    plain = make_sample(frames[0], templates, SampleSettings(objects=2, absent_probability=0, **PLAIN), rng(4))
-    sample = make_sample(frames[0], templates, settings, rng(4))
+    monkeypatch.setattr(augment, "IMAGE_PROBABILITY", 0.0)
+    monkeypatch.setattr(sampling, "BACKGROUND_PROBABILITY", 1.0)
+    plain, sample = (
+        make(frames[0], templates, rng(4), objects=2, absent_probability=0, augment=changed)
+        for changed in (False, True)
+    )
     torch.testing.assert_close(sample["masks"], plain["masks"], rtol=0, atol=0)
     before, after = picture(plain).astype(int), picture(sample).astype(int)
     coloured = np.ptp(before, axis=2) > 60
@@ -244,21 +248,19 @@ def test_a_replaced_background_changes_all_but_the_objects(frames, library, temp
 
 def test_the_same_randomness_gives_the_same_sample_from_a_folder_and_from_a_shard(tmp_path, frames, templates):
     write_shard(tmp_path / "shard-000000.tar", [(f"000000_{i:06d}", paint(i)) for i in range(3)])
-    settings = SampleSettings(objects=3, **{**PLAIN, "augment": AugmentSettings()})
     for index, frame in enumerate(iterate_shard(tmp_path / "shard-000000.tar")):
-        a = make_sample(frames[index], templates, settings, rng(index))
-        b = make_sample(frame, templates, settings, rng(index))
+        a = make(frames[index], templates, rng(index), objects=3, augment=True)
+        b = make(frame, templates, rng(index), objects=3, augment=True)
         assert all(torch.equal(a[name], b[name]) for name in a)
-        other = make_sample(frame, templates, settings, rng(index + 100))
+        other = make(frame, templates, rng(index + 100), objects=3, augment=True)
         assert not torch.equal(other["images"], a["images"])
 
 
 def test_without_gt_info_the_masks_say_what_is_seen(tmp_path, templates):
     frame = one_frame(tmp_path, paint(5))
-    settings = SampleSettings(objects=3, **PLAIN)
-    expected = make_sample(frame, templates, settings, rng(1))
+    expected = make(frame, templates, rng(1), objects=3)
     (tmp_path / "train" / "000000" / "scene_gt_info.json").unlink()
-    sample = make_sample(BopFolder(tmp_path, "train")[0], templates, settings, rng(1))
+    sample = make(BopFolder(tmp_path, "train")[0], templates, rng(1), objects=3)
     assert all(torch.equal(sample[name], expected[name]) for name in sample)
 
 
@@ -270,21 +272,19 @@ def test_hidden_and_tiny_objects_are_not_looked_for(tmp_path, templates):
     info["0"][1]["bbox_visib"][2] = 3
     path.write_text(json.dumps(info))
     frame = BopFolder(tmp_path, "train")[0]
-    settings = SampleSettings(mode="refine", objects=1, negative_probability=0, **PLAIN)
-    assert {make_sample(frame, templates, settings, rng(s))["object_ids"].item() for s in range(20)} == {3}
+    options = {"mode": "refine", "negative_probability": 0}
+    assert {make(frame, templates, rng(s), **options)["object_ids"].item() for s in range(20)} == {3}
     for entry in info["0"]:
         entry["visib_fract"] = 0.05
     path.write_text(json.dumps(info))
-    assert make_sample(BopFolder(tmp_path, "train")[0], templates, settings, rng()) is None
+    assert make(BopFolder(tmp_path, "train")[0], templates, rng(), **options) is None
 
 
 def test_an_object_without_templates_is_never_asked_for(tmp_path, templates, caplog):
     frame = one_frame(tmp_path, paint(5, [1, 77, 3]))
-    settings = SampleSettings(objects=4, **PLAIN)
     for seed in range(20):
-        sample = make_sample(frame, templates, settings, rng(seed))
+        sample = make(frame, templates, rng(seed), objects=4)
         assert 77 not in sample["object_ids"].tolist()
-    assert templates.missing == {77: 20}
     assert [r.getMessage() for r in caplog.records] == [
         f"{frame.where}: object 77 has no templates in {templates.library.path}: it is never asked for"
     ]
@@ -293,7 +293,7 @@ def test_an_object_without_templates_is_never_asked_for(tmp_path, templates, cap
 def test_a_frame_without_any_templates_is_an_error_with_its_name(tmp_path, templates):
     frame = one_frame(tmp_path, paint(5, [76, 77]))
     with pytest.raises(DataError, match=r"000000: 0: none of its objects \(76, 77\) has templates") as caught:
-        make_sample(frame, templates, SampleSettings(**PLAIN), rng())
+        make(frame, templates, rng())
     assert caught.value.kind == "no templates"
 
 
@@ -301,8 +301,8 @@ def test_a_frame_with_all_objects_of_the_library_has_negatives_only_elsewhere(tm
     write_library(tmp_path / "objects", [1, 2])
     templates = TemplateCache(ObjectLibrary(tmp_path / "objects"), size=64)
     frame = one_frame(tmp_path, paint(8, [1, 2]))
-    settings = SampleSettings(mode="refine", objects=1, negative_probability=1.0, **PLAIN)
-    samples = [make_sample(frame, templates, settings, rng(seed)) for seed in range(20)]
+    options = {"mode": "refine", "negative_probability": 1.0}
+    samples = [make(frame, templates, rng(seed), **options) for seed in range(20)]
     absent = [s for s in samples if not s["present"].item()]
     assert absent
     assert all(not s["masks"].any() for s in absent)
@@ -311,10 +311,9 @@ def test_a_frame_with_all_objects_of_the_library_has_negatives_only_elsewhere(tm
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"mode": "fine"}, "mode: 'fine'"),
-        ({"mode": "refine"}, "objects: a refine sample"),
         ({"views": 0}, "views"),
-        ({"image_size": (8, 200)}, "image_size"),
+        ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
+        ({"crop_scale": (0.9, 0.5)}, "crop_scale"),
         ({"negative_probability": 1.1}, "negative_probability: 1.1"),
     ],
 )

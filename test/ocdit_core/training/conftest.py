@@ -25,7 +25,7 @@ class Lab:
         self.folder = folder
 
     def dataset(self, split: str) -> str:
-        return f"{{path: {self.folder / 'painted'}, split: {split}, library: {self.folder / 'objects'}}}"
+        return f"{{path: {self.folder / 'painted' / split}, library: {self.folder / 'objects'}}}"
 
     def overrides(self, run: str, *overrides: str) -> list[str]:
         paths = [f"data.{key}=[{self.dataset(split)}]" for key, split in (("datasets", "train"), ("held_out", "test"))]
@@ -38,9 +38,8 @@ class Lab:
         return main(["train", *self.arguments(config, run, *overrides)])
 
     def train_together(self, processes: int, config: str, run: str, *overrides: str) -> None:
-        """Train on `NumberedData`."""
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command += [str(Path(__file__).with_name("numbered_data.py")), *self.arguments(config, run, *overrides)]
+        command += [str(ROOT / "training" / "train.py"), *self.arguments(config, run, *overrides)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -2,19 +2,11 @@
 
 import pytest
 import torch
-from numbered_data import use_numbered_data
 
 from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.training.checkpoints import find_checkpoint, read_rank, read_weights
 
 STEPS = 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def numbered_data(lab):
-    with pytest.MonkeyPatch.context() as patch:
-        use_numbered_data(patch)
-        yield
 
 
 @pytest.fixture(scope="module")
