@@ -63,17 +63,16 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ocdit_core.inference.tracker import Tracker
-    from ocdit_ros.bag_files import RecordedBag, load_typestore, new_bag, read_image
+    from ocdit_ros.bag_files import RecordedImages, load_typestore, new_bag, read_image
     from ocdit_ros.converter import EncodingError
     from ocdit_ros.messages import instance_numbers
 
     store = load_typestore()
     library, targets = open_library(arguments)
-    with RecordedBag(arguments.bag) as bag:
-        images = bag.images(arguments.image_topic)
-        topic = images[0].topic
+    with RecordedImages(arguments.bag, arguments.image_topic) as images:
+        topic, count = images.topic, images.count
         # Once through all of it: a bag that is cut off is better refused now than after hours of work.
-        for _ in tqdm(bag.messages(images), desc="checking", unit="message", disable=None, leave=False):
+        for _ in tqdm(images, total=count, desc="checking", unit="image", disable=None, leave=False):
             pass
         with new_bag(arguments.out) as writer:
             labels = {name: entry.id for name, entry in library.manifest.items()}
@@ -82,14 +81,13 @@ def run(arguments: argparse.Namespace) -> int:
             # Only now: loading torch and the model takes seconds.
             segmenter = load_segmenter(arguments, library, targets)
             segment = Tracker(segmenter, numbers).segment if arguments.tracking else segmenter.segment
-            count = sum(connection.msgcount for connection in images)
             failed = 0
             warned: set[str] = set()
-            progress = tqdm(bag.messages(images), total=count, desc="segmenting", unit="image", disable=None)
-            for number, (connection, time, data) in enumerate(progress, start=1):
+            progress = tqdm(images, total=count, desc="segmenting", unit="image", disable=None)
+            for number, (kind, time, data) in enumerate(progress, start=1):
                 warnings: list[str] = []
                 try:
-                    header, image = read_image(store, connection.msgtype, data, warnings.append)
+                    header, image = read_image(store, kind, data, warnings.append)
                 except ImageError as error:
                     if isinstance(error, EncodingError) and not results.images:
                         # All others have the same encoding.
@@ -113,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class Results:
-    """The topics of the results in a new bag.
+    """The topics of the results in a new bag; `images` counts the images whose results have been written.
 
     Args:
         writer: writer of rosbags.
@@ -122,9 +120,6 @@ class Results:
         labels: object name -> number.
         numbers: numbers of instances without a track id.
         overlay: whether to write the images with the masks drawn over them.
-
-    Attributes:
-        images: number of images whose results have been written.
     """
 
     def __init__(
@@ -162,14 +157,7 @@ class Results:
         self._write("label_info", self._maker.to_label_info(self._labels, threshold, header), time)
 
     def write(self, image: np.ndarray, segmentation: Segmentation, header: Any, time: int) -> None:
-        """Write the result for one image.
-
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            segmentation: its result.
-            header: header of the image.
-            time: when the image was recorded (ns), which becomes the time of the results.
-        """
+        """Write the result for an image, (H, W, 3) uint8 RGB, with its header and the time of its recording (ns)."""
         from ocdit_ros.messages import number
 
         numbers = number(segmentation.instances, self._numbers)

@@ -6,7 +6,7 @@ import sqlite3
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,20 +31,26 @@ RESULT_TYPES = (
 )
 
 
-class RecordedBag:
-    """A bag to be read, in a with statement: a folder of rosbag2, or one .mcap or .db3 file of it.
+class RecordedImages:
+    """The images of a bag to be read, in a with statement.
 
     Args:
-        path: of the bag.
+        path: folder of rosbag2, or one .mcap or .db3 file of it.
+        topic: topic of the images; None for the only one.
+
+    Attributes:
+        topic: the same.
+        count: number of images.
 
     Raises:
-        BagError: it is missing, or no bag that can be read.
+        BagError: the bag is missing or cannot be read, there is no such topic of images, or none was named and there
+            are several.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, topic: str | None):
         from rosbags.rosbag2 import Reader
 
-        self.path = path
+        self._path = path
         if not path.exists():
             raise BagError(f"{path}: no such bag")
         if path.is_dir() and not (path / "metadata.yaml").exists():
@@ -59,64 +65,48 @@ class RecordedBag:
             self._reader.open()
         except Exception as error:
             raise self._damaged(error) from error
+        images = [one for one in self._reader.connections if one.msgtype in IMAGE_TYPES]
+        found = sorted({one.topic for one in images})
+        if not found:
+            topics = ", ".join(sorted({one.topic for one in self._reader.connections})) or "none at all"
+            raise BagError(f"{path}: no topic of images; the topics are {topics}")
+        if topic is None and len(found) > 1:
+            raise BagError(f"{path}: has several topics of images, name one: {', '.join(found)}")
+        self.topic = topic or found[0]
+        if self.topic not in found:
+            raise BagError(f"{path}: no topic of images {topic!r}; there are {', '.join(found)}")
+        self._connections = [one for one in images if one.topic == self.topic]
+        self.count = sum(one.msgcount for one in self._connections)
+        if not self.count:
+            raise BagError(f"{path}: no image was recorded on {self.topic}")
 
-    def __enter__(self) -> RecordedBag:
+    def __enter__(self) -> RecordedImages:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._reader.close()
 
-    @property
-    def connections(self) -> list[Any]:
-        """The streams of messages: topic, type, its definition, quality of service, number of messages."""
-        return list(self._reader.connections)
-
-    def images(self, topic: str | None) -> list[Any]:
-        """Return the connections of the topic of images.
-
-        Args:
-            topic: its name; None for the only one.
+    def __iter__(self) -> Iterator[tuple[str, int, bytes]]:
+        """Yield (type of the message, time of its recording in ns, serialised message) by time.
 
         Raises:
-            BagError: there is no such topic of images, or none was named and there are several.
-        """
-        found: dict[str, list[Any]] = {}
-        for connection in self.connections:
-            if connection.msgtype in IMAGE_TYPES:
-                found.setdefault(connection.topic, []).append(connection)
-        if not found:
-            topics = ", ".join(sorted({connection.topic for connection in self.connections})) or "none at all"
-            raise BagError(f"{self.path}: no topic of images; the topics are {topics}")
-        if topic is None and len(found) > 1:
-            raise BagError(f"{self.path}: has several topics of images, name one: {', '.join(sorted(found))}")
-        chosen = topic or next(iter(found))
-        if chosen not in found:
-            raise BagError(f"{self.path}: no topic of images {chosen!r}; there are {', '.join(sorted(found))}")
-        if not sum(connection.msgcount for connection in found[chosen]):
-            raise BagError(f"{self.path}: no image was recorded on {chosen}")
-        return found[chosen]
-
-    def messages(self, connections: Sequence[Any]) -> Iterator[tuple[Any, int, bytes]]:
-        """Yield (connection, time of its recording in ns, serialised message) by time.
-
-        Raises:
-            BagError: the bag is damaged, or holds fewer messages than it says.
+            BagError: the bag is damaged, or holds fewer images than it says.
         """
         count = 0
         try:
-            for message in self._reader.messages(connections):
+            for connection, time, data in self._reader.messages(self._connections):
                 count += 1
-                yield message
+                yield connection.msgtype, time, data
         except Exception as error:
             raise self._damaged(error) from error
-        if count < (expected := sum(connection.msgcount for connection in connections)):
-            raise BagError(f"{self.path}: damaged or cut off: {count} of {expected} messages are there")
+        if count < self.count:
+            raise BagError(f"{self._path}: damaged or cut off: {count} of {self.count} messages are there")
 
     def _damaged(self, error: Exception) -> BagError:
         # The library lets through what its parts raise: apsw.Error, ZstdError, struct.error, TypeError at the end ...
         text = " ".join(str(error).split()) or type(error).__name__
-        hint = "; `mcap recover` saves what is left" if self.path.suffix == ".mcap" else ""
-        return BagError(f"{self.path}: damaged, cut off, or no bag of ROS 2 ({text}){hint}")
+        hint = "; `mcap recover` saves what is left" if self._path.suffix == ".mcap" else ""
+        return BagError(f"{self._path}: damaged, cut off, or no bag of ROS 2 ({text}){hint}")
 
 
 def _check_database(path: Path) -> None:
@@ -236,13 +226,9 @@ def message_maker(store: Any) -> MessageMaker:
 
 
 def read_image(store: Any, kind: str, data: bytes, warn: Callable[[str], None]) -> tuple[Any, np.ndarray]:
-    """Return the header and the (H, W, 3) uint8 RGB image of a serialised Image or CompressedImage.
+    """Return the header and the (H, W, 3) uint8 RGB image of the CDR bytes of a message of the type `kind`.
 
-    Args:
-        store: typestore.
-        kind: name of the message type.
-        data: CDR bytes.
-        warn: called with one line about a suspicious image.
+    `warn` is called with one line about a suspicious image.
 
     Raises:
         EncodingError: an encoding that is not supported.

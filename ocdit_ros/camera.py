@@ -34,13 +34,7 @@ Stamp = tuple[int, int]
 
 @dataclass(eq=False)
 class Calibration:
-    """The calibration of one stamp.
-
-    Attributes:
-        since: time.monotonic() at which the image or the CameraInfo arrived.
-        info: the CameraInfo, once it has arrived.
-        due: whether the result of the image is published.
-    """
+    """The CameraInfo of one stamp, and whether the result of the image is published; both may come first."""
 
     since: float
     info: CameraInfo | None = None
@@ -49,13 +43,7 @@ class Calibration:
 
 @dataclass(eq=False)
 class Frame:
-    """An image on its way through the node.
-
-    Attributes:
-        message: sensor_msgs/Image or CompressedImage.
-        camera: where it came from; None for an image of ~/segment.
-        calibration: calibration of its stamp; None for an image of ~/segment.
-    """
+    """A sensor_msgs/Image or CompressedImage on its way through the node; one of ~/segment has no camera."""
 
     message: Any
     camera: Camera | None = None
@@ -142,7 +130,6 @@ class Camera:
         node: the node.
         name: prefix of its topics NAME/image, NAME/camera_info and ~/NAME/...; "" for image, camera_info and ~/...
         group: callback group whose callbacks may run in parallel.
-        settings: parameters of the node.
         submit: `Worker.submit`.
         numbers: numbers of instances without a track id.
         labels: object name -> number in ~/label_info.
@@ -153,21 +140,20 @@ class Camera:
         node: LifecycleNode,
         name: str,
         group: CallbackGroup,
-        settings: Settings,
         submit: Callable[..., None],
         numbers: Iterator[int],
         labels: Mapping[str, int],
     ):
         self.name = name
         self.monitor = CameraMonitor()
-        self._outputs = topics.FrameTopics(node, f"~/{name}/" if name else "~/")
         self._node = node
         self._prefix = f"{name}/" if name else ""
+        self._publishers = topics.create_publishers(node, f"~/{self._prefix}", topics.PER_FRAME, topics.FRAME_QOS)
         self._group = group
         self._submit = submit
         self._numbers = numbers
         self._labels = labels
-        self._calibrations = Calibrations(self._outputs.publish_camera_info)
+        self._calibrations = Calibrations(lambda camera_info: self._publishers["camera_info"].publish(camera_info))
         self._subscriptions: list[Any] = []
 
     def topic(self, settings: Settings) -> str:
@@ -202,7 +188,7 @@ class Camera:
     def destroy(self) -> None:
         """End the subscriptions and destroy the publishers."""
         self.unsubscribe()
-        self._outputs.destroy()
+        topics.destroy_publishers(self._node, self._publishers)
 
     def is_stale(self, message: Any, max_age: float) -> bool:
         """Whether an image is older than `max_age` seconds (0: no limit); one without a stamp never is."""
@@ -213,12 +199,29 @@ class Camera:
         return True
 
     def publish(self, result: Result, settings: Settings, threshold: float) -> None:
-        """Publish the instances of a frame whose score is at least `threshold`."""
-        started = time.monotonic()
+        """Publish the instances of a frame whose score is at least `threshold`.
+
+        A result without instances is published too: downstream synchronisers wait for each frame.
+        """
+        started, header = time.monotonic(), result.frame.message.header
         segmentation = topics.above(result.segmentation, threshold)
         self._calibrations.publish(result.frame.calibration)
         numbers = number(segmentation.instances, self._numbers)
-        self._outputs.publish(result, segmentation, numbers, settings.mask_object, self._labels)
+        messages = {"instances": topics.maker.to_instances(segmentation, numbers, header)}
+        if self._wanted("classes"):
+            messages["classes"] = topics.maker.to_classes(segmentation, self._labels, header)
+        if settings.mask_object:
+            messages["mask"] = topics.maker.to_mask(segmentation, settings.mask_object, header)
+        if segmentation.uncertainty is not None and self._wanted("uncertainty"):
+            messages["uncertainty"] = topics.maker.to_uncertainty(segmentation.uncertainty, header)
+        # After the label images, so that whoever receives it can expect them.
+        messages["detections"] = topics.maker.to_detections(segmentation, numbers, header)
+        for name, message in messages.items():
+            self._publishers[name].publish(message)
+        if self._wanted("overlay"):
+            from ocdit_core.visualization import overlay
+
+            self._publishers["overlay"].publish(topics.maker.from_rgb(overlay(result.image, segmentation), header))
         now, monitor = time.monotonic(), self.monitor
         monitor.last_result, monitor.publishing, monitor.age = result, now - started, self._age(result.frame.message)
         monitor.processed_at.append(now)
@@ -237,6 +240,9 @@ class Camera:
             return "its publisher is best effort, image_reliability is reliable"
         return ""
 
+    def _wanted(self, name: str) -> bool:
+        return bool(self._publishers[name].get_subscription_count())
+
     def _on_image_and_info(self, message: Any, info: Mapping[str, Any]) -> None:
         # An image lies in the middleware until a thread is free to take it: tens of milliseconds on a busy machine.
         waited = time.time() - 1e-9 * info["received_timestamp"]
@@ -245,7 +251,7 @@ class Camera:
     def _on_image(self, message: Any, waited: float = 0.0) -> None:
         self.monitor.received_at = time.monotonic()
         frame = Frame(message, camera=self, calibration=self._calibrations.of(message))
-        self._submit(frame, self.name, waited=waited, uncertainty=self._outputs.wanted("uncertainty"))
+        self._submit(frame, self.name, waited=waited, uncertainty=self._wanted("uncertainty"))
 
     def _age(self, message: Any) -> float | None:
         """Return the ROS time in seconds since the stamp; None without a stamp."""

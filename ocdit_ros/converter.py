@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -33,8 +32,6 @@ message = Image(height=2, width=2, step=6, encoding="rgb8", data=pixels.tobytes(
 converted = CvBridge().imgmsg_to_cv2(message, "bgr8")
 assert np.array_equal(converted[..., ::-1], pixels.reshape(2, 2, 3))
 """
-PROBE_TIMEOUT = 60.0
-
 # encoding -> (channels, bytes per sample, OpenCV conversion to RGB; None: is RGB already). 8UC3 and 8UC4 name no order
 # of colours; OpenCV programs, which publish them, mean BGR.
 ENCODINGS: dict[str, tuple[int, int, int | None]] = {
@@ -65,6 +62,10 @@ ENCODINGS: dict[str, tuple[int, int, int | None]] = {
     "nv12": (1, 1, cv2.COLOR_YUV2RGB_NV12),
     "nv21": (1, 1, cv2.COLOR_YUV2RGB_NV21),
 }
+CV_BRIDGE_ENCODINGS = [
+    name for name in ENCODINGS if not name.endswith(("16", "UC1", "UC3", "UC4", "nv12", "nv21", "uyvy", "yuyv"))
+]
+"""What every version of cv_bridge converts as we do; it cuts 16 bits off, and reads other layouts of nv21."""
 DEPTH = ("16UC1", "32FC1")
 DARK = 4096
 """A 16-bit image without a value from here on comes from a sensor of 12 bits or less, or from a depth camera."""
@@ -75,10 +76,7 @@ class EncodingError(ImageError):
 
 
 def check(message: Any) -> None:
-    """Refuse an image message whose fields contradict one another, whichever converter will read it.
-
-    Args:
-        message: a sensor_msgs/Image.
+    """Refuse a sensor_msgs/Image whose fields contradict one another, whichever converter will read it.
 
     Raises:
         EncodingError: an encoding that is not supported, or a depth image.
@@ -98,11 +96,10 @@ def check(message: Any) -> None:
     row = width * channels * size
     if message.step < row:
         raise ImageError(f"the {encoding} image's step is {message.step} bytes, but {width} pixels take {row}")
-    rows = height
-    if encoding in ("nv12", "nv21"):
-        if width % 2 or height % 2:
-            raise ImageError(f"the {encoding} image has {width} x {height} pixels; YUV 4:2:0 needs an even size")
-        rows = height if _is_packed(message) else height * 3 // 2
+    planar = encoding in ("nv12", "nv21")
+    if planar and (width % 2 or height % 2):
+        raise ImageError(f"the {encoding} image has {width} x {height} pixels; YUV 4:2:0 needs an even size")
+    rows = height * 3 // 2 if planar and not _is_packed(message) else height
     if len(message.data) < message.step * rows:
         raise ImageError(
             f"the {encoding} image holds {len(message.data)} bytes, but {rows} rows of step {message.step} "
@@ -134,9 +131,11 @@ def to_rgb(message: Any, *, cv_bridge: bool = False, warn: Callable[[str], None]
     if hasattr(message, "format"):
         return _decompress(message, warn)
     check(message)
-    convert = _cv_bridge() if cv_bridge else None
+    # cv_bridge takes padding for pixels, and returns a scrambled image without an error.
+    padded = message.step != message.width * ENCODINGS[message.encoding][0]
+    bridge = _cv_bridge() if cv_bridge and not padded and message.encoding in CV_BRIDGE_ENCODINGS else None
     try:
-        return convert(message) if convert is not None else _convert(message, warn)
+        return _convert(message, warn) if bridge is None else np.ascontiguousarray(bridge(message, "rgb8"))
     except Exception as error:
         raise ImageError(f"the {message.encoding} image cannot be converted: {error}") from error
 
@@ -204,41 +203,20 @@ def converter_name() -> str:
 
 
 @cache
-def _cv_bridge() -> Callable[[Any], np.ndarray] | None:
-    """Return a converter that does the same as `_convert`, or None.
+def _cv_bridge() -> Callable[..., np.ndarray] | None:
+    """Return cv_bridge's conversion, or None where there is none that works.
 
     A cv_bridge that was built for another NumPy or OpenCV may be imported and then crash on its first image, so it is
     tried in a process of its own.
     """
-    if importlib.util.find_spec("cv_bridge") is None or not _cv_bridge_works():
+    if importlib.util.find_spec("cv_bridge") is None:
         return None
-    from cv_bridge import CvBridge, CvBridgeError
-
-    bridge = CvBridge()
-    known = set()
-    # cv_bridge scales 16 bits by cutting off, takes 8UC3 for no colour format, and knows other layouts of nv21.
-    for encoding in (name for name in ENCODINGS if not name.endswith(("16", "UC1", "UC3", "UC4", "nv12", "nv21"))):
-        # Some versions lack uyvy and yuyv.
-        with suppress(CvBridgeError):
-            bridge.encoding_to_cvtype2(encoding)
-            known.add(encoding)
-
-    def convert(message: Any) -> np.ndarray:
-        # cv_bridge takes padding for pixels, and returns a scrambled image without an error.
-        padded = message.step != message.width * ENCODINGS[message.encoding][0]
-        if padded or message.encoding not in known:
-            return _convert(message, log.warning)
-        return np.ascontiguousarray(bridge.imgmsg_to_cv2(message, "rgb8"))
-
-    return convert
-
-
-def _cv_bridge_works() -> bool:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     try:
-        probe = subprocess.run(
-            [sys.executable, "-c", PROBE], env=environment, capture_output=True, timeout=PROBE_TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return probe.returncode == 0
+        subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, timeout=60, check=True)
+    except subprocess.SubprocessError:
+        return None
+    from cv_bridge import CvBridge
+
+    convert: Callable[..., np.ndarray] = CvBridge().imgmsg_to_cv2
+    return convert

@@ -6,16 +6,14 @@ import os
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from ocdit_ros.worker import Counters
 
 if TYPE_CHECKING:
-    from builtin_interfaces.msg import Time
-
     from ocdit_ros.camera import Camera, CameraMonitor
     from ocdit_ros.parameters import Settings
     from ocdit_ros.worker import Worker
@@ -39,98 +37,80 @@ class Monitor:
     last_warning: tuple[str, float] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """The node at one moment.
+def report(
+    name: str,
+    state: str,
+    settings: Settings,
+    monitor: Monitor,
+    cameras: Sequence[Camera],
+    worker: Worker | None,
+    values: Mapping[str, str],
+) -> list[DiagnosticStatus]:
+    """Return the node's status, whose level is the worst of all, and one for each camera that has a name.
 
-    Attributes:
+    Args:
         name: fully qualified name of the node.
         state: label of the lifecycle state.
         settings: parameters.
         monitor: state of the node.
         cameras: cameras; none before configure.
         worker: worker; None before configure.
-        device: device of the network.
-        values: further values of the node.
-        now: time.monotonic().
+        values: further values of the node, "device" among them.
     """
+    now = time.monotonic()
+    conditions = {camera.name: _condition(camera, settings, now) if state == "active" else "" for camera in cameras}
+    error, warning = (
+        event[0] if event is not None and now - event[1] < EVENT_LASTS else ""
+        for event in (monitor.last_error, monitor.last_warning)
+    )
+    level, text = DiagnosticStatus.OK, state
+    if monitor.failure or error:
+        level, text = DiagnosticStatus.ERROR, monitor.failure or error
+    elif wrong := "; ".join(filter(None, conditions.values())) or warning:
+        level, text = DiagnosticStatus.WARN, wrong
+    targets = worker.targets if worker is not None else None
+    counters = worker.counters if worker is not None else {}
+    own = {
+        "state": state,
+        "model": settings.model,
+        "targets": ", ".join(targets.object_ids) if targets else "",
+        "targets version": str(targets.version) if targets else "",
+        "rate Hz": f"{sum(camera.monitor.rate(now) for camera in cameras):.2f}",
+        "images at once": str(worker.batch if worker is not None else 0),
+        "memory MiB": f"{memory_mib():.0f}",
+        "GPU memory MiB": f"{gpu_memory_mib():.0f}",
+        "last error": monitor.last_error[0] if monitor.last_error else "",
+        "last warning": monitor.last_warning[0] if monitor.last_warning else "",
+        **values,
+        **_counter_values(counters.values()),
+    }
+    if [camera.name for camera in cameras] == [""]:
+        own |= _last_frame_values(cameras[0].monitor)
+    statuses = [_status(level, f"{name}: segmentation", text, values["device"], own)]
+    for camera in cameras:
+        if camera.name:
+            condition, topic = conditions[camera.name], camera.topic(settings)
+            own = {
+                "topic": topic,
+                "rate Hz": f"{camera.monitor.rate(now):.2f}",
+                **_counter_values([counters.get(camera.name, Counters())]),
+                **_last_frame_values(camera.monitor),
+            }
+            level = DiagnosticStatus.WARN if condition else DiagnosticStatus.OK
+            statuses.append(_status(level, f"{name}: camera {camera.name}", condition or state, topic, own))
+    return statuses
 
-    name: str
-    state: str
-    settings: Settings
-    monitor: Monitor
-    cameras: Sequence[Camera]
-    worker: Worker | None
-    device: str
-    values: Mapping[str, str]
-    now: float = field(default_factory=time.monotonic)
 
-    def to_message(self, stamp: Time) -> DiagnosticArray:
-        """Return the node's status, whose level is the worst of all, and one for each camera that has a name."""
-        conditions = {camera.name: self._condition(camera) for camera in self.cameras}
-        level, text = DiagnosticStatus.OK, self.state
-        if self.monitor.failure:
-            level, text = DiagnosticStatus.ERROR, self.monitor.failure
-        elif error := self._recent(self.monitor.last_error):
-            level, text = DiagnosticStatus.ERROR, error
-        elif warnings := [condition for condition in conditions.values() if condition]:
-            level, text = DiagnosticStatus.WARN, "; ".join(warnings)
-        elif warning := self._recent(self.monitor.last_warning):
-            level, text = DiagnosticStatus.WARN, warning
-        counters = self.worker.counters if self.worker is not None else {}
-        values = self._node_values(counters.values())
-        if [camera.name for camera in self.cameras] == [""]:
-            values |= _last_frame_values(self.cameras[0].monitor)
-        statuses = [_status(level, f"{self.name}: segmentation", text, self.device, values)]
-        for camera in self.cameras:
-            if camera.name:
-                condition, topic = conditions[camera.name], camera.topic(self.settings)
-                values = {
-                    "topic": topic,
-                    "rate Hz": f"{camera.monitor.rate(self.now):.2f}",
-                    **_counter_values([counters.get(camera.name, Counters())]),
-                    **_last_frame_values(camera.monitor),
-                }
-                level = DiagnosticStatus.WARN if condition else DiagnosticStatus.OK
-                name = f"{self.name}: camera {camera.name}"
-                statuses.append(_status(level, name, condition or self.state, topic, values))
-        message = DiagnosticArray(status=statuses)
-        message.header.stamp = stamp
-        return message
-
-    def _recent(self, event: tuple[str, float] | None) -> str:
-        return event[0] if event is not None and self.now - event[1] < EVENT_LASTS else ""
-
-    def _condition(self, camera: Camera) -> str:
-        """Return what is wrong with a camera, or ""."""
-        if self.state != "active":
-            return ""
-        topic, monitor = camera.topic(self.settings), camera.monitor
-        silence = self.now - monitor.received_at
-        if silence > self.settings.stale_after:
-            reason = camera.why_silent(self.settings)
-            return f"no image on {topic} for {silence:.1f} s" + (f": {reason}" if reason else "")
-        if monitor.stale and self.now - monitor.stale[1] < 2.0:
-            return f"discarding images on {topic}: {monitor.stale[0]:.1f} s old, max_age {self.settings.max_age:g} s"
-        return ""
-
-    def _node_values(self, counters: Collection[Counters]) -> dict[str, str]:
-        monitor, targets = self.monitor, self.worker.targets if self.worker is not None else None
-        return {
-            "state": self.state,
-            "model": self.settings.model,
-            "device": self.device,
-            "targets": ", ".join(targets.object_ids) if targets else "",
-            "targets version": str(targets.version) if targets else "",
-            "rate Hz": f"{sum(camera.monitor.rate(self.now) for camera in self.cameras):.2f}",
-            "images at once": str(self.worker.batch if self.worker is not None else 0),
-            "memory MiB": f"{memory_mib():.0f}",
-            "GPU memory MiB": f"{gpu_memory_mib():.0f}",
-            "last error": monitor.last_error[0] if monitor.last_error else "",
-            "last warning": monitor.last_warning[0] if monitor.last_warning else "",
-            **self.values,
-            **_counter_values(counters),
-        }
+def _condition(camera: Camera, settings: Settings, now: float) -> str:
+    """Return what is wrong with a camera of an active node, or ""."""
+    topic, monitor = camera.topic(settings), camera.monitor
+    silence = now - monitor.received_at
+    if silence > settings.stale_after:
+        reason = camera.why_silent(settings)
+        return f"no image on {topic} for {silence:.1f} s" + (f": {reason}" if reason else "")
+    if monitor.stale and now - monitor.stale[1] < 2.0:
+        return f"discarding images on {topic}: {monitor.stale[0]:.1f} s old, max_age {settings.max_age:g} s"
+    return ""
 
 
 def memory_mib() -> float:

@@ -56,17 +56,10 @@ class MessageMaker:
         return self._image(image, "rgb8", header)
 
     def to_detections(self, segmentation: Segmentation, numbers: Sequence[int], header: Any) -> Any:
-        """Return the instances as detections.
+        """Return the instances as detections, each with the header, `id` (its number in decimal), name and score.
 
-        Args:
-            segmentation: result for one image.
-            numbers: one for each instance; `id` holds it in decimal.
-            header: the image's header, copied to every detection.
-
-        Returns:
-            Boxes are tight around the masks: pixel columns x .. x + width - 1 give size_x = width and the centre
-            x + (width - 1) / 2, in pixels, where the centre of the top left pixel is (0, 0) as in CameraInfo.
-            results[0] holds the object's name and the score.
+        Boxes are tight around the masks: pixel columns x .. x + width - 1 give size_x = width and the centre
+        x + (width - 1) / 2, in pixels, where the centre of the top left pixel is (0, 0) as in CameraInfo.
         """
         message = self._types.Detection2DArray(header=header)
         for number, instance in zip(numbers, segmentation.instances, strict=True):
@@ -93,13 +86,7 @@ class MessageMaker:
         return self._image(labels, "32SC1" if wide else "mono16", header)
 
     def to_classes(self, segmentation: Segmentation, labels: Mapping[str, int], header: Any) -> Any:
-        """Return a mono16 image: 0 is background, else the object's `class_id` in LabelInfo; the highest score wins.
-
-        Args:
-            segmentation: result for one image.
-            labels: object name -> number in 1 .. 65535, as given to `to_label_info`.
-            header: the image's header.
-        """
+        """Return a mono16 image: 0 is background, else the object's number in `labels`; the highest score wins."""
         numbers = [labels[instance.object_id] for instance in segmentation.instances]
         return self._image(segmentation.label_map(numbers, np.uint16), "mono16", header)
 
@@ -116,13 +103,7 @@ class MessageMaker:
         return self._image(np.asarray(uncertainty, np.float32), "32FC1", header)
 
     def to_label_info(self, labels: Mapping[str, int], threshold: float, header: Any) -> Any:
-        """Return names and numbers of a library's objects, by number; they do not depend on the targets.
-
-        Args:
-            labels: object name -> number, 1 or above.
-            threshold: instances with a lower score are not published.
-            header: header of the message.
-        """
+        """Return names and numbers (1 to 65535) of a library's objects, by number, and the minimum score."""
         message = self._types.LabelInfo(header=header, threshold=float(threshold))
         message.class_map = [
             self._types.VisionClass(class_id=number, class_name=name)

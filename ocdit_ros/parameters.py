@@ -99,23 +99,17 @@ class Settings:
         [""], "always", "Names of the objects to look for; empty: all objects of the library"
     )
     score_threshold: float = _parameter(
-        -1.0,
-        "always",
-        "Minimum score of a published instance; below 0: the model's recommendation",
-        bounds=(-1.0, 1.0),
+        -1.0, "always", "Minimum score of an instance; below 0: the model's recommendation", bounds=(-1.0, 1.0)
     )
     mask_object: str = _parameter("", "always", "Object whose mask is published on ~/mask; empty: none")
     tracking: bool = _parameter(False, "unconfigured", "Track instances: an instance keeps its id from frame to frame")
     cameras: tuple[str, ...] = _parameter(
-        [""],
-        "unconfigured",
-        "Names of several cameras, with topics NAME/image and ~/NAME/...; empty: one camera, on image",
-        check=_camera_names,
+        [""], "unconfigured", "Several cameras, with topics NAME/image and ~/NAME/...; empty: one", check=_camera_names
     )
     image_transport: str = _parameter(
         "raw",
         "not active",
-        "raw (sensor_msgs/Image on image) or compressed (sensor_msgs/CompressedImage on image/compressed)",
+        "raw (topic image) or compressed (topic image/compressed)",
         check=_one_of("raw", "compressed"),
     )
     image_reliability: str = _parameter(
@@ -125,10 +119,7 @@ class Settings:
         check=_one_of("best_effort", "reliable"),
     )
     max_age: float = _parameter(
-        0.0,
-        "always",
-        "Discard images whose stamp is older than this (s) when their turn comes; 0: never",
-        bounds=(0, 3600),
+        0.0, "always", "Discard images with a stamp older than this (s) at their turn; 0: never", bounds=(0, 3600)
     )
     stale_after: float = _parameter(
         5.0, "always", "Seconds without an image after which /diagnostics warns", bounds=(0.1, 3600)

@@ -24,6 +24,8 @@ with interruptible_imports():
     from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
     from rclpy.parameter import Parameter
     from rclpy.qos import QoSProfile
+    from std_msgs.msg import Header
+    from vision_msgs.msg import VisionInfo
 
     from ocdit_core.errors import OcditError, UnknownObjectError
     from ocdit_ros import converter, diagnostics, parameters, topics
@@ -93,18 +95,15 @@ class Network:
         self._segmenter = segmenter
         self._numbers = numbers
         self._trackers: dict[str, Tracker] = {}
-
-    def encode_objects(self, library: Any, object_ids: Sequence[str]) -> Any:
-        """Return the template features of the objects."""
-        return self._segmenter.encode_objects(library, object_ids)
+        self.encode_objects = segmenter.encode_objects
 
     def segment_batch(
         self, images: Sequence[np.ndarray], objects: Any, sources: Sequence[str | None], *, uncertainty: bool
     ) -> list[Segmentation]:
-        """Segment (H, W, 3) uint8 RGB images of several cameras.
+        """Segment images of several cameras; see `Segmenter.segment_batch`.
 
         Args:
-            images: the images.
+            images: (H, W, 3) uint8 RGB images.
             objects: features from `encode_objects`.
             sources: camera whose video an image continues; None for a single image.
             uncertainty: whether to compute the uncertainty maps.
@@ -115,17 +114,13 @@ class Network:
         )
         if self._numbers is None:
             return found
-        return [
-            result if source is None else self._tracker(source).update(result)
-            for result, source in zip(found, sources, strict=True)
-        ]
-
-    def _tracker(self, source: str) -> Tracker:
         from ocdit_core.inference.tracker import Tracker
 
-        if source not in self._trackers:
-            self._trackers[source] = Tracker(self._segmenter, self._numbers)
-        return self._trackers[source]
+        for index, source in enumerate(sources):
+            if source is not None:
+                tracker = self._trackers.setdefault(source, Tracker(self._segmenter, self._numbers))
+                found[index] = tracker.update(found[index])
+        return found
 
 
 class SegmentationNode(LifecycleNode):
@@ -154,10 +149,9 @@ class SegmentationNode(LifecycleNode):
         self._labels: dict[str, int] = {}
         self._model_name = self._device = ""
         self._recommended_threshold = 0.0
-        # Of the node, not of a network: with tracking, no number is used twice while the node lives.
         self._track_numbers, self._frame_numbers = instance_numbers(unique=True), instance_numbers(unique=False)
         self._cameras: dict[str, Camera] = {}
-        self._info: topics.InfoTopics | None = None
+        self._info: topics.Publishers = {}  # publishers of the latched topics
         self._monitor = diagnostics.Monitor()
         parameters.declare(self)
         self._settings = parameters.read(self)
@@ -199,6 +193,7 @@ class SegmentationNode(LifecycleNode):
 
     @property
     def _numbers(self) -> Iterator[int]:
+        # Of the node, not of a network: with tracking, no number is used twice while the node lives.
         return self._track_numbers if self._settings.tracking else self._frame_numbers
 
     def close(self) -> None:
@@ -241,9 +236,9 @@ class SegmentationNode(LifecycleNode):
         worker.set_targets(settings.target_objects)
         self._load(worker)
         self._worker = worker
-        self._info = topics.InfoTopics(self)
+        self._info = topics.create_publishers(self, "~/", topics.LATCHED, topics.LATCHED_QOS)
         for name in settings.cameras or ("",):
-            self._cameras[name] = Camera(self, name, self._group, settings, worker.submit, self._numbers, self._labels)
+            self._cameras[name] = Camera(self, name, self._group, worker.submit, self._numbers, self._labels)
         self.get_logger().info(
             f"{self._model_name} on {self._device}, {len(self._library.object_ids)} objects in {settings.library}, "
             f"targets: {', '.join(self._targets())}; minimum score {self.score_threshold:g}; "
@@ -288,10 +283,7 @@ class SegmentationNode(LifecycleNode):
         self._release()
         return SUCCESS
 
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free everything, from any state."""
-        self._release()
-        return SUCCESS
+    on_shutdown = on_cleanup
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Return to unconfigured, from where the node can be started again."""
@@ -317,9 +309,7 @@ class SegmentationNode(LifecycleNode):
         self._worker = self._library = None
         for camera in cameras.values():
             camera.destroy()
-        info, self._info = self._info, None
-        if info is not None:
-            info.destroy()
+        topics.destroy_publishers(self, self._info)
 
     # Callbacks of the worker, in its thread.
 
@@ -418,10 +408,14 @@ class SegmentationNode(LifecycleNode):
         return SetParametersResult(successful=True)
 
     def _publish_info(self) -> None:
-        worker, info = self._worker, self._info
-        if worker is not None and info is not None:
-            version = worker.targets.version if worker.targets else 0
-            info.publish(self._labels, self.score_threshold, self._model_name, self._settings.library, version)
+        worker = self._worker
+        if worker is None or not self._info:
+            return
+        header = Header(stamp=self.get_clock().now().to_msg())
+        self._info["label_info"].publish(topics.maker.to_label_info(self._labels, self.score_threshold, header))
+        info = VisionInfo(header=header, method=self._model_name, database_location=self._settings.library)
+        info.database_version = worker.targets.version if worker.targets else 0
+        self._info["vision_info"].publish(info)
 
     def _uptime(self) -> float:
         return time.monotonic() - self._started
@@ -442,29 +436,28 @@ class SegmentationNode(LifecycleNode):
                 )
 
     def _report(self) -> None:
-        report = diagnostics.Report(
-            name=self.get_fully_qualified_name(),
-            state=self.state,
-            settings=self._settings,
-            monitor=self._monitor,
-            cameras=list(self._cameras.values()),
-            worker=self._worker,
-            device=self._device or self._settings.device,
-            values={"instance": self._instance, "process": PROCESS, "uptime s": f"{self._uptime():.3f}"},
-        )
-        self._diagnostics.publish(report.to_message(self.get_clock().now().to_msg()))
+        values = {
+            "device": self._device or self._settings.device,
+            "instance": self._instance,
+            "process": PROCESS,
+            "uptime s": f"{self._uptime():.3f}",
+        }
+        cameras, name = list(self._cameras.values()), self.get_fully_qualified_name()
+        status = diagnostics.report(name, self.state, self._settings, self._monitor, cameras, self._worker, values)
+        message = DiagnosticArray(status=status)
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
 
 
 class _LogHandler(logging.Handler):
     """Passes warnings of `ocdit_core` and `ocdit_ros` on to the node, from any thread, each as one line."""
 
-    LOGGERS = ("ocdit_core", "ocdit_ros")
-
     def __init__(self, forward: Callable[[str], None]):
         super().__init__(logging.WARNING)
         self._forward = forward
-        for name in self.LOGGERS:
-            logging.getLogger(name).addHandler(self)
+        self._loggers = [logging.getLogger(name) for name in ("ocdit_core", "ocdit_ros")]
+        for logger in self._loggers:
+            logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass one record on."""
@@ -472,8 +465,8 @@ class _LogHandler(logging.Handler):
 
     def close(self) -> None:
         """Stop."""
-        for name in self.LOGGERS:
-            logging.getLogger(name).removeHandler(self)
+        for logger in self._loggers:
+            logger.removeHandler(self)
         super().close()
 
 

@@ -1,4 +1,4 @@
-"""The node's topics and services: name, type, description; publishers, and messages of rclpy.
+"""The node's topics and services: name, type, description, quality of service; messages of rclpy.
 
 The tables of docs/ros.md are made from this file by tools/ros_interface.py.
 """
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Header
 from vision_msgs.msg import (
     Detection2D,
     Detection2DArray,
@@ -27,13 +26,12 @@ from ocdit_interfaces.srv import ListObjects, Segment, SetTargetObjects  # type:
 from ocdit_ros.messages import MessageMaker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import numpy as np
     from rclpy.lifecycle import LifecycleNode
 
     from ocdit_core.inference.results import Segmentation
-    from ocdit_ros.worker import Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,92 +124,16 @@ def above(segmentation: Segmentation, threshold: float) -> Segmentation:
     return dataclasses.replace(segmentation, instances=kept)
 
 
-class _Topics:
-    """Publishers of a configured node; they are silent until it is active."""
-
-    def __init__(self, node: LifecycleNode, prefix: str, entries: Mapping[str, Entry], qos: QoSProfile):
-        self._node = node
-        self._publishers: dict[str, Any] = {
-            name: node.create_lifecycle_publisher(entry.kind, f"{prefix}{name}", qos) for name, entry in entries.items()
-        }
-
-    def destroy(self) -> None:
-        """Destroy the publishers; nothing may be published afterwards."""
-        for publisher in self._publishers.values():
-            self._node.destroy_lifecycle_publisher(publisher)
-        self._publishers = {}
-
-    def wanted(self, name: str) -> bool:
-        """Whether a topic has subscribers."""
-        return bool(self._publishers[name].get_subscription_count())
+Publishers = dict[str, Any]
 
 
-class FrameTopics(_Topics):
-    """The topics of one camera's results.
-
-    Args:
-        node: the node.
-        prefix: of the topic names, "~/" or "~/left/".
-    """
-
-    def __init__(self, node: LifecycleNode, prefix: str):
-        super().__init__(node, prefix, PER_FRAME, FRAME_QOS)
-
-    def publish(
-        self,
-        result: Result,
-        segmentation: Segmentation,
-        numbers: Sequence[int],
-        mask_object: str,
-        labels: Mapping[str, int],
-    ) -> None:
-        """Publish one frame's result, an empty one too: downstream synchronisers wait for each frame.
-
-        Args:
-            result: result of the worker.
-            segmentation: its instances above the threshold.
-            numbers: one for each instance.
-            mask_object: object whose mask goes to ~/mask; "" for none.
-            labels: object name -> number in ~/label_info.
-        """
-        header = result.frame.message.header
-        self._publishers["instances"].publish(maker.to_instances(segmentation, numbers, header))
-        if self.wanted("classes"):
-            self._publishers["classes"].publish(maker.to_classes(segmentation, labels, header))
-        if mask_object:
-            self._publishers["mask"].publish(maker.to_mask(segmentation, mask_object, header))
-        if segmentation.uncertainty is not None and self.wanted("uncertainty"):
-            self._publishers["uncertainty"].publish(maker.to_uncertainty(segmentation.uncertainty, header))
-        # After the label images, so that whoever receives it can expect them.
-        self._publishers["detections"].publish(maker.to_detections(segmentation, numbers, header))
-        if self.wanted("overlay"):
-            from ocdit_core.visualization import overlay
-
-            self._publishers["overlay"].publish(maker.from_rgb(overlay(result.image, segmentation), header))
-
-    def publish_camera_info(self, camera_info: CameraInfo) -> None:
-        """Publish the calibration of a frame."""
-        self._publishers["camera_info"].publish(camera_info)
+def create_publishers(node: LifecycleNode, prefix: str, entries: Mapping[str, Entry], qos: QoSProfile) -> Publishers:
+    """Return publishers by name, on topics PREFIX + name; they are silent until the node is active."""
+    create = node.create_lifecycle_publisher
+    return {name: create(entry.kind, f"{prefix}{name}", qos) for name, entry in entries.items()}
 
 
-class InfoTopics(_Topics):
-    """The latched topics of the node."""
-
-    def __init__(self, node: LifecycleNode):
-        super().__init__(node, "~/", LATCHED, LATCHED_QOS)
-
-    def publish(self, labels: Mapping[str, int], threshold: float, model: str, library: str, version: int) -> None:
-        """Publish label_info and vision_info.
-
-        Args:
-            labels: object name -> number, of the whole library.
-            threshold: score threshold in force.
-            model: name of the model.
-            library: folder of the library.
-            version: version of the target set.
-        """
-        header = Header(stamp=self._node.get_clock().now().to_msg())
-        self._publishers["label_info"].publish(maker.to_label_info(labels, threshold, header))
-        self._publishers["vision_info"].publish(
-            VisionInfo(header=header, method=model, database_location=library, database_version=version)
-        )
+def destroy_publishers(node: LifecycleNode, publishers: Publishers) -> None:
+    """Destroy and forget publishers."""
+    while publishers:
+        node.destroy_lifecycle_publisher(publishers.popitem()[1])

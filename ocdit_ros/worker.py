@@ -68,12 +68,7 @@ class _Job:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSet:
-    """A set of target objects.
-
-    Attributes:
-        version: grows with every change of the set in force, from 1.
-        object_ids: names as requested, without repetition.
-    """
+    """Names of target objects; `version` grows with every change of the set in force, from 1."""
 
     version: int
     object_ids: tuple[str, ...]
@@ -102,16 +97,14 @@ class Result:
 
 
 class Worker:
-    """Runs a network on the newest frames.
+    """Runs a network on the newest frames. The callbacks run in its thread.
 
     Args:
         library: object library; its `object_ids` are the names that can be targets.
         read: converts a frame to (H, W, 3) uint8 RGB; raises StaleFrameError for a frame that is too old, another
             OcditError for one that cannot be read.
         on_result: called with the Result of each frame of a stream.
-        on_error: called with one line about each failure.
-
-    The callbacks run in the worker's thread; an exception in `on_result` is reported by `on_error`.
+        on_error: called with one line about each failure, of `on_result` too.
     """
 
     def __init__(
@@ -143,17 +136,15 @@ class Worker:
         """Start the thread; return after it has loaded the network, encoded the targets and run once.
 
         Args:
-            load: loads the network, an object with the methods of `segmentation_node.Network`.
+            load: loads the network, a `segmentation_node.Network`.
             batch: maximum number of cameras whose frames are segmented at once.
 
         Raises:
-            OcditError: no targets were set, or a frame from before the last `stop` is still in progress.
+            OcditError: a frame from before the last `stop` is still in progress.
             Exception: whatever loading, encoding or the first run raises; the thread has ended then.
         """
         if self._thread is not None and self._thread.is_alive():
             raise OcditError("the last frame has not finished yet; try again later")
-        if self._targets is None:
-            raise OcditError("no target objects are set")
         with self._changed:
             self._stopping = False
             self._batch = batch
@@ -194,14 +185,7 @@ class Worker:
         return thread is None or not thread.is_alive()
 
     def submit(self, frame: Any, source: str = "", *, waited: float = 0.0, uncertainty: bool = False) -> None:
-        """Hand in a camera's newest frame; the one that still waits is dropped.
-
-        Args:
-            frame: passed to `read`.
-            source: camera name.
-            waited: seconds since the frame arrived.
-            uncertainty: whether its uncertainty map is wanted.
-        """
+        """Hand in a camera's newest frame, which arrived `waited` seconds ago; the one that still waits is dropped."""
         job = _Job(frame=frame, source=source, submitted=time.monotonic() - waited, uncertainty=uncertainty)
         with self._changed:
             counters = self._counters.setdefault(source, Counters())
@@ -213,10 +197,7 @@ class Worker:
             self._changed.notify_all()
 
     def request(self, frame: Any) -> Future[Result]:
-        """Ask for a single frame, which is processed before the streams.
-
-        Returns:
-            A future of the result; it raises the error of a frame that cannot be processed.
+        """Ask for a single frame, which is processed before the streams; an error comes out of the future.
 
         Raises:
             OcditError: too many requests wait already, or the worker does not run.
@@ -232,14 +213,11 @@ class Worker:
             return reply
 
     def set_targets(self, object_ids: Sequence[str]) -> Future[TargetSet]:
-        """Change the target set; returns at once.
+        """Change the target set; empty: all objects of the library. Returns at once.
 
         The set is in force when its template features are encoded; until then, and if that fails, the old one is. A
         stopped worker accepts the set and encodes it at the next `start`. Where two calls come before the first was
         encoded, the later one counts.
-
-        Args:
-            object_ids: names; empty: all objects of the library.
 
         Returns:
             A future of the set in force; it raises OcditError when the set cannot be encoded, or was superseded.
@@ -269,8 +247,7 @@ class Worker:
     @property
     def targets(self) -> TargetSet | None:
         """The set in force, which the next frame will use; None before the first."""
-        with self._changed:
-            return self._targets
+        return self._targets
 
     @property
     def counters(self) -> dict[str, Counters]:
@@ -281,8 +258,7 @@ class Worker:
     @property
     def batch(self) -> int:
         """Maximum number of frames segmented at once; it is halved when memory runs out."""
-        with self._changed:
-            return self._batch
+        return self._batch
 
     def _drop_waiting(self) -> None:
         for source in self._waiting:
@@ -342,15 +318,12 @@ class Worker:
     ) -> Any:
         """Put the wanted set in force; return its features, or the old ones on failure."""
         names, reply = wanted
-        failure = ""
         try:
             if names != targets.object_ids:
                 objects = network.encode_objects(self._library, list(names))
         except Exception as error:
-            failure = describe(error)
-        # Not in the except clause: the traceback references what has been allocated.
-        if failure:
-            text = f"{', '.join(names)} could not be encoded: {failure}; still looking for "
+            # As text: the traceback references what has been allocated.
+            text = f"{', '.join(names)} could not be encoded: {describe(error)}; still looking for "
             reply.set_exception(OcditError(text + ", ".join(targets.object_ids)))
             return objects
         with self._changed:

@@ -33,7 +33,6 @@ class Place:
             self.node,
             "",
             ReentrantCallbackGroup(),
-            self.settings,
             self.submit,
             instance_numbers(unique=False),
             {},
