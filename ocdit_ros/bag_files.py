@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import struct
 import tempfile
@@ -140,7 +141,7 @@ def new_bag(path: Path) -> Iterator[Any]:
     from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
     single = path.suffix == ".mcap"
-    if path.exists():
+    if os.path.lexists(path):
         raise BagError(f"{path}: exists already; remove it, or choose another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,6 +156,8 @@ def new_bag(path: Path) -> Iterator[Any]:
             if single:
                 made = made / f"{made.name}.mcap"
                 _add_checksums(made)
+            if os.path.lexists(path):
+                raise BagError(f"{path}: appeared meanwhile; choose another name")
             made.rename(path)
     except (OSError, sqlite3.Error) as error:
         raise BagError(f"{path}: cannot be written ({error})") from error

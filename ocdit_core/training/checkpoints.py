@@ -12,7 +12,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ocdit_core.errors import WeightsError
+from ocdit_core.errors import OutputError, WeightsError
 from ocdit_core.models.checkpoints import check_state
 from ocdit_core.training.data import TrainingData
 from ocdit_core.training.distributed import Runtime, drop_gathered, local, scalar_names
@@ -109,7 +109,11 @@ class TrainingState:
         return {name: value[None] if value.ndim == 0 else value for name, value in tensors.items()}
 
     def save(self, folder: Path, runtime: Runtime) -> Path:
-        """Write a checkpoint atomically, and remove all but the newest KEPT; every process must call it."""
+        """Write a checkpoint atomically, and remove all but the newest KEPT; every process must call it.
+
+        Raises:
+            OutputError: a folder of the checkpoint's name holds files that are not of a checkpoint.
+        """
         path = folder / f"step_{self.step:08d}"
         part = folder / f".{path.name}.part"
         if runtime.rank == 0:
@@ -129,10 +133,12 @@ class TrainingState:
             dcp.save(self._tensors(), checkpoint_id=part, process_group=runtime.hosts, no_dist=runtime.world == 1)
         runtime.barrier()
         if runtime.rank == 0:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+            if path.exists():
+                raise OutputError(f"{path}: holds files that are not of a checkpoint; move them")
             part.rename(path)
             for old in list_checkpoints(folder)[KEPT:]:
-                shutil.rmtree(old)
+                _remove(old)
         runtime.barrier()
         return path
 
@@ -171,6 +177,15 @@ class TrainingState:
         own = read_rank(path, runtime.rank)
         self.data.load_state_dict(own["data"])
         set_random_states(own["random"])
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint's files, and its folder unless it holds others."""
+    for file in path.glob("*"):
+        if re.fullmatch(r"rank_\d+\.pt|__\d+_\d+\.distcp|\.metadata", file.name):
+            file.unlink()
+    with suppress(OSError):
+        path.rmdir()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from torch.optim import AdamW
 
 from ocdit_core.config import as_dict, build, read_yaml, to_yaml
 from ocdit_core.errors import ConfigError, OcditError, WeightsError
-from ocdit_core.files import replacing, write_text
+from ocdit_core.files import is_own, replacing, write_text
 from ocdit_core.models.mask_vae import MaskVAE
 from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.training.checkpoints import (
@@ -81,8 +81,8 @@ def train(settings: TrainSettings, stage: Stage, runtime: Runtime) -> int:
     ]
     resume(state, settings, runtime)
     if runtime.rank == 0:
-        _check_run_folder(run)
-        write_text(run / SETTINGS_FILE, to_yaml(settings), guard=False)
+        new = _check_run_folder(run)
+        write_text(run / SETTINGS_FILE, to_yaml(settings), guard=new)
 
     log = MetricsLogger(settings, step=state.step, runtime=runtime)
     saved = state.step
@@ -235,19 +235,22 @@ def save(
         export_weights(run / MODEL_FOLDER, stage.model.config, state.averaged_weights(path))
 
 
-def _check_run_folder(run: Path) -> None:
-    """Check that a folder is new, empty, or the folder of a training run, whose files may be replaced.
+def _check_run_folder(run: Path) -> bool:
+    """Return whether a run is new: its folder is that of an earlier run, or holds nothing under the names it uses.
 
     Raises:
-        ConfigError: it holds something else under the names that a run uses.
+        ConfigError: it holds something else under these names.
     """
-    if (run / SETTINGS_FILE).exists():
-        if not {"stage", "loop"} <= read_yaml(run / SETTINGS_FILE).keys():
-            raise ConfigError(f"{run / SETTINGS_FILE}: is not of a training run; choose another run folder")
-        return
-    others = [name for name in (LOG_FILE, FOLDER, MODEL_FOLDER, "tensorboard") if (run / name).exists()]
-    if others:
-        raise ConfigError(f"{run}: holds {', '.join(others)} but no {SETTINGS_FILE}; choose another run folder")
+    path = run / SETTINGS_FILE
+    if path.exists() and not {"stage", "loop"} <= read_yaml(path).keys():
+        raise ConfigError(f"{path}: is not of a training run; choose another run folder")
+    # Settings that --print-config wrote there are the user's: only a run lists them, or has checkpoints beside them.
+    if is_own(path, changed=True) or (path.exists() and list_checkpoints(run / FOLDER)):
+        return False
+    names = (SETTINGS_FILE, LOG_FILE, FOLDER, MODEL_FOLDER, "tensorboard")
+    if others := [name for name in names if (run / name).exists()]:
+        raise ConfigError(f"{run}: holds {', '.join(others)} that no earlier run wrote; choose another run folder")
+    return True
 
 
 def resume(state: TrainingState, settings: TrainSettings, runtime: Runtime) -> None:
@@ -307,7 +310,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
 def _save_batches(run: Path, step: int, batches: Sequence[Batch], rank: int) -> str:
     """Write the last batches of a run whose gradients are no longer finite, and return the error's text."""
     path = run / (f"nan_batch_{step}" + (f"_rank{rank}" if rank else "") + ".pt")
-    with replacing(path, guard=False) as temporary:
+    with replacing(path) as temporary:
         torch.save({"step": step, "batches": list(batches)}, temporary)
     return (
         f"step {step}: the loss or its gradient has not been finite since the last log line, and no weights were "

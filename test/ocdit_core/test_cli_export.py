@@ -95,3 +95,74 @@ def test_mistakes_get_one_line(run, tmp_path, capsys, arguments, message):
 def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "settings.yaml: no such file" in capsys.readouterr().err
+
+
+def files_of(folder):
+    """The time of change and the content of all files but our own lists."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".ocdit-files.jsonl")
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def fill(folder, *names):
+    """Write files of others."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"mine: {name}")
+    return files_of(folder)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "model.safetensors", "inference.yaml", "README.md"])
+def test_export_replaces_no_file_of_others(run, tmp_path, capsys, name):
+    before, given = fill(tmp_path, name, "notes.md"), files_of(run)
+    assert main(["export", str(run), "--out", str(tmp_path)]) == 2
+    assert f"{tmp_path / name}: exists and was not written by ocdit" in capsys.readouterr().err
+    assert files_of(tmp_path) == before
+    # What it wrote itself it replaces, and everything else stays.
+    (tmp_path / name).unlink()
+    before = files_of(tmp_path)
+    for _ in range(2):
+        assert main(["export", str(run), "--out", str(tmp_path)]) == 0
+    assert files_of(tmp_path).items() >= before.items()
+    assert files_of(run) == given
+
+
+def test_export_into_the_run_itself_replaces_none_of_its_files(run, capsys):
+    given = files_of(run)
+    assert main(["export", str(run), "--out", str(run / "model")]) == 2
+    assert "exists and was not written by ocdit" in capsys.readouterr().err
+    assert files_of(run) == given
+
+
+def train(run, out, *overrides):
+    settings = run / "settings.yaml"
+    return main(["train", "--config", str(settings), *set_options([f"run={out}", "resume=auto", *overrides])])
+
+
+@pytest.mark.parametrize(
+    "name", ["settings.yaml", "log.jsonl", "checkpoints/step_00000006/rank_0.pt", "model/config.yaml", "tensorboard/a"]
+)
+def test_train_replaces_no_file_of_others(run, tmp_path, capsys, name):
+    before = fill(tmp_path, name, "notes.md")
+    assert train(run, tmp_path) == 2
+    assert capsys.readouterr().err.count("ocdit: error: ") == 1
+    assert files_of(tmp_path) == before
+
+
+def test_train_does_not_replace_settings_that_a_user_stored(run, tmp_path, capsys):
+    assert main(["train", "--config", str(run / "settings.yaml"), "--print-config"]) == 0
+    (tmp_path / "settings.yaml").write_text("# Mine.\n" + capsys.readouterr().out)
+    before = fill(tmp_path, "log.jsonl", "model/config.yaml")
+    assert main(["train", "--config", str(tmp_path / "settings.yaml"), "--set", f"run={tmp_path}"]) == 2
+    assert "holds settings.yaml, log.jsonl, model that no earlier run wrote" in capsys.readouterr().err
+    assert files_of(tmp_path) == before
+
+
+def test_files_of_others_in_a_run_stay_when_it_goes_on(run, tmp_path):
+    assert train(run, tmp_path / "run", "loop.steps=2", "loop.checkpoint_every=1") == 0
+    names = ("notes.md", "model/README.md", "checkpoints/keep.txt", "checkpoints/step_00000001/why.txt", "mask_1.png")
+    fill(tmp_path / "run", *names)
+    before = {path: content for path, content in files_of(tmp_path).items() if content[1].startswith(b"mine")}
+    assert len(before) == len(names)
+    assert train(run, tmp_path / "run", "loop.steps=4", "loop.checkpoint_every=1") == 0
+    assert files_of(tmp_path).items() >= before.items()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints" / "step_00000001").iterdir()] == ["why.txt"]

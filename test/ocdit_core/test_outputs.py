@@ -54,9 +54,9 @@ def inputs(tmp_path_factory, untrained_model, rendered_library):
 
 
 def files_of(*folders):
-    """The content of all files but locks and our own lists."""
+    """The time of change and the content of all files but locks and our own lists."""
     return {
-        path: os.readlink(path) if path.is_symlink() else path.read_bytes()
+        path: (path.lstat().st_mtime_ns, os.readlink(path) if path.is_symlink() else path.read_bytes())
         for folder in folders
         for path in folder.rglob("*")
         if not path.is_dir() and path.name != OWN_FILES and "lock" not in path.name
@@ -134,6 +134,19 @@ def test_only_archives_are_removed_from_a_library(inputs, tmp_path, capfd):
     assert (tmp_path / "lib" / "scan.npz").read_bytes() == b"PK, but mine"
     assert main(["objects", f"{tmp_path}/lib", "--remove", "box", "can"]) == 2, "scan.npz is no object"
     assert sorted(path.name for path in (tmp_path / "lib").glob("*.npz")) == ["mug.npz", "scan.npz"]
+
+
+def test_removing_an_object_leaves_what_is_called_like_it(inputs, tmp_path, capfd):
+    library = tmp_path / "lib"
+    shutil.copytree(inputs / "lib", library)
+    for name in ("box.json", "box.png", "box", "boxes.npz", "box.npz.bak", ".box.npz", "Box.npz", "box/mask_1_box.png"):
+        (library / name).mkdir() if name == "box" else (library / name).write_text(name)
+    before = files_of(library)
+    assert main(["objects", str(library), "--remove", "box"]) in (0, 2), "2: boxes.npz is no object"
+    gone = {path.name for path in before.keys() - files_of(library).keys()}
+    assert gone == {"box.npz"}
+    kept = {path: content for path, content in before.items() if path.name not in ("box.npz", "manifest.json")}
+    assert files_of(library).items() >= kept.items()
 
 
 def test_names_that_are_not_utf8_are_segmented(inputs, tmp_path, capfd):

@@ -191,3 +191,47 @@ def test_an_interruption_leaves_nothing_behind(place, recorded, tmp_path, monkey
     monkeypatch.setattr(bag.Results, "write", interrupted)
     assert run(place, recorded, tmp_path / "results" / name) == 130
     assert not list((tmp_path / "results").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "a folder of a bag", "link into nothing", "input"])
+@pytest.mark.parametrize("name", ["out.mcap", "out"])
+def test_nothing_of_others_is_replaced(place, tmp_path, capfd, kind, name):
+    recorded = write_bag(tmp_path / "recorded.mcap", {"/image": (IMAGE, images())})
+    out = recorded if kind == "input" else tmp_path / name
+    if kind == "file":
+        out.write_text("mine")
+    elif kind == "link into nothing":
+        out.symlink_to(tmp_path / "nowhere")
+    elif kind != "input":
+        out.mkdir()
+        (out / "metadata.yaml").write_text("mine")
+        (out / f"{out.stem}.mcap").write_text("mine")
+    for beside in ("out_0.mcap", "out.mcap.part", "metadata.yaml"):
+        (tmp_path / beside).write_text("mine")
+
+    def state():
+        return {
+            path: (path.lstat().st_mtime_ns, path.is_symlink(), path.is_file() and path.read_bytes())
+            for path in tmp_path.rglob("*")
+        }
+
+    before = state()
+    assert run(place, recorded, out) == 2
+    assert "exists already" in capfd.readouterr().err
+    assert state() == before
+
+
+def test_what_lies_beside_a_new_bag_stays(place, tmp_path, capfd):
+    recorded = write_bag(tmp_path / "recorded.mcap", {"/image": (IMAGE, images())})
+    (tmp_path / "here").mkdir()
+    beside = [tmp_path / "here" / name for name in ("metadata.yaml", "r_0.mcap", "r.db3", "r.json", ".r.part")]
+    for path in beside:
+        path.write_text("mine")
+    for name in ("r.mcap", "r"):
+        assert run(place, recorded, tmp_path / "here" / name) == 0
+    assert all(path.read_text() == "mine" for path in beside)
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {path.name for path in beside} | {
+        "r.mcap",
+        "r",
+        "s",
+    }

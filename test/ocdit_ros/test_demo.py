@@ -90,6 +90,19 @@ def test_outputs_replace_no_file_of_others(pictures, tmp_path, capsys):
     assert [path.read_text() for path in out.iterdir()] == ["precious"]
 
 
+@pytest.mark.parametrize("name", ["results.json", "kitchen_overlay.png"])
+def test_files_of_others_stay_as_they_are(pictures, tmp_path, capsys, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    before = (out / name).stat()
+    arguments = ["--pictures", str(pictures), "--library", "stand-in", "--out", str(out)]
+    assert demo.main(arguments, STAND_IN) == 2
+    assert f"{name}: exists and was not written by ocdit" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == [name]
+    assert (out / name).stat() == before
+
+
 def test_results_are_compared_with_the_ground_truth(capsys):
     truth = GroundTruth(targets=("mug", "can", "drill", "box"), masks={"mug": square(0), "can": square(1)})
     seen = Seen(
