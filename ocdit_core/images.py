@@ -21,6 +21,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm")
 
 _ORIENTATION = 0x0112  # EXIF tag
+_TIFF = (b"II*\0", b"MM\0*")
 # EXIF orientation -> the array as it is to be shown
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda pixels: pixels[:, ::-1],
@@ -103,6 +104,12 @@ def decode_pixels(data: bytes, name: str, *, upright: bool = False, reduction: i
     """
     if reduction not in (1, 2, 4, 8):
         raise ValueError(f"reduction is {reduction}, not 1, 2, 4 or 8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged EXIF data: the image is there all the same
+        return _decoded(data, name, upright, reduction)
+
+
+def _decoded(data: bytes, name: str, upright: bool, reduction: int) -> np.ndarray:
     if _is_float_colour_tiff(data) and (decoded := _decode_with_opencv(data)) is not None:
         return decoded
     with _opened(data, name) as image:
@@ -130,10 +137,12 @@ def _opened(data: bytes, name: str) -> Image.Image:
     try:
         # Pillow warns from a limit of its own on; ours decides, on the header alone.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         hint = "; convert HEIC to JPEG first" if data[4:8] == b"ftyp" else ""
+        if data[:4] in _TIFF:
+            hint = "; it is damaged, or a TIFF of another kind: convert it to PNG"
         raise ImageError(
             f"{name}: not an image in a known format (PNG, JPEG, BMP, TIFF, WebP, GIF, PNM){hint}"
         ) from None
@@ -184,17 +193,21 @@ def _deep_colour(image: Image.Image, data: bytes) -> np.ndarray | None:
         return None
     if image.format == "PNG" and data[24:25] != b"\x10":  # the bit depth in a PNG's first chunk
         return None
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and 16 not in image.tag_v2.get(
+        TiffImagePlugin.BITSPERSAMPLE, ()
+    ):
+        return None
     decoded = _decode_with_opencv(data)
     return decoded if decoded is not None and decoded.dtype == np.uint16 else None
 
 
 def _is_float_colour_tiff(data: bytes) -> bool:
     """Whether this is a TIFF with floating-point colours, which Pillow does not know, of an acceptable size."""
-    if data[:4] not in (b"II*\0", b"MM\0*"):
+    if data[:4] not in _TIFF:
         return False
-    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
     stream = io.BytesIO(data)
     try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
         stream.seek(tags.next)
         tags.load(stream)
         sizes = tags[TiffImagePlugin.IMAGEWIDTH] * tags[TiffImagePlugin.IMAGELENGTH]

@@ -170,6 +170,8 @@ def read_obj(files: SourceFiles, data: bytes) -> ParsedFile:
         elif key in ("l", "p", "curv", "curv2", "surf"):
             kind = {"l": "lines", "p": "points"}.get(key, "curved surfaces")
             left_out[kind] = left_out.get(kind, 0) + 1
+    if short := sum(len(face[0]) < 3 for faces in groups.values() for face in faces):
+        left_out["faces of fewer than three corners"] = short
     warnings = [f"not drawn: {', '.join(f'{count} {kind}' for kind, count in left_out.items())}"] * bool(left_out)
     points = _numbers(positions, 3)
     colours = _obj_colours(positions, points)

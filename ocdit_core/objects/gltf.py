@@ -357,7 +357,8 @@ class _Document:
         factors: dict[str, Any] = stored.get("pbrMetallicRoughness", {})
         info = factors.get("baseColorTexture")
         colour = np.array(factors.get("baseColorFactor", [1, 1, 1, 1]), float)
-        metallic, roughness = factors.get("metallicFactor"), factors.get("roughnessFactor")
+        stated = (factors.get("metallicFactor"), factors.get("roughnessFactor"))
+        metallic, roughness = (None if value is None else float(value) for value in stated)
         texture = self._texture(info)
         packed = self._texture(factors.get("metallicRoughnessTexture"))
         if packed is not None:  # green is roughness, blue is metalness

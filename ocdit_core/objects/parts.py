@@ -191,6 +191,8 @@ def _ears(points: Array, normal: Array) -> Array:
             if _turn(a, b, c) <= 0:
                 continue
             others = flat[[index for index in left if index not in ear]]
+            # The bridge to a hole passes the same points twice: they are not inside.
+            others = others[(others[:, None] != flat[ear]).any(axis=2).all(axis=1)]
             inside = (_turn(a, b, others) >= 0) & (_turn(b, c, others) >= 0) & (_turn(c, a, others) >= 0)
             if not inside.any():
                 break

@@ -96,7 +96,8 @@ def _from_text(body: bytes, elements: list[_Element]) -> dict[str, dict[str, Any
             width = len(element.properties)
             begins = at + width * np.arange(element.count) if starts is None else starts[row : row + element.count]
             for offset, (name, kind, _) in enumerate(element.properties):
-                columns[name] = numbers[begins + offset].astype(kind)
+                with np.errstate(invalid="ignore"):  # a colour or an index that is NaN
+                    columns[name] = numbers[begins + offset].astype(kind)
             at, row = at + width * element.count, row + element.count
         else:
             for _ in range(element.count):

@@ -161,6 +161,25 @@ def test_bad_files_are_refused_with_their_name(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("mark", [b"II*\0", b"MM\0*"])
+def test_a_tiff_of_its_first_bytes_is_refused(tmp_path, mark):
+    for length in (4, 7, 8):
+        (tmp_path / "cut.tif").write_bytes((mark + bytes(8))[:length])
+        with pytest.raises(ImageError, match=r"cut\.tif: (truncated|not an image .* convert it to PNG)"):
+            read_image(tmp_path / "cut.tif")
+
+
+def test_damaged_exif_data_costs_no_warning(tmp_path, recwarn):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(COLOURS).save(tmp_path / "a.jpg", exif=exif)
+    data = (tmp_path / "a.jpg").read_bytes()
+    at = data.index(b"\x12\x01" if b"II*" in data else b"\x01\x12")
+    (tmp_path / "a.jpg").write_bytes(data[: at + 4] + b"\xff\xff\xff\xff" + data[at + 8 :])
+    assert sorted(read_image(tmp_path / "a.jpg").shape[:2]) == sorted(COLOURS.shape[:2])
+    assert not recwarn.list
+
+
 def test_a_decompression_bomb_is_refused_from_its_header(tmp_path):
     write_image(tmp_path / "small.png", noise(4, 4))
     data = bytearray((tmp_path / "small.png").read_bytes())

@@ -148,6 +148,12 @@ class TestObj:
         (tmp_path / "a.obj").write_text(rows + "f -6 -5 -4 \\\n -3 -2 -1\n")
         assert read_cad(tmp_path / "a.obj").mesh.area == pytest.approx(0.05)
 
+    def test_faces_without_three_corners_are_named(self, tmp_path):
+        (tmp_path / "a.obj").write_text("v 0 0 0\nv 0.1 0 0\nv 0 0.1 0\nf 1 2 3\nf\nf 2 3")
+        model = read_cad(tmp_path / "a.obj", "m")
+        assert model.warnings == ("a.obj: not drawn: 2 faces of fewer than three corners",)
+        assert model.mesh.area == pytest.approx(0.005)
+
 
 def test_concave_polygons_are_cut_inside_themselves():
     rng = np.random.default_rng(5)
@@ -162,6 +168,16 @@ def test_concave_polygons_are_cut_inside_themselves():
             a, b, c = np.moveaxis(star[faces], 1, 0)
             assert len(faces) == count - 2
             assert np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2 == pytest.approx(whole)
+
+
+def test_a_polygon_around_a_hole_keeps_it_open():
+    """As exporters write it: the outline, a bridge to the hole, the hole the other way round, and the bridge back."""
+    outline, hole = [(0, 0), (4, 0), (4, 4), (0, 4)], [(1, 1), (1, 3), (3, 3), (3, 1)]
+    points = np.array([(x, y, 0) for x, y in [*outline, *hole]], float)
+    for polygon in ([0, 1, 2, 3, 0, 4, 5, 6, 7, 4], [0, 4, 7, 6, 5, 4, 0, 3, 2, 1]):
+        corners = np.array(polygon)[triangulated([polygon], points)]
+        a, b, c = np.moveaxis(points[corners], 1, 0)
+        assert np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2 == pytest.approx(12)
 
 
 class TestPly:
