@@ -8,7 +8,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,7 +85,8 @@ class RecordedImages:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._reader.close()
+        with suppress(Exception):  # a damaged metadata.yaml breaks the library's clean-up
+            self._reader.close()
 
     def __iter__(self) -> Iterator[tuple[str, int, bytes]]:
         """Yield (type of the message, time of its recording in ns, serialised message) by time.

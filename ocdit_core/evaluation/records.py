@@ -166,14 +166,15 @@ def read_records(path: str | Path) -> list[ImageRecord]:
 
 def _read(path: Path) -> Iterator[ImageRecord]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})", kind="missing file") from error
     for number, line in enumerate(lines, start=1):
         try:
             yield _from_json(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: line {number} is no record ({error})", kind="damaged JSON") from error
+        except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise DataError(f"{path}: line {number} is no record ({reason})", kind="damaged JSON") from error
 
 
 def _as_json(record: ImageRecord) -> dict[str, Any]:

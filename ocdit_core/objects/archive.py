@@ -6,8 +6,6 @@ docs/objects.md documents the fields for other programs; whoever changes them ra
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -211,11 +209,16 @@ def read_fields(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
             missing = [key for key in names if key not in archive.files]
             if missing:
                 raise LibraryError(f"{path}: lacks {', '.join(missing)}; render the object again")
-            return {key: archive[key] for key in names}
+            fields = {key: archive[key] for key in names}
+            if broken := [key for key, value in fields.items() if not isinstance(value, np.ndarray)]:
+                raise ValueError(f"{broken[0]} is no array")
+            return fields
     except FileNotFoundError:
         raise LibraryError(f"{path}: was removed after the library was opened") from None
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, TypeError, OSError) as error:
-        # NumPy takes whatever is no archive for a pickle, and says how to load one unsafely.
+    except LibraryError:
+        raise
+    except Exception as error:  # NumPy raises whatever its parsers meet: zlib.error, TokenError ...
+        # It takes whatever is no archive for a pickle, and says how to load one unsafely.
         reason = "not a NumPy archive" if "pickle" in str(error) else " ".join(str(error).split())[:120]
         raise LibraryError(f"{path}: truncated or damaged ({reason}); render the object again") from error
 

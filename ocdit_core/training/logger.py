@@ -135,7 +135,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's JSONL log; a last line that a crash has cut off is skipped."""
     lines = []
     path = run / LOG_FILE
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for text in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             lines.append(json.loads(text))
         except ValueError:
