@@ -50,9 +50,9 @@ class VideoSettings:
     def __post_init__(self) -> None:
         low, high = self.object_size
         if not 0 < low <= high <= 1:
-            raise ConfigError(f"object_size: {self.object_size} has to be two rising numbers in (0, 1]")
+            raise ConfigError(f"object_size: {self.object_size} must be two ascending numbers in (0, 1]")
         if self.frames < 1 or min(self.image_size) < 16:
-            raise ConfigError(f"frames: {self.frames} has to be 1 or more, image_size: {self.image_size} 16 or more")
+            raise ConfigError(f"frames: {self.frames} must be 1 or more, image_size: {self.image_size} 16 or more")
 
 
 @dataclass(frozen=True)

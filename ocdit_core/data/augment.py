@@ -68,7 +68,7 @@ class Crop:
         return Crop(top=top, left=left, height=height, width=width)
 
     def reduced(self, factor: int) -> Crop:
-        """Return the same crop of the frame at 1/factor of its size; it has to be aligned to `factor`."""
+        """Return the same crop of the frame at 1/factor of its size; it must be aligned to `factor`."""
         return Crop(
             top=self.top // factor,
             left=self.left // factor,

@@ -45,7 +45,7 @@ _KEY = re.compile(rb'"(\d+)"\s*:')
 class BopFolder:
     """A split of a dataset in BOP's folders: a `Dataset`, and a sequence of frames.
 
-    Opening it reads the lists of cameras only. The annotations of a frame are parsed when they are asked for, without
+    Opening it reads the lists of cameras only. The annotations of a frame are parsed on demand, without
     the rest of the scene's file: a million images take some seconds to open, and about 70 bytes of memory each.
 
     Args:
@@ -92,7 +92,7 @@ class BopFolder:
         return self.count
 
     def __getitem__(self, index: int) -> Frame:
-        """Return a frame, of which nothing is read yet; scenes and their images are in ascending order.
+        """Return a frame without reading anything; scenes and their images are in ascending order.
 
         Raises:
             IndexError: outside 0 .. len - 1.
@@ -221,7 +221,7 @@ def read_targets(path: Path) -> Targets:
 
 
 class JsonIndex:
-    """The positions of the entries in a file {"0": ..., "1": ...}; an entry is read when it is asked for.
+    """Index of the entries in a file {"0": ..., "1": ...}; entries are read on demand.
 
     It takes 24 bytes for each entry, whatever the size of the file.
 
@@ -279,7 +279,7 @@ class JsonIndex:
 
 
 class _Scene:
-    """The files of one scene; their indices are not sent to other processes, which read them again."""
+    """Files of one scene; their indices are not pickled: other processes read them again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

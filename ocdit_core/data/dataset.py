@@ -1,4 +1,4 @@
-"""The interface of datasets of annotated images, and how one is opened by its path."""
+"""Interface of datasets of annotated images, and opening one by its path."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Dataset(Protocol):
         """
 
     def units(self, images: Iterable[ImageKey]) -> list[str]:
-        """Return the parts that have to be read for these images, as work to share among processes."""
+        """Return the parts that must be read for these images, as work to share among processes."""
 
     def read(self, unit: str) -> Iterator[Frame]:
         """Yield the frames of a unit, which may be more than were asked for."""
@@ -70,7 +70,7 @@ def open_dataset(path: str | Path, split: str | None = None) -> Dataset:
         split: subfolder of a dataset's folder; default: the only one that it has.
 
     Raises:
-        DataError: nothing there that can be read, or a split has to be chosen; the message lists them.
+        DataError: nothing there that can be read, or a split must be chosen; the message lists them.
     """
     folder = Path(path)
     sharded = folder.suffix == ".tar" or folder.is_file()

@@ -1,4 +1,4 @@
-"""Annotated images, whatever files they come from, and what datasets of them have in common.
+"""Annotated images of any layout, and what their datasets have in common.
 
 Nothing is decoded before it is needed. The format of the JSON entries:
 https://github.com/thodan/bop_toolkit/blob/master/docs/bop_datasets_format.md
@@ -371,7 +371,7 @@ def _data_errors(kind: str) -> Iterator[None]:
 
 
 class RandomOrder:
-    """An endless random order of the numbers below `count`, each once in an epoch.
+    """Endless random order of the numbers below `count`, each once per epoch.
 
     Args:
         count: how many numbers there are, at least 1.

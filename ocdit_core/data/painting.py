@@ -61,7 +61,7 @@ _FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_TR
 
 
 def random_colour(rng: np.random.Generator) -> Colours:
-    """An sRGB colour (3,) in 0..255: mostly hues, often muted, sometimes white, grey, black, metal or wood."""
+    """Draw an sRGB colour (3,) in 0..255: mostly hues, often muted, sometimes white, grey, black, metal or wood."""
     kind = rng.random()
     if kind < 0.12:
         return np.full(3, rng.uniform(205, 250)) + rng.uniform(-8, 5, 3)
@@ -76,7 +76,7 @@ def random_colour(rng: np.random.Generator) -> Colours:
 
 
 def random_palette(rng: np.random.Generator) -> Colours:
-    """Two to four sRGB colours (n, 3) in 0..255 that can be told apart."""
+    """Draw two to four distinguishable sRGB colours (n, 3) in 0..255."""
     palette = [random_colour(rng)]
     wanted = int(rng.integers(2, 5))
     for _ in range(12):
@@ -202,7 +202,7 @@ def _gradient(rng: np.random.Generator, colours: Colours, size: int) -> Texture:
 
 
 def _bands(rng: np.random.Generator, colours: Colours, size: int) -> Texture:
-    """Two or three zones above one another: lids, grips, dipped paint."""
+    """Paint two or three zones above one another: lids, grips, dipped paint."""
     texture = _fill(size, colours[0])
     cuts = np.sort(rng.uniform(0.1, 0.9, rng.integers(1, 4))) * size
     for index, cut in enumerate(cuts):
@@ -233,7 +233,7 @@ def _shapes(rng: np.random.Generator, colours: Colours, size: int) -> Texture:
 
 
 def _label(rng: np.random.Generator, colours: Colours, size: int) -> Texture:
-    """Packaging: a field with printed words, bars or an emblem on a base colour."""
+    """Paint packaging: a field with printed words, bars or an emblem on a base colour."""
     texture = _fill(size, colours[0])
     paper, ink = colours[1], colours[-1 if len(colours) > 2 else 0]
     for start in (0.05, 0.55) if rng.random() < 0.6 else (0.1,):
@@ -306,7 +306,7 @@ def _texture(rng: Rng, size: Size) -> Image:
 
 
 def _colours(rng: Rng) -> tuple[Image, Image]:
-    """Two colours (3,), mostly near each other: real surfaces have less contrast than toys."""
+    """Draw two colours (3,), mostly similar: real surfaces have less contrast than toys."""
     first = random_colour(rng)
     if rng.random() < 0.5:  # greyer
         first = first.mean() + (first - first.mean()) * 0.35
@@ -352,14 +352,14 @@ def _wood(rng: Rng, size: Size) -> Image:
 
 
 def _centred_axes(size: Size) -> tuple[Image, Image]:
-    """Rows (H, 1) and columns (1, W) from -1 to 1."""
+    """Return rows (H, 1) and columns (1, W) from -1 to 1."""
     height, width = size
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     return y, np.linspace(-1, 1, width, dtype=np.float32)[None]
 
 
 def _turned(rng: Rng, size: Size) -> tuple[Image, Image]:
-    """Two axes (H, W) at a random angle, of unit length along the image's longer side."""
+    """Return two axes (H, W) at a random angle, of unit length along the image's longer side."""
     height, width = size
     angle = rng.uniform(0, np.pi)
     c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -382,7 +382,7 @@ def _tiles(rng: Rng, size: Size) -> Image:
 
 
 def _pattern(rng: Rng, size: Size) -> Image:
-    """Stripes or checks, like cloth."""
+    """Paint stripes or checks, like cloth."""
     first, second = _colours(rng)
     x, y = _turned(rng, size)
     n = np.float32(rng.uniform(4, 20))
@@ -394,7 +394,7 @@ def _pattern(rng: Rng, size: Size) -> Image:
 
 
 def _paint(rng: Rng, size: Size) -> Image:
-    """Posters and mats: what also lies on objects must not give them away."""
+    """Paint a poster or mat with the paints of objects, which must not identify objects by themselves."""
     texture = random_paint(rng, random_palette(rng), 96, plain=0.0)
     if rng.random() < 0.5:
         texture = np.tile(texture, (2, 2, 1))

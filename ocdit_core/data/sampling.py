@@ -357,5 +357,5 @@ def _crop_elsewhere(scene: _Scene, rng: Rng, target: int) -> Crop | None:
 
 
 def _channels_first(images: NDArray[np.uint8]) -> Tensor:
-    """(..., h, w, 3) to a tensor (..., 3, h, w)."""
+    """Return images (..., h, w, 3) as a tensor (..., 3, h, w)."""
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, -3)))

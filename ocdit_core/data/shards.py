@@ -40,7 +40,7 @@ _NUMBERS = re.compile(r"(?:.*/)?(\d+)_(\d+)")
 
 
 class ShardDataset:
-    """Shards that belong together: a `Dataset`.
+    """A `Dataset` of shards.
 
     Args:
         source: a .tar file, or a folder of them.
@@ -96,7 +96,7 @@ class ShardDataset:
     def draw(self, seed: Sequence[int], number: int) -> Frame:
         """Return a frame of an endless random order, without depth and amodal masks; see `Dataset.draw`.
 
-        The shards come in random order, and a frame is drawn from each at random.
+        Each shard comes once per epoch, and a frame is drawn from it at random: frames of short shards come more often.
         """
         shard = self.shards[self._order(seed, number)]
         if shard not in self._starts:
@@ -157,7 +157,7 @@ def _missing(members: dict[str, bytes]) -> str | None:
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header; tarfile itself takes a damaged or missing one for the end of the file."""
+    """Header of a member; tarfile itself takes a damaged or missing one for the end of the file."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Header:

@@ -1,10 +1,9 @@
-"""Templates for training: decoded once, at the size that is needed, and kept while they fit into memory."""
+"""Cache of decoded templates for training."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -17,6 +16,8 @@ from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.viewpoints import spread_indices
 
 logger = logging.getLogger(__name__)
+
+_Views = tuple[NDArray[np.uint8], NDArray[np.float64]]
 
 
 class TemplateCache:
@@ -47,7 +48,7 @@ class TemplateCache:
         if not 8 <= size <= TEMPLATE_SIZE:
             raise ConfigError(f"template_size: {size} is not in 8..{TEMPLATE_SIZE}, the size of stored templates")
         if keep_views < 1:
-            raise ConfigError(f"keep_views: {keep_views} has to be at least 1")
+            raise ConfigError(f"keep_views: {keep_views} must be at least 1")
         self.library, self.size, self.keep_views, self.byte_limit = library, size, keep_views, byte_limit
         self._names = {entry.id: name for name, entry in library.manifest.items()}
         self.object_ids: tuple[int, ...] = tuple(sorted(self._names))
@@ -57,7 +58,7 @@ class TemplateCache:
         self.bytes = self.misses = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is decoded: a worker that is spawned gets no copy."""
+        """Leave out decoded templates: a spawned worker gets no copy."""
         return {**self.__dict__, "_views": OrderedDict(), "bytes": 0, "misses": 0}
 
     def __len__(self) -> int:
@@ -85,15 +86,15 @@ class TemplateCache:
             DataError: the library has no such object.
             LibraryError: its archive is missing or damaged.
         """
-        views = self._load(object_id)
-        stored = len(views.rgba)
-        if np.isfinite(views.directions).all():
-            chosen = views.spread(min(count, stored), int(rng.integers(stored)))
+        rgba, directions = self._load(object_id)
+        stored = len(rgba)
+        if np.isfinite(directions).all():
+            chosen = spread_indices(directions, min(count, stored), int(rng.integers(stored)))
         else:  # photographs have no poses
             chosen = rng.permutation(stored)[:count]
         if stored < count:
             chosen = np.concatenate([chosen, rng.integers(stored, size=count - stored)])
-        return np.asarray(views.rgba[chosen])
+        return np.asarray(rgba[chosen])
 
     def similarity(self, one: int, other: int) -> float:
         """Return the Bhattacharyya coefficient of the colour histograms of two objects, 0 to 1.
@@ -105,13 +106,14 @@ class TemplateCache:
     def _histogram(self, object_id: int) -> NDArray[np.float64]:
         """Return the square root of an object's colour histogram; it stays in memory when its templates do not."""
         if object_id not in self._histograms:
-            rgba = self._load(object_id).rgba
+            rgba, _ = self._load(object_id)
             steps = rgba[..., :3][rgba[..., 3] > 0].astype(np.int64) // 64
             counts = np.bincount(steps @ (16, 4, 1), minlength=64)
             self._histograms[object_id] = np.sqrt(counts / max(counts.sum(), 1))
         return self._histograms[object_id]
 
     def _load(self, object_id: int) -> _Views:
+        """Return an object's templates (V, size, size, 4) and their directions (V, 3)."""
         if object_id in self._views:
             self._views.move_to_end(object_id)
             return self._views[object_id]
@@ -123,26 +125,11 @@ class TemplateCache:
         for out, rgb, mask in zip(views, templates.rgb, templates.mask, strict=True):
             out[..., :3] = _resized(rgb, self.size)
             out[..., 3] = np.where(_resized(mask.view(np.uint8) * np.uint8(255), self.size) > 127, 255, 0)
-        self._views[object_id] = _Views(views, templates.directions())
+        self._views[object_id] = views, templates.directions()
         self.bytes += views.nbytes
         while self.bytes > self.byte_limit and len(self._views) > 1:
-            self.bytes -= self._views.popitem(last=False)[1].rgba.nbytes
+            self.bytes -= self._views.popitem(last=False)[1][0].nbytes
         return self._views[object_id]
-
-
-@dataclass
-class _Views:
-    """One object's templates (V, size, size, 4), their directions (V, 3), and the choices that were worked out."""
-
-    rgba: NDArray[np.uint8]
-    directions: NDArray[np.float64]
-    chosen: dict[tuple[int, int], NDArray[np.int64]] = field(default_factory=dict)
-
-    def spread(self, count: int, first: int) -> NDArray[np.int64]:
-        """Return the indices of `count` templates, from `first` on each the farthest from those before."""
-        if (count, first) not in self.chosen:
-            self.chosen[count, first] = spread_indices(self.directions, count, first)
-        return self.chosen[count, first]
 
 
 def _resized(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

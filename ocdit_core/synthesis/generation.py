@@ -1,4 +1,4 @@
-"""Generate datasets, from settings to the last file; interrupted at any instant, the same call continues."""
+"""Generate datasets; the same call continues an interrupted run."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ _STRIDE = 10_000_000  # between the numbers of a scene's attempts: no other scen
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesised:
-    """What a run did.
+    """Result of a run.
 
     Attributes:
-        images: images that it made.
+        images: images made by this run.
         there: images that existed before.
-        missing: images of other shards that are not made yet.
+        missing: images that other shards have still to make.
         scenes: scenes of the whole dataset.
-        objects: objects that scenes are made of.
-        skipped: objects that cannot be used.
-        seconds: time of making the images.
+        objects: usable objects.
+        skipped: unusable objects.
+        seconds: duration of making the images.
     """
 
     images: int
@@ -89,14 +89,14 @@ def synthesize(
     shard: Shard = (0, 1),
     progress: bool = False,
 ) -> Synthesised:
-    """Make a dataset, or what is missing of it: scenes in BOP's layout, models, templates, and a description.
+    """Make a dataset, or its missing parts: scenes in BOP's layout, models, templates and a description.
 
-    Every scene depends on the settings and its number alone. Scenes and shards appear when they are complete, so that
-    the same call continues a run that was killed, and ends with the same files.
+    Each scene depends on the settings and its number alone. Scenes and shards are written atomically: the same call
+    continues a run that was killed, and ends with the same files.
 
     Args:
         out: the dataset's folder, created when missing.
-        settings: what it holds.
+        settings: settings of the dataset.
         jobs: processes on this machine; 0: one for each core. Processes are spawned: a script that asks for more than
             one needs `if __name__ == "__main__":`.
         engine: runs the tasks; default: these processes.
@@ -114,7 +114,7 @@ def synthesize(
     if jobs < 0:
         raise ConfigError(f"jobs: {jobs} is negative; 0 takes as many as there are cores")
     folder = Path(out)
-    # Before hours of work.
+    # Fail before hours of work.
     TexturePool(folder=settings.textures)
     if settings.path_traced:
         PathTracer()
@@ -186,7 +186,7 @@ def _remove_leftovers(folder: Path, settings: SynthesisSettings) -> None:
 
 @contextmanager
 def _locked(path: Path, taken: str | None = None, *, shared: bool = False) -> Iterator[None]:
-    """Hold a lock that ends with this process; without a message for when it is taken, wait for it."""
+    """Hold a file lock; if it is taken, raise DataError with the message `taken`, or wait without one."""
     with path.open("a") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (fcntl.LOCK_NB if taken else 0))
@@ -225,7 +225,7 @@ def open_source(settings: SynthesisSettings) -> Objects:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedObjects:
-    """The objects that scenes are made of: the name of each obj_id, and by name why others cannot be used."""
+    """Usable objects: the name of each obj_id; and why others are unusable, by name."""
 
     names: dict[int, str]
     skipped: dict[str, str]
@@ -359,13 +359,13 @@ def is_done(out: Path, settings: SynthesisSettings, task: Task) -> bool:
 def scene_work(
     out: Path, settings: SynthesisSettings, objects: PreparedObjects, alone: bool
 ) -> Iterator[Work[Task, None]]:
-    """Yield a function that makes a task with one renderer and writes it; what exists of it stays.
+    """Yield a function that makes and writes a task with one renderer; existing scenes stay.
 
     Args:
         out: the dataset's folder.
         settings: settings of the dataset.
         objects: the objects of its scenes.
-        alone: whether this process has the machine for itself; else it keeps to one core.
+        alone: whether this is the only process; otherwise it uses one core.
 
     Raises:
         RenderingError: there is no off-screen OpenGL.
@@ -402,7 +402,7 @@ def _make_task(maker: SceneMaker, out: Path, settings: SynthesisSettings, task: 
 def _shard_frames(
     maker: SceneMaker, out: Path, settings: SynthesisSettings, task: Task
 ) -> Iterator[tuple[str, LabelledFrame]]:
-    """Yield the frames of a shard by their keys; of both layouts, write the folders on the way."""
+    """Yield the keys and frames of a shard; with both layouts, also write the folders."""
     for scene, views in zip(task.scenes, task.views, strict=True):
         frames: Iterable[LabelledFrame] = _scene_frames(maker, scene, views)
         if settings.format == "both":
@@ -425,7 +425,7 @@ def _write_scene(out: Path, settings: SynthesisSettings, scene: int, frames: Ite
 
 
 def _scene_frames(maker: SceneMaker, scene: int, views: int) -> Iterator[LabelledFrame]:
-    """Yield the frames of a scene; where nothing comes to rest or into view, of another one in its place."""
+    """Yield the frames of a scene; if it cannot be made, those of a substitute with another random state."""
     reason: Exception | None = None
     for attempt in range(_ATTEMPTS):
         frames = maker.frames(scene + attempt * _STRIDE, views)

@@ -1,4 +1,4 @@
-"""The light of staged rooms: shadow maps of lamps and sky, and what is baked from them once a scene."""
+"""Light of staged rooms: shadow maps of lamps and sky, and light baked from them once per scene."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class LightViews:
 
 
 def light_views(room: Room, points: Array) -> LightViews:
-    """Aim all shadow maps of a room at the casters, whose outer points (n, 3) are given in metres."""
+    """Return the viewpoints of all shadow maps of a room; `points` (n, 3) in metres bound the shadow casters."""
     centre = (points.min(axis=0) + points.max(axis=0)) / 2
     radius = 1.02 * float(np.linalg.norm(points - centre, axis=1).max()) + 0.01
     at = np.zeros((MAX_LIGHTS * LIGHT_SAMPLES, 3))
@@ -68,7 +68,7 @@ def light_views(room: Room, points: Array) -> LightViews:
 
 
 def sky_directions() -> Array:
-    """Unit vectors (SKY_DIRECTIONS, 3), evenly over the upper half of the sphere (Fibonacci's spiral)."""
+    """Return unit vectors (SKY_DIRECTIONS, 3), evenly over the upper hemisphere (Fibonacci spiral)."""
     step = np.arange(SKY_DIRECTIONS) + 0.5
     z, turn = step / SKY_DIRECTIONS, np.pi * (1 + 5**0.5) * step
     flat = np.sqrt(1 - z**2)
@@ -76,7 +76,7 @@ def sky_directions() -> Array:
 
 
 def _points_on(light: RoomLight, centre: Array) -> Array:
-    """The lamp's middle, then points on the disc that it shows to the objects (LIGHT_SAMPLES, 3)."""
+    """Return the centre of a lamp, then points on its disc as seen from the objects (LIGHT_SAMPLES, 3)."""
     axes = look_at_poses((light.position - centre) / np.linalg.norm(light.position - centre), 1.0)[0, :3, :3]
     turn = 2 * np.pi * np.arange(LIGHT_SAMPLES - 1) / (LIGHT_SAMPLES - 1)
     reach = light.radius * np.resize([0.55, 0.9], LIGHT_SAMPLES - 1)[:, None]
@@ -104,7 +104,7 @@ def _parallel(direction: Array, centre: Array, radius: float) -> Array:
 
 
 class ShadowMaps:
-    """The two atlases on the graphics card; they belong to the context of their maker."""
+    """Two atlases of depth maps on the GPU, of lamps and sky, in the context `gl`."""
 
     def __init__(self, gl: Any) -> None:
         import moderngl
@@ -151,7 +151,7 @@ _REACH = 2.6  # the table is worked out so far around the objects, against their
 
 
 class BakedLight:
-    """Two images of the table's light, and the means to light corners; they belong to the context of their maker."""
+    """Two images of the light on the table, and programs that light vertices by the sky, in the context `gl`."""
 
     def __init__(self, gl: Any, maps: ShadowMaps) -> None:
         import moderngl
@@ -180,7 +180,7 @@ class BakedLight:
         self._blur_frame = gl.framebuffer([self.lamps])
 
     def on_table(self, views: LightViews, lamps: int, half_size: tuple[float, float]) -> None:
-        """Work out the table's images from the shadow maps as they are now."""
+        """Compute the images of the table from the current shadow maps."""
         reach = _REACH * views.radius
         half = np.asarray(half_size)
         low, high = np.maximum(views.centre[:2] - reach, -half), np.minimum(views.centre[:2] + reach, half)
@@ -209,7 +209,7 @@ class BakedLight:
         self._quads[self._blur].render()
 
     def on_corners(self, array: Any, pose: Array, views: LightViews) -> Any:
-        """Light an object's corners by the sky.
+        """Compute the sky's light on the corners of an object.
 
         Args:
             array: vertex array of position and normal, made for `corners`.
@@ -217,7 +217,7 @@ class BakedLight:
             views: of the shadow maps.
 
         Returns:
-            A buffer of (vertices, 8) float32: colour and fraction of the sky before the face, then behind it.
+            A buffer of (vertices, 8) float32: colour and visible fraction of the sky before the face, then behind.
         """
         self._light_sky(self.corners, views)
         _write(self.corners, "world_from_object", pose.T)

@@ -1,7 +1,7 @@
-"""Draw rooms with objects by path tracing (Mitsuba 3), for a fraction of the images.
+"""Render rooms with objects by path tracing (Mitsuba 3), for a fraction of the images.
 
-Cameras, objects and lamps are those of `SceneRenderer`, whose labels and depth belong to these images as well. The
-ambient light is the ceiling's here, and what walls and things throw back is worked out.
+Cameras, objects and lamps are those of `SceneRenderer`, whose labels and depth hold for these images as well. The
+ambient light comes from the ceiling, with indirect light from all surfaces.
 """
 
 from __future__ import annotations
@@ -118,10 +118,10 @@ _WINDOW_GAIN = 4.0
 
 
 class PathTracer:
-    """Draws one staged room after another, from one thread.
+    """Path tracer of staged rooms, for one thread.
 
     Args:
-        samples: light paths a pixel.
+        samples: light paths per pixel.
 
     Raises:
         RenderingError: Mitsuba is missing or does not start.
@@ -142,9 +142,9 @@ class PathTracer:
         """Make a scene ready; the one before it is dropped.
 
         Args:
-            room: what stands still.
-            textures: (H, W, 3) sRGB by number, those of the room's surfaces.
-            objects: where they lie.
+            room: the static part of the scene.
+            textures: (H, W, 3) sRGB images of the room's surfaces, by number.
+            objects: objects in their poses.
         """
         parts: dict[str, Any] = {}
         for number, surface in enumerate(room.surfaces):
@@ -170,13 +170,13 @@ class PathTracer:
         self._parts = parts
 
     def draw(self, pose: Array, K: Array, size: tuple[int, int], *, seed: int = 0) -> NDArray[np.float32]:
-        """Return linear light (h, w, 3), not exposed yet.
+        """Return linear radiance (h, w, 3), before exposure.
 
         Args:
             pose: (4, 4) camera-from-world, OpenCV axes, metres.
             K: (3, 3) intrinsics in pixels, of square pixels.
             size: height and width in pixels.
-            seed: of the light paths.
+            seed: random seed of the light paths.
         """
         mi, (height, width) = self._mi, size
         film = {
@@ -228,7 +228,7 @@ class PathTracer:
         return traced_mesh(mi, corners, properties)
 
     def _sky(self, room: Room) -> dict[str, Any]:
-        """The ceiling, and squares on the walls where more light comes from."""
+        """Return emitters: the ceiling, and a square on the wall for each window."""
         mi = self._mi
         half = (room.high - room.low)[:2] / 2
         middle = (room.high + room.low)[:2] / 2
@@ -261,7 +261,7 @@ class PathTracer:
 
 
 def developed(linear: NDArray[np.float32], exposure: float) -> NDArray[np.uint8]:
-    """Return the image (h, w, 3) sRGB of linear light, by the tone curve of the scene renderer."""
+    """Return the sRGB image (h, w, 3) of linear radiance, by the tone curve of the scene renderer."""
     x = linear * np.float32(exposure)
     x = np.clip(x * (2.51 * x + 0.03) / (x * (2.43 * x + 0.59) + 0.14), 0.0, 1.0)
     return np.asarray(np.rint(255 * x ** (1 / _GAMMA)), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The plan of a synthesised dataset: settings and seed determine the scenes, whoever makes them."""
+"""Settings of a generated dataset, and its division into tasks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Format = Literal["bop", "shards", "both"]
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisSettings(SceneSettings):
-    """What a dataset holds, beside what its scenes hold. Equal settings give equal datasets on one machine.
+    """Settings of a dataset and its scenes. Equal settings give equal datasets on one machine.
 
     Attributes:
         images: number of images.
         seed: random seed.
         objects: number of procedural objects.
-        first_object: number of the first of them; HELD_OUT_SEED and above are for evaluation.
+        first_object: seed of the first of them; HELD_OUT_SEED and above are for evaluation.
         meshes: folder of meshes, or None.
         split: split file, of which only `part` is used; or None.
         part: "train" or "test".
@@ -74,7 +74,7 @@ class SynthesisSettings(SceneSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """The work that one process takes at a time: a scene, or all scenes of a shard.
+    """Unit of work of a process: a scene, or all scenes of a shard.
 
     Attributes:
         number: number of the task, and of the shard.
@@ -104,7 +104,7 @@ def views_of_scenes(settings: SynthesisSettings) -> tuple[int, ...]:
 
 
 def tasks_of(settings: SynthesisSettings) -> list[Task]:
-    """Return all tasks, in the order of the scenes; they are the same however many machines share them."""
+    """Return all tasks, in the order of the scenes."""
     views = views_of_scenes(settings)
     step = 1 if settings.format == "bop" else settings.scenes_a_shard
     return [

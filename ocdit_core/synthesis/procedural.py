@@ -1,4 +1,4 @@
-"""Objects made from a seed, and mesh files painted where they have no colours."""
+"""Procedural objects, and mesh files painted if they have no colours."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TEXTURE = 256
 
 
 def procedural_object(seed: int, photographs: Photographs | None = None) -> trimesh.Trimesh:
-    """Build the object of a seed: household-like bodies of one to five parts.
+    """Build the object of a seed: a household-like body of one to five parts.
 
     Args:
         seed: not negative; use seeds of HELD_OUT_SEED and above for evaluation only.

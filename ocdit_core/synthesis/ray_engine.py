@@ -1,4 +1,4 @@
-"""Ray as an engine: the same work on many machines (https://docs.ray.io)."""
+"""An engine that runs tasks on a Ray cluster (https://docs.ray.io)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LOCAL = "local"
 
 
 class RayEngine:
-    """Actors of a Ray cluster, one a core; use it as a context manager.
+    """Actors of a Ray cluster, one per core; a context manager.
 
-    The dataset's folder has to be at the same path on all machines, and this package installed on them.
+    The dataset's folder must be at the same path on all machines, and this package installed on them.
 
     Args:
         address: of the cluster, as `ray start --head` prints it; "auto" finds the one that this machine belongs to;
-            "local" starts one for the time being.
+            "local" starts a temporary one.
         jobs: actors; 0: one for each core of the cluster.
 
     Raises:
@@ -55,7 +55,7 @@ class RayEngine:
         self._ray.shutdown()
 
     def __call__(self, opener: Opener, tasks: Sequence[T]) -> Generator[tuple[T, Any], None, None]:
-        """Yield each task with its result, as they come; an actor that dies is replaced.
+        """Yield each task with its result, in the order of completion; an actor that dies is replaced.
 
         Raises:
             ConfigError: actors cannot start, as where this package is not installed.
@@ -98,7 +98,7 @@ class RayEngine:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself tries for many minutes to reach a machine that is not there."""
+    """Raise ConfigError if an address cannot be reached; Ray itself would try for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return
@@ -109,7 +109,7 @@ def _check_reachable(address: str) -> None:
 
 
 class _Actor:
-    """A process that keeps its renderer from task to task."""
+    """Actor that keeps its renderer from task to task."""
 
     def __init__(self, packed: bytes) -> None:
         self._packed = packed
@@ -117,7 +117,7 @@ class _Actor:
         self._work: Any = None
 
     def work(self, task: Any) -> Any:
-        """Return the result, or the error that ends all: Ray would wrap it when it is raised."""
+        """Return the result, or an error that ends the run: if it were raised, Ray would wrap it."""
         try:
             if self._work is None:
                 self._work = self._stack.enter_context(pickle.loads(self._packed)())

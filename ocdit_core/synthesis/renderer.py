@@ -1,7 +1,7 @@
 """Render rooms with objects: colours with soft shadows, labels, depth and silhouettes (moderngl on EGL, no display).
 
 Cameras are camera-from-world poses in OpenCV axes, metres; image coordinates are continuous, with (0, 0) at the outer
-corner of the first pixel, and a pixel's label is what its middle shows.
+corner of the first pixel, and the label of a pixel is that of its centre.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class SceneMesh:
     texture: Any | None
 
     def release(self) -> None:
-        """Free the card's memory; its context has to be the current one."""
+        """Free the GPU memory; its context must be current."""
         for item in (*self.arrays.values(), self.buffer, self.texture if self.surface is not None else None):
             if item is not None:
                 item.release()
@@ -88,12 +88,14 @@ class Placed:
         pose: (4, 4) world-from-object, metres.
         material: how it reflects light.
         label: its value in the image of labels, 1..254; 0, as for distractors, is that of the background.
+        name: its name in the source of objects.
     """
 
     mesh: SceneMesh
     pose: NDArray[np.float64]
     material: Material
     label: int
+    name: str = ""
 
     @property
     def points(self) -> NDArray[np.float64]:
@@ -104,11 +106,11 @@ class Placed:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SceneView:
-    """What one camera sees.
+    """Image, labels and depth of one camera.
 
     Attributes:
         rgb: (h, w, 3) sRGB, with smooth edges.
-        labels: (h, w) of what the pixel's middle shows; 0 for the room and unlabelled objects.
+        labels: (h, w) at the centres of pixels; 0 for the room and unlabelled objects.
         depth: (h, w) metres along the optical axis.
     """
 
@@ -119,7 +121,7 @@ class SceneView:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StagedScene:
-    """What `SceneRenderer.stage` prepares; `skies` holds a buffer of the sky's light on the corners of each object."""
+    """A staged scene; `skies` holds a buffer of the sky's light on the corners of each object."""
 
     room: Room
     parts: list[tuple[SceneMesh, Material, Place]]
@@ -157,7 +159,7 @@ def camera_uniforms(room: Room, views: LightViews, pose: Array, K: Array, size: 
 
 
 def write_uniforms(program: Any, values: dict[str, Any]) -> None:
-    """Write those values that the program has a use for, matrices in OpenGL's order (column by column)."""
+    """Write those values that the program uses, matrices in OpenGL's order (column by column)."""
     for name, value in values.items():
         if name in program:
             # The driver cuts arrays off after the last entry that is used.
@@ -175,9 +177,9 @@ _UNITS = {
 
 
 class SceneRenderer:
-    """An off-screen OpenGL context of its own for scenes; use it as a context manager, from one thread.
+    """Renderer of scenes with an off-screen OpenGL context of its own; a context manager, for one thread.
 
-    `stage` a scene once, then draw it from as many cameras as wanted.
+    `stage` a scene once, then draw it from any number of cameras.
 
     Raises:
         RenderingError: there is no EGL driver on this machine, or moderngl is missing.
@@ -208,7 +210,7 @@ class SceneRenderer:
             self._gl = None
 
     def upload(self, mesh: trimesh.Trimesh) -> SceneMesh:
-        """Put a mesh in metres on the card.
+        """Upload a mesh in metres.
 
         Raises:
             MeshError: the mesh has no faces, or a vertex is not finite.
@@ -219,7 +221,7 @@ class SceneRenderer:
             return self._mesh(surface.corners, surface, texture)
 
     def upload_texture(self, image: NDArray[np.uint8]) -> Any:
-        """Put an image (H, W, 3) sRGB for the room's surfaces on the card."""
+        """Upload an image (H, W, 3) sRGB for surfaces of rooms."""
         with self._context():
             rgba = np.dstack([image, np.full(image.shape[:2], 255, np.uint8)])
             return make_texture(self._gl, rgba, trilinear=True)
@@ -232,11 +234,11 @@ class SceneRenderer:
                     item.release()
 
     def stage(self, room: Room, textures: dict[int, Any], objects: Sequence[Placed]) -> None:
-        """Make a scene ready: uploads the room and works out its light. The scene before it is dropped.
+        """Prepare a scene: upload the room and compute its light; it replaces the scene before.
 
         Args:
-            room: what stands still.
-            textures: by number, those that the room's surfaces name, from `upload_texture`.
+            room: the static part of the scene.
+            textures: textures of the room's surfaces, by number, from `upload_texture`.
             objects: each label but 0 at most once.
         """
         with self._context():
@@ -253,9 +255,9 @@ class SceneRenderer:
             self._staged = StagedScene(room=room, parts=parts, objects=objects, skies=skies, views=views)
 
     def preview(self, pose: Array, K: Array, size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Draw linear light (h, w, 3), unclipped, and labels (h, w): to choose an exposure and judge a camera.
+        """Return linear radiance (h, w, 3) and labels (h, w), to choose an exposure and judge a camera.
 
-        There are no shadows in it, so the light is a little more than in `draw`.
+        It has no shadows, so that it is slightly brighter than `draw`.
         """
         scene = self._scene()
         with self._context():
@@ -316,13 +318,13 @@ class SceneRenderer:
     def silhouettes(
         self, pose: Array, K: Array, size: tuple[int, int], objects: Sequence[Placed] | None = None
     ) -> NDArray[np.bool_]:
-        """Draw what each object would cover alone (n, h, w), whatever stands before it: its amodal mask.
+        """Return the amodal mask of each object (n, h, w): its whole silhouette, ignoring occlusion.
 
         Args:
             pose: (4, 4) camera-from-world, metres.
             K: (3, 3) intrinsics in pixels.
             size: height and width in pixels.
-            objects: which; default: the scene's labelled ones, in its order.
+            objects: default: the labelled objects of the scene, in order.
         """
         wanted = [item for item in self._scene().objects if item.label] if objects is None else list(objects)
         height, width = size
@@ -349,7 +351,7 @@ class SceneRenderer:
         return masks > 0
 
     def _ready(self, kind: str, lamps: int, common: dict[str, Any]) -> Any:
-        """A program, compiled when it is first needed, with the camera's uniforms."""
+        """Return a program with the camera's uniforms, compiled on first use."""
         name = f"{kind}, {lamps} lamps"
         if name not in self._programs:
             vertex, fragment = shaders.source(kind, lamps)
@@ -414,7 +416,7 @@ class SceneRenderer:
         frame.clear(0.0, 0.0, 0.0, 0.0, depth=1.0)
 
     def _frame(self, kind: str, size: tuple[int, int]) -> dict[str, Any]:
-        """The framebuffers and textures for a kind of image; the last few sizes are kept."""
+        """Return the framebuffers and textures of a kind of image; the last few sizes are kept."""
         frame = self._frames.pop((kind, *size), None) or make_frame(self._gl, kind, size)
         self._frames[(kind, *size)] = frame
         while len(self._frames) > KEPT_FRAMES:

@@ -143,7 +143,7 @@ def random_room(rng: np.random.Generator, *, textures: int, objects_reach: float
 
 
 def _lamp_colour(rng: np.random.Generator) -> Vector:
-    """From candle-warm to sky-blue, of unit green."""
+    """Draw a colour between candle light and blue sky, with a green of 1."""
     warmth = rng.normal(0, 0.16)
     return np.array([np.exp(warmth), 1.0, np.exp(-1.3 * warmth)])
 
@@ -170,7 +170,7 @@ def _material(rng: np.random.Generator) -> Material:
 
 
 def _look(rng: np.random.Generator, textures: int, textured: float) -> tuple[int | None, Vector]:
-    """An image of the pool and a faint tint, or a colour alone; the tint is sRGB in 0..1."""
+    """Draw the number of an image and a faint tint, or None and a colour; sRGB in 0..1."""
     if textures and rng.random() < textured:
         return int(rng.integers(textures)), rng.uniform(0.75, 1.0) * rng.uniform(0.92, 1.0, 3)
     colour = random_colour(rng)
@@ -179,7 +179,7 @@ def _look(rng: np.random.Generator, textures: int, textured: float) -> tuple[int
 
 
 def _quad(origin: Vector, across: Vector, up: Vector, tile: float) -> NDArray[np.float64]:
-    """Two triangles (6, 8): position, normal, and coordinates that repeat an image every `tile` metres."""
+    """Return two triangles (6, 8): position, normal, and coordinates that repeat an image every `tile` metres."""
     normal = np.cross(across, up)
     normal /= np.linalg.norm(normal)
     u, v = float(np.linalg.norm(across)) / tile, float(np.linalg.norm(up)) / tile
@@ -190,7 +190,7 @@ def _quad(origin: Vector, across: Vector, up: Vector, tile: float) -> NDArray[np
 
 
 def _box(low: Vector, high: Vector, tile: float, turn: float = 0.0) -> NDArray[np.float64]:
-    """The six sides of a box (36, 8), turned about its own upright axis."""
+    """Return the six sides of a box (36, 8), rotated by `turn` radians about its vertical axis."""
     x, y, z = (np.eye(3)[i] * (high - low)[i] for i in range(3))
     sides = [
         _quad(low + z, x, y, tile),
@@ -226,7 +226,7 @@ def _surface(
 
 
 def _shell(rng: np.random.Generator, low: Vector, high: Vector, textures: int, floor: Place) -> list[RoomSurface]:
-    """The floor, the ceiling, and four walls in one or two looks."""
+    """Return the floor, the ceiling, and four walls with one or two textures."""
     x, y, z = (np.eye(3)[i] * (high - low)[i] for i in range(3))
     shell = [
         _surface(rng, _quad(low, x, y, rng.uniform(0.5, 2.0)), _look(rng, textures, 0.9), floor),
@@ -265,7 +265,7 @@ def _table(rng: np.random.Generator, half: Vector, height: float, textures: int)
 
 
 def _furniture(rng: np.random.Generator, low: Vector, high: Vector, half: Vector, textures: int) -> list[RoomSurface]:
-    """A cupboard, crate or screen somewhere clear of the table; none when there is no room for it."""
+    """Return a cupboard, crate or screen away from the table; none if there is no space."""
     size = np.array([*rng.uniform(0.2, 0.9, 2), rng.uniform(0.2, 1.8)])
     size[2] = min(size[2], high[2] - low[2] - 0.1)
     clear = np.minimum(half, 1.0) + 0.9

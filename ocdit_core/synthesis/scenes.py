@@ -1,4 +1,4 @@
-"""Scenes by number: settle objects in a room, photograph it from many sides, and label each image."""
+"""Make scenes: let objects settle in a room, render it from several cameras, and label each image."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ _LAYOUT, _CAMERAS, _EFFECTS, _TRACED = 1, 2, 3, 4  # each has random numbers of 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSettings:
-    """What scenes hold, and how they are photographed.
+    """Contents of scenes, and how they are rendered.
 
     Attributes:
         size: height and width of the images in pixels.
         targets: smallest and largest number of labelled objects in a scene.
         repeats: probability for each target, after the first, to be one more instance of one before it.
         distractors: smallest and largest number of objects without a label in a scene.
-        quality: "fast", or "good": four samples a pixel.
+        quality: "fast", or "good": four samples per pixel.
         path_traced: probability that Mitsuba draws an image's colours.
         depth: write depth maps.
     """
@@ -79,7 +79,7 @@ class SceneSettings:
 
     def __post_init__(self) -> None:
         if min(self.size) < 64:
-            raise ConfigError(f"size: {self.size} has to be at least 64 pixels a side")
+            raise ConfigError(f"size: {self.size} must be at least 64 pixels a side")
         for name, least in (("targets", 1), ("distractors", 0)):
             low, high = getattr(self, name)
             if not least <= low <= high:
@@ -93,24 +93,14 @@ class SceneSettings:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not within 0 to 1")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SceneObject:
-    """One object at rest: its name, pose (4, 4) world-from-object in metres, material, and label, 0 for distractors."""
-
-    name: str
-    pose: Array
-    material: Material
-    label: int
-
-
 class SceneMaker:
-    """Makes scenes by number: the same seed, settings and objects give the same images on one machine.
+    """Maker of scenes by number: the same seed, settings and objects give the same images on one machine.
 
     Use it as a context manager, from one thread.
 
     Args:
         source: objects, targets and distractors alike.
-        settings: what scenes hold.
+        settings: settings of the scenes.
         seed: random seed.
         textures: textures for rooms; default: painted ones.
         object_ids: BOP's obj_id of each name; default: its place in the source, from 1 on.
@@ -149,7 +139,7 @@ class SceneMaker:
         if self._own:
             self._renderer.close()
 
-    def layout(self, index: int) -> tuple[Room, list[SceneObject]]:
+    def layout(self, index: int) -> tuple[Room, list[Placed]]:
         """Furnish the room of scene `index` and let objects settle in it.
 
         Raises:
@@ -174,10 +164,13 @@ class SceneMaker:
             materials = [_random_material(rng, self._object(name)[0]) for name in names]
             if settled.kept[:wanted].sum() < settings.targets[0]:
                 continue
-            objects: list[SceneObject] = []
+            objects: list[Placed] = []
             for i in np.flatnonzero(settled.kept):
                 label = 1 + sum(item.label > 0 for item in objects) if i < wanted else 0
-                objects.append(SceneObject(name=names[i], pose=settled.poses[i], material=materials[i], label=label))
+                mesh = self._object(names[i])[2]
+                objects.append(
+                    Placed(name=names[i], mesh=mesh, pose=settled.poses[i], material=materials[i], label=label)
+                )
             return room, objects
         raise DataError(
             f"fewer than {settings.targets[0]} objects came to rest in {_LAYOUT_ATTEMPTS} attempts; ask for fewer"
@@ -194,13 +187,9 @@ class SceneMaker:
         settings = self.settings
         room, objects = self.layout(index)
         textures = [part.texture for part in room.surfaces if part.texture is not None]
-        placed = [
-            Placed(mesh=self._object(item.name)[2], pose=item.pose, material=item.material, label=item.label)
-            for item in objects
-        ]
-        self._renderer.stage(room, {number: self._texture(number) for number in textures}, placed)
-        targets = [(self._ids[item.name], where) for item, where in zip(objects, placed, strict=True) if item.label]
-        cameras = choose_cameras(self._renderer, self._rng(index, _CAMERAS), room, placed, count, settings.size)
+        self._renderer.stage(room, {number: self._texture(number) for number in textures}, objects)
+        targets = [(self._ids[item.name], item) for item in objects if item.label]
+        cameras = choose_cameras(self._renderer, self._rng(index, _CAMERAS), room, objects, count, settings.size)
         if len(cameras) < count:
             raise DataError(f"scene {index}: only {len(cameras)} of {count} cameras see enough")
         staged = False
@@ -211,7 +200,7 @@ class SceneMaker:
                 if self._tracer is None:
                     self._tracer = PathTracer()
                 if not staged:
-                    self._tracer.stage(room, {number: self._pool[number] for number in textures}, placed)
+                    self._tracer.stage(room, {number: self._pool[number] for number in textures}, objects)
                     staged = True
                 light = self._tracer.draw(pose, K, settings.size, seed=number)
                 colours = developed(light, automatic_exposure(light, effects))
@@ -260,13 +249,13 @@ class SceneMaker:
         )
 
     def _supersampled(self, pose: Array, K: Array, exposure: float) -> NDArray[np.uint8]:
-        """Return the image from four samples a pixel; labels stay those of the pixels' middles."""
+        """Return the image from four samples per pixel; labels stay those of the centres of pixels."""
         height, width = self.settings.size
         view = self._renderer.draw(pose, np.diag([2, 2, 1.0]) @ K, (2 * height, 2 * width), exposure=exposure)
         return np.asarray(cv2.resize(view.rgb, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
     def _whole(self, pose: Array, K: Array, item: Placed, mask: NDArray[np.bool_]) -> tuple[int, Box]:
-        """Return pixels and box of the whole silhouette: as BOP's tools do, in three times the image's size."""
+        """Return pixels and box of the whole silhouette, within three times the image's size as BOP's tools do."""
         height, width = mask.shape
         uv = project(item.points, pose, K)
         low = np.floor(np.clip(uv.min(axis=0) - 2, (-width, -height), (2 * width, 2 * height))).astype(int)
@@ -320,7 +309,7 @@ def random_camera(rng: Rng, room: Room, objects: Sequence[Array], size: tuple[in
         size: height and width of the image in pixels.
 
     Returns:
-        The pose (4, 4) camera-from-world and K (3, 3); None when the place drawn is in a wall or among the objects.
+        The pose (4, 4) camera-from-world and K (3, 3); None if the position drawn is in a wall or among the objects.
     """
     height, width = size
     K = TUDL_K.copy()
@@ -381,11 +370,11 @@ def choose_cameras(
 
 
 def automatic_exposure(light: NDArray[np.float32], rng: Rng) -> float:
-    """Return an exposure as a camera would choose it: middle tones in the middle, without white patches.
+    """Return an automatic exposure: mid-tones in the middle of the range, without overexposed areas.
 
     Args:
-        light: (h, w, 3) linear, of a preview.
-        rng: draws how bright this camera likes its images.
+        light: (h, w, 3) linear radiance of a preview.
+        rng: draws the target brightness.
     """
     luma = light @ np.array([0.2126, 0.7152, 0.0722], np.float32)
     middle = float(np.exp(np.log(np.maximum(luma, 1e-4)).mean()))
@@ -402,12 +391,12 @@ def _photographed(rng: Rng, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
             (some.min(axis=2) > 250).mean() <= MAX_WHITE and (some.max(axis=2) < 10).mean() <= MAX_BLACK
         ):
             return image
-        # Nobody keeps such an image: the camera is set anew.
+        # Nobody would keep such an image: draw weaker effects.
         strength *= 0.6
 
 
 def _random_material(rng: Rng, mesh: trimesh.Trimesh) -> Material:
-    """Draw a material near what the file states; else from glossy plastic to chalk, now and then a metal."""
+    """Draw a material near that of the file; otherwise from glossy plastic to chalk, sometimes a metal."""
     stated = mesh.metadata.get("roughness"), mesh.metadata.get("metallic")
     roughness, metallic = rng.uniform(0.2, 0.95), 0.0
     if stated[0] is not None:

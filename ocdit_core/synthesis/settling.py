@@ -37,7 +37,7 @@ def collision_hulls(mesh: trimesh.Trimesh) -> list[Points]:
     """Return convex bodies that cover a mesh closely, as arrays (n, 3) of hull vertices in metres.
 
     Connected parts are hulled one by one, and a part that is far from convex is cut into slabs first: the hull of a
-    whole lamp or chair would let its neighbours lean on thin air.
+    whole lamp or chair would support its neighbours in mid-air.
 
     Raises:
         MeshError: the mesh has no faces or vertices that are not finite.
@@ -171,12 +171,12 @@ class Settled:
 
 
 def settle(objects: Sequence[Sequence[Array]], half_size: tuple[float, float], rng: np.random.Generator) -> Settled:
-    """Drop objects inside invisible walls, take the walls away, and wait until all is still.
+    """Drop objects inside invisible walls, remove the walls, and wait until nothing moves.
 
     Args:
         objects: convex bodies (m, 3) of each object in metres, as from `collision_hulls`.
         half_size: half the table's extent in x and y, metres.
-        rng: draws where and how the objects fall.
+        rng: draws positions and orientations of the falling objects.
 
     Raises:
         DataError: MuJoCo is missing, or refuses a body.

@@ -1,6 +1,6 @@
 """GLSL of the scene renderer: light, surfaces and edge smoothing.
 
-Objects are drawn into a buffer of surfaces first and shaded once a pixel afterwards: software OpenGL shades blocks of
+Objects are drawn into a buffer of surfaces first and shaded once per pixel afterwards: software OpenGL shades blocks of
 16 pixels, most of which a small triangle does not cover. Rooms are large triangles and shaded as they are drawn.
 """
 
@@ -54,7 +54,7 @@ uniform float sky_texel;
 
 
 def _sky_sum(at: str, normal: str, out: str, jitter: str) -> str:
-    """Statements that add the sky's light at a point with a normal to the vec4 `out`: colour, and visible fraction."""
+    """Return statements that add the sky's light at a point to the vec4 `out`: colour and visible fraction."""
     lines = []
     for k in range(SKY_DIRECTIONS):
         row, column = divmod(k, SKY_GRID[0])
@@ -375,7 +375,7 @@ def _shading(lamps: int) -> str:
 
 
 def _each(text: str, lamps: int) -> str:
-    """The statements for each lamp: loops written out run more than twice as fast in software OpenGL."""
+    """Return the statements for each lamp: unrolled loops run more than twice as fast in software OpenGL."""
     return "".join(text.replace("LAMP", str(lamp)) for lamp in range(lamps))
 
 

@@ -59,7 +59,7 @@ def _uv(nu: int, nv: int) -> Grid:
 
 
 def superquadric(half: Point, e1: float, e2: float, sections: int = 32, rows: int = 18) -> Solid:
-    """A superellipsoid with the given half sizes; exponents near 0 are boxes, 1 is round, 2 is pinched."""
+    """Return a superellipsoid with the given half sizes; exponents near 0 are boxes, 1 is round, 2 is pinched."""
     eta = np.linspace(-np.pi / 2, np.pi / 2, rows)
     omega = np.linspace(-np.pi, np.pi, sections + 1)
 
@@ -74,7 +74,7 @@ def superquadric(half: Point, e1: float, e2: float, sections: int = 32, rows: in
 
 
 def lathe(profile: ArrayLike, sections: int = 32, squash: float = 1.0) -> Solid:
-    """A body of revolution about z.
+    """Return a body of revolution about z.
 
     Args:
         profile: (n, 2) radius and height, from the bottom's centre along the outside upwards (and back inside a cup).
@@ -94,7 +94,7 @@ def lathe(profile: ArrayLike, sections: int = 32, squash: float = 1.0) -> Solid:
 
 
 def capsule(radius: float, length: float, sections: int = 20) -> Solid:
-    """A cylinder along z with round ends; `length` is between the ends' centres."""
+    """Return a cylinder along z with round ends; `length` is between the ends' centres."""
     angle = np.linspace(-np.pi / 2, 0, 6)
     low = np.stack([radius * np.cos(angle), radius * np.sin(angle) - length / 2], axis=1)
     high = np.stack([low[::-1, 0], -low[::-1, 1]], axis=1)
@@ -102,7 +102,7 @@ def capsule(radius: float, length: float, sections: int = 20) -> Solid:
 
 
 def cylinder(radius: float, height: float, sections: int = 28, bevel: float = 0.08, top: float = 1.0) -> Solid:
-    """A can or, with `top` below 1, a cone along z, its rims bevelled by a fraction of the radius."""
+    """Return a can or, with `top` below 1, a cone along z, its rims bevelled by a fraction of the radius."""
     b, h, rt = bevel * radius, height / 2, radius * top
     below = [(0, -h), (radius - b, -h), (radius, -h + min(b, h / 2)), ((radius + rt) / 2, 0)]
     above = [(rt, h - min(b, h / 2)), (max(rt - b, 0), h), (0, h)]
@@ -110,7 +110,7 @@ def cylinder(radius: float, height: float, sections: int = 28, bevel: float = 0.
 
 
 def rounded_box(half: Point, radius: float, *, paints: int = 3) -> Solid:
-    """A box with rounded edges; up to three paints: front and back, the sides, top and bottom."""
+    """Return a box with rounded edges; up to three paints: front and back, the sides, top and bottom."""
     size = np.asarray(half, dtype=np.float64)
     r = float(min(radius, 0.95 * size.min()))
     axes = np.eye(3)
@@ -141,7 +141,7 @@ def rounded_box(half: Point, radius: float, *, paints: int = 3) -> Solid:
 
 
 def prism(outline: ArrayLike, height: float, *, taper: float = 1.0, twist: float = 0.0, rows: int = 7) -> Solid:
-    """An outline (n, 2), star-shaped about the origin and counter-clockwise, drawn upwards; the caps are paint 1.
+    """Return an extruded outline (n, 2), star-shaped about the origin and counter-clockwise; the caps have paint 1.
 
     Args:
         outline: corners in the xy plane.
@@ -172,7 +172,7 @@ def prism(outline: ArrayLike, height: float, *, taper: float = 1.0, twist: float
 
 
 def torus(major: float, minor: float, *, flat: float = 1.0, sections: int = 36, around: int = 14) -> Solid:
-    """A ring about z; `flat` scales its height."""
+    """Return a ring about z; `flat` scales its height."""
     a = np.linspace(0, 2 * np.pi, sections + 1)
     b = np.linspace(0, 2 * np.pi, around + 1)
     ring = major + minor * np.cos(b)
@@ -182,7 +182,7 @@ def torus(major: float, minor: float, *, flat: float = 1.0, sections: int = 36, 
 
 
 def tube(line: ArrayLike, radius: ArrayLike, *, normal: ArrayLike = (0.0, 1.0, 0.0), around: int = 10) -> Solid:
-    """A closed tube along a curve that lies about in the plane of the given normal.
+    """Return a closed tube along a curve that lies about in the plane of the given normal.
 
     Args:
         line: (n, 3) points of the centre line.
@@ -207,7 +207,7 @@ def tube(line: ArrayLike, radius: ArrayLike, *, normal: ArrayLike = (0.0, 1.0, 0
 
 
 def polar_outline(rng: np.random.Generator) -> Grid:
-    """A random outline (n, 2) of size about 1: polygon, star, gear, flower or a stretched one of these."""
+    """Draw an outline (n, 2) of size about 1: polygon, star, gear, flower or a stretched one of these."""
     kind = rng.integers(5)
     if kind == 0:  # regular polygon
         n = int(rng.integers(3, 9))
@@ -232,7 +232,7 @@ def polar_outline(rng: np.random.Generator) -> Grid:
 
 
 def random_profile(rng: np.random.Generator, points: int = 18) -> Grid:
-    """A random closed lathe profile (n, 2), height about 2: vases, bottles, pawns, bulbs."""
+    """Draw a closed lathe profile (n, 2), height about 2: vases, bottles, pawns, bulbs."""
     knots = int(rng.integers(3, 7))
     radii = rng.uniform(0.15, 0.9, knots)
     t = np.linspace(0, 1, points)
@@ -249,7 +249,7 @@ Rng = np.random.Generator
 
 
 def random_assembly(rng: Rng) -> list[Solid]:
-    """One to five solids that make an object, about 2 units in size, z up."""
+    """Draw one to five solids that make an object, about 2 units in size, z up."""
     if rng.random() < 0.45:
         return [random_solid(rng)]
     kinds = (*[_mug] * 2, _hammer, _capped_bottle, _dumbbell, *[_stack] * 2, *[_attached] * 3, _stool, _jug)
@@ -258,7 +258,7 @@ def random_assembly(rng: Rng) -> list[Solid]:
 
 
 def random_solid(rng: Rng) -> Solid:
-    """One solid with half sizes of about 0.3 to 1."""
+    """Draw a solid with half sizes of about 0.3 to 1."""
     kind = rng.integers(9)
     half = tuple(rng.uniform(0.3, 1.0, 3))
     if kind == 0:

@@ -1,4 +1,4 @@
-"""Objects and textures of scenes: made from seeds, or read from folders; splits into training and test objects."""
+"""Objects and textures of scenes, procedural or from folders; split files of training and test objects."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def read_split(path: str | Path) -> dict[str, list[str]]:
         and set(parts) == set(PARTS)
         and all(isinstance(n, list) and all(isinstance(name, str) for name in n) for n in parts.values())
     ):
-        raise DataError(f'{path}: not a split file; it has to hold {{"train": [names], "test": [names]}}')
+        raise DataError(f'{path}: not a split file; it must hold {{"train": [names], "test": [names]}}')
     both = sorted(set(parts["train"]) & set(parts["test"]))
     if both:
         raise DataError(f"{path}: {', '.join(both[:5])} ({len(both)} in all) are in both parts, train and test")

@@ -77,7 +77,7 @@ def test_labels_masks_and_poses_belong_together(scene):
         assert sum(item.visible.astype(int) for item in frame.objects).max() <= 1
         assert (frame.depth > 0.1).all()
         for target, item in zip(targets, frame.objects, strict=True):
-            assert SOURCE.names[item.object_id - 1] == target.name
+            assert list(SOURCE)[item.object_id - 1] == target.name
             assert not (item.visible & ~item.silhouette).any()
             assert item.pixels >= item.silhouette.sum()
             points = SOURCE[target.name]().vertices @ item.rotation.T + item.translation
