@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ocdit_core.inference.results import Segmentation
 
+NODE = "/ocdit_segmentation"
 EXAMPLES = """\
   ocdit bag recording/ --objects my_objects/ --targets melon striped_mug --out results.mcap
   ocdit bag recording.mcap --objects my_objects/ --image-topic /camera/color/image_raw --out results
@@ -48,12 +49,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "--image-topic", metavar="TOPIC", help="raw or compressed images (default: the only such topic)"
     )
-    parser.add_argument(
-        "--prefix",
-        default="/ocdit_segmentation",
-        help="topics of the results are PREFIX/detections ... (default: /ocdit_segmentation, as the node)",
-    )
-    parser.add_argument("--no-overlay", action="store_true", help="leave out PREFIX/overlay, by far the largest topic")
+    parser.add_argument("--no-overlay", action="store_true", help="leave out the overlay, by far the largest topic")
     parser.add_argument("--tracking", action="store_true", help="instances keep their number from image to image")
     parser.set_defaults(run=run)
 
@@ -77,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         with new_bag(arguments.out) as writer:
             labels = {name: entry.id for name, entry in library.manifest.items()}
             numbers = instance_numbers(unique=arguments.tracking)
-            results = Results(writer, store, arguments.prefix, labels, numbers, overlay=not arguments.no_overlay)
+            results = Results(writer, store, labels, numbers, overlay=not arguments.no_overlay)
             # Only now: loading torch and the model takes seconds.
             segmenter = load_segmenter(arguments, library, targets)
             segment = Tracker(segmenter, numbers).segment if arguments.tracking else segmenter.segment
@@ -104,27 +100,24 @@ def run(arguments: argparse.Namespace) -> int:
                 results.write(image, segment(image), header, time)
             if not results.images:
                 raise BagError(f"{arguments.bag}: {topic}: none of the {count} images can be read; nothing is written")
-    print_table(["object", "images", "mean score"], results.rows(targets))
+    print_table(["object", "found on images"], [[name, str(results.found[name])] for name in targets])
     left_out_images = f"; {failed} of {count} left out" if failed else ""
-    print(f"{arguments.out}: {results.images} images of {topic}, results under {arguments.prefix}{left_out_images}")
+    print(f"{arguments.out}: {results.images} images of {topic}, results under {NODE}{left_out_images}")
     return 2 if failed else 0
 
 
 class Results:
-    """The topics of the results in a new bag; `images` counts the images whose results have been written.
+    """The topics of the results in a new bag; `images` counts the images written, `found` those by object.
 
     Args:
         writer: writer of rosbags.
         store: typestore that knows vision_msgs.
-        prefix: prefix of the topic names.
         labels: object name -> number.
         numbers: numbers of instances without a track id.
         overlay: whether to write the images with the masks drawn over them.
     """
 
-    def __init__(
-        self, writer: Any, store: Any, prefix: str, labels: Mapping[str, int], numbers: Iterator[int], *, overlay: bool
-    ):
+    def __init__(self, writer: Any, store: Any, labels: Mapping[str, int], numbers: Iterator[int], *, overlay: bool):
         from ocdit_ros.bag_files import message_maker, quality_of_service
 
         self.images = 0
@@ -133,7 +126,7 @@ class Results:
         self._labels = labels
         self._maker = message_maker(store)
         self._numbers = numbers
-        self._scores: dict[str, list[float]] = defaultdict(list)
+        self.found: Counter[str] = Counter()
         kinds = {
             "detections": "vision_msgs/msg/Detection2DArray",
             "instances": "sensor_msgs/msg/Image",
@@ -143,7 +136,7 @@ class Results:
         }
         self._connections = {
             name: writer.add_connection(
-                f"{prefix.rstrip('/')}/{name}",
+                f"{NODE}/{name}",
                 kind,
                 typestore=store,
                 offered_qos_profiles=[quality_of_service(latched=name == "label_info")],
@@ -169,19 +162,7 @@ class Results:
 
             self._write("overlay", self._maker.from_rgb(overlay(image, segmentation), header), time)
         self.images += 1
-        best: dict[str, float] = {}
-        for instance in segmentation.instances:
-            best[instance.object_id] = max(instance.score, best.get(instance.object_id, 0.0))
-        for name, score in best.items():
-            self._scores[name].append(score)
-
-    def rows(self, targets: list[str]) -> list[list[str]]:
-        """Return for each target on how many images it was found, and the mean of its best scores there."""
-        return [
-            [name, str(len(scores)), f"{sum(scores) / len(scores):.2f}" if scores else ""]
-            for name in targets
-            for scores in [self._scores[name]]
-        ]
+        self.found.update({instance.object_id for instance in segmentation.instances})
 
     def _write(self, name: str, message: Any, time: int) -> None:
         connection = self._connections[name]

@@ -22,14 +22,7 @@ from ocdit_ros.messages import MessageMaker
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 DEFINITIONS = "pip_home/vision_msgs/msg"
-RESULT_TYPES = (
-    "sensor_msgs/msg/Image",
-    "vision_msgs/msg/Detection2D",
-    "vision_msgs/msg/Detection2DArray",
-    "vision_msgs/msg/LabelInfo",
-    "vision_msgs/msg/ObjectHypothesisWithPose",
-    "vision_msgs/msg/VisionClass",
-)
+VISION_TYPES = ("Detection2D", "Detection2DArray", "LabelInfo", "ObjectHypothesisWithPose", "VisionClass")
 
 
 class RecordedImages:
@@ -225,7 +218,8 @@ def load_typestore() -> Any:
 
 def message_maker(store: Any) -> MessageMaker:
     """Return what makes messages of a typestore from results."""
-    types = {name.rpartition("/")[2]: partial(make, store, name) for name in RESULT_TYPES}
+    types = {name: partial(make, store, f"vision_msgs/msg/{name}") for name in VISION_TYPES}
+    types["Image"] = partial(make, store, "sensor_msgs/msg/Image")
     return MessageMaker(SimpleNamespace(**types), lambda pixels: pixels.reshape(-1).view(np.uint8))
 
 

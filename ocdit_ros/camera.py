@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
-from rclpy.subscription import Subscription
 
 from ocdit_ros import topics
 from ocdit_ros.messages import number
@@ -26,15 +25,12 @@ if TYPE_CHECKING:
 KEEP_SECONDS = 10.0
 """How long an image and the CameraInfo of its stamp wait for one another."""
 
-PLAUSIBLE_WAIT = 1.0
-"""Seconds; above it the clock was set, or the middleware does not know when an image arrived."""
-
 Stamp = tuple[int, int]
 
 
 @dataclass(eq=False)
 class Calibration:
-    """The CameraInfo of one stamp, and whether the result of the image is published; both may come first."""
+    """The CameraInfo of one stamp, and whether the result of the image is published. `since`: first arrival."""
 
     since: float
     info: CameraInfo | None = None
@@ -167,10 +163,8 @@ class Camera:
         self.monitor = CameraMonitor(received_at=time.monotonic())
         qos = QoSProfile(depth=1, reliability=topics.RELIABILITY[settings.image_reliability])
         kind = topics.SUBSCRIBED["image" if settings.image_transport == "raw" else "image/compressed"].kind
-        # rclpy of Humble passes nothing but the message to callbacks.
-        on_image = self._on_image_and_info if hasattr(Subscription, "CallbackType") else self._on_image
         self._subscriptions = [
-            self._node.create_subscription(kind, self.topic(settings), on_image, qos, callback_group=self._group),
+            self._node.create_subscription(kind, self.topic(settings), self._on_image, qos, callback_group=self._group),
             self._node.create_subscription(
                 topics.SUBSCRIBED["camera_info"].kind,
                 f"{self._prefix}camera_info",
@@ -243,15 +237,10 @@ class Camera:
     def _wanted(self, name: str) -> bool:
         return bool(self._publishers[name].get_subscription_count())
 
-    def _on_image_and_info(self, message: Any, info: Mapping[str, Any]) -> None:
-        # An image lies in the middleware until a thread is free to take it: tens of milliseconds on a busy machine.
-        waited = time.time() - 1e-9 * info["received_timestamp"]
-        self._on_image(message, waited if 0 < waited < PLAUSIBLE_WAIT else 0.0)
-
-    def _on_image(self, message: Any, waited: float = 0.0) -> None:
+    def _on_image(self, message: Any) -> None:
         self.monitor.received_at = time.monotonic()
         frame = Frame(message, camera=self, calibration=self._calibrations.of(message))
-        self._submit(frame, self.name, waited=waited, uncertainty=self._wanted("uncertainty"))
+        self._submit(frame, self.name, uncertainty=self._wanted("uncertainty"))
 
     def _age(self, message: Any) -> float | None:
         """Return the ROS time in seconds since the stamp; None without a stamp."""

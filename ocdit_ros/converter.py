@@ -112,7 +112,7 @@ def check(message: Any) -> None:
 
 
 def to_rgb(message: Any, *, cv_bridge: bool = False, warn: Callable[[str], None] = log.warning) -> np.ndarray:
-    """Return the image of a sensor_msgs/Image or CompressedImage.
+    """Return the (H, W, 3) uint8 RGB image, contiguous, of a sensor_msgs/Image or CompressedImage.
 
     16-bit values are scaled by 1/257 (0..65535 -> 0..255); alpha is dropped, as a camera's alpha has no meaning.
 
@@ -120,9 +120,6 @@ def to_rgb(message: Any, *, cv_bridge: bool = False, warn: Callable[[str], None]
         message: a message of rclpy or of rosbags.
         cv_bridge: whether to use cv_bridge where it is installed and works (for messages of rclpy).
         warn: called with one line about an image that is probably not what was meant.
-
-    Returns:
-        (H, W, 3) uint8 RGB, contiguous.
 
     Raises:
         EncodingError: an encoding that is not supported, or a depth image.

@@ -41,12 +41,7 @@ TIMEOUT = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruth:
-    """What one image shows.
-
-    Attributes:
-        targets: names to ask for; empty where nothing is known about the image.
-        masks: object name -> (H, W) bool, of the objects in the image; None where there is no ground truth.
-    """
+    """Names to ask for, and (H, W) bool masks of the objects in one image; empty and None where nothing is known."""
 
     targets: tuple[str, ...]
     masks: dict[str, np.ndarray] | None
@@ -68,14 +63,7 @@ class Seen:
 
 
 class Child:
-    """A node in a process of its own; what it prints goes to a log file.
-
-    Args:
-        name: name for error messages and files.
-        command: arguments of Python.
-        parameters: ROS parameters.
-        folder: existing folder for the log and the parameter file.
-    """
+    """A node in a process of its own: `python COMMAND`, with ROS parameters; NAME.log in `folder` is what it prints."""
 
     def __init__(self, name: str, command: Sequence[str], parameters: dict[str, Any], folder: Path):
         self._name = name
@@ -108,11 +96,7 @@ class Child:
 
 
 class Client:
-    """Camera of the node and listener to its results; it spins while it waits.
-
-    Args:
-        node: process of the node.
-    """
+    """Camera of the node and listener to its results; it spins while it waits."""
 
     def __init__(self, node: Child):
         import rclpy

@@ -24,13 +24,7 @@ EVENT_LASTS = 10.0
 
 @dataclass
 class Monitor:
-    """State of the node; events come with their time.monotonic().
-
-    Attributes:
-        failure: why the last transition failed; stays until one succeeds.
-        last_error: error of a frame.
-        last_warning: warning of the network, such as memory running out.
-    """
+    """State of the node: why the last transition failed, and the last error and warning, with time.monotonic()."""
 
     failure: str = ""
     last_error: tuple[str, float] | None = None

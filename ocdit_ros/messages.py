@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ocdit_core.errors import ImageError
-
 if TYPE_CHECKING:
     from ocdit_core.inference.results import Instance, Segmentation
 
@@ -46,13 +44,7 @@ class MessageMaker:
         self._as_data = as_data
 
     def from_rgb(self, image: np.ndarray, header: Any) -> Any:
-        """Return an rgb8 message of an (H, W, 3) uint8 RGB image.
-
-        Raises:
-            ImageError: another shape or type.
-        """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ImageError(f"an rgb8 message needs (H, W, 3) uint8, not {image.shape} {image.dtype}")
+        """Return an rgb8 message of an (H, W, 3) uint8 RGB image."""
         return self._image(image, "rgb8", header)
 
     def to_detections(self, segmentation: Segmentation, numbers: Sequence[int], header: Any) -> Any:

@@ -84,12 +84,7 @@ def _default_threads() -> int:
 
 
 class Network:
-    """The segmenter as the worker uses it, with a tracker for each camera.
-
-    Args:
-        segmenter: an `ocdit_core.Segmenter`.
-        numbers: track ids of new instances; None: no tracking.
-    """
+    """The segmenter as the worker uses it, with a tracker for each camera; no `numbers` of instances: no tracking."""
 
     def __init__(self, segmenter: Any, numbers: Iterator[int] | None):
         self._segmenter = segmenter
@@ -124,12 +119,7 @@ class Network:
 
 
 class SegmentationNode(LifecycleNode):
-    """The segmenter as a lifecycle node.
-
-    Args:
-        library_loader: opens the object library named by the parameters.
-        segmenter_loader: loads the network named by the parameters.
-    """
+    """The segmenter as a lifecycle node; `library_loader` and `segmenter_loader` load what the parameters name."""
 
     def __init__(
         self,
@@ -267,8 +257,8 @@ class SegmentationNode(LifecycleNode):
         for camera in self._cameras.values():
             camera.subscribe(self._settings)
         self._publish_info()
-        waiting_for = ", ".join(camera.topic(self._settings) for camera in self._cameras.values())
-        self.get_logger().info(f"waiting for images on {waiting_for}")
+        found = ", ".join(camera.topic(self._settings) for camera in self._cameras.values())
+        self.get_logger().info(f"waiting for images on {found}")
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:

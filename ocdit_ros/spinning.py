@@ -39,9 +39,6 @@ class PoolExecutor(Executor):
     thousands of submissions in half a second, during which images were lost, services waited, and memory grew.
 
     An exception in a callback ends `spin`, as in rclpy's executors.
-
-    Args:
-        context: ROS context; None: the default one.
     """
 
     def __init__(self, *, context: Context | None = None) -> None:
@@ -50,11 +47,7 @@ class PoolExecutor(Executor):
         self._error: Exception | None = None
 
     def spin_once(self, timeout_sec: float | None = None) -> None:
-        """Hand the next ready callback to a thread and wait until it has begun.
-
-        Args:
-            timeout_sec: seconds to wait for a callback; None: no limit.
-        """
+        """Hand the next ready callback, if one comes within the seconds given, to a thread; wait until it has begun."""
         error, self._error = self._error, None
         if error is not None:
             raise error

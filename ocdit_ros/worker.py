@@ -184,9 +184,9 @@ class Worker:
         free_memory()
         return thread is None or not thread.is_alive()
 
-    def submit(self, frame: Any, source: str = "", *, waited: float = 0.0, uncertainty: bool = False) -> None:
-        """Hand in a camera's newest frame, which arrived `waited` seconds ago; the one that still waits is dropped."""
-        job = _Job(frame=frame, source=source, submitted=time.monotonic() - waited, uncertainty=uncertainty)
+    def submit(self, frame: Any, source: str = "", *, uncertainty: bool = False) -> None:
+        """Hand in a camera's newest frame, with or without uncertainty map; the one that still waits is dropped."""
+        job = _Job(frame=frame, source=source, submitted=time.monotonic(), uncertainty=uncertainty)
         with self._changed:
             counters = self._counters.setdefault(source, Counters())
             counters.received += 1

@@ -158,10 +158,10 @@ def test_numbers_last_with_tracking_only(place, tmp_path):
     assert ids["tracked"] == [["1"], ["1"], ["1"]]
 
 
-def test_the_prefix_and_the_overlay_are_a_choice(place, recorded, tmp_path):
-    assert run(place, recorded, tmp_path / "out.mcap", "--prefix", "/left/", "--no-overlay") == 0
+def test_the_overlay_is_a_choice(place, recorded, tmp_path):
+    assert run(place, recorded, tmp_path / "out.mcap", "--no-overlay") == 0
     assert set(read_bag(tmp_path / "out.mcap")[0]) == {
-        f"/left/{name}" for name in ("detections", "instances", "classes", "label_info")
+        f"{OURS}/{name}" for name in ("detections", "instances", "classes", "label_info")
     }
 
 

@@ -15,6 +15,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
 from ocdit_interfaces.srv import Segment
+from ocdit_ros.spinning import END_WITHIN
 
 BEST_EFFORT = ReliabilityPolicy.BEST_EFFORT
 STAND_IN = str(Path(__file__).with_name("stand_in_node.py"))
@@ -239,9 +240,10 @@ def test_sigterm_ends_it_cleanly_whatever_is_under_way(start, environment, momen
     begun = time.monotonic()
     assert client.process.stop(signal.SIGTERM) == 0, client.process.output
     # Two seconds are promised; a machine whose cores are taken may need more, but not the 30 s of what is under way.
-    assert time.monotonic() - begun < 15
-    # It has said goodbye to its listeners, where DDS was not in the midst of something.
-    if moment == "idle":
+    seconds = time.monotonic() - begun
+    assert seconds < 15
+    # It has said goodbye to its listeners, unless it was so slow that it was cut short.
+    if moment == "idle" and seconds < END_WITHIN:
         client.wait_until(lambda: client.node.count_publishers(f"{NODE}/detections") == 0, timeout=5)
 
 

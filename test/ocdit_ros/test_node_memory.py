@@ -85,6 +85,9 @@ def test_inference_settings_are_parameters(make):
         ({"preset": "quick"}, "preset: 'quick' is not one of fast, paper"),
         ({"inference_settings": "['ensembel=4']"}, "did you mean 'ensemble'"),
         ({"library": "~/no/such/library"}, "/no/such/library"),
+        ({"library": "''"}, "library is not set: it must name a folder made by `ocdit render`"),
+        ({"device": "gpu"}, "device: 'gpu' is not auto, cpu, cuda or cuda:N"),
+        ({"target_objects": "[spoon]"}, "unknown object 'spoon': the library holds box, can, mug"),
     ],
 )
 def test_bad_settings_are_named(make, parameters, reason):

@@ -49,7 +49,10 @@ def test_a_second_node_of_the_same_name_ends_with_an_error():
     client = Client(first)
     try:
         client.wait_until(lambda: client.state() == "active", STARTED_WITHIN)
-        second = NodeProcess(STAND_IN, parameters={"library": "stand-in", "autostart": True})
+        parameters = {"library": "stand-in", "autostart": True}
+        second = NodeProcess(STAND_IN, parameters=parameters)
+        # In another namespace it may run.
+        third = NodeProcess(STAND_IN, parameters=parameters, remappings=["__ns:=/other"])
         assert second.process.wait(STARTED_WITHIN) == 2, second.output
         second.stop()
         assert (
@@ -57,9 +60,6 @@ def test_a_second_node_of_the_same_name_ends_with_an_error():
             in (second.output)
         )
         assert "Traceback" not in second.output
-        # In another namespace it may run.
-        parameters = {"library": "stand-in", "autostart": True}
-        third = NodeProcess(STAND_IN, parameters=parameters, remappings=["__ns:=/other"])
         third.wait_for_output("waiting for images")
         assert third.stop() == 0, third.output
         assert client.state() == "active"
@@ -83,8 +83,10 @@ sys.exit("not interrupted")
 """
 
 
-@pytest.mark.parametrize("module", ["segmentation_node", "picture_camera"])
-@pytest.mark.parametrize("imported", ["rclpy", "cv2", "ocdit_ros.spinning"])
+@pytest.mark.parametrize(
+    ("module", "imported"),
+    [("segmentation_node", "rclpy"), ("segmentation_node", "cv2"), ("picture_camera", "ocdit_ros.spinning")],
+)
 def test_an_interruption_during_its_imports_ends_it_quietly(module, imported):
     command = [sys.executable, "-c", INTERRUPTED, module, imported]
     environment = {**os.environ, "PYTHONPATH": python_path()}

@@ -13,7 +13,7 @@ def test_the_newest_frame_is_next_and_the_others_are_counted(make_recorder):
     recorder = make_recorder()
     recorder.segmenter.go_on.clear()
     recorder.segmenter.begun.clear()
-    recorder.worker.submit(0, waited=100.0)
+    recorder.worker.submit(0)
     assert recorder.segmenter.begun.wait(10)
     for frame in range(1, 10):
         recorder.worker.submit(frame)
@@ -22,7 +22,6 @@ def test_the_newest_frame_is_next_and_the_others_are_counted(make_recorder):
     assert [result.frame for result in recorder.results] == [0, 9]
     assert recorder.worker.counters == {"": Counters(received=10, processed=2, dropped=8)}
     assert {"waiting", "reading", "backbone", "sampling", "total"} <= recorder.results[0].timings.keys()
-    assert recorder.results[0].timings["waiting"] >= 100.0, "it had waited before it was handed in"
 
 
 def test_new_targets_are_in_force_once_they_are_encoded(make_recorder):
