@@ -21,6 +21,8 @@ CONFIGS = ROOT / "config" / "train"
 class Lab:
     """A folder with data, and runs in it."""
 
+    SHORT = ("loop.steps=20", "loop.warmup_steps=5", "loop.checkpoint_every=20", "loop.validate_every=20")
+
     def __init__(self, folder: Path):
         self.folder = folder
 
@@ -64,13 +66,13 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def vae(lab):
-    """The exported model of the VAE smoke run."""
-    assert lab.train("smoke_vae", "vae") == 0
+    """The exported model of a short VAE smoke run."""
+    assert lab.train("smoke_vae", "vae", *lab.SHORT) == 0
     return lab.folder / "vae" / "model"
 
 
 @pytest.fixture(scope="session")
 def coarse(lab, vae):
-    """The exported model of the coarse smoke run."""
-    assert lab.train("smoke_coarse", "coarse", f"vae={vae}") == 0
+    """The exported model of a short coarse smoke run of 20 steps."""
+    assert lab.train("smoke_coarse", "coarse", f"vae={vae}", "diffusion_loss.prior_only_steps=5", *lab.SHORT) == 0
     return lab.folder / "coarse" / "model"

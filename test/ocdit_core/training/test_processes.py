@@ -6,13 +6,13 @@ import torch
 from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.training.checkpoints import find_checkpoint, read_rank, read_weights
 
-STEPS = 20
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
 def common(vae):
     common = [f"vae={vae}", f"loop.steps={STEPS}", "diffusion_loss.prior_only_steps=4", "loop.log_every=1"]
-    return [*common, "loop.validate_every=20"]
+    return [*common, "loop.validate_every=8"]
 
 
 @pytest.fixture(scope="module")

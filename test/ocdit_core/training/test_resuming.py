@@ -20,7 +20,7 @@ from ocdit_core.training.checkpoints import (
 )
 from ocdit_core.training.diffusion_stage import DiffusionStage
 
-STEPS = 10
+STEPS = 6
 
 
 def interrupted_at(patch, step, number=signal.SIGTERM):
@@ -58,16 +58,16 @@ def equal(a, b):
 @pytest.mark.parametrize(
     ("name", "step", "overrides"),
     [
-        ("plain", 5, ["loop.workers=0"]),
+        ("plain", 3, ["loop.workers=0"]),
         ("workers", 1, ["loop.workers=2"]),
-        ("accumulating", 7, ["loop.accumulate=2", "loop.batch_groups=1", "loop.workers=1"]),
+        ("accumulating", 4, ["loop.accumulate=2", "loop.batch_groups=1", "loop.workers=1"]),
     ],
 )
 def test_a_run_stopped_by_sigterm_resumes_as_if_it_had_gone_on(lab, vae, monkeypatch, name, step, overrides):
     overrides = [
         *overrides,
-        *(f"vae={vae}", f"loop.steps={STEPS}", "diffusion_loss.prior_only_steps=3", "loop.log_every=1"),
-        *("loop.validate_every=4", "loop.checkpoint_every=4"),
+        *(f"vae={vae}", f"loop.steps={STEPS}", "diffusion_loss.prior_only_steps=2", "loop.log_every=1"),
+        *("loop.validate_every=3", "loop.checkpoint_every=3"),
     ]
     assert lab.train("smoke_coarse", f"{name}_whole", *overrides) == 0
     with monkeypatch.context() as patch:
@@ -115,10 +115,10 @@ def test_resume_never_and_from_another_run(lab, vae, coarse, capsys):
     overrides = [f"vae={vae}", "loop.log_every=1"]
     assert lab.train("smoke_coarse", "coarse", *overrides, "resume=never") == 2
     assert "resume: never, but" in capsys.readouterr().err
-    # Another run goes on from there: its first own step is the 61st.
+    # Another run goes on from there: its first own step is the 21st.
     source = f"resume={lab.folder / 'coarse'}"
-    assert lab.train("smoke_coarse", "continued", *overrides, source, "loop.steps=62") == 0
-    assert set(lab.logged("continued")) == {61, 62}
+    assert lab.train("smoke_coarse", "continued", *overrides, source, "loop.steps=22") == 0
+    assert set(lab.logged("continued")) == {21, 22}
     assert lab.train("smoke_coarse", "nothing", *overrides, "resume=/nowhere") == 2
     assert "/nowhere: no such checkpoint" in capsys.readouterr().err
 

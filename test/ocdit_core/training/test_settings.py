@@ -50,7 +50,7 @@ def test_print_config_shows_what_a_run_stores(lab, vae, capsys):
     assert printed["data"]["datasets"][0]["path"].endswith("train")
     assert build(TrainSettings, printed) == lab.settings("smoke_coarse", "x", "loop.steps=7")
     stored = yaml.safe_load((lab.folder / "vae" / "settings.yaml").read_text())
-    assert build(TrainSettings, stored) == lab.settings("smoke_vae", "vae")
+    assert build(TrainSettings, stored) == lab.settings("smoke_vae", "vae", *lab.SHORT)
 
 
 def test_a_dry_run_tells_what_a_run_costs_and_writes_nothing(lab, vae, capsys):

@@ -67,7 +67,7 @@ def test_a_run_logs_to_weights_and_biases_without_a_network(lab, vae, monkeypatc
 
 
 def test_refine_stage_starts_from_coarse_weights_with_interpolated_positions(lab, coarse):
-    assert lab.train("smoke_refine", "refine", f"init={coarse}", "loop.steps=30") == 0
+    assert lab.train("smoke_refine", "refine", f"init={coarse}", "loop.steps=6") == 0
     model = OCDiT.from_pretrained(lab.folder / "refine" / "model")
     assert model.config.image_size == (64, 64)
     assert model.denoiser.query_embedding.patch_position.table.shape[0] == 16
