@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from ocdit_core.commands.options import (
     positive,
     print_table,
 )
-from ocdit_core.errors import ConfigError
+from ocdit_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ocdit_core.data.dataset import Dataset
@@ -262,7 +262,8 @@ def compare(arguments: argparse.Namespace) -> int:
         runs = [
             _evaluated(path, arguments, stack) if path.suffix == ".json" else read_run(path) for path in arguments.runs
         ]
-        comparison = compare(runs, resamples=arguments.resamples, unit=arguments.unit)
+        with _blaming(arguments.runs):
+            comparison = compare(runs, resamples=arguments.resamples, unit=arguments.unit)
     print_table(*comparison_table(comparison))
     print(
         f"{comparison.dataset}: {comparison.images} images; 95% confidence intervals by {comparison.resamples} "
@@ -271,6 +272,17 @@ def compare(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_text(arguments.json, json.dumps(comparison_json(comparison), indent=1, ensure_ascii=False) + "\n")
     return 0
+
+
+@contextmanager
+def _blaming(runs: list[Path]) -> Iterator[None]:
+    """Blame the files of evaluations, which anybody may have edited, for numbers that cannot be used."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
+        names = " or ".join(map(str, dict.fromkeys(runs)))
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise DataError(f"{names}: metrics.json or records.jsonl is damaged ({reason}); evaluate again") from error
 
 
 def _evaluated(path: Path, arguments: argparse.Namespace, stack: ExitStack) -> Run:
@@ -308,15 +320,16 @@ def write_report(arguments: argparse.Namespace) -> int:
         folder = Path(".") if dataset is None else dataset.path
         names = names_of_objects(ObjectLibrary(arguments.objects), folder)
     known = [run.plan["dataset"] for run in runs] or [ablation.title for ablation in ablations]
-    size = write_report(
-        arguments.out,
-        runs,
-        ablations,
-        title=arguments.title or f"Evaluation: {known[0]}",
-        dataset=dataset,
-        names=names,
-        images=arguments.images,
-        resamples=arguments.resamples,
-    )
+    with _blaming(arguments.runs):
+        size = write_report(
+            arguments.out,
+            runs,
+            ablations,
+            title=arguments.title or f"Evaluation: {known[0]}",
+            dataset=dataset,
+            names=names,
+            images=arguments.images,
+            resamples=arguments.resamples,
+        )
     print(f"{arguments.out}: {size / 1e6:.1f} MB")
     return 0

@@ -215,6 +215,10 @@ def _target_from_json(entry: dict[str, Any]) -> TargetRecord:
     # None becomes NaN.
     columns = {key: np.array(entry[key], np.float64) for key in ("scores", "areas", "truth_areas", "visibility")}
     shape = len(columns["scores"]), len(columns["truth_areas"])
+    if any(values.shape != shape[:1] for values in (columns["scores"], columns["areas"])) or any(
+        values.shape != shape[1:] for values in (columns["truth_areas"], columns["visibility"])
+    ):
+        raise ValueError("columns of different lengths")
     return TargetRecord(
         object_id=int(entry["obj_id"]),
         asked=bool(entry["asked"]),

@@ -165,3 +165,21 @@ def test_what_cannot_be_compared(tmp_path):
     (tmp_path / "run" / "metrics.json").write_text('{"schema_version": 9}')
     with pytest.raises(DataError, match="version 9, not 1"):
         read_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_edited_numbers_are_blamed_on_their_file(tmp_path, capsys, command):
+    path = write_run(tmp_path / "run", made_records(0))
+    metrics = json.loads((path / "metrics.json").read_text())
+    more = ["--out", str(tmp_path / "report.html")] if command == "report" else [str(path)]
+    for key, value in {"time": 5, "average_precision": {}, "by_size": [3], "reliability": [{}]}.items():
+        (path / "metrics.json").write_text(json.dumps({**metrics, key: value}))
+        status = main([command, str(path), *more, "--resamples", "2"])
+        errors = capsys.readouterr().err
+        assert "Traceback" not in errors
+        assert status == 0 or (status == 2 and errors.count("ocdit: error: ") == 1)
+    record = (path / "records.jsonl").read_text().splitlines()[0].replace('"areas": [', '"areas": [1, ')
+    (path / "records.jsonl").write_text(record)
+    (path / "metrics.json").write_text(json.dumps(metrics))
+    assert main([command, str(path), *more, "--resamples", "2"]) == 2
+    assert "records.jsonl: line 1 is no record (columns of different lengths)" in capsys.readouterr().err
