@@ -428,7 +428,8 @@ class _Document:
         if metallic > 0.5 and glossy is not None:  # a metal is seen by what it mirrors
             mirror = np.dstack([glossy[..., :3], np.full(glossy.shape[:2], 255, np.uint8)])
             return other, np.array([*values.get("specularFactor", [1, 1, 1]), diffuse[3]]), mirror, metallic, 1 - gloss
-        if metallic <= 0.5 and texture is not None:
+        # A metal's diffuse colour is black: then it shows what it mirrors.
+        if texture is not None and (metallic <= 0.5 or shown.max() > 0.05):
             return info, diffuse, texture, metallic, 1 - gloss
         base = shown * (1 - specular.max()) / 0.96 / max(1 - metallic, 1e-6)
         metal = (specular - 0.04 * (1 - metallic)) / max(metallic, 1e-6)

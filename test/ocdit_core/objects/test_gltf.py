@@ -341,6 +341,14 @@ def test_specular_glossiness(tmp_path):
     assert model.mesh.metadata["roughness"] == pytest.approx((0 + 0.25) / 2)
 
 
+def test_a_bright_specular_colour_does_not_hide_the_diffuse_texture(tmp_path):
+    file = GltfFile()
+    values = {"diffuseTexture": {"index": file.image(QUARTERS)}, "specularFactor": [0.4, 0.4, 0.4]}
+    material = file.material(extensions={"KHR_materials_pbrSpecularGlossiness": {**values, "glossinessFactor": 0.3}})
+    file.node(file.primitive(uv=SQUARE_UV, material=material))
+    check(read_cad(file.write(tmp_path / "a.glb")), CENTRES)
+
+
 def test_cameras_lights_and_other_scenes(tmp_path):
     file = GltfFile()
     file.node(file.primitive())
