@@ -297,7 +297,8 @@ def _obj_material(files: SourceFiles, values: dict[str, str], folder: str) -> _O
 
 
 def _is_number(word: str) -> bool:
-    return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", word) is not None
+    number = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", word)
+    return number is not None and abs(float(word)) < 1e30
 
 
 def _texture_name(value: str) -> tuple[str, dict[str, list[str]]]:
