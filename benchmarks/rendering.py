@@ -24,7 +24,7 @@ from PIL import Image
 
 from ocdit_core.objects.meshes import read_cad
 from ocdit_core.objects.renderer import Renderer
-from ocdit_core.objects.templates import ViewSettings, render_templates
+from ocdit_core.objects.templates import render_templates
 
 BAR = 200  # views a second
 FLAT = 0.05  # growth of memory after the first objects
@@ -44,14 +44,13 @@ def ring(textured: bool, seed: int = 0) -> trimesh.Trimesh:
 
 def speed(textured: bool, size: int, repeats: int) -> float:
     """Return views per second of CPU time, the best of some repeats."""
-    settings = ViewSettings()
     mesh = ring(textured)
     with Renderer() as renderer:
-        render_templates(renderer, mesh, settings, size=size)
+        render_templates(renderer, mesh, size=size)
         best = np.inf
         for _ in range(repeats):
             begin = time.process_time()
-            views = render_templates(renderer, mesh, settings, size=size)
+            views = render_templates(renderer, mesh, size=size)
             best = min(best, time.process_time() - begin)
     return len(views.rgb) / best
 

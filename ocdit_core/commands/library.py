@@ -71,9 +71,6 @@ def _add_render(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("--views", type=int, default=12, choices=(12, 42, 162), help="viewpoints (default: 12)")
     parser.add_argument(
-        "--in-plane", type=positive, default=1, metavar="N", help="in-plane rotations of each viewpoint (default: 1)"
-    )
-    parser.add_argument(
         "--jobs", type=positive, metavar="N", help="processes (default: one for each core, fewer for few objects)"
     )
     parser.add_argument("--force", action="store_true", help="render unchanged objects as well")
@@ -88,7 +85,6 @@ def render(arguments: argparse.Namespace) -> int:
 
     from ocdit_core.objects.library import ObjectLibrary
     from ocdit_core.objects.onboarding import add_objects
-    from ocdit_core.objects.templates import ViewSettings
 
     check_pages(arguments)
     if arguments.name is not None and len(arguments.meshes) > 1:
@@ -105,7 +101,7 @@ def render(arguments: argparse.Namespace) -> int:
             arguments.meshes,
             names=None if arguments.name is None else [arguments.name],
             unit=arguments.unit,
-            settings=ViewSettings(views=arguments.views, in_plane=arguments.in_plane),
+            views=arguments.views,
             jobs=arguments.jobs or 0,
             force=arguments.force,
             on_error=note,

@@ -1,6 +1,6 @@
 """One object on disk: a compressed NumPy archive of its views and its geometry, checked when written and when read.
 
-docs/objects.md documents the fields for other programs; whoever changes them raises SCHEMA_VERSION.
+docs/objects.md documents the fields; raise SCHEMA_VERSION when they change.
 """
 
 from __future__ import annotations
@@ -95,10 +95,9 @@ class ObjectTemplates:
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
     def best_views(self, count: int = 12) -> ObjectTemplates:
-        """Return the `count` views that cover the object best: each next one is the farthest from those taken.
+        """Return the `count` views that cover the object best, in the archive's order; or all if they are fewer.
 
-        Photographs have no known directions: there the views are taken that the others, in sum, look most like. The
-        order is that of the archive; fewer views than `count` are returned as they are.
+        Renderings are chosen by farthest point sampling of their directions, photographs by `_typical_indices`.
         """
         if count >= len(self):
             return self
@@ -134,25 +133,16 @@ class ObjectTemplates:
 
 
 def check_name(name: str) -> str:
-    """Return the name if it can name an object (and so a file).
-
-    Raises:
-        ConfigError: it is empty, too long, or holds characters that file names or messages cannot.
-    """
+    """Return the name if it can name an object (and so a file); else raise ConfigError."""
     if not _NAME.fullmatch(name) or name != name.strip() or len(name.encode()) > 240:  # bytes that a file name holds
         shown = name if len(name) <= 100 else f"{name[:40]}... ({len(name)} characters)"
-        raise ConfigError(
-            f"object name {shown!r}: use 1 to 100 letters, digits, spaces or any of _ - . ( ) + @, "
-            "with a letter or digit first"
-        )
+        allowed = "1 to 100 letters, digits, spaces or any of _ - . ( ) + @, with a letter or digit first"
+        raise ConfigError(f"object name {shown!r}: use {allowed}")
     return name
 
 
 def save_templates(folder: str | Path, templates: ObjectTemplates) -> Path:
-    """Write an object's archive into a library, atomically; an object of the same name is replaced.
-
-    Returns:
-        The archive's path.
+    """Write an object's archive into a library, atomically, and return its path; the same name is replaced.
 
     Raises:
         ConfigError: the name cannot be a file's.
@@ -191,7 +181,7 @@ def load_templates(path: Path) -> ObjectTemplates:
 
 
 def read_fields(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Read only the named fields of an archive, which is quick for the small ones; they are not checked further.
+    """Read the named fields of an archive, without checking their values.
 
     Raises:
         LibraryError: it is missing, damaged, of another schema version, or lacks one of the fields.
@@ -203,9 +193,8 @@ def read_fields(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
                 raise LibraryError(f"{path}: is not an archive of views; render the object again")
             version = int(archive["schema_version"]) if "schema_version" in archive.files else None
             if version != SCHEMA_VERSION:
-                raise LibraryError(
-                    f"{path}: has schema version {version}, not {SCHEMA_VERSION}; render the object again"
-                )
+                reason = f"has schema version {version}, not {SCHEMA_VERSION}"
+                raise LibraryError(f"{path}: {reason}; render the object again")
             missing = [key for key in names if key not in archive.files]
             if missing:
                 raise LibraryError(f"{path}: lacks {', '.join(missing)}; render the object again")

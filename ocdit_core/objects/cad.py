@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
 from ocdit_core.objects.gltf import read_gltf
-from ocdit_core.objects.parts import Material, ParsedFile, Part, part_of, rgba, with_emission
+from ocdit_core.objects.parts import BESIDE_TEXTURE, Material, ParsedFile, Part, part_of, rgba, with_emission
 from ocdit_core.objects.sources import SourceFiles
 from ocdit_core.objects.surfaces import srgb_from_linear
 
@@ -23,6 +22,13 @@ TOLERANCE, ANGLE = 0.005, 0.3
 """How far a triangle may be from a curved surface, as a fraction of its edges' length; and how far, in radians, from
 its neighbours' direction."""
 _USD_WRAPS = {"clamp": "clamp", "black": "clamp", "mirror": "mirror"}
+# What shaders may have beyond what is drawn: a texture or, for some, a value above 0.
+_USD_UNDRAWN = {
+    "normal normalmap_texture": "normal maps", "occlusion ao_texture": "occlusion maps", "opacity": "opacity maps",
+    "metallic metallic_texture roughness reflectionroughness_texture": "metalness and roughness maps",
+    "emissiveColor emissive_color_texture": "emissive maps", "clearcoat": "clearcoat", "displacement": "displacement",
+}  # fmt: skip
+_USD_VALUES = ("clearcoat", "displacement")
 _STEP, _IGES, _USD = (".step", ".stp"), (".iges", ".igs"), (".usd", ".usda", ".usdc", ".usdz")
 
 
@@ -38,12 +44,8 @@ def read_cad_format(files: SourceFiles, data: bytes) -> ParsedFile:
     return _read_usd(files) if suffix in _USD else _read_assimp(files)
 
 
-def _package(files: SourceFiles, module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        reason = f"reading {files.path.suffix} needs the package {package}: pip install {package}"
-        raise MeshError(f"{files.path}: {reason}") from error
+def _package(files: SourceFiles, module: str, name: str) -> Any:
+    return files.package(module, f"reading {files.path.suffix}", name)
 
 
 # STEP and IGES: Open CASCADE tessellates them and writes glTF in metres
@@ -89,10 +91,11 @@ class _UsdStage:
     def __init__(self, files: SourceFiles, stage: Any, pxr: dict[str, Any]) -> None:
         self.files, self.stage = files, stage
         self.usd, self.geom, self.shade, self.ar = (pxr[name] for name in ("Usd", "UsdGeom", "UsdShade", "Ar"))
-        self.warnings: list[str] = []
         self._materials: dict[str, Material] = {}
 
     def parsed(self) -> ParsedFile:
+        moving = self.stage.GetEndTimeCode() > self.stage.GetStartTimeCode()
+        self.files.leave_out("animations (drawn at rest)", when=moving)
         parts = list(self._parts())
         unit = float(self.geom.GetStageMetersPerUnit(self.stage))
         for layer in self.stage.GetUsedLayers():
@@ -100,15 +103,16 @@ class _UsdStage:
                 found = self.files.find(layer.realPath) or self.files.find(layer.identifier)
                 if found is not None:
                     self.files.add(found)
-        return ParsedFile(parts=parts, unit=unit, warnings=list(dict.fromkeys(self.warnings)))
+        return ParsedFile(parts=parts, unit=unit)
 
     def _parts(self) -> Iterator[Part]:
         cache = self.geom.XformCache()
         prims = iter(self.usd.PrimRange(self.stage.GetPseudoRoot(), self.usd.TraverseInstanceProxies()))
         for prim in prims:
+            self.files.leave_out("variants (the selected ones are drawn)", when=prim.HasVariantSets())
             imageable = self.geom.Imageable(prim)
             if prim.IsA(self.geom.PointInstancer):
-                self.warnings.append("point instancers are not drawn")
+                self.files.leave_out("point instancers")
                 prims.PruneChildren()
                 continue
             if not imageable or imageable.ComputeVisibility() == "invisible":
@@ -118,12 +122,8 @@ class _UsdStage:
             matrix = np.array(cache.GetLocalToWorldTransform(prim))
             found = list(self._mesh(prim)) if prim.IsA(self.geom.Mesh) else self._primitive(prim)
             if "SkelBindingAPI" in prim.GetAppliedSchemas():
-                self.warnings.append("skeletons are not applied")
-            for part in found:
-                part.vertices = part.vertices @ matrix[:3, :3] + matrix[3, :3]
-                if np.linalg.det(matrix[:3, :3]) < 0:
-                    part.faces = part.faces[:, ::-1]
-                yield part
+                self.files.leave_out("skeletons (drawn where they were bound)")
+            yield from (part.moved(matrix.T) for part in found)
 
     def _primitive(self, prim: Any) -> list[Part]:
         """Return a cube, sphere, cylinder, cone or capsule as triangles."""
@@ -142,7 +142,7 @@ class _UsdStage:
             mesh = getattr(trimesh.creation, kind.lower())(radius=value("radius"), height=value("height"))
             mesh.apply_translation(-mesh.bounds.mean(axis=0))
         else:
-            self.warnings.append(f"{kind} prims are not drawn")
+            self.files.leave_out(f"{kind} prims")
             return []
         axis = "XYZ".index(prim.GetAttribute("axis").Get()) if prim.HasAttribute("axis") else 2
         points = np.roll(np.asarray(mesh.vertices), axis - 2, axis=1)
@@ -152,6 +152,8 @@ class _UsdStage:
 
     def _mesh(self, prim: Any) -> Iterator[Part]:
         mesh = self.geom.Mesh(prim)
+        scheme = mesh.GetSubdivisionSchemeAttr()
+        self.files.leave_out("subdivision of surfaces", when=scheme.HasAuthoredValue() and scheme.Get() != "none")
         points = np.array(mesh.GetPointsAttr().Get() or [], dtype=np.float64).reshape(-1, 3)
         sizes = np.array(mesh.GetFaceVertexCountsAttr().Get() or [], dtype=np.int64)
         corner = np.array(mesh.GetFaceVertexIndicesAttr().Get() or [], dtype=np.int64)
@@ -176,8 +178,8 @@ class _UsdStage:
             uv = colours = None
             if material.texture is None:
                 colours = self._colours(prim)
-            elif (uv := self._primvar(prim, ("texCoord2f[]", "texCoord2d[]", "float2[]"))) is None:
-                self.warnings.append("a texture without coordinates is not drawn")
+            else:
+                uv = self._primvar(prim, ("texCoord2f[]", "texCoord2d[]", "float2[]"))
             part = part_of(
                 [polygons[i] for i in which],
                 points,
@@ -211,15 +213,14 @@ class _UsdStage:
         if not bound:
             return Material()
         key = str(bound.GetPath())
-        if key not in self._materials:
-            self._materials[key] = self._shaded(bound)
+        self._materials[key] = self._materials.get(key) or self._shaded(bound)
         return self._materials[key]
 
     def _shaded(self, material: Any) -> Material:
         """Return what UsdPreviewSurface, or Omniverse's OmniPBR, says of a surface."""
         surface = material.ComputeSurfaceSource("")[0] or material.ComputeSurfaceSource("mdl")[0]
         if not surface:
-            self.warnings.append("a material without a surface shader is drawn in neutral grey")
+            self.files.warnings.append("a material without a surface shader is drawn in neutral grey")
             return Material()
 
         def value(*names: str) -> tuple[Any, Any]:
@@ -257,6 +258,11 @@ class _UsdStage:
             metallic=None if metallic is None else float(metallic),
             roughness=None if roughness is None else float(roughness),
         )
+        for names, feature in _USD_UNDRAWN.items():
+            for found, fed in map(value, names.split()):
+                own = fed is not None and (sampler is None or fed.GetPrim() != sampler.GetPrim())
+                valued = getattr(found, "path", "") or (feature in _USD_VALUES and found)
+                self.files.leave_out(feature, when=own or bool(valued))
         emission = value("emissiveColor")[0]
         return shown if emission is None or not any(emission) else with_emission(shown, np.array(emission))
 
@@ -292,30 +298,31 @@ def _read_assimp(files: SourceFiles) -> ParsedFile:
         for index in node.mesh_indices:
             mesh = scene.meshes[index]
             if not mesh.num_faces or mesh.num_indices != 3 * mesh.num_faces:
-                continue  # points and lines
+                files.leave_out("points and lines")
+                continue
             points = np.array(mesh.vertices, dtype=np.float64).reshape(-1, 3)
-            faces = np.array(mesh.indices, dtype=np.int64).reshape(-1, 3)
-            uv = np.array(mesh.texcoords[0], dtype=np.float64) if mesh.texcoords else None
-            colours = np.array(mesh.colors[0], dtype=np.float64).reshape(len(points), -1) if mesh.colors else None
             material = materials[mesh.material_index]
-            if colours is not None and material.texture is None:  # more exact than the material's one colour
+            uv = colours = None
+            if mesh.texcoords and material.texture is not None:
+                uv = np.array(mesh.texcoords[0], dtype=np.float64).reshape(len(points), -1)[:, :2]
+            files.leave_out(BESIDE_TEXTURE, when=bool(mesh.colors) and material.texture is not None)
+            if mesh.colors and material.texture is None:  # more exact than the material's one colour
+                colours = np.array(mesh.colors[0], dtype=np.float64).reshape(len(points), -1)[:, :3]
                 material = Material()
-            parts.append(
-                Part(
-                    vertices=points @ world[:3, :3].T + world[:3, 3],
-                    faces=faces[:, ::-1] if np.linalg.det(world[:3, :3]) < 0 else faces,
-                    material=material,
-                    uv=None if uv is None or material.texture is None else uv.reshape(len(points), -1)[:, :2],
-                    colours=None if colours is None or material.texture is not None else colours[:, :3],
-                )
-            )
+            faces = np.array(mesh.indices, dtype=np.int64).reshape(-1, 3)
+            parts.append(Part(vertices=points, faces=faces, material=material, uv=uv, colours=colours).moved(world))
     return ParsedFile(parts=parts, unit=1.0 if fbx else None)
 
 
 def _assimp_material(files: SourceFiles, stored: dict[str, Any]) -> Material:
     import assimp_py
 
-    named = stored.get("TEXTURES", {}).get(assimp_py.TextureType_DIFFUSE, [])
-    texture = files.texture(named[0]) if named and not named[0].startswith("*") else None
+    textures = stored.get("TEXTURES", {})
+    for kind in ("NORMALS", "HEIGHT", "LIGHTMAP", "EMISSIVE", "SPECULAR", "OPACITY", "REFLECTION", "DISPLACEMENT"):
+        files.leave_out(f"{kind.lower()} maps", when=bool(textures.get(getattr(assimp_py, f"TextureType_{kind}"))))
+    named = [*textures.get(assimp_py.TextureType_DIFFUSE, []), ""][0]
+    files.leave_out("embedded textures", when=named.startswith("*"))
+    texture = files.texture(named) if named and not named.startswith("*") else None
+    files.leave_out("transparency", when=np.ravel(stored.get("OPACITY", 1.0))[0] < 0.99)
     colour = stored.get("COLOR_DIFFUSE")
     return Material(colour=None if texture is not None or colour is None else np.array(colour)[:3], texture=texture)

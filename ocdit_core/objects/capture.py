@@ -8,7 +8,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -25,12 +25,9 @@ from ocdit_core.objects.templates import CROP_MARGIN
 
 logger = logging.getLogger(__name__)
 
-CAPTURE_VERSION = 1
-"""Raised when the same photographs would give other views."""
-MIN_SIDE = 16
-"""Pixels: a smaller object is refused."""
-PREVIEW_SIDE = 320
-"""Longest side of a preview in pixels."""
+CAPTURE_VERSION = 1  # raised when the same photographs would give other views
+MIN_SIDE = 16  # pixels: a smaller object is refused
+PREVIEW_SIDE = 320  # longest side of a preview in pixels
 
 _OUTLINE = (255, 0, 80)
 _ORIENTATION = 0x0112  # EXIF tag
@@ -39,13 +36,7 @@ Click = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Preview:
-    """One photograph with its cut-out.
-
-    Attributes:
-        photo: its file.
-        picture: (h, w, 3) uint8 RGB, reduced, with the outline of the cut-out.
-        template: (128, 128, 3) uint8 RGB, the resulting view; None if the photograph was refused.
-    """
+    """One photograph, reduced, with the outline of the cut-out, (h, w, 3) uint8 RGB; no template if it was refused."""
 
     photo: Path
     picture: np.ndarray
@@ -54,13 +45,7 @@ class Preview:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CapturedObject:
-    """Result of `capture_object`.
-
-    Attributes:
-        templates: the object, one view for each usable photograph, in their order.
-        problems: why the others were refused.
-        previews: all photographs that could be read.
-    """
+    """Result of `capture_object`: a view of each usable photograph, why others were refused, and all that were read."""
 
     templates: ObjectTemplates
     problems: tuple[OcditError, ...]
@@ -99,12 +84,12 @@ def capture_object(
     if diameter is not None and not (math.isfinite(diameter) and diameter > 0):
         raise ConfigError(f"diameter: {diameter:g} m is not a length above 0; leave it out if it is not known")
     shots = _shots([Path(photo) for photo in photos], masks, clicks)
-    views: list[_View] = []
     problems: list[OcditError] = []
     previews: list[Preview] = []
+    used: list[_Shot] = []
     first: dict[bytes, Path] = {}
     for shot in shots:
-        image = mask = view = None
+        image = mask = template = None
         try:
             contents = [read_bytes(file) for file in shot.files]
             image = decode_image(contents[0], str(shot.photo))
@@ -112,62 +97,57 @@ def capture_object(
             if earlier is not shot.photo:
                 raise ImageError(f"{shot.photo}: is the same image as {earlier}; each photo must show another side")
             mask = _mask_of(shot, contents, image)
-            view = _crop(shot, b"".join(contents), image, mask)
-            views.append(view)
+            template, shot.mask, shot.box = _crop(shot.photo, image, mask)
+            shot.rgb, shot.content = template, b"".join(contents)
+            used.append(shot)
         except OcditError as error:
             problems.append(error)
             if on_error is not None:
                 on_error(shot.photo, error)
         if image is not None:
-            template = None if view is None else view.rgb
             previews.append(Preview(photo=shot.photo, picture=_outlined(image, mask), template=template))
-    if not views:
+    if not used:
         count = f"none of the {len(shots)} photos can be used" if len(shots) > 1 else "the only photo cannot be used"
         raise ImageError(f"{name}: {count}" + ("" if on_error else f"; the first: {problems[0]}"))
     templates = ObjectTemplates(
         name=name,
-        rgb=np.stack([view.rgb for view in views]),
-        mask=np.stack([view.mask for view in views]),
-        box=np.array([view.box for view in views], np.float32),
-        K=np.full((len(views), 3, 3), np.nan),
-        pose=np.full((len(views), 4, 4), np.nan),
+        rgb=np.stack([shot.rgb for shot in used]),
+        mask=np.stack([shot.mask for shot in used]),
+        box=np.array([shot.box for shot in used], np.float32),
+        K=np.full((len(used), 3, 3), np.nan),
+        pose=np.full((len(used), 4, 4), np.nan),
         points=np.zeros((0, 3), np.float32),
         diameter=math.nan if diameter is None else float(diameter),
         origin="photos",
         unit="",
-        sources=tuple(file.name for view in views for file in view.shot.files),
-        source_sha256=hashlib.sha256(b"".join(view.content for view in views)).hexdigest(),
-        recipe=f"capture {CAPTURE_VERSION}: " + " ".join(view.shot.method for view in views),
+        sources=tuple(file.name for shot in used for file in shot.files),
+        source_sha256=hashlib.sha256(b"".join(shot.content for shot in used)).hexdigest(),
+        recipe=f"capture {CAPTURE_VERSION}: " + " ".join(shot.method for shot in used),
     )
     return CapturedObject(templates=templates, problems=tuple(problems), previews=tuple(previews))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False)
 class _Shot:
-    """A photograph, and how its object is found."""
+    """A photograph, how its object is found, and then its contents and its view."""
 
     photo: Path
-    mask: Path | None
+    mask_file: Path | None
     click: Click | None
+    content: bytes = b""
+    rgb: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    mask: Mask = field(default_factory=lambda: np.zeros(0, bool))
+    box: Box = (0, 0, 0, 0)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (self.photo,) if self.mask is None else (self.photo, self.mask)
+        return (self.photo,) if self.mask_file is None else (self.photo, self.mask_file)
 
     @property
     def method(self) -> str:
-        if self.mask is not None:
+        if self.mask_file is not None:
             return "mask"
         return "background" if self.click is None else f"{self.click[0]:g},{self.click[1]:g}"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _View:
-    shot: _Shot
-    content: bytes
-    rgb: NDArray[np.uint8]
-    mask: Mask
-    box: Box
 
 
 def _shots(photos: list[Path], masks: Sequence[str | Path] | None, clicks: Sequence[Click] | None) -> list[_Shot]:
@@ -183,7 +163,7 @@ def _shots(photos: list[Path], masks: Sequence[str | Path] | None, clicks: Seque
     for photo, mask in zip(photos, files, strict=True):
         if mask is not None:
             logger.info("%s: mask %s", photo, mask)
-    return [_Shot(photo=p, mask=m, click=c) for p, m, c in zip(photos, files, points, strict=True)]
+    return [_Shot(*row) for row in zip(photos, files, points, strict=True)]
 
 
 def pair_masks(photos: Sequence[Path], masks: Sequence[Path]) -> list[Path]:
@@ -209,10 +189,8 @@ def pair_masks(photos: Sequence[Path], masks: Sequence[Path]) -> list[Path]:
 
 def _keys(names: list[str]) -> list[tuple[str | int, ...]]:
     """Return the words and numbers of each name without those at its start and end that all names share."""
-    words = [
-        [int(word) if word.isdecimal() else word.lower() for word in re.findall(r"\d+|[^\W\d_]+", name)]
-        for name in names
-    ]
+    found = [re.findall(r"\d+|[^\W\d_]+", name) for name in names]
+    words = [[int(word) if word.isdecimal() else word.lower() for word in row] for row in found]
     for end in (0, -1):
         while all(words) and len({(type(word[end]), word[end]) for word in words}) == 1 and len(words) > 1:
             for word in words:
@@ -222,7 +200,7 @@ def _keys(names: list[str]) -> list[tuple[str | int, ...]]:
 
 
 def _mask_of(shot: _Shot, contents: list[bytes], image: np.ndarray) -> Mask:
-    if shot.mask is not None:
+    if shot.mask_file is not None:
         return _given_mask(shot, contents, image)
     pixels = decode_pixels(contents[0], str(shot.photo), upright=True)
     if shot.click is None and pixels.ndim == 3 and pixels.shape[2] == 4:
@@ -237,28 +215,23 @@ def _mask_of(shot: _Shot, contents: list[bytes], image: np.ndarray) -> Mask:
 
 
 def _given_mask(shot: _Shot, contents: list[bytes], image: np.ndarray) -> Mask:
-    values = decode_image(contents[1], str(shot.mask)).max(axis=2)
+    values = decode_image(contents[1], str(shot.mask_file)).max(axis=2)
     (h, w), (height, width) = values.shape, image.shape[:2]
     turned = _orientation(contents[0])
     if (h, w) != (height, width):
         hint = f"; the photo is rotated by its EXIF orientation {turned}, the mask is not" if turned != 1 else ""
-        raise ImageError(f"{shot.mask}: is {w} x {h} pixels, its photo {shot.photo} {width} x {height}{hint}")
+        raise ImageError(f"{shot.mask_file}: is {w} x {h} pixels, its photo {shot.photo} {width} x {height}{hint}")
     # Orientations 5 to 8 swap width and height: there, equal sizes show that the mask is as the photo is displayed.
     if turned != 1 and _orientation(contents[1]) == 1 and (turned < 5 or width == height):
-        logger.warning(
-            "%s: is rotated by its EXIF orientation %d, its mask %s has none: if the object is missed in the sheet, "
-            "rotate the mask as the photo is displayed",
-            shot.photo,
-            turned,
-            shot.mask,
-        )
+        hint = "if the object is missed in the sheet, rotate the mask as the photo is displayed"
+        reason = f"is rotated by its EXIF orientation {turned}, its mask {shot.mask_file} has none"
+        logger.warning("%s: %s: %s", shot.photo, reason, hint)
     mask = values > 127
     if not mask.any():
-        raise ImageError(
-            f"{shot.mask}: no pixel is above 127 (the largest is {values.max()}); those of the object must"
-        )
+        reason = f"no pixel is above 127 (the largest is {values.max()}); those of the object must"
+        raise ImageError(f"{shot.mask_file}: {reason}")
     if mask.all():
-        raise ImageError(f"{shot.mask}: all pixels are above 127; those outside the object must be 0")
+        raise ImageError(f"{shot.mask_file}: all pixels are above 127; those outside the object must be 0")
     return mask
 
 
@@ -268,11 +241,11 @@ def _orientation(data: bytes) -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
 
 
-def _crop(shot: _Shot, content: bytes, image: np.ndarray, mask: Mask) -> _View:
-    """Return the square around the object, with the margin that rendered views have."""
+def _crop(photo: Path, image: np.ndarray, mask: Mask) -> tuple[NDArray[np.uint8], Mask, Box]:
+    """Return the square around the object, with the margin that rendered views have: colours, mask; and its box."""
     x, y, width, height = box = tight_box(mask)
     if max(width, height) < MIN_SIDE:
-        raise ImageError(f"{shot.photo}: the object is only {width} x {height} pixels; take the photo closer to it")
+        raise ImageError(f"{photo}: the object is only {width} x {height} pixels; take the photo closer to it")
     side = math.ceil(max(width, height) / (1 - 2 * CROP_MARGIN))
     left, top = x - (side - width) // 2, y - (side - height) // 2
     square = np.zeros((side, side, 4), np.float32)
@@ -284,9 +257,8 @@ def _crop(shot: _Shot, content: bytes, image: np.ndarray, mask: Mask) -> _View:
     small = cv2.resize(square, (TEMPLATE_SIZE, TEMPLATE_SIZE), interpolation=method)
     covered = np.asarray(small[..., 3] > 127.5)
     if not covered.any():
-        raise ImageError(f"{shot.photo}: the object, {width} x {height} pixels, is too thin to be seen in a view")
-    rgb = np.rint(np.clip(small[..., :3], 0, 255)).astype(np.uint8)
-    return _View(shot=shot, content=content, rgb=rgb, mask=covered, box=box)
+        raise ImageError(f"{photo}: the object, {width} x {height} pixels, is too thin to be seen in a view")
+    return np.rint(np.clip(small[..., :3], 0, 255)).astype(np.uint8), covered, box
 
 
 def _outlined(image: np.ndarray, mask: Mask | None) -> NDArray[np.uint8]:

@@ -17,44 +17,28 @@ from ocdit_core.masks import mask_iou
 Mask = NDArray[np.bool_]
 FloatImage = NDArray[np.float32]
 
-SEARCH_SIDE = 280
-"""Longest side in pixels at which the object is looked for."""
-RIM_SIDE = 640
-"""Longest side in pixels at which its rim is settled."""
-MIN_SHARE = 0.002
-"""Of the photograph: a smaller cut-out is nothing."""
-MAX_SHARE = 0.9
-"""Of the photograph: a larger cut-out is the background's."""
-MIN_LARGEST = 0.5
-"""Of the cut-out: the largest of its parts has this share; an object seldom looks like islands."""
-
-# Of the shorter side: how far the border reaches that shows what the background looks like.
-_BORDER = 0.05
-# A shadow leaves so much of the background's brightness at least; what is darker is a dark object.
-_SHADE = 0.62
-# In standard deviations of the background's colours: what is farther off is taken for the object at first.
-_PLAIN_LIMIT, _PALETTE_LIMIT = 5.0, 3.0
+SEARCH_SIDE, RIM_SIDE = 280, 640  # longest side in pixels at which the object is looked for, and its rim settled
+MIN_SHARE, MAX_SHARE = 0.002, 0.9  # fractions of the photograph that a cut-out covers
+MIN_LARGEST = 0.5  # fraction of the cut-out that its largest part covers; an object seldom looks like islands
+_BORDER = 0.05  # width, as a fraction of the shorter side, of the border that shows the background
+_SHADE = 0.62  # fraction of the background's brightness in shadows; what is darker is a dark object
+_PLAIN_LIMIT, _PALETTE_LIMIT = 5.0, 3.0  # standard deviations of the background's colours; beyond is the object
 _PALETTE = 8
-# Of the shorter side: radii of discs around the click, and of the spot that is the object for certain.
+# Fractions of the shorter side: radii of discs around the click, and of the spot that is the object for certain.
 _DISCS, _SPOT = (0.12, 0.2, 0.3), 0.03
-# Smaller holes, as a share of the object, are noise; larger ones stay if they show the background.
-_HOLE = 0.01
-# Parts of the object that others separate from it, as a share of the largest.
-_PART = 0.1
+_HOLE = 0.01  # fraction of the object: smaller holes are noise; larger ones stay if they show the background
+_PART = 0.1  # fraction of the largest part: smaller ones are dropped
 
 
 def cut_out(image: np.ndarray, click: tuple[float, float] | None = None) -> Mask:
-    """Return which pixels of a photograph show the object.
+    """Return which pixels (H, W) of a photograph show the object.
 
-    Without a click the background has to be plain: one colour, though its light may fall off and the object may cast
-    soft shadows on it. With one, any background will do, the better the more the object differs from it.
+    Without a click the background has to be plain: one colour, with uneven light and soft shadows. With one, any
+    background will do, the better the more the object differs from it.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         click: x, y of a point on the object, in pixels from the upper left corner.
-
-    Returns:
-        (H, W) bool.
 
     Raises:
         ImageError: it is no image, the click is outside it, or no object can be told from the background: nothing is
@@ -224,10 +208,8 @@ def _check(mask: Mask, *, plain: bool) -> None:
         raise ImageError(f"the cut-out reaches the picture's border: {reason}; show all of the object, or {other}")
     areas = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2][1:, cv2.CC_STAT_AREA]
     if areas.max() < MIN_LARGEST * areas.sum():
-        raise ImageError(
-            f"the cut-out falls into {len(areas)} parts: the background is too much like the object; "
-            f"choose another one, or {other}"
-        )
+        reason = "the background is too much like the object; choose another one"
+        raise ImageError(f"the cut-out falls into {len(areas)} parts: {reason}, or {other}")
 
 
 def _trimap(seed: Mask) -> NDArray[np.uint8]:
@@ -238,7 +220,7 @@ def _shrunk(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     scale = side / max(image.shape[:2])
     if scale >= 1:
         return image
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
+from ocdit_core.objects.cad import read_cad_format
+from ocdit_core.objects.gltf import read_gltf
 from ocdit_core.objects.parts import (
+    BESIDE_TEXTURE,
     MAX_FACES,
     Material,
     ParsedFile,
@@ -23,37 +26,24 @@ from ocdit_core.objects.parts import (
     Pixels,
     corners_of,
     part_of,
+    scaled_colours,
     with_emission,
 )
+from ocdit_core.objects.ply import read_ply
 from ocdit_core.objects.sources import SourceFiles
 from ocdit_core.objects.surfaces import NEUTRAL_GREY
+from ocdit_core.objects.xml_formats import read_3mf, read_dae
 
 Array = NDArray[Any]
 FORMATS = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".dae", ".3mf")
 CAD_FORMATS = (
-    ".step",
-    ".stp",
-    ".iges",
-    ".igs",
-    ".usd",
-    ".usda",
-    ".usdc",
-    ".usdz",
-    ".fbx",
-    ".3ds",
-    ".blend",
-    ".x",
-    ".lwo",
-)
+    ".step", ".stp", ".iges", ".igs", ".usd", ".usda", ".usdc", ".usdz", ".fbx", ".3ds", ".blend", ".x", ".lwo",
+)  # fmt: skip
 """Read by optional packages."""
 
 
 def check_format(path: Path) -> None:
-    """Check that a file's suffix is one of FORMATS or CAD_FORMATS.
-
-    Raises:
-        MeshError: it is not.
-    """
+    """Raise MeshError unless a file's suffix is one of FORMATS or CAD_FORMATS and trimesh is installed."""
     suffix = path.suffix.lower()
     if suffix not in FORMATS + CAD_FORMATS:
         known = ", ".join(FORMATS + CAD_FORMATS)
@@ -70,7 +60,7 @@ def parse(files: SourceFiles, data: bytes) -> ParsedFile:
     """
     path, suffix = files.path, files.path.suffix.lower()
     try:
-        parsed = _reader(suffix)(files, data)
+        parsed = _READERS.get(suffix, read_cad_format)(files, data)
     except MeshError:
         raise
     except Exception as error:
@@ -80,26 +70,6 @@ def parse(files: SourceFiles, data: bytes) -> ParsedFile:
     parsed.parts = [part for part in parsed.parts if len(part.faces)]
     _check_parts(path, parsed.parts)
     return parsed
-
-
-def _reader(suffix: str) -> Callable[[SourceFiles, bytes], ParsedFile]:
-    if suffix in (".glb", ".gltf"):
-        from ocdit_core.objects.gltf import read_gltf
-
-        return read_gltf
-    if suffix == ".ply":
-        from ocdit_core.objects.ply import read_ply
-
-        return read_ply
-    if suffix in (".dae", ".3mf"):
-        from ocdit_core.objects import xml_formats
-
-        return xml_formats.read_dae if suffix == ".dae" else xml_formats.read_3mf
-    if suffix in CAD_FORMATS:
-        from ocdit_core.objects.cad import read_cad_format
-
-        return read_cad_format
-    return {".obj": read_obj, ".stl": read_stl, ".off": read_off}[suffix]
 
 
 def _check_parts(path: Path, parts: list[Part]) -> None:
@@ -120,13 +90,23 @@ def _check_parts(path: Path, parts: list[Part]) -> None:
 
 def lines_of(data: bytes) -> list[str]:
     """Return a text file's lines, whatever its byte order mark and its line ends (CR, LF, CR LF)."""
-    for mark, code in ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
-        if data.startswith(mark):
-            return data[len(mark) :].decode(code, "replace").replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    marks = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
+    mark, code = next((item for item in marks if data.startswith(item[0])), (b"", "utf-8"))
+    return data[len(mark) :].decode(code, "replace").replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 # OBJ
+
+
+_UNDRAWN_OBJ = {
+    "l": "lines", "p": "points", "curv": "curved surfaces", "curv2": "curved surfaces", "surf": "curved surfaces",
+}  # fmt: skip
+_UNDRAWN_MTL = {
+    **dict.fromkeys(("map_bump", "bump"), "bump maps"), "norm": "normal maps", "disp": "displacement maps",
+    "decal": "decals", "refl": "reflection maps", "map_ks": "specular maps", "map_ns": "shininess maps",
+    "map_ke": "emissive maps", "map_pr": "roughness maps", "map_pm": "metalness maps", "map_ps": "sheen maps",
+    "pc": "clearcoat", "aniso": "anisotropy",
+}  # fmt: skip
 
 
 @dataclass
@@ -145,7 +125,7 @@ def read_obj(files: SourceFiles, data: bytes) -> ParsedFile:
     libraries: list[str] = []
     groups: dict[str, list[tuple[list[int], list[int]]]] = {}
     current = groups.setdefault("", [])
-    left_out: dict[str, int] = {}
+    left_out = Counter[str]()
     rows = iter(lines_of(data))
     for row in rows:
         while row.endswith("\\"):
@@ -167,12 +147,11 @@ def read_obj(files: SourceFiles, data: bytes) -> ParsedFile:
             current = groups.setdefault(row.split(None, 1)[1].strip() if len(words) > 1 else "", [])
         elif key == "mtllib" and len(words) > 1:
             libraries.append(row.split(None, 1)[1].strip())
-        elif key in ("l", "p", "curv", "curv2", "surf"):
-            kind = {"l": "lines", "p": "points"}.get(key, "curved surfaces")
-            left_out[kind] = left_out.get(kind, 0) + 1
+        elif key in _UNDRAWN_OBJ:
+            left_out[_UNDRAWN_OBJ[key]] += 1
     if short := sum(len(face[0]) < 3 for faces in groups.values() for face in faces):
         left_out["faces of fewer than three corners"] = short
-    warnings = [f"not drawn: {', '.join(f'{count} {kind}' for kind, count in left_out.items())}"] * bool(left_out)
+    files.leave_out(*(f"{count} {kind}" for kind, count in left_out.items()))
     points = _numbers(positions, 3)
     colours = _obj_colours(positions, points)
     uvs = _numbers(coordinates, 2)
@@ -180,23 +159,24 @@ def read_obj(files: SourceFiles, data: bytes) -> ParsedFile:
     unknown = [name for name, faces in groups.items() if name and faces and name not in materials]
     if unknown and materials:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        warnings.append(f"its material files lack the material {unknown[0]}{more}; drawn in neutral grey")
+        files.warnings.append(f"its material files lack the material {unknown[0]}{more}; drawn in neutral grey")
     parts = []
     for name, faces in groups.items():
         look = materials.get(name, _ObjMaterial())
         for textured in (True, False):
             chosen = [face for face in faces if bool(face[1] and look.material.texture is not None) == textured]
             polygons = [face[0] for face in chosen]
+            if not chosen:
+                continue
             if textured:
+                files.leave_out(BESIDE_TEXTURE, when=colours is not None)
                 moved = (uvs * look.scale + look.offset, corners_of([face[1] for face in chosen]))
                 parts.append(part_of(polygons, points, look.material, uv=moved))
             elif colours is not None:  # more exact than the material's one colour
                 parts.append(part_of(polygons, points, Material(), colours=(colours, corners_of(polygons))))
             else:
-                if chosen and look.material.texture is not None:
-                    warnings.append("a texture without coordinates is not drawn")
-                parts.append(part_of(polygons, points, replace(look.material, texture=None)))
-    return ParsedFile(parts=parts, warnings=list(dict.fromkeys(warnings)))
+                parts.append(part_of(polygons, points, look.material))
+    return ParsedFile(parts=parts)
 
 
 def _index(word: str, count: int) -> int:
@@ -215,9 +195,7 @@ def _obj_colours(rows: list[list[str]], points: Array) -> Array | None:
     """Return the colours (V, 3) behind the positions, in 0..1; None where not all vertices have one."""
     if not rows or min(map(len, rows)) < 6:
         return None
-    colours = np.array([row[3:6] for row in rows], dtype=np.float64)
-    if colours.max() > 1:
-        colours /= 255
+    colours = scaled_colours([[float(word) for word in row[3:6]] for row in rows])
     return None if (colours >= 1).all() else colours
 
 
@@ -257,10 +235,12 @@ def _obj_material(files: SourceFiles, values: dict[str, str], folder: str) -> _O
             return None  # spectral curves and CIE XYZ
         return np.resize(np.array([float(word) for word in words[:3] if _is_number(word)]), 3)
 
+    files.leave_out(*(feature for key, feature in _UNDRAWN_MTL.items() if values.get(key, "0").strip("0.")))
     texture, options = None, dict[str, list[str]]()
     if "map_kd" in values:
         name, options = _texture_name(values["map_kd"])
         texture = files.texture(name, folder)
+        files.leave_out("the texture option -mm", when=options.get("mm", ["0", "1"]) != ["0", "1"])
     colour = triple("kd")
     alpha = "opaque"
     unclear = number("tr", 0.0)  # some programs write opacity, some its opposite
@@ -347,24 +327,23 @@ def read_stl(files: SourceFiles, data: bytes) -> ParsedFile:
     ):
         return _text_stl(path, text)
     held = (len(data) - 84) // 50
-    warnings = []
     if len(data) < 84 or (stated > held and not (stated > 100 * MAX_FACES and len(data) == 84 + 50 * held)):
         raise MeshError(
             f"{path}: truncated, or not a .stl mesh: {stated:,} triangles take {length:,} bytes, "
             f"the file has {len(data):,}"
         )
     if stated != held and len(data) == 84 + 50 * held:  # some writers never fill the count in
-        warnings.append(f"its header states {stated:,} triangles; all {held:,} are read")
+        files.warnings.append(f"its header states {stated:,} triangles; all {held:,} are read")
         stated = held
     elif len(data) > length:
-        warnings.append(f"{len(data) - length:,} bytes after its {stated:,} triangles are left out")
+        files.leave_out(f"{len(data) - length:,} bytes after its {stated:,} triangles")
     kind = np.dtype([("normal", "<f4", 3), ("points", "<f4", (3, 3)), ("attribute", "<u2")])
     rows = np.frombuffer(data, kind, stated, 84)
     colours = _stl_colours(data[:80], rows["attribute"].astype(np.int64))
     points = rows["points"].reshape(-1, 3).astype(float)
     faces = np.arange(len(points)).reshape(-1, 3)
     part = Part(vertices=points, faces=faces, colours=None if colours is None else np.repeat(colours, 3, axis=0))
-    return ParsedFile(parts=[part], warnings=warnings)
+    return ParsedFile(parts=[part])
 
 
 def _stl_colours(header: bytes, attribute: Array) -> Array | None:
@@ -417,23 +396,16 @@ def read_off(files: SourceFiles, data: bytes) -> ParsedFile:
     rest = rows[1:]
     width = len(rest[0]) if rest else 0
     if any(len(row) != width for row in rest[:count]):  # vertices that go over lines have no more than their position
-        words, begin, width = list(chain.from_iterable(rest)), 0, 3
-        table = np.array(words[: 3 * count], dtype=np.float64).reshape(count, 3)
-        while begin < len(rest) and sum(map(len, rest[: begin + 1])) <= 3 * count:
-            begin += 1
-        rest = rest[begin:]
-    else:
-        table = np.array(rest[:count], dtype=np.float64).reshape(count, -1)
-        rest = rest[count:]
-    points = table[:, :3]
-    at = 3 + (3 if match and match[3] else 0)
-    vertex_colours = None
-    if width - at - (2 if match and match[1] else 0) >= 3:
-        vertex_colours = _off_colours(table[:, at : at + 3])
+        words = list(chain.from_iterable(rest))
+        behind = rest[int(np.searchsorted(np.cumsum([len(row) for row in rest]), 3 * count, side="right")) :]
+        rest, width = [words[at : at + 3] for at in range(0, 3 * count, 3)] + behind, 3
+    table = np.array(rest[:count], dtype=np.float64).reshape(count, -1)
+    points, at = table[:, :3], 6 if match and match[3] else 3
+    coloured = width - at - (2 if match and match[1] else 0) >= 3
     polygons: list[list[int]] = []
     colours: list[list[float]] = []
     words = []
-    for row in rest:
+    for row in rest[count:]:
         words += row
         if len(polygons) == polygons_count or len(words) < 1 + int(words[0]):
             continue
@@ -443,17 +415,20 @@ def read_off(files: SourceFiles, data: bytes) -> ParsedFile:
         words = []
     if len(polygons) < polygons_count:
         raise ValueError(f"{len(polygons)} of {polygons_count} faces")
-    if vertex_colours is not None:
-        stored = (vertex_colours, corners_of(polygons))
-        return ParsedFile(parts=[part_of(polygons, points, Material(), colours=stored)])
-    if any(len(colour) == 3 for colour in colours):
+    stored = None
+    if coloured:
+        files.leave_out("face colours beside those of vertices", when=any(colours))
+        stored = (scaled_colours(table[:, at : at + 3]), corners_of(polygons))
+    elif any(len(colour) == 3 for colour in colours):
         shown = [colour if len(colour) == 3 else [NEUTRAL_GREY] * 3 for colour in colours]
         owner = np.repeat(np.arange(len(polygons)), [len(polygon) for polygon in polygons])
-        stored = (_off_colours(np.array(shown)), owner)
-        return ParsedFile(parts=[part_of(polygons, points, Material(), colours=stored)])
-    warnings = ["face colours given by their number in a colour map are not drawn"] if any(colours) else []
-    return ParsedFile(parts=[part_of(polygons, points, Material())], warnings=warnings)
+        stored = (scaled_colours(shown), owner)
+    else:
+        files.leave_out("face colours given by their number in a colour map", when=any(colours))
+    return ParsedFile(parts=[part_of(polygons, points, Material(), colours=stored)])
 
 
-def _off_colours(values: Array) -> Array:
-    return values / 255 if values.max(initial=0) > 1 else values
+_READERS = {
+    ".glb": read_gltf, ".gltf": read_gltf, ".obj": read_obj, ".ply": read_ply, ".stl": read_stl, ".off": read_off,
+    ".dae": read_dae, ".3mf": read_3mf,
+}  # fmt: skip

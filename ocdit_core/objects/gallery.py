@@ -12,14 +12,7 @@ from ocdit_core.objects.library import ObjectEntry
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One object of the page.
-
-    Attributes:
-        name: of the object.
-        templates: its views; None if its archive is damaged.
-        entry: its number and colour in the library.
-        problems: what is wrong with it, one line each.
-    """
+    """One object of the page; without templates if its archive is damaged; with what is wrong with it, in lines."""
 
     name: str
     templates: ObjectTemplates | None = None

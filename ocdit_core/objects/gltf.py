@@ -6,9 +6,10 @@ https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html; numbers in brackets a
 from __future__ import annotations
 
 import base64
-import importlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
-from ocdit_core.objects.parts import MAX_FACES, Material, ParsedFile, Part, Pixels, rgba, with_emission
+from ocdit_core.objects.parts import MAX_FACES, Material, ParsedFile, Part, Pixels, rgba, strip_triangles, with_emission
 from ocdit_core.objects.sources import SourceFiles
 from ocdit_core.objects.surfaces import linear_from_srgb, srgb_from_linear
 
@@ -25,13 +26,22 @@ _TYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126:
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 _FILTERS = {"OCTAHEDRAL": "oct", "QUATERNION": "quat", "EXPONENTIAL": "exp"}
 _WRAPS = {33071: "clamp", 33648: "mirror"}
-# What a file may require; KHR_materials_* are those whose base colour is drawn without the rest.
-_KNOWN = (
-    "KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_meshopt_compression", "KHR_mesh_quantization",
-    "KHR_texture_transform", "KHR_texture_basisu", "EXT_texture_webp", "EXT_texture_avif", "MSFT_texture_dds",
-    "EXT_mesh_gpu_instancing", "KHR_lights_punctual", "KHR_node_visibility", "KHR_materials_", "KHR_xmp", "EXT_lights_",
-)  # fmt: skip
 _IMAGE_EXTENSIONS = ("EXT_texture_webp", "EXT_texture_avif", "MSFT_texture_dds", "KHR_texture_basisu")
+# Extensions that are read, or that say nothing of what a surface looks like.
+_KNOWN = (
+    *_IMAGE_EXTENSIONS, "KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_meshopt_compression",
+    "KHR_mesh_quantization", "KHR_texture_transform", "EXT_mesh_gpu_instancing", "KHR_node_visibility", "KHR_lights_",
+    "EXT_lights_", "KHR_xmp", "KHR_materials_",
+)  # fmt: skip
+# Extensions of materials that are not drawn, and the value without which they have no effect; the base colour is.
+_UNDRAWN_MATERIALS = {
+    "anisotropy": "anisotropyStrength", "clearcoat": "clearcoatFactor", "dispersion": "dispersion",
+    "diffuse_transmission": "diffuseTransmissionFactor", "iridescence": "iridescenceFactor",
+    "sheen": "sheenColorFactor", "transmission": "transmissionFactor", "volume": "thicknessFactor",
+}  # fmt: skip
+_DRAWN_MATERIALS = ("emissive_strength", "pbrSpecularGlossiness", "unlit")
+_DRAWN_ATTRIBUTES = ("POSITION", "NORMAL", "TANGENT", "COLOR_0", "JOINTS_", "WEIGHTS_")
+"""Normals are computed from the faces; tangents serve normal maps alone."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class _Look:
 
     material: Material
     texcoord: int = 0
-    transform: Array | None = None
+    transform: Array = field(default_factory=lambda: np.eye(2, 3))
 
 
 def read_gltf(files: SourceFiles, data: bytes) -> ParsedFile:
@@ -50,14 +60,18 @@ def read_gltf(files: SourceFiles, data: bytes) -> ParsedFile:
         MeshError: truncated, of version 1, or it requires an extension or a package that is not there.
     """
     document = _Document(files, data)
-    warnings = document.warnings
-    scenes = document.json.get("scenes", [])
+    stored = document.json
+    scenes = stored.get("scenes", [])
     if scenes:
-        roots = scenes[document.json.get("scene", 0)].get("nodes", [])
-        if len(scenes) > 1:
-            warnings.append(f"{len(scenes) - 1} of its {len(scenes)} scenes")
+        roots = scenes[stored.get("scene", 0)].get("nodes", [])
+        files.leave_out(f"{len(scenes) - 1} of its {len(scenes)} scenes", when=len(scenes) > 1)
     else:  # [5.25] any part of the file may be drawn then
         roots = [index for index in range(len(document.nodes)) if index not in document.parents]
+    moving = any(animation.get("channels") for animation in stored.get("animations", []))
+    files.leave_out("animations (drawn at rest)", when=moving)
+    used = stored.get("extensionsUsed", [])
+    files.leave_out("material variants (the default is drawn)", when="KHR_materials_variants" in used)
+    files.leave_out(*(f"the extension {name}" for name in used if not name.startswith(_KNOWN)))
     parts: list[Part] = []
     faces, seen = 0, set[int]()
     pending = list(reversed(roots))
@@ -68,12 +82,10 @@ def read_gltf(files: SourceFiles, data: bytes) -> ParsedFile:
             continue
         seen.add(index)
         if "mesh" in node:
-            found = document.instances(index, node)
+            found = list(document.instances(index, node))
             parts, faces = parts + found, faces + sum(len(part.faces) for part in found)
         pending += reversed(node.get("children", []))
-    return ParsedFile(
-        parts=parts, unit=1.0, warnings=[f"not drawn: {', '.join(dict.fromkeys(warnings))}"] * bool(warnings)
-    )
+    return ParsedFile(parts=parts, unit=1.0)
 
 
 def _extension(item: dict[str, Any], name: str) -> dict[str, Any]:
@@ -84,7 +96,7 @@ class _Document:
     """The JSON of a file and what its numbers refer to."""
 
     def __init__(self, files: SourceFiles, data: bytes) -> None:
-        self.files, self.warnings = files, list[str]()
+        self.files = files
         self._binary: bytes | None = None
         if data[:4] == b"glTF":
             data = self._unpacked(data)
@@ -104,11 +116,9 @@ class _Document:
         self.linear = "trimesh" not in str(self.json["asset"].get("generator", ""))
         self.nodes: list[dict[str, Any]] = self.json.get("nodes", [])
         self.parents = {child: index for index, node in enumerate(self.nodes) for child in node.get("children", [])}
-        self._accessors: dict[int, Array] = {}
-        self._views: dict[int, bytes] = {}
-        self._buffers: dict[int, bytes] = {}
-        self._looks: dict[int | None, _Look] = {}
-        self._worlds: dict[int, Array] = {}
+        # Each value is worked out once.
+        self.buffer, self.view, self.accessor = cache(self._buffer), cache(self._view), cache(self._accessor)
+        self.world, self.look = cache(self._world), cache(self._look)
 
     def _old(self) -> MeshError:
         return MeshError(
@@ -121,9 +131,8 @@ class _Document:
         if version == 1:
             raise self._old()
         if stated > len(data) or len(data) < 20:
-            raise MeshError(
-                f"{self.files.path}: truncated: its header states {stated:,} bytes, the file has {len(data):,}"
-            )
+            reason = f"its header states {stated:,} bytes, the file has {len(data):,}"
+            raise MeshError(f"{self.files.path}: truncated: {reason}")
         chunks: dict[bytes, bytes] = {}
         at = 12
         while at + 8 <= len(data):
@@ -136,38 +145,28 @@ class _Document:
     # Buffers, views and accessors [3.6]
 
     def _buffer(self, index: int) -> bytes:
-        if index not in self._buffers:
-            uri = self.json["buffers"][index].get("uri")
-            if uri is None:
-                if self._binary is None:
-                    raise ValueError(f"buffer {index} has no data")
-                self._buffers[index] = self._binary
-            else:
-                self._buffers[index] = self._fetched(uri)
-        return self._buffers[index]
-
-    def _fetched(self, uri: str) -> bytes:
-        if uri.startswith("data:"):
-            return _embedded(uri)
-        found = self.files.get(uri)
+        uri = self.json["buffers"][index].get("uri")
+        if uri is None:
+            if self._binary is None:
+                raise ValueError(f"buffer {index} has no data")
+            return self._binary
+        found = _embedded(uri) if uri.startswith("data:") else self.files.get(uri)
         if found is None:
             raise MeshError(f"{self.files.path}: needs the file {uri}, which is missing")
         return found
 
     def _view(self, index: int) -> bytes:
-        if index not in self._views:
-            view = self.json["bufferViews"][index]
-            packed = _extension(view, "EXT_meshopt_compression") or _extension(view, "KHR_meshopt_compression")
-            source = packed or view
-            begin = source.get("byteOffset", 0)
-            data = self._buffer(source["buffer"])[begin : begin + source["byteLength"]]
-            if len(data) < source["byteLength"]:
-                raise ValueError(f"buffer {source['buffer']} is too short")
-            self._views[index] = self._meshopt(packed, data) if packed else data
-        return self._views[index]
+        view = self.json["bufferViews"][index]
+        packed = _extension(view, "EXT_meshopt_compression") or _extension(view, "KHR_meshopt_compression")
+        source = packed or view
+        begin = source.get("byteOffset", 0)
+        data = self.buffer(source["buffer"])[begin : begin + source["byteLength"]]
+        if len(data) < source["byteLength"]:
+            raise ValueError(f"buffer {source['buffer']} is too short")
+        return self._meshopt(packed, data) if packed else data
 
     def _meshopt(self, packed: dict[str, Any], data: bytes) -> bytes:
-        codec = self._package("meshoptimizer", "compressed with meshopt")
+        codec = self.files.package("meshoptimizer", "reading its meshopt compression")
         count, stride, mode = packed["count"], packed["byteStride"], packed["mode"]
         self._check_count(count)
         if mode in ("TRIANGLES", "INDICES"):
@@ -179,99 +178,75 @@ class _Document:
             out = decode(out.view(np.uint8), count, stride)
         return out.tobytes()
 
-    def _package(self, name: str, reason: str) -> Any:
-        try:
-            return importlib.import_module(name)
-        except ImportError as error:
-            raise MeshError(
-                f"{self.files.path}: is {reason}; reading it needs the package {name}: pip install {name}"
-            ) from error
-
     def _check_count(self, count: int) -> None:
         if count > 9 * MAX_FACES:
             raise MeshError(f"{self.files.path}: states {count:,} values in one list, too many for {MAX_FACES:,} faces")
 
-    def accessor(self, index: int) -> Array:
+    def _accessor(self, index: int) -> Array:
         """Return an accessor's values (N, width), normalized integers as floats."""
-        if index not in self._accessors:
-            accessor = self.json["accessors"][index]
-            kind, width, count = (
-                np.dtype(_TYPES[accessor["componentType"]]),
-                _WIDTHS[accessor["type"]],
-                accessor["count"],
-            )
-            self._check_count(count)
-            values = np.zeros((count, width), kind)
-            if "bufferView" in accessor:
-                stride = self.json["bufferViews"][accessor["bufferView"]].get("byteStride") or kind.itemsize * width
-                at = accessor.get("byteOffset", 0)
-                data = self._view(accessor["bufferView"])
-                values = np.ndarray((count, width), kind, data, at, (stride, kind.itemsize))
-            if sparse := accessor.get("sparse"):
-                values = values.copy()
-                where, what = sparse["indices"], sparse["values"]
-                rows = np.frombuffer(
-                    self._view(where["bufferView"]),
-                    _TYPES[where["componentType"]],
-                    sparse["count"],
-                    where.get("byteOffset", 0),
-                )
-                stored = np.frombuffer(
-                    self._view(what["bufferView"]), kind, sparse["count"] * width, what.get("byteOffset", 0)
-                )
-                values[rows] = stored.reshape(-1, width)
-            self._accessors[index] = _normalized(values) if accessor.get("normalized") else values
-        return self._accessors[index]
+        accessor = self.json["accessors"][index]
+        kind, width = np.dtype(_TYPES[accessor["componentType"]]), _WIDTHS[accessor["type"]]
+        count = accessor["count"]
+        self._check_count(count)
+        values = np.zeros((count, width), kind)
+        if "bufferView" in accessor:
+            stride = self.json["bufferViews"][accessor["bufferView"]].get("byteStride") or kind.itemsize * width
+            at = accessor.get("byteOffset", 0)
+            data = self.view(accessor["bufferView"])
+            values = np.ndarray((count, width), kind, data, at, (stride, kind.itemsize))
+        if sparse := accessor.get("sparse"):
+            values = values.copy()
+            where, what = sparse["indices"], sparse["values"]
+            at, rows_at = what.get("byteOffset", 0), where.get("byteOffset", 0)
+            rows_kind = _TYPES[where["componentType"]]
+            rows = np.frombuffer(self.view(where["bufferView"]), rows_kind, sparse["count"], rows_at)
+            stored = np.frombuffer(self.view(what["bufferView"]), kind, sparse["count"] * width, at)
+            values[rows] = stored.reshape(-1, width)
+        return _normalized(values) if accessor.get("normalized") else values
 
     # Nodes [3.5]
 
     def _world(self, index: int) -> Array:
         """Return a node's transform (4, 4) to the scene."""
-        if index not in self._worlds:
-            chain = [index]
-            while (parent := self.parents.get(chain[-1])) is not None:
-                if parent in chain:
-                    raise MeshError(f"{self.files.path}: damaged: node {parent} is its own ancestor")
-                chain.append(parent)
-            world = np.eye(4)
-            for item in reversed(chain):
-                world = world @ _local(self.nodes[item])
-            self._worlds[index] = world
-        return self._worlds[index]
+        chain = [index]
+        while (parent := self.parents.get(chain[-1])) is not None:
+            if parent in chain:
+                raise MeshError(f"{self.files.path}: damaged: node {parent} is its own ancestor")
+            chain.append(parent)
+        world = np.eye(4)
+        for item in reversed(chain):
+            world = world @ _local(self.nodes[item])
+        return world
 
-    def instances(self, index: int, node: dict[str, Any]) -> list[Part]:
-        """Return the parts of a node's mesh, in the scene's frame, once for each of its instances."""
+    def instances(self, index: int, node: dict[str, Any]) -> Iterator[Part]:
+        """Yield the parts of a node's mesh, in the scene's frame, once for each of its instances."""
         mesh = self.json["meshes"][node["mesh"]]
         weights = node.get("weights", mesh.get("weights", []))
-        transforms = [self._world(index)]
+        transforms = [self.world(index)]
         if given := _extension(node, "EXT_mesh_gpu_instancing").get("attributes"):
             columns = {name: self.accessor(number).astype(float) for name, number in given.items()}
             parts = {"TRANSLATION": "translation", "ROTATION": "rotation", "SCALE": "scale"}
             columns = {parts[name]: values for name, values in columns.items() if name in parts}
             rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
             transforms = [transforms[0] @ _local(row) for row in rows]
-        out = []
         for primitive in mesh["primitives"]:
             part = self._primitive(primitive, weights, node.get("skin"))
             if part is None:
                 continue
             if "skin" in node:  # [3.7.3.3] the transform of a skinned mesh's own node is ignored
-                out.append(part)
+                yield part
                 continue
-            for transform in transforms:
-                vertices = part.vertices @ transform[:3, :3].T + transform[:3, 3]
-                mirrored = np.linalg.det(transform[:3, :3]) < 0
-                out.append(replace(part, vertices=vertices, faces=part.faces[:, ::-1] if mirrored else part.faces))
-                if len(out) * len(part.faces) > 2 * MAX_FACES:
-                    return out
-        return out
+            for number, transform in enumerate(transforms):
+                if number * len(part.faces) > 2 * MAX_FACES:
+                    return
+                yield part.moved(transform)
 
     # Meshes [3.7]
 
     def _primitive(self, primitive: dict[str, Any], weights: list[float], skin: int | None) -> Part | None:
         mode = primitive.get("mode", 4)
         if mode not in (4, 5, 6):
-            self.warnings.append("points" if mode == 0 else "lines")
+            self.files.leave_out("points" if mode == 0 else "lines")
             return None
         attributes: dict[str, Any] = primitive["attributes"]
         if "POSITION" not in attributes:
@@ -299,27 +274,28 @@ class _Document:
         if indices is None:
             stored = primitive.get("indices")
             indices = np.arange(len(points)) if stored is None else self.accessor(stored)[:, 0].astype(np.int64)
-        look = self._look(primitive.get("material"))
+        look = self.look(primitive.get("material"))
         coordinates = get(f"TEXCOORD_{look.texcoord}")
         uv = None
         if coordinates is not None and look.material.texture is not None:
-            uv = coordinates.astype(float)
-            if look.transform is not None:
-                uv = uv @ look.transform[:, :2].T + look.transform[:, 2]
+            uv = coordinates.astype(float) @ look.transform[:, :2].T + look.transform[:, 2]
             uv = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)
-        elif look.material.texture is not None:
-            self.warnings.append(f"a texture without coordinates (TEXCOORD_{look.texcoord})")
+        drawn = (*_DRAWN_ATTRIBUTES, f"TEXCOORD_{look.texcoord}")
+        unused = [name for name in attributes if not name.startswith(drawn) and name != "TEXCOORD_0"]
+        self.files.leave_out(*(f"the vertex attribute {name}" for name in unused))
         colours = get("COLOR_0")
         return Part(
             vertices=points,
-            faces=_triangles(indices, mode),
+            faces=strip_triangles(indices, fan=mode == 6)
+            if mode != 4
+            else indices[: len(indices) // 3 * 3].reshape(-1, 3),
             material=look.material,
             uv=uv,
             colours=None if colours is None else rgba(colours, linear=self.linear),
         )
 
     def _draco(self, draco: dict[str, Any], attributes: dict[str, Any]) -> tuple[dict[str, Array], Array]:
-        mesh = self._package("DracoPy", "compressed with Draco").decode(self._view(draco["bufferView"]))
+        mesh = self.files.package("DracoPy", "reading its Draco compression").decode(self.view(draco["bufferView"]))
         unpacked = {}
         for name, number in draco["attributes"].items():
             accessor = self.json["accessors"][attributes[name]]
@@ -331,7 +307,7 @@ class _Document:
     def _posed(self, points: Array, index: int, get: Any) -> Array:
         """Return points moved by their joints [3.7.3]."""
         skin = self.json["skins"][index]
-        joints = np.stack([self._world(joint) for joint in skin["joints"]])
+        joints = np.stack([self.world(joint) for joint in skin["joints"]])
         if "inverseBindMatrices" in skin:
             inverse = self.accessor(skin["inverseBindMatrices"]).reshape(-1, 4, 4).swapaxes(1, 2)
             joints = joints @ inverse[: len(joints)]
@@ -349,9 +325,7 @@ class _Document:
     # Materials [3.9]
 
     def _look(self, index: int | None) -> _Look:
-        if index not in self._looks:
-            self._looks[index] = _Look(Material()) if index is None else self._material(self.json["materials"][index])
-        return self._looks[index]
+        return _Look(Material()) if index is None else self._material(self.json["materials"][index])
 
     def _material(self, stored: dict[str, Any]) -> _Look:
         factors: dict[str, Any] = stored.get("pbrMetallicRoughness", {})
@@ -364,14 +338,11 @@ class _Document:
         if packed is not None:  # green is roughness, blue is metalness
             roughness = (1.0 if roughness is None else roughness) * float(packed[..., 1].mean()) / 255
             metallic = (1.0 if metallic is None else metallic) * float(packed[..., 2].mean()) / 255
+            varied = np.ptp(packed[..., 1:3], axis=(0, 1)).max() > 8
+            self.files.leave_out("metalness and roughness maps (their means are drawn)", when=varied)
         if "KHR_materials_pbrSpecularGlossiness" in stored.get("extensions", {}):
             info, colour, texture, metallic, roughness = self._specular(stored)
-        for name, key in (
-            ("transmission", "transmissionFactor"),
-            ("diffuse_transmission", "diffuseTransmissionFactor"),
-        ):
-            if _extension(stored, f"KHR_materials_{name}").get(key, 0) > 0:
-                self.warnings.append("transmission (drawn opaque)")
+        self._note_undrawn(stored)
         texcoord, transform = _coordinates(info)
         material = Material(
             colour=np.array([*srgb_from_linear(np.clip(colour[:3], 0, 1)), colour[3]]),
@@ -392,15 +363,25 @@ class _Document:
             return _Look(material, texcoord, transform)
         if glow is not None and material.texture is not None:
             set_, moved = _coordinates(glow_info)
-            same = set_ == texcoord and np.array_equal(_or_identity(moved), _or_identity(transform))
+            same = set_ == texcoord and np.array_equal(moved, transform)
             if not same and colour[:3].max() > 0.05:
-                self.warnings.append("an emissive texture with coordinates of its own")
+                self.files.leave_out("an emissive texture with coordinates of its own")
                 return _Look(material, texcoord, transform)
             if not same:
                 material = replace(material, texture=None)
         if glow is not None and material.texture is None:
             (texcoord, transform), material = _coordinates(glow_info), replace(material, wrap=self._wrap(glow_info))
         return _Look(with_emission(material, emission, glow), texcoord, transform)
+
+    def _note_undrawn(self, stored: dict[str, Any]) -> None:
+        """Name what a material has beyond base colour, emission and the means of metalness and roughness."""
+        maps = {"normalTexture": "normal maps", "occlusionTexture": "occlusion maps"}
+        self.files.leave_out(*(name for key, name in maps.items() if key in stored))
+        for extension, values in stored.get("extensions", {}).items():
+            name = extension.removeprefix("KHR_materials_")
+            strength = np.any(values.get(_UNDRAWN_MATERIALS[name], 0)) if name in _UNDRAWN_MATERIALS else True
+            if strength and name not in _DRAWN_MATERIALS:
+                self.files.leave_out(name if name == extension else name.replace("_", " "))
 
     def _specular(self, stored: dict[str, Any]) -> tuple[Any, Array, Pixels | None, float, float]:
         """Convert KHR_materials_pbrSpecularGlossiness: texture reference, linear colour, texture, metallic, roughness.
@@ -445,13 +426,13 @@ class _Document:
             if source is None:
                 source = _extension(texture, name).get("source")
         if source is None:
-            self.warnings.append("a texture without an image")
+            self.files.leave_out("a texture without an image")
             return None
         image = self.json["images"][source]
         uri = image.get("uri")
         name = image.get("name") or f"image {source}"
         if uri is None:
-            return self.files.decode(self._view(image["bufferView"]), name)
+            return self.files.decode(self.view(image["bufferView"]), name)
         return self.files.decode(_embedded(uri), name) if uri.startswith("data:") else self.files.texture(uri)
 
     def _wrap(self, info: dict[str, Any] | None) -> tuple[str, str]:
@@ -475,48 +456,22 @@ def _normalized(values: Array) -> Array:
 
 def _local(node: dict[str, Any]) -> Array:
     """Return the transform (4, 4) of a node to its parent."""
+    import trimesh
+
     if "matrix" in node:
         return np.array(node["matrix"], float).reshape(4, 4).T
-    matrix = np.eye(4)
-    x, y, z, w = np.array(node.get("rotation", [0, 0, 0, 1]), float)
-    size = x * x + y * y + z * z + w * w
-    s = 2 / size if size > 0 else 0.0
-    matrix[:3, :3] = [
-        [1 - s * (y * y + z * z), s * (x * y - z * w), s * (x * z + y * w)],
-        [s * (x * y + z * w), 1 - s * (x * x + z * z), s * (y * z - x * w)],
-        [s * (x * z - y * w), s * (y * z + x * w), 1 - s * (x * x + y * y)],
-    ]
+    x, y, z, w = node.get("rotation", [0, 0, 0, 1])
+    matrix = np.asarray(trimesh.transformations.quaternion_matrix([w, x, y, z]))
     matrix[:3, :3] *= np.array(node.get("scale", [1, 1, 1]), float)
     matrix[:3, 3] = node.get("translation", [0, 0, 0])
     return matrix
 
 
-def _triangles(indices: Array, mode: int) -> Array:
-    """Return (F, 3) from the indices of triangles (4), a strip (5) or a fan (6) [3.7.2.1]."""
-    if mode == 4:
-        return indices[: len(indices) // 3 * 3].reshape(-1, 3)
-    if len(indices) < 3:
-        return np.zeros((0, 3), np.int64)
-    if mode == 6:
-        return np.stack([np.full(len(indices) - 2, indices[0]), indices[1:-1], indices[2:]], axis=1)
-    strip = np.stack([indices[:-2], indices[1:-1], indices[2:]], axis=1)
-    strip[1::2] = strip[1::2, [1, 0, 2]]
-    return strip
-
-
-def _coordinates(info: dict[str, Any] | None) -> tuple[int, Array | None]:
+def _coordinates(info: dict[str, Any] | None) -> tuple[int, Array]:
     """Return which texture coordinates a texture is drawn with, and KHR_texture_transform as (2, 3)."""
-    if info is None:
-        return 0, None
-    moved = _extension(info, "KHR_texture_transform")
-    texcoord = int(moved.get("texCoord", info.get("texCoord", 0)))
-    if not moved:
-        return texcoord, None
+    moved = _extension(info or {}, "KHR_texture_transform")
+    texcoord = int(moved.get("texCoord", (info or {}).get("texCoord", 0)))
     angle = moved.get("rotation", 0.0)
     cosine, sine = np.cos(angle), np.sin(angle)
     (sx, sy), (x, y) = moved.get("scale", [1, 1]), moved.get("offset", [0, 0])
     return texcoord, np.array([[cosine * sx, sine * sy, x], [-sine * sx, cosine * sy, y]])
-
-
-def _or_identity(transform: Array | None) -> Array:
-    return np.eye(2, 3) if transform is None else transform

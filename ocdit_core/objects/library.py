@@ -1,6 +1,6 @@
 """The library: a folder with one archive for each object, and manifest.json with their numbers and colours.
 
-An object keeps its number and colour whatever is rendered again: BOP results, ROS messages and label images refer to
+An object keeps its number and colour when it is rendered again: BOP results, ROS messages and label images refer to
 objects by number. docs/objects.md documents the file.
 """
 
@@ -10,12 +10,13 @@ import fcntl
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ocdit_core.colours import Colour, number_colour
 from ocdit_core.errors import LibraryError, UnknownObjectError
@@ -30,14 +31,14 @@ _BOP_NAME = re.compile(r"obj_(\d{6})")
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectEntry:
-    """What the manifest says of one object.
+    """One object in the manifest.
 
     Attributes:
-        id: its number, 1 or above: the one in a BOP model's name (obj_000005) where that was free.
+        id: number from 1; the one in a BOP model's name (obj_000005) where that was free.
         colour: (r, g, b), 0 to 255.
         origin: "cad" or "photos"; empty where the archive cannot be read.
         diameter: metres; NaN where it is not known.
-        source: name of the main file that it was made from; empty where it is not known.
+        source: name of the main source file; empty where it is not known.
     """
 
     id: int
@@ -47,8 +48,7 @@ class ObjectEntry:
     source: str = ""
 
 
-@dataclass(frozen=True)
-class _Manifest:
+class _Manifest(NamedTuple):
     objects: dict[str, ObjectEntry]
     # Numbers of objects that were removed: no other object gets them, and the same name gets its own again.
     retired: dict[str, int]
@@ -57,8 +57,7 @@ class _Manifest:
 class ObjectLibrary:
     """A folder of rendered objects, as `ocdit render` makes it.
 
-    Opening it reads the names only; an object's archive is read, and checked, each time it is asked for, and nothing
-    of it is kept. Safe to use from several threads.
+    Opening it reads the names only; an archive is read and checked each time it is asked for. Thread-safe.
 
     Args:
         path: the folder.
@@ -81,22 +80,13 @@ class ObjectLibrary:
 
     @cached_property
     def manifest(self) -> dict[str, ObjectEntry]:
-        """Number, colour and origin of each object, by name, read from manifest.json when first asked for.
-
-        Raises:
-            LibraryError: the file is damaged.
-        """
-        return library_manifest(self.path, self._ids)
+        """Entry of each object by name, read from manifest.json once; LibraryError if that is damaged."""
+        # Objects that the file does not list yet, such as copied ones, get the numbers that the next write would give.
+        return _completed(self.path, _read(self.path), self._ids).objects
 
     def __getitem__(self, name: str) -> ObjectTemplates:
-        """Read one object.
-
-        Raises:
-            UnknownObjectError: the library has no such object.
-            LibraryError: its archive is damaged, or of another schema version.
-        """
-        if name not in self._known:
-            raise UnknownObjectError([name], list(self._ids))
+        """Read one object; raises what `select` does."""
+        self.require([name])
         return load_templates(self.path / f"{name}{SUFFIX}")
 
     def select(self, names: Iterable[str]) -> tuple[ObjectTemplates, ...]:
@@ -104,18 +94,14 @@ class ObjectLibrary:
 
         Raises:
             UnknownObjectError: names all that the library lacks.
-            LibraryError: an archive is damaged.
+            LibraryError: an archive is damaged, or of another schema version.
         """
         names = list(names)
         self.require(names)
         return tuple(self[name] for name in names)
 
     def require(self, names: Iterable[str]) -> None:
-        """Check that the library has all these objects, without reading them.
-
-        Raises:
-            UnknownObjectError: names all that it lacks.
-        """
+        """Raise UnknownObjectError, which names all that the library lacks, unless it has all these objects."""
         unknown = [name for name in names if name not in self._known]
         if unknown:
             raise UnknownObjectError(unknown, list(self._ids))
@@ -133,22 +119,11 @@ class ObjectLibrary:
         return f"ObjectLibrary({str(self.path)!r}, {len(self)} objects)"
 
 
-def library_manifest(folder: Path, names: Iterable[str]) -> dict[str, ObjectEntry]:
-    """Return the entries of the objects `names` of a library, without writing anything.
-
-    Objects that the file does not list yet (copied in by hand, say) get the numbers that the next write would give.
-
-    Raises:
-        LibraryError: manifest.json is damaged.
-    """
-    return _completed(folder, _read(folder), names).objects
-
-
 def update_manifest(folder: Path, changed: Iterable[str] = ()) -> dict[str, ObjectEntry]:
     """Bring manifest.json in line with the archives in the folder, and return its entries.
 
     New archives get a number, archives that are gone lose their entry, all others keep number and colour. Processes
-    that write to one library at once take turns.
+    that write to one library take turns.
 
     Args:
         folder: the library's.
@@ -159,19 +134,14 @@ def update_manifest(folder: Path, changed: Iterable[str] = ()) -> dict[str, Obje
     """
     with _locked(folder):
         before = _read(folder)
-        stale = set(changed)
-        known = {
-            name: replace(entry, origin="", diameter=math.nan, source="") if name in stale else entry
-            for name, entry in before.objects.items()
-        }
-        after = _completed(folder, _Manifest(known, before.retired), stored_names(folder), refresh=stale)
+        after = _completed(folder, before, stored_names(folder), refresh=changed)
         if after != before or not (folder / MANIFEST).is_file():
             _write(folder, after)
         return after.objects
 
 
 def remove_objects(folder: Path, names: Iterable[str]) -> None:
-    """Delete objects from a library, all of them or, if one is unknown, none; their numbers are not given to others.
+    """Delete objects from a library, all or, if one is unknown, none; their numbers are not given to others.
 
     Raises:
         UnknownObjectError: the library does not hold one of them.
@@ -222,12 +192,11 @@ def _read(folder: Path) -> _Manifest:
         raise LibraryError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise LibraryError(f"{path}: damaged ({type(error).__name__}: {error}); delete it to number anew") from error
-    seen: set[int] = set()
-    for number in (*(entry.id for entry in manifest.objects.values()), *retired.values()):
-        if number < 1 or number in seen:
-            reason = f"the number {number} is " + ("given twice" if number in seen else "below 1")
+    numbers = [*(entry.id for entry in manifest.objects.values()), *retired.values()]
+    for number, count in Counter(numbers).items():
+        if number < 1 or count > 1:
+            reason = f"the number {number} is " + ("below 1" if number < 1 else "given twice")
             raise LibraryError(f"{path}: damaged ({reason}); delete it to number anew")
-        seen.add(number)
     return manifest
 
 
@@ -246,17 +215,10 @@ def _entry(values: Mapping[str, Any]) -> ObjectEntry:
 
 
 def _write(folder: Path, manifest: _Manifest) -> None:
-    objects = {
-        name: {
-            "id": entry.id,
-            "colour": list(entry.colour),
-            "origin": entry.origin,
-            # JSON has no NaN.
-            "diameter": entry.diameter if math.isfinite(entry.diameter) else None,
-            "source": entry.source,
-        }
-        for name, entry in sorted(manifest.objects.items(), key=lambda item: item[1].id)
-    }
+    objects = {}
+    for name, entry in sorted(manifest.objects.items(), key=lambda item: item[1].id):
+        # JSON has no NaN.
+        objects[name] = asdict(entry) | {"diameter": entry.diameter if math.isfinite(entry.diameter) else None}
     content = {"schema_version": SCHEMA_VERSION, "objects": objects, "retired": manifest.retired}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     # What was there has been read as a manifest of ours before.
@@ -289,13 +251,9 @@ def _bop_number(name: str) -> int | None:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    # A damaged archive keeps its number; whoever asks for the object itself is told what is wrong with it.
-    with suppress(LibraryError):
+    try:
         fields = read_fields(path, ("origin", "diameter", "sources"))
-        source = fields["sources"]
-        return {
-            "origin": str(fields["origin"]),
-            "diameter": float(fields["diameter"]),
-            "source": str(source[0]) if source.size else "",
-        }
-    return {}
+    except LibraryError:  # it keeps its number; whoever asks for the object itself is told what is wrong with it
+        return {"origin": "", "diameter": math.nan, "source": ""}
+    source = [*fields["sources"].tolist(), ""][0]
+    return {"origin": str(fields["origin"]), "diameter": float(fields["diameter"]), "source": source}

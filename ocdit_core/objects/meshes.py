@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,15 +23,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DIAMETER_TOLERANCE = 0.05
-"""By how much a BOP model's diameter may differ from the one that models_info.json states."""
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254}
 """Metres in one unit of length."""
-
-MIN_DIAMETER, MAX_DIAMETER = 0.005, 5.0
-"""Metres: what is smaller or larger is a wrong unit, or no object that a robot's camera meets."""
-ABSURD = (0.0005, 20.0)
-"""Metres: even a unit that the file states is not believed beyond these."""
+DIAMETER_TOLERANCE = 0.05  # relative, of a BOP model against the diameter in models_info.json
+MIN_DIAMETER, MAX_DIAMETER = 0.005, 5.0  # metres: beyond, the unit is wrong, or no robot's camera meets the object
+ABSURD = (0.0005, 20.0)  # metres: beyond, even a unit that the file states is not believed
 INFO = "models_info.json"
 _MODEL = re.compile(r"obj_(\d{6})\.ply")
 # Folders of the same objects in the same frames, at other resolutions: where they have no file of their own.
@@ -45,13 +41,12 @@ class CadModel:
     Attributes:
         mesh: one triangle mesh in metres, in the file's own frame, with a texture, vertex colours, or neither. Where
             the file states them, `mesh.metadata` holds "metallic" and "roughness", means over the surface in 0..1.
-        diameter: the largest distance between two of its points, metres.
-        unit: the unit of the file's numbers, as `ChosenUnit.name`.
-        guessed: whether the unit was concluded from the size, neither given nor stated by the file.
-        sha256: of the files read, one after the other in the order of `sources`, hexadecimal.
-        sources: names of the files that the model was read from, relative to the main one's folder: the main one
-            first, then the material files, textures and buffers that it names, those that are missing included, and
-            the models_info.json that describes it.
+        diameter: largest distance between two of its points, metres.
+        unit: unit of the file's numbers, as `ChosenUnit.name`.
+        guessed: whether the unit was concluded from the size.
+        sha256: hash of the files read, one after the other in the order of `sources`, hexadecimal.
+        sources: names of the files read, relative to the main one's folder: the main one first, then the materials,
+            textures and buffers that it names, missing ones included, and the models_info.json that describes it.
         symmetries_discrete: (D, 4, 4) object-from-object transforms, metres, from models_info.json.
         symmetries_continuous: (C, 2, 3) axes of rotation: unit direction, a point on the axis in metres.
         warnings: lines for the user, each beginning with the file's name.
@@ -101,15 +96,26 @@ def read_cad(path: str | Path, unit: str = "auto") -> CadModel:
     source = info_source(path)
     info = parse_info(path, source, files.add(source)) if source is not None else None
     joined, undrawn = join(parsed.parts)
+    files.leave_out(*undrawn)
     if not len(joined.faces):
         raise MeshError(f"{path}: its whole surface is a hole (its opacity is below the cut-off of its material)")
     mesh = _without_degenerate_faces(path, joined)
     size = diameter(mesh.vertices)
-    chosen = choose_unit(path, size, given=unit, stated=UNITS["mm"] if info is not None else parsed.unit)
+    chosen = choose_unit(path, size, given=unit, stated=parsed.unit if info is None else UNITS["mm"])
     scale = chosen.metres
     if unit == "auto" and chosen.warning is None:
-        logger.info(
-            "%s: unit %s (%s), so it is %.3g m wide; --unit to change", path.name, chosen.name, chosen.how, size * scale
+        how, width = chosen.how, size * scale
+        logger.info("%s: unit %s (%s), so it is %.3g m wide; --unit to change", path.name, chosen.name, how, width)
+    warnings = list(dict.fromkeys(files.warnings))
+    if files.undrawn:
+        warnings.append(f"not drawn: {', '.join(files.undrawn)}")
+    warnings = [f"{path.name}: {line}" for line in warnings]
+    if chosen.warning is not None:
+        warnings.append(chosen.warning)
+    if info is not None and abs(size / info.diameter - 1) > DIAMETER_TOLERANCE:
+        warnings.append(
+            f"{path.name}: is {size:.4g} mm wide, but {info.source} states a diameter of {info.diameter:.4g} mm; "
+            "they may belong to different models"
         )
     mesh.apply_scale(scale)
     discrete, continuous = np.zeros((0, 4, 4)), np.zeros((0, 2, 3))
@@ -126,11 +132,7 @@ def read_cad(path: str | Path, unit: str = "auto") -> CadModel:
         sources=tuple(files.names),
         symmetries_discrete=discrete,
         symmetries_continuous=continuous,
-        warnings=(
-            *(f"{path.name}: {line}" for line in dict.fromkeys([*files.warnings, *parsed.warnings, *undrawn])),
-            *([chosen.warning] if chosen.warning is not None else []),
-            *_diameter_warning(path, size, info),
-        ),
+        warnings=tuple(warnings),
     )
 
 
@@ -169,18 +171,9 @@ def _without_degenerate_faces(path: Path, mesh: trimesh.Trimesh) -> trimesh.Trim
     return mesh
 
 
-def _diameter_warning(path: Path, size: float, info: ModelInfo | None) -> list[str]:
-    if info is None or abs(size / info.diameter - 1) <= DIAMETER_TOLERANCE:
-        return []
-    return [
-        f"{path.name}: is {size:.4g} mm wide, but {info.source} states a diameter of {info.diameter:.4g} mm; "
-        "they may belong to different models"
-    ]
-
-
 @dataclass(frozen=True, kw_only=True)
 class ChosenUnit:
-    """The unit that a file is read in, and why.
+    """The unit that a file is read in.
 
     Attributes:
         name: "m", "cm", "mm", "in", "ft", "um", or a length such as "0.5 m".
@@ -198,11 +191,7 @@ class ChosenUnit:
 
 
 def check_unit(unit: str) -> str:
-    """Return the unit if it is "auto" or one of UNITS.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Return the unit if it is "auto" or one of UNITS; else raise ConfigError."""
     if unit != "auto" and unit not in UNITS:
         raise ConfigError(f"unit: {unit!r} is unknown; use auto, {', '.join(UNITS)}")
     return unit
@@ -211,18 +200,13 @@ def check_unit(unit: str) -> str:
 def choose_unit(path: Path, size: float, *, given: str = "auto", stated: float | None = None) -> ChosenUnit:
     """Choose the unit of an object that is `size` units wide.
 
-    A plausible object is 5 mm to 5 m wide, which is otherwise a warning; one below 0.5 mm or above 20 m is absurd. The
-    rule, first match first:
-
-    1. a unit that is given is taken; an absurd size is refused;
-    2. the unit that the file states (glTF: metres; a BOP models folder: millimetres) is taken unless that is absurd;
-    3. otherwise the size decides: up to 2 units are metres, below 20 centimetres, above that millimetres, since what
-       fits in a hand or stands on a table is far more common than what fills a room. Many files are glTF by name but
-       were exported in another unit: a can of 67 x 67 x 122 units is 0.14 m, not 139 m. Overruling the file is a
-       warning, and an absurd size is refused.
+    A given unit is taken, else the one that the file states unless the size is absurd then (below 0.5 mm or above
+    20 m), else the size decides: up to 2 units are metres, below 20 centimetres, above millimetres. Many files are glTF
+    by name but in another unit: a can of 67 x 67 x 122 units is 0.14 m, not 139 m. Overruling the file is a warning, as
+    is a size outside 5 mm to 5 m; one that remains absurd is refused.
 
     Args:
-        path: of the file, for messages.
+        path: file, for messages.
         size: the object's diameter in the file's numbers, above 0.
         given: "auto", or a key of UNITS.
         stated: metres in the unit that the file states, if any.
@@ -260,13 +244,9 @@ def _unit_name(metres: float) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelInfo:
-    """What models_info.json says of one object; lengths in the file's unit, millimetres.
+    """One model's entry in models_info.json; lengths in millimetres, `source` is the file's name.
 
-    Attributes:
-        source: the file's name, relative to the model's folder.
-        diameter: the largest distance between two of the model's points.
-        symmetries_discrete: (D, 4, 4), the identity not among them.
-        symmetries_continuous: (C, 2, 3) axes of rotation: unit direction, a point on the axis.
+    The identity is not among the discrete symmetries; `CadModel` documents the fields.
     """
 
     source: str
@@ -320,77 +300,29 @@ def parse_info(path: Path, source: str, data: bytes) -> ModelInfo:
     Raises:
         MeshError: damaged; the message names the file and the key.
     """
-    match = _MODEL.fullmatch(path.name)
-    assert match is not None
-    key = str(int(match.group(1)))
-    where = f"{path.parent / source}"
+    key = str(int(path.stem.removeprefix("obj_")))
     try:
-        info = json.loads(data)
-    except ValueError as error:
-        raise MeshError(f"{where}: is not valid JSON ({' '.join(str(error).split())[:120]})") from error
-    if not isinstance(info, dict):
-        raise MeshError(f"{where}: is a {type(info).__name__}, not an object with a key for each model")
-    entry = info.get(key)
-    if not isinstance(entry, dict):
-        state = "lacks" if entry is None else "has no object at"
-        raise MeshError(f'{where}: {state} the key "{key}", which describes {path.name}')
-    where = f"{where}: {key}"
-    diameter = _numbers(f"{where}.diameter", entry.get("diameter"), ())
-    if not diameter > 0:
-        raise MeshError(f"{where}.diameter: is {float(diameter):g}, not above 0")
-    discrete = [
-        _transform(f"{where}.symmetries_discrete[{i}]", item)
-        for i, item in enumerate(_items(f"{where}.symmetries_discrete", entry.get("symmetries_discrete", [])))
-    ]
-    discrete = [matrix for matrix in discrete if not np.allclose(matrix, np.eye(4), atol=1e-6)]
-    continuous = [
-        _axis(f"{where}.symmetries_continuous[{i}]", item)
-        for i, item in enumerate(_items(f"{where}.symmetries_continuous", entry.get("symmetries_continuous", [])))
-    ]
-    return ModelInfo(
-        source=source,
-        diameter=float(diameter),
-        symmetries_discrete=np.asarray(discrete, dtype=np.float64).reshape(-1, 4, 4),
-        symmetries_continuous=np.asarray(continuous, dtype=np.float64).reshape(-1, 2, 3),
-    )
-
-
-def _items(where: str, value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise MeshError(f"{where}: is a {type(value).__name__}, not a list")
-    return value
-
-
-def _numbers(where: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    wanted = f"{int(np.prod(shape))} numbers" if shape else "a number"
-    try:
-        numbers = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        numbers = None
-    if value is None or numbers is None or numbers.size != int(np.prod(shape)):
-        text = "missing" if value is None else f"{json.dumps(value)[:60]}"
-        raise MeshError(f"{where}: is {text}, not {wanted}")
-    if not np.isfinite(numbers).all():
-        raise MeshError(f"{where}: holds values that are not finite")
-    return numbers.reshape(shape)
-
-
-def _transform(where: str, value: Any) -> NDArray[np.float64]:
-    """Sixteen numbers, row by row, as a rigid transform (4, 4)."""
-    matrix = _numbers(where, value, (4, 4))
-    rotation = matrix[:3, :3]
-    rigid = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2) and np.linalg.det(rotation) > 0
-    if not rigid or not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
-        raise MeshError(f"{where}: is not a rotation and a translation (4 x 4, row by row)")
-    return matrix
-
-
-def _axis(where: str, value: Any) -> NDArray[np.float64]:
-    if not isinstance(value, dict):
-        raise MeshError(f"{where}: is a {type(value).__name__}, not an object with axis and offset")
-    axis = _numbers(f"{where}.axis", value.get("axis"), (3,))
-    offset = _numbers(f"{where}.offset", value.get("offset"), (3,))
-    length = float(np.linalg.norm(axis))
-    if length < 1e-6:
-        raise MeshError(f"{where}.axis: has no direction (0, 0, 0)")
-    return np.stack([axis / length, offset])
+        entry = json.loads(data)[key]
+        size = float(entry["diameter"])
+        discrete = np.array(entry.get("symmetries_discrete", []), dtype=np.float64).reshape(-1, 4, 4)
+        axes = entry.get("symmetries_continuous", [])
+        pairs = np.array([[axis["axis"], axis["offset"]] for axis in axes], dtype=np.float64).reshape(-1, 2, 3)
+        lengths = np.linalg.norm(pairs[:, :1], axis=2, keepdims=True)
+        rotation = discrete[:, :3, :3]
+        rigid = np.allclose(rotation @ rotation.swapaxes(1, 2), np.eye(3), atol=1e-2)
+        rigid &= bool((np.linalg.det(rotation) > 0).all()) and np.allclose(discrete[:, 3], [0, 0, 0, 1], atol=1e-6)
+        for sound, problem in (
+            (size > 0 and np.isfinite(size), f"the diameter is {size:g}, not above 0"),
+            (rigid, "symmetries_discrete: one is not a rotation and a translation (4 x 4, row by row)"),
+            (np.isfinite(pairs).all() and (lengths > 1e-6).all(), "symmetries_continuous: one axis has no direction"),
+        ):
+            if not sound:
+                raise ValueError(problem)
+    except KeyError as error:
+        raise MeshError(f"{path.parent / source}: lacks the key {error} (for {path.name}); complete it") from error
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise MeshError(f'{path.parent / source}: damaged, at or before the key "{key}" ({reason})') from error
+    moves = ~np.isclose(discrete, np.eye(4), atol=1e-6).all(axis=(1, 2))
+    pairs[:, :1] /= lengths
+    return ModelInfo(source=source, diameter=size, symmetries_discrete=discrete[moves], symmetries_continuous=pairs)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -22,28 +23,21 @@ from ocdit_core.objects.meshes import expand_meshes, read_cad
 from ocdit_core.objects.renderer import Renderer
 from ocdit_core.objects.sources import source_digest
 from ocdit_core.objects.surfaces import surface_points
-from ocdit_core.objects.templates import ViewSettings, check_views, render_templates
-from ocdit_core.workers import Died, Work, run_tasks
+from ocdit_core.objects.templates import RENDERING_VERSION, check_views, render_templates
+from ocdit_core.workers import Died, Opener, Work, run_tasks
 
 logger = logging.getLogger(__name__)
 
 # File names that data sets give to every object's mesh: there its folder is the name.
 _COMMON_STEMS = ("textured", "textured_simple", "nontextured", "model", "model_normalized", "mesh", "object", "scene")
 _NOT_IN_NAMES = re.compile(r"[^\w .()+@-]+")
-POINTS = 2048
-"""Surface points stored for each object."""
-VIEWS_A_JOB = 300
-"""With so many views each, a further process saves more time than its start takes."""
+POINTS = 2048  # surface points stored for each object
+VIEWS_A_JOB = 300  # with so many views each, a further process saves more time than its start takes
 
 
 @dataclass(frozen=True, kw_only=True)
 class AddedObjects:
-    """What became of the meshes that were given to `add_objects`, in their order.
-
-    Attributes:
-        rendered: names of the objects whose archives were written.
-        unchanged: names of those whose archives were made of the same files in the same way already.
-    """
+    """Result of `add_objects`: names of the objects whose archives were written, and of those that were current."""
 
     rendered: tuple[str, ...]
     unchanged: tuple[str, ...]
@@ -55,29 +49,28 @@ def make_templates(
     *,
     name: str | None = None,
     unit: str = "auto",
-    settings: ViewSettings | None = None,
+    views: int = 12,
 ) -> ObjectTemplates:
-    """Read and render one CAD file; what is odd about it is logged.
+    """Read and render one CAD file; warnings are logged.
 
     Args:
-        renderer: an open renderer; one serves any number of files.
+        renderer: an open renderer.
         path: the mesh file.
-        name: of the object; default: the file's name without its suffix.
+        name: object name; default: the file's name without its suffix.
         unit: "auto", "m", "cm", "mm" or "in".
-        settings: which views; default: 12 directions.
+        views: viewpoints, evenly spread: 12, 42 or 162.
 
     Raises:
         ConfigError: an unknown unit or a bad name.
         MeshError: the file cannot be used.
         RenderingError: it cannot be drawn.
     """
-    settings = settings or ViewSettings()
     name = check_name(Path(path).stem if name is None else name)
     model = read_cad(path, unit)
     for warning in model.warnings:
         logger.warning("%s", warning)
     with renderer.uploaded(model.mesh) as handle:
-        drawn = render_templates(renderer, handle, settings)
+        drawn = render_templates(renderer, handle, views=views)
         points = surface_points(handle.surface, POINTS)
     if not drawn.mask.any():
         raise RenderingError(f"{path}: nothing can be seen of the object from any side (is its texture all hole?)")
@@ -95,12 +88,13 @@ def make_templates(
         unit=model.unit,
         sources=model.sources,
         source_sha256=model.sha256,
-        recipe=_recipe(settings, unit),
+        recipe=_recipe(views, unit),
     )
 
 
-def _recipe(settings: ViewSettings, unit: str) -> str:
-    return f"{settings.recipe()}; unit={unit}"
+def _recipe(views: int, unit: str) -> str:
+    """Return a short text that is the same exactly when the same mesh gives the same views."""
+    return f"rendering {RENDERING_VERSION}: moderngl views={views} in_plane=1; unit={unit}"
 
 
 def add_objects(
@@ -109,7 +103,7 @@ def add_objects(
     *,
     names: Sequence[str] | None = None,
     unit: str = "auto",
-    settings: ViewSettings | None = None,
+    views: int = 12,
     jobs: int = 1,
     force: bool = False,
     on_error: Callable[[Path, OcditError], None] | None = None,
@@ -117,26 +111,22 @@ def add_objects(
 ) -> AddedObjects:
     """Render CAD files into a library folder, which is made when it is missing.
 
-    Only what has changed is rendered: an object whose archive is sound, and was made of the same files, with the same
-    settings and `unit`, stays as it is. Otherwise an object of the same name is replaced, which is logged as a
-    warning if it was made of other files; each is written atomically. Several processes may add to one library at
-    once.
+    An object whose archive is sound, and was made of the same files with the same `views` and `unit`, stays as it is;
+    another one of the same name is replaced, with a warning if it was made of other files. Archives are written
+    atomically, and several processes may add to one library.
 
     Args:
         library: the folder.
         meshes: CAD files; a folder of BOP models stands for all its models, unless names are given.
-        names: of the objects, one a file; default: `object_names`, and a file given twice counts once.
-        unit: of all files: "auto", "m", "cm", "mm" or "in".
-        settings: which views; default: 12 directions.
-        jobs: processes that share the work; 1: this one alone; 0: one for each core, but fewer for little work.
-            Processes are spawned: a script that asks for any does so below `if __name__ == "__main__":`.
-        force: render all, changed or not.
-        on_error: called for a file that cannot be used, in the order of the meshes, and the others go on; without it
-            the first error ends the work.
+        names: object names, one a file; default: `object_names`, and a file given twice counts once.
+        unit: unit of all files: "auto", "m", "cm", "mm" or "in".
+        views: viewpoints, evenly spread: 12, 42 or 162.
+        jobs: number of processes; 1: this one alone; 0: one for each core, but fewer for little work. They are spawned:
+            a script that asks for more than one does so below `if __name__ == "__main__":`.
+        force: render unchanged objects as well.
+        on_error: called for each file that cannot be used, in the order of the meshes; without it the first error is
+            raised.
         progress: whether to show a progress bar, if the error stream is a terminal.
-
-    Returns:
-        The names of the objects rendered, and of those left as they were.
 
     Raises:
         ConfigError: another number of names than of files, one name given twice, or a negative number of jobs.
@@ -147,8 +137,7 @@ def add_objects(
     if jobs < 0:
         raise ConfigError(f"jobs: {jobs} is negative; 0 takes as many as there are cores")
     tasks = _tasks(meshes, names)
-    settings = settings or ViewSettings()
-    jobs = min(jobs or _fitting_jobs(len(tasks), settings), len(tasks))
+    jobs = min(jobs or _fitting_jobs(len(tasks) * views), len(tasks))
     folder = Path(library)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,13 +147,12 @@ def add_objects(
         raise LibraryError(f"{folder}: cannot be made a library's folder ({error.strerror})") from error
     # A damaged manifest is better known before hours of rendering than after.
     update_manifest(folder)
-    opener = partial(_Onboarding, folder, settings, unit, force, jobs > 1)
+    opener = partial(_onboarding, folder, views, unit, force, jobs > 1)
     added: dict[str, list[str]] = {"rendered": [], "unchanged": []}
     results = run_tasks(opener, tasks, jobs) if jobs > 1 else _in_this_process(opener, tasks)
-    # None: a bar on a terminal only, so that log files stay readable.
-    hidden = None if progress else True
     try:
-        shown = tqdm(results, "rendering", len(tasks), unit="object", disable=hidden)
+        # None: a bar on a terminal only, so that log files stay readable.
+        shown = tqdm(results, "rendering", len(tasks), unit="object", disable=None if progress else True)
         for task, result in zip(tasks, shown, strict=True):
             if isinstance(result, Died):
                 result = RenderingError(f"{task.path}: could not be rendered: {result.reason}")
@@ -194,9 +182,9 @@ _Outcome = Literal["rendered", "unchanged"] | OcditError
 def object_names(paths: Sequence[str | Path]) -> list[str | None]:
     """Return a name for the object of each mesh file: the file's name without its suffix.
 
-    Files of one name are told apart by the first part of their paths that differs, as data sets of objects have them:
+    Files of one name are told apart by the first part of their paths that differs:
     ycb/002_master_chef_can/google_16k/textured.obj is `002_master_chef_can`, left/wheel.stl is `left_wheel`. None
-    stands for what no folder tells apart from another file.
+    stands for files that no folder tells apart.
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]
     stems: dict[str, list[int]] = {}
@@ -209,27 +197,17 @@ def object_names(paths: Sequence[str | Path]) -> list[str | None]:
             for index, label in zip(members, labels, strict=True):
                 whole = label if label and stem.lower() in _COMMON_STEMS else f"{label or ''}_{stem}"
                 names[index] = None if label is None else _NOT_IN_NAMES.sub("_", whole).strip(" _")[:100]
-    taken = [name for name in names if name is not None]
-    return [None if name is None or taken.count(name) > 1 else name for name in names]
+    return [None if names.count(name) > 1 else name for name in names]
 
 
 def _apart(folders: list[tuple[str, ...]]) -> list[str | None]:
-    """Return for each folder the parts of its path that tell it from the others, from the first that differs."""
-    if len(folders) == 1:
-        return [""]
-    depth = 0
-    while len({folder[depth : depth + 1] for folder in folders}) == 1:
-        if len(folders[0]) <= depth:
-            return [None] * len(folders)  # one folder for all
-        depth += 1
+    """Return for each folder the parts of its path that tell it from the others, as few as it takes; None: none do."""
+    columns = [column for column in zip_longest(*folders, fillvalue="") if len(set(column)) > 1]
     labels: list[str | None] = [None] * len(folders)
-    buckets: dict[str, list[int]] = {}
-    for index, folder in enumerate(folders):
-        buckets.setdefault("".join(folder[depth : depth + 1]), []).append(index)
-    for part, members in buckets.items():
-        inner = _apart([folders[index][depth + 1 :] for index in members])
-        for index, label in zip(members, inner, strict=True):
-            labels[index] = None if label is None else "_".join(filter(None, (part, label)))
+    for count in range(1, len(columns) + 1):
+        longer = ["_".join(filter(None, parts)) for parts in zip(*columns[:count], strict=True)]
+        for index, label in enumerate(longer):
+            labels[index] = label if labels[index] is None and longer.count(label) == 1 else labels[index]
     return labels
 
 
@@ -269,79 +247,70 @@ def _tasks(meshes: Sequence[str | Path], names: Sequence[str] | None) -> list[_T
     return tasks
 
 
-def _fitting_jobs(objects: int, settings: ViewSettings) -> int:
-    views = objects * settings.views * settings.in_plane
+def _fitting_jobs(views: int) -> int:
     return min(len(os.sched_getaffinity(0)), -(-views // VIEWS_A_JOB))
 
 
-def _in_this_process(
-    opener: Callable[[], AbstractContextManager[Work[_Task, _Outcome]]], tasks: Sequence[_Task]
-) -> Generator[_Outcome, None, None]:
+def _in_this_process(opener: Opener, tasks: Sequence[_Task]) -> Generator[_Outcome, None, None]:
     with opener() as work:
         yield from map(work, tasks)
 
 
-class _Onboarding:
-    """Does one task after another with one renderer, which is opened when there is something to draw.
+@contextmanager
+def _onboarding(
+    folder: Path, views: int, unit: str, force: bool, shares_cores: bool
+) -> Iterator[Work[_Task, _Outcome]]:
+    """Yield a function that does one task after another with one renderer, opened when there is something to draw.
 
-    Called with a task it returns what became of it; what it raises concerns all tasks.
+    It returns what became of the task; what it raises concerns all tasks.
     """
+    renderers: list[Renderer] = []
 
-    def __init__(self, folder: Path, settings: ViewSettings, unit: str, force: bool, alone: bool) -> None:
-        self._folder, self._settings, self._unit, self._force = folder, settings, unit, force
-        self._shares_cores = alone
-        self._renderer: Renderer | None = None
-        self._stack = ExitStack()
-
-    def __enter__(self) -> _Onboarding:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def __call__(self, task: _Task) -> _Outcome:
+    def work(task: _Task) -> _Outcome:
         if task.error is not None:
             return task.error
-        if not self._force and self._is_current(task):
+        if not force and _is_current(folder, task, _recipe(views, unit)):
             return "unchanged"
-        if self._renderer is None:
-            if self._shares_cores:
+        if not renderers:
+            if shares_cores:
                 # Mesa's software renderer takes every core otherwise, as its neighbours do.
                 os.environ.setdefault("LP_NUM_THREADS", "1")
-            self._renderer = self._stack.enter_context(Renderer())
+            renderers.append(stack.enter_context(Renderer()))
         try:
-            templates = make_templates(
-                self._renderer, task.path, name=task.name, unit=self._unit, settings=self._settings
-            )
-            self._name_replaced(templates)
+            templates = make_templates(renderers[0], task.path, name=task.name, unit=unit, views=views)
+            _name_replaced(folder, templates)
             for problem in check_views(templates):
                 logger.warning("%s: %s", task.name, problem)
-            save_templates(self._folder, templates)
+            save_templates(folder, templates)
         except OcditError as error:
             return error
         return "rendered"
 
-    def _name_replaced(self, templates: ObjectTemplates) -> None:
-        """Warn that an object of the same name, which was made of other files, is about to be replaced."""
-        with suppress(LibraryError):
-            known = read_fields(self._folder / f"{templates.name}{SUFFIX}", ("sources", "source_sha256", "origin"))
-            if str(known["source_sha256"]) != templates.source_sha256:
-                named = [*known["sources"].tolist(), "file"][0]
-                source = "photographs" if known["origin"] == "photos" else f"another {named}"
-                logger.warning("%s: replaces an object that was made of %s; --name keeps both", templates.name, source)
+    with ExitStack() as stack:
+        yield work
 
-    def _is_current(self, task: _Task) -> bool:
-        archive = self._folder / f"{task.name}{SUFFIX}"
-        if not archive.is_file():
+
+def _name_replaced(folder: Path, templates: ObjectTemplates) -> None:
+    """Warn that an object of the same name, which was made of other files, is about to be replaced."""
+    with suppress(LibraryError):
+        known = read_fields(folder / f"{templates.name}{SUFFIX}", ("sources", "source_sha256", "origin"))
+        if str(known["source_sha256"]) != templates.source_sha256:
+            named = [*known["sources"].tolist(), "file"][0]
+            source = "photographs" if known["origin"] == "photos" else f"another {named}"
+            logger.warning("%s: replaces an object that was made of %s; --name keeps both", templates.name, source)
+
+
+def _is_current(folder: Path, task: _Task, recipe: str) -> bool:
+    """Return whether an object's archive is sound, and made of the same files in the same way."""
+    archive = folder / f"{task.name}{SUFFIX}"
+    if not archive.is_file():
+        return False
+    try:
+        known = read_fields(archive, ("sources", "source_sha256", "recipe"))
+        if known["recipe"] != recipe or known["source_sha256"] != source_digest(task.path, known["sources"].tolist()):
             return False
-        try:
-            known = read_fields(archive, ("sources", "source_sha256", "recipe"))
-            if known["recipe"] != _recipe(self._settings, self._unit):
-                return False
-            if known["source_sha256"] != source_digest(task.path, known["sources"].tolist()):
-                return False
-            # All of it: who is told to render a damaged object again must not hear that nothing has changed.
-            load_templates(archive)
-        except LibraryError:
-            return False
-        return True
+        # All of it: who is told to render a damaged object again must not hear that nothing has changed.
+        load_templates(archive)
+    except LibraryError:
+        return False
+    return True

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 MAX_FACES = 2_000_000
 MAX_TILES = 8  # repeats of a texture across one face in an atlas; faces with more are subdivided
 MAX_TEXTURE = 1024  # side in pixels of one part's texture in an atlas; views are 128 pixels wide
-BLEND_CUTOFF = 0.5
-"""What is blended with at least this opacity is drawn as if it were opaque, the rest of its texture as a hole."""
-FAINT = 0.25
-"""A blended surface that is nowhere more opaque than this is left out where the object has other surfaces."""
+BLEND_CUTOFF = 0.5  # what is blended with at least this opacity is drawn opaque, the rest of its texture as a hole
+FAINT = 0.25  # a blended surface nowhere more opaque than this is left out where the object has other surfaces
+BESIDE_TEXTURE = "colours of vertices beside a texture"
 _PADDING = 4
 _ATLAS_WIDTH = 4096
 _MAX_SPLIT_FACES = 100_000
 _WHITE = np.full((4, 4, 4), 255, np.uint8)
+_GREY = np.array([NEUTRAL_GREY / 255] * 3 + [1.0])
 
 Array = NDArray[Any]
 Pixels = NDArray[np.uint8]
@@ -37,16 +37,16 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Material:
-    """How one part looks.
+    """How one part looks; None: the file does not say.
 
     Attributes:
-        colour: (3,) or (4,) sRGBA factor in 0..1; None: the file states none.
+        colour: (3,) or (4,) sRGBA factor in 0..1.
         texture: (H, W, 4) uint8 sRGBA, first row at the top.
         wrap: what lies beyond the texture's border, for u and v: "repeat", "mirror" or "clamp".
         alpha: "opaque"; "mask": holes where the opacity is below `cutoff`; or "blend": semi-transparent.
         cutoff: opacity below which a masked surface is a hole.
-        metallic: fraction of bare metal, 0..1; None: the file does not state it.
-        roughness: 0 polished .. 1 matt; None: the file does not state it.
+        metallic: fraction of bare metal, 0..1.
+        roughness: 0 polished .. 1 matt.
     """
 
     colour: ArrayLike | None = None
@@ -76,28 +76,31 @@ class Part:
     uv: Array | None = None
     colours: Array | None = None
 
+    def moved(self, transform: Array) -> Part:
+        """Return the part moved by a transform (4, 4); faces that this mirrors are turned round."""
+        vertices = self.vertices @ transform[:3, :3].T + transform[:3, 3]
+        mirrored = np.linalg.det(transform[:3, :3]) < 0
+        return replace(self, vertices=vertices, faces=self.faces[:, ::-1] if mirrored else self.faces)
+
 
 @dataclass(kw_only=True)
 class ParsedFile:
-    """What a file holds.
-
-    Attributes:
-        parts: those that have faces.
-        unit: metres in one unit of length, where the file or its format states it; else None.
-        warnings: what the file holds and is not drawn, in a few words each.
-    """
+    """The surfaces of a file, and the metres in its unit of length, where the file or its format states it."""
 
     parts: list[Part]
     unit: float | None = None
-    warnings: list[str] = field(default_factory=list)
+
+
+def scaled_colours(colours: ArrayLike) -> Array:
+    """Return float colours in 0..1; files that store 0..255 are told by a value above 1."""
+    values = np.asarray(colours, dtype=np.float64)
+    return values / 255 if values.max(initial=0) > 1 else values
 
 
 def rgba(colours: ArrayLike, *, linear: bool = False) -> NDArray[np.float32]:
-    """Return colours (N, 3 or 4) of any type as (N, 4) sRGBA in 0..1: integers are divided by their type's maximum.
+    """Return colours (N, 3 or 4), floats in 0..1 or integers up to their type's maximum, as (N, 4) sRGBA in 0..1.
 
-    Args:
-        colours: integers, or floats in 0..1.
-        linear: whether they are linear light, as glTF's are.
+    `linear`: whether they are linear light, as glTF's are.
     """
     values = np.asarray(colours)
     scale = np.iinfo(values.dtype).max if np.issubdtype(values.dtype, np.integer) else 1
@@ -108,22 +111,11 @@ def rgba(colours: ArrayLike, *, linear: bool = False) -> NDArray[np.float32]:
     return out
 
 
-def multiplied(colours: Array, factor: ArrayLike) -> NDArray[np.float32]:
-    """Return sRGBA colours (..., 4) in 0..1 times a factor (4,) or (..., 4), multiplied as linear light."""
-    factor = np.asarray(factor, dtype=np.float32)
-    if (factor == 1).all():
-        return np.asarray(colours, dtype=np.float32)
-    out = np.empty(np.broadcast_shapes(colours.shape, factor.shape), np.float32)
-    out[..., :3] = srgb_from_linear(linear_from_srgb(colours[..., :3]) * linear_from_srgb(factor[..., :3]))
-    out[..., 3] = colours[..., 3] * factor[..., 3]
-    return out
-
-
 def with_emission(material: Material, emission: ArrayLike, texture: Pixels | None = None) -> Material:
-    """Return a material whose colour includes the light that it emits: the renderers have no emission of their own.
+    """Return a material whose colour includes the light that it emits: the renderer has no emission of its own.
 
     Args:
-        material: a texture that it has shares its coordinates with the emissive one.
+        material: its texture, if any, shares its coordinates with the emissive one.
         emission: (3,) linear light.
         texture: emissive texture, multiplied with `emission`.
     """
@@ -135,10 +127,8 @@ def with_emission(material: Material, emission: ArrayLike, texture: Pixels | Non
     side = 2 * MAX_TEXTURE
     base = _limited(_WHITE if material.texture is None else material.texture, side)
     glow = _limited(_WHITE if texture is None else texture, side)
-    if texture is not None and base.shape[0] < glow.shape[0]:
-        base = np.asarray(cv2.resize(base, glow.shape[1::-1], interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
-    if glow.shape != base.shape:
-        glow = np.asarray(cv2.resize(glow, base.shape[1::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    size = (glow if texture is not None and base.shape[0] < glow.shape[0] else base).shape[1::-1]
+    base, glow = (np.asarray(cv2.resize(i, size, interpolation=cv2.INTER_AREA), np.uint8) for i in (base, glow))
     table = linear_from_srgb(np.arange(256) / 255)
     total = table[base[..., :3]] * linear_from_srgb(colour[:3]) + table[glow[..., :3]] * light
     shown = np.rint(255 * srgb_from_linear(np.clip(total, 0, 1))).astype(np.uint8)
@@ -146,14 +136,9 @@ def with_emission(material: Material, emission: ArrayLike, texture: Pixels | Non
 
 
 def triangulated(polygons: Sequence[Any] | Array, points: Array) -> Array:
-    """Cut polygons into triangles; concave ones by their ears, so that nothing outside them is covered.
+    """Cut polygons, corners of each as indices of points (V, 3), into triangles; concave ones by their ears.
 
-    Args:
-        polygons: corners of each, as indices of `points`; those of fewer than three are left out.
-        points: (V, 3).
-
-    Returns:
-        (F, 3) numbers of corners, counted through all the polygons.
+    Returns numbers (F, 3) of corners, counted through all the polygons; those of fewer than three are left out.
     """
     sizes = np.array([len(polygon) for polygon in polygons], np.int64)
     starts = np.cumsum(sizes) - sizes
@@ -173,6 +158,18 @@ def triangulated(polygons: Sequence[Any] | Array, points: Array) -> Array:
         for number in range(1, size - 1):
             triangles.append(fan[:, [0, number, number + 1]])
     return np.concatenate([np.zeros((0, 3), np.int64), *triangles])
+
+
+def strip_triangles(indices: ArrayLike, *, fan: bool = False) -> Array:
+    """Return the triangles (F, 3) of a strip (N,), every second one turned round; or those of a fan."""
+    row = np.asarray(indices)
+    if len(row) < 3:
+        return np.zeros((0, 3), np.int64)
+    if fan:
+        return np.stack([np.full(len(row) - 2, row[0]), row[1:-1], row[2:]], axis=1)
+    triangles = np.stack([row[:-2], row[1:-1], row[2:]], axis=1)
+    triangles[1::2] = triangles[1::2, [1, 0, 2]]
+    return triangles
 
 
 def _ears(points: Array, normal: Array) -> Array:
@@ -228,7 +225,7 @@ def part_of(
         polygons: corners of each, as indices of `points`.
         points: (V, 3).
         material: of all of them.
-        uv: texture coordinates (N, 2), and the index of each corner (C,), through all the polygons.
+        uv: texture coordinates (N, 2), and the index of each corner (C,), counted through all the polygons.
         colours: sRGB colours (N, 3) or (N, 4) in 0..1, and the index of each corner (C,).
 
     Raises:
@@ -259,18 +256,18 @@ def part_of(
 def join(parts: list[Part]) -> tuple[trimesh.Trimesh, list[str]]:
     """Join the parts of a scene, keeping what their surfaces look like.
 
-    Parts with different textures share an atlas. Colours of vertices beside a texture are kept in the mesh's
-    `vertex_attributes["colour"]`, (V, 4) uint8 sRGBA.
-
     Returns:
-        One mesh, whose metadata hold "metallic" and "roughness" where parts state them, means over the surface; and
-        what cannot be drawn as the file means it.
+        One mesh: different textures share an atlas, colours of vertices beside a texture are in its
+        `vertex_attributes["colour"]`, (V, 4) uint8 sRGBA, and its metadata hold "metallic" and "roughness" where parts
+        state them, means over the surface. And what is not drawn as the file means it, in a few words each.
     """
     import trimesh
     from PIL import Image
     from trimesh.visual import ColorVisuals, TextureVisuals
 
-    parts, warnings = _without_faint(parts)
+    parts, undrawn = _without_faint(parts)
+    if any(part.material.texture is not None and part.uv is None for part in parts):
+        undrawn.append("a texture without coordinates")
     metadata = _surface_factors(parts)
     parts = [_resolved(part) for part in parts]
     texture, uv = None, None
@@ -279,7 +276,7 @@ def join(parts: list[Part]) -> tuple[trimesh.Trimesh, list[str]]:
     colours = None
     if any(part.colours is not None for part in parts):
         # What states no colour is neutral grey, or as its texture is.
-        plain = np.full(4, 1.0) if texture is not None else np.array([NEUTRAL_GREY / 255] * 3 + [1.0])
+        plain = np.ones(4) if texture is not None else _GREY
         shown = [p.colours if p.colours is not None else np.tile(plain, (len(p.vertices), 1)) for p in parts]
         colours = np.rint(np.concatenate(shown) * 255).astype(np.uint8)
     visual: Any = None
@@ -303,7 +300,7 @@ def join(parts: list[Part]) -> tuple[trimesh.Trimesh, list[str]]:
     )
     if texture is not None and colours is not None and (colours[:, :3] != 255).any():
         mesh.vertex_attributes["colour"] = colours
-    return mesh, warnings
+    return mesh, undrawn
 
 
 def _opacity(part: Part) -> Array:
@@ -321,16 +318,15 @@ def _without_faint(parts: list[Part]) -> tuple[list[Part], list[str]]:
     blended = [part.material.alpha == "blend" for part in parts]
     strongest = [float(_opacity(part).max()) if blend else 1.0 for part, blend in zip(parts, blended, strict=True)]
     faint = [opacity < FAINT for opacity in strongest]
-    warnings = []
+    undrawn = []
     if any(faint) and not all(faint):
-        names = f"{sum(faint)} nearly transparent surface{'s' if sum(faint) > 1 else ''}"
-        warnings.append(f"{names} (opacity below {FAINT:g}) left out")
-        kept = [part for part, out in zip(parts, faint, strict=True) if not out]
+        surfaces = f"nearly transparent surface{'s' if sum(faint) > 1 else ''}"
+        undrawn.append(f"{sum(faint)} {surfaces} (opacity below {FAINT:g})")
+        parts = [part for part, out in zip(parts, faint, strict=True) if not out]
         strongest = [opacity for opacity, out in zip(strongest, faint, strict=True) if not out]
-        parts = kept
     if any(opacity < 0.95 for opacity in strongest):
-        warnings.append("semi-transparent surfaces drawn opaque")
-    return parts, warnings
+        undrawn.append("semi-transparency (drawn opaque)")
+    return parts, undrawn
 
 
 def _resolved(part: Part) -> Part:
@@ -355,7 +351,9 @@ def _resolved(part: Part) -> Part:
         if texture is not None:
             texture = _tinted(texture, factor)
         else:
-            colours = multiplied(np.ones((len(part.vertices), 4)) if colours is None else colours, factor)
+            light = np.ones((1, 3)) if colours is None else linear_from_srgb(colours[:, :3])
+            shown = np.broadcast_to(srgb_from_linear(light * linear_from_srgb(factor[:3])), (len(part.vertices), 3))
+            colours = np.pad(shown, ((0, 0), (0, 1)))
     if colours is not None:
         colours[:, 3] = 1
     uv = None if texture is None or part.uv is None else np.nan_to_num(np.asarray(part.uv, dtype=np.float64))
@@ -375,68 +373,55 @@ def _tinted(pixels: Pixels, factor: Array) -> Pixels:
 def _surface_factors(parts: list[Part]) -> dict[str, float]:
     """Return the means of "metallic" and "roughness" over the surface of those parts that state them.
 
-    What no part states is left out: glTF's own default, an entirely metallic surface, is hardly ever meant where a
-    file says nothing.
+    glTF's default, an entirely metallic surface, is hardly ever meant where a file says nothing.
     """
+    import trimesh
+
     means = {}
+    areas = [float(trimesh.triangles.area(part.vertices[part.faces]).sum()) for part in parts]
     for key in ("metallic", "roughness"):
-        stated = [(getattr(part.material, key), _area(part)) for part in parts]
+        stated = [(getattr(part.material, key), area) for part, area in zip(parts, areas, strict=True)]
         known = [(value, area) for value, area in stated if value is not None]
         if total := sum(area for _, area in known):
             means[key] = float(np.clip(sum(value * area for value, area in known) / total, 0, 1))
     return means
 
 
-def _area(part: Part) -> float:
-    a, b, c = np.moveaxis(np.asarray(part.vertices)[part.faces], 1, 0)
-    return float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2)
-
-
 def _textured(parts: list[Part]) -> tuple[list[Part], Pixels, Array]:
     """Return parts, one texture (H, W, 4) for all of them, and texture coordinates (V, 2)."""
     first = next(part for part in parts if part.material.texture is not None).material
     assert first.texture is not None
-    same = [p.material.texture is not None and _same(p.material.texture, first.texture) for p in parts]
+    same = [p.material.texture is not None and np.array_equal(p.material.texture, first.texture) for p in parts]
     if all(same) and all(p.material.wrap == ("repeat", "repeat") or _inside(p) for p in parts):
         return parts, first.texture, np.concatenate([part.uv for part in parts if part.uv is not None])
     ready = []
     for part in parts:
         if part.material.texture is None:
-            grey = (
-                None if part.colours is not None else np.tile([NEUTRAL_GREY / 255] * 3 + [1], (len(part.vertices), 1))
-            )
+            count = len(part.vertices)
             part = replace(
                 part,
                 material=replace(part.material, texture=_WHITE),
-                uv=np.full((len(part.vertices), 2), 0.5),
-                colours=part.colours if grey is None else grey,
+                uv=np.full((count, 2), 0.5),
+                colours=np.tile(_GREY, (count, 1)) if part.colours is None else part.colours,
             )
         ready.append(_unrolled(part))
-    unique: dict[bytes, int] = {}
-    images: list[Pixels] = []
-    which = []
+    unique: dict[tuple[Any, ...], Pixels] = {}
+    keys = []
     for part in ready:
         texture = part.material.texture
         assert texture is not None
-        key = str(texture.shape).encode() + texture.tobytes()
-        if key not in unique:
-            unique[key] = len(images)
-            images.append(texture)
-        which.append(unique[key])
-    atlas, corners = _packed(images)
+        keys.append((texture.shape, texture.tobytes()))
+        unique[keys[-1]] = texture
+    atlas, corners = _packed(unique)
     height, width = atlas.shape[:2]
     coordinates = []
-    for part, index in zip(ready, which, strict=True):
-        side = np.array(images[index].shape[1::-1])
-        x, y = corners[index]
+    for part, key in zip(ready, keys, strict=True):
+        side = np.array(unique[key].shape[1::-1])
+        x, y = corners[key]
         # Texture coordinates count rows from the bottom, images from the top.
         inside = part.uv * side
         coordinates.append(np.stack([(x + inside[:, 0]) / width, 1 - (y + side[1] - inside[:, 1]) / height], axis=1))
     return ready, atlas, np.concatenate(coordinates)
-
-
-def _same(one: Pixels, other: Pixels) -> bool:
-    return one is other or (one.shape == other.shape and bool((one == other).all()))
 
 
 def _inside(part: Part) -> bool:
@@ -510,20 +495,20 @@ def _limited(texture: Pixels, side: int) -> Pixels:
     return np.asarray(cv2.resize(texture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def _packed(images: list[Pixels]) -> tuple[Pixels, list[tuple[int, int]]]:
+def _packed(images: dict[Any, Pixels]) -> tuple[Pixels, dict[Any, tuple[int, int]]]:
     """Lay images out in shelves, tallest first; return the atlas and each image's corner (x, y) in it."""
-    corners = [(0, 0)] * len(images)
+    corners: dict[Any, tuple[int, int]] = {}
     x = y = shelf = width = 0
-    for index in sorted(range(len(images)), key=lambda i: -images[i].shape[0]):
-        high, wide = (side + 2 * _PADDING for side in images[index].shape[:2])
+    for key in sorted(images, key=lambda key: -images[key].shape[0]):
+        high, wide = (side + 2 * _PADDING for side in images[key].shape[:2])
         if x and x + wide > _ATLAS_WIDTH:
             x, y, shelf = 0, y + shelf, 0
-        corners[index] = (x + _PADDING, y + _PADDING)
+        corners[key] = (x + _PADDING, y + _PADDING)
         x, shelf = x + wide, max(shelf, high)
         width = max(width, x)
     sheet = np.full((y + shelf, width, 4), 255, np.uint8)
-    for image, (left, top) in zip(images, corners, strict=True):
+    for key, (left, top) in corners.items():
         # Edges are drawn out so that filtering does not mix in the neighbours.
-        bordered = np.pad(image, ((_PADDING, _PADDING), (_PADDING, _PADDING), (0, 0)), mode="edge")
+        bordered = np.pad(images[key], ((_PADDING, _PADDING), (_PADDING, _PADDING), (0, 0)), mode="edge")
         sheet[top - _PADDING :, left - _PADDING :][: bordered.shape[0], : bordered.shape[1]] = bordered
     return sheet, corners

@@ -14,22 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
-from ocdit_core.objects.parts import Material, ParsedFile, Part, part_of, rgba
+from ocdit_core.objects.parts import BESIDE_TEXTURE, Material, ParsedFile, Part, part_of, rgba, strip_triangles
 from ocdit_core.objects.sources import SourceFiles
 
 Array = NDArray[Any]
 _END = re.compile(rb"(?m)^[ \t]*end_header[ \t]*(\r\n|\n|\r)")
 _TEXTURE = re.compile(r"(?i)comment\s+texturefile\s+(.+)")
 _TYPES = {
-    **dict.fromkeys(("char", "int8"), "i1"),
-    **dict.fromkeys(("uchar", "uint8"), "u1"),
-    **dict.fromkeys(("short", "int16"), "i2"),
-    **dict.fromkeys(("ushort", "uint16"), "u2"),
-    **dict.fromkeys(("int", "int32"), "i4"),
-    **dict.fromkeys(("uint", "uint32"), "u4"),
-    **dict.fromkeys(("float", "float32"), "f4"),
-    **dict.fromkeys(("double", "float64"), "f8"),
-}
+    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
+    "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
+    "float32": "f4", "float64": "f8",
+}  # fmt: skip
 _COLOURS = [[f"{prefix}{name}" for name in ("red", "green", "blue")] for prefix in ("", "diffuse_")] + [["r", "g", "b"]]
 _COORDINATES = (("texture_u", "texture_v"), ("s", "t"), ("u", "v"), ("texcoord_u", "texcoord_v"), ("tx", "ty"))
 _DRAWN = ("vertex", "face", "tristrips")
@@ -74,8 +69,8 @@ def read_ply(files: SourceFiles, data: bytes) -> ParsedFile:
         tables = _from_text(body, elements)
     else:
         tables = _from_bytes(body, elements, ">" if "big" in layout else "<")
-    warnings = [f"{e.count} {e.name} elements are not drawn" for e in elements if e.name not in _DRAWN and e.count]
-    return ParsedFile(parts=_parts(files, tables, names, warnings), warnings=warnings)
+    files.leave_out(*(f"{e.count} {e.name} elements" for e in elements if e.name not in _DRAWN and e.count))
+    return ParsedFile(parts=_parts(files, tables, names))
 
 
 def _from_text(body: bytes, elements: list[_Element]) -> dict[str, dict[str, Any]]:
@@ -165,7 +160,7 @@ def _from_bytes(body: bytes, elements: list[_Element], endian: str) -> dict[str,
     return tables
 
 
-def _parts(files: SourceFiles, tables: dict[str, Any], names: list[str], warnings: list[str]) -> list[Part]:
+def _parts(files: SourceFiles, tables: dict[str, Any], names: list[str]) -> list[Part]:
     vertex, face = tables["vertex"], tables.get("face", {})
     points = np.stack([np.asarray(vertex[axis], dtype=np.float64) for axis in "xyz"], axis=1)
     polygons: Any = next((face[name] for name in ("vertex_indices", "vertex_index") if name in face), [])
@@ -174,12 +169,15 @@ def _parts(files: SourceFiles, tables: dict[str, Any], names: list[str], warning
     else:
         polygons = [polygon.astype(np.int64) for polygon in polygons]
     for strip in tables.get("tristrips", {}).get("vertex_indices", []):
-        polygons = [*polygons, *_strip(np.asarray(strip))]
+        runs = np.split(strip, np.flatnonzero(np.asarray(strip) < 0))
+        polygons = [*polygons, *chain.from_iterable(strip_triangles(run[run >= 0]) for run in runs)]
     if not len(polygons):
         return []
     sizes = np.array([len(polygon) for polygon in polygons])
     corner = np.concatenate([np.asarray(polygon) for polygon in polygons]).astype(np.int64)
     owner = np.repeat(np.arange(len(polygons)), sizes)
+    stored = _colours(vertex, face, corner, owner)
+    files.leave_out("the opacity of its vertices", when=np.min(vertex.get("alpha", 255), initial=255) < 255)
     textures = [files.texture(name) for name in names]
     if textures and "texcoord" in face and len(face["texcoord"]) == len(polygons):
         wedges = np.concatenate(
@@ -191,9 +189,8 @@ def _parts(files: SourceFiles, tables: dict[str, Any], names: list[str], warning
     elif textures and (pair := next((p for p in _COORDINATES if p[0] in vertex and p[1] in vertex), None)):
         uv = (np.stack([np.asarray(vertex[name], dtype=np.float64) for name in pair], axis=1), corner)
     else:
-        if any(texture is not None for texture in textures):
-            warnings.append("a texture without coordinates is not drawn")
-        return [part_of(polygons, points, Material(), colours=_colours(vertex, face, corner, owner))]
+        files.leave_out("a texture without coordinates", when=any(texture is not None for texture in textures))
+        return [part_of(polygons, points, Material(), colours=stored)]
     number = np.zeros(len(polygons), np.int64)
     if "texnumber" in face and len(names) > 1:
         number = np.asarray(face["texnumber"]).astype(np.int64)
@@ -203,24 +200,13 @@ def _parts(files: SourceFiles, tables: dict[str, Any], names: list[str], warning
         mine = np.isin(owner, which)
         texture = textures[index] if 0 <= index < len(textures) else None
         chosen = polygons[which] if isinstance(polygons, np.ndarray) else [polygons[i] for i in which]
-        colours = None
+        colours = None if stored is None else (stored[0], stored[1][mine])
         if texture is None:
-            stored = _colours(vertex, face, corner, owner)
-            colours = None if stored is None else (stored[0], stored[1][mine])
-        coordinates = (uv[0], uv[1][mine]) if texture is not None else None
-        parts.append(part_of(chosen, points, Material(texture=texture), uv=coordinates, colours=colours))
+            parts.append(part_of(chosen, points, Material(), colours=colours))
+            continue
+        files.leave_out(BESIDE_TEXTURE, when=stored is not None and stored[0].min() < 1)
+        parts.append(part_of(chosen, points, Material(texture=texture), uv=(uv[0], uv[1][mine])))
     return parts
-
-
-def _strip(indices: Array) -> list[list[int]]:
-    """Return the triangles of strips that -1 separates."""
-    triangles, run = [], list[int]()
-    for index in indices.tolist():
-        run = [] if index < 0 else [*run, index]
-        if len(run) >= 3:
-            a, b, c = run[-3:]
-            triangles.append([a, b, c] if len(run) % 2 else [b, a, c])
-    return triangles
 
 
 def _colours(vertex: dict[str, Any], face: dict[str, Any], corner: Array, owner: Array) -> tuple[Array, Array] | None:

@@ -37,12 +37,7 @@ _ATLAS_ROWS = 2048  # views are drawn below one another and read back together
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """A light at infinity.
-
-    Attributes:
-        direction: from the object to the light in camera axes (x right, y down, z forward); any length.
-        colour: linear red, green, blue; intensity included.
-    """
+    """A light at infinity: its direction from the object in camera axes, of any length, and linear RGB colour."""
 
     direction: tuple[float, float, float]
     colour: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -53,14 +48,13 @@ class Lighting:
     """The light of one rendering; the default shows an object's geometry from every side.
 
     Attributes:
-        ambient: linear colour of the light that comes from everywhere, most from above.
+        ambient: linear colour of the ambient light, brightest from above.
         sky: how much weaker the ambient light is on an upright wall than from above; twice as much from below.
         lights: any number.
         specular: strength of the highlights: 0 matt, 1 very shiny.
         roughness: width of the highlights, in (0, 1].
-        materials: whether a mesh that states how metallic or rough it is shines so, whatever the two above say.
-        darkest: linear reflectance that no surface stays below, so that black ones show on black; plastics and paints
-            reflect some 0.04 of the light however dark their colour.
+        materials: whether a mesh's own metalness and roughness, where its file states them, replace the two above.
+        darkest: lower limit of the linear reflectance, so that black surfaces show on black.
     """
 
     ambient: tuple[float, float, float] = (0.42, 0.42, 0.42)
@@ -102,7 +96,7 @@ class Views:
 
     Attributes:
         rgba: (n, h, w, 4) uint8: sRGB, multiplied by the coverage in the last channel.
-        near: (n, h, w) pixels with a covered sample in them or right beside them: all that a solid object touches.
+        near: (n, h, w) pixels with a covered sample in or right beside them: all that a solid object touches.
     """
 
     rgba: NDArray[np.uint8]
@@ -119,16 +113,8 @@ class Views:
         return self.rgba[..., 3]
 
 
-def reduce_samples(samples: NDArray[np.uint8], factor: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Average factor x factor samples into a pixel.
-
-    Args:
-        samples: (h * factor, w * factor, 4) RGBA, colours multiplied by coverage.
-        factor: samples a pixel in each direction.
-
-    Returns:
-        The image (h, w, 4), and (h, w) which pixels are `Views.near`.
-    """
+def _reduce_samples(samples: NDArray[np.uint8], factor: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Average factor x factor RGBA samples (h * factor, w * factor, 4) into an image (h, w, 4); and `Views.near`."""
     height, width = samples.shape[0] // factor, samples.shape[1] // factor
     image = samples if factor == 1 else cv2.resize(samples, (width, height), interpolation=cv2.INTER_AREA)
     # From one sample before each pixel's first to one behind its last.
@@ -176,13 +162,8 @@ def make_texture(gl: Any, rgba: NDArray[np.uint8], *, trilinear: bool = False) -
 def clip_matrix(K: NDArray[np.float64], size: tuple[int, int], near: float, far: float) -> NDArray[np.float64]:
     """Return OpenGL's clip matrix (4, 4) for camera axes x right, y down, z forward.
 
-    The image's first row is the buffer's first row: nothing needs flipping.
-
-    Args:
-        K: (3, 3) intrinsics in pixels.
-        size: height and width in pixels.
-        near: distance of the near plane, metres.
-        far: distance of the far plane, metres.
+    The image's first row is the buffer's first row: nothing needs flipping. K (3, 3) and the size (height, width) are
+    in pixels, the distances of the near and the far plane in metres.
     """
     height, width = size
     matrix = np.zeros((4, 4))
@@ -206,20 +187,12 @@ class _Kind(NamedTuple):
 
 @dataclass(eq=False)
 class MeshHandle:
-    """A mesh on the graphics card, made by `Renderer.upload`; give it back with `release`.
-
-    Attributes:
-        surface: what was uploaded.
-        context: of the renderer.
-        buffer: vertices.
-        texture: None where colours alone are used.
-        arrays: vertex arrays by the program that they feed.
-    """
+    """A mesh on the graphics card, made by `Renderer.upload`; give it back with `release`."""
 
     surface: Surface
     context: Any
     buffer: Any
-    texture: Any | None
+    texture: Any | None  # None where colours alone are used
     arrays: dict[_Kind, Any] = field(default_factory=dict)
 
     def release(self) -> None:
@@ -241,7 +214,7 @@ class Renderer:
     def __init__(self) -> None:
         self._gl: Any = open_context()
         self._programs: dict[_Kind, Any] = {}
-        self._targets: dict[tuple[int, int], tuple[Any, ...]] = {}
+        self._target_size, self._target = (0, 0), tuple[Any, ...]()  # framebuffer and attachments
 
     def __enter__(self) -> Renderer:
         return self
@@ -256,9 +229,8 @@ class Renderer:
         if self._gl is None:
             return
         with self._gl:
-            self._drop_targets()
-            for program in self._programs.values():
-                program.release()
+            for item in (*self._target, *self._programs.values()):
+                item.release()
         self._gl.release()
         self._gl = None
 
@@ -361,10 +333,16 @@ class Renderer:
         supersample: int,
         edges: bool,
     ) -> Views:
-        """Draw all views, below one another as far as one buffer reaches."""
+        """Draw all views, as many below one another as one framebuffer holds."""
         n, height, width = len(poses), size[0] * supersample, size[1] * supersample
         rows = max(1, min(n, _ATLAS_ROWS // height))
-        frame = self._target(width, rows * height)
+        if self._target_size != (width, rows * height):
+            for item in self._target:
+                item.release()
+            self._target_size = (width, rows * height)
+            colours, depth = self._gl.texture(self._target_size, 4), self._gl.depth_renderbuffer(self._target_size)
+            self._target = (self._gl.framebuffer([colours], depth), depth, colours)
+        frame = self._target[0]
         program, array, surface = self._program(kind), self._array(kind, handle), handle.surface
         self._gl.enable(self._gl.DEPTH_TEST)
         self._gl.line_width = EDGE_WIDTH
@@ -394,24 +372,8 @@ class Renderer:
             frame.read_into(taken, viewport=(0, 0, width, len(taken)), components=4)
             for index in range(begin, end):
                 top = (index - begin) * height
-                rgba[index], near[index] = reduce_samples(taken[top : top + height], supersample)
+                rgba[index], near[index] = _reduce_samples(taken[top : top + height], supersample)
         return Views(rgba=rgba, near=near)
-
-    def _target(self, width: int, height: int) -> Any:
-        """Return a framebuffer; the last few sizes are kept."""
-        key = (width, height)
-        if key not in self._targets:
-            if len(self._targets) >= 4:
-                self._drop_targets()
-            colours, depth = self._gl.texture(key, 4), self._gl.depth_renderbuffer(key)
-            self._targets[key] = (self._gl.framebuffer([colours], depth), depth, colours)
-        return self._targets[key][0]
-
-    def _drop_targets(self) -> None:
-        for target in self._targets.values():
-            for item in target:
-                item.release()
-        self._targets.clear()
 
 
 _LINEAR_FROM_SRGB = """

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import os
-import re
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import cv2
@@ -17,29 +17,16 @@ from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
 
-MAX_BYTES = 1 << 30
-"""A larger file is refused by its size, before it is read."""
-
-MAX_PIXELS = 400_000_000
-"""A texture of more pixels is refused from its header."""
-MAX_SIDE, REDUCED_SIDE = 8192, 4096
-"""A texture with a longer side is reduced to the second length: views are 128 pixels wide."""
+MAX_BYTES = 1 << 30  # of a file; a larger one is refused before it is read
+MAX_PIXELS = 400_000_000  # of a texture; a larger one is refused from its header
+MAX_SIDE, REDUCED_SIDE = 8192, 4096  # a texture with a side above the first is reduced to the second
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tga", ".tif", ".tiff", ".webp", ".avif", ".gif", ".dds", ".ktx2")
 
 Pixels = NDArray[np.uint8]
 
 
 def source_digest(path: str | Path, sources: Iterable[str]) -> str | None:
-    """Return what `CadModel.sha256` would be, from the files alone: nothing is parsed.
-
-    Args:
-        path: the main file.
-        sources: `CadModel.sources`, the main file first.
-
-    Returns:
-        The SHA-256 of the files' contents one after the other, hexadecimal; None when one is missing or cannot be
-        read, so that it is time to look again.
-    """
+    """Return what `CadModel.sha256` of `CadModel.sources` would be, without parsing; None if a file cannot be read."""
     path = Path(path)
     names = list(sources)
     if not names:
@@ -61,19 +48,20 @@ class SourceFiles:
     r"""Reads a main file and what it names, and keeps the list.
 
     A name is looked up beside the file that names it, then beside the main one (a symbolic link: also beside its
-    target), as it stands and then by its last part alone, as files that were moved from another machine need it
-    (`C:\models\a.png`); upper and lower case count only where both exist.
+    target), as it stands and then by its last part alone (`C:\models\a.png`), in any case of letters.
 
     Attributes:
         path: the main file.
         names: relative to its folder, in the order asked for, the main one first; those that are missing included.
         warnings: what is missing or was reduced, without the file's name.
+        undrawn: what they hold and is not drawn, in a few words each; see `leave_out`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.names: list[str] = []
         self.warnings: list[str] = []
+        self.undrawn: list[str] = []
         self._read: dict[str, bytes] = {}
         self._textures: dict[str, Pixels | None] = {}
         self._digest = hashlib.sha256()
@@ -82,6 +70,22 @@ class SourceFiles:
     def sha256(self) -> str:
         """Hexadecimal, of all the files read so far, one after the other."""
         return self._digest.hexdigest()
+
+    def leave_out(self, *features: str, when: bool = True) -> None:
+        """Note what the files hold and is not drawn, in a few words each; what is noted twice is named once."""
+        self.undrawn += [feature for feature in features if when and feature not in self.undrawn]
+
+    def package(self, module: str, reason: str, name: str | None = None) -> Any:
+        """Import a package that this file needs, `name` on PyPI.
+
+        Raises:
+            MeshError: it is not installed.
+        """
+        try:
+            return importlib.import_module(module)
+        except ImportError as error:
+            wanted = name or module
+            raise MeshError(f"{self.path}: {reason} needs the package {wanted}: pip install {wanted}") from error
 
     def main(self) -> bytes:
         """Return the main file's bytes.
@@ -116,12 +120,7 @@ class SourceFiles:
         return self._read[name]
 
     def find(self, name: str, folder: str = "") -> str | None:
-        """Return a file's path relative to the main one's folder, or None.
-
-        Args:
-            name: as a mesh or material file gives it.
-            folder: of the file that names it, relative to the main one's folder.
-        """
+        """Return the path of a file that one in `folder` names, both relative to the main one's folder, or None."""
         here = self.path.parent
         folders = dict.fromkeys([here / folder, here, self.path.resolve().parent])
         for candidate in _candidates(name):
@@ -134,12 +133,7 @@ class SourceFiles:
         return None
 
     def get(self, name: str, folder: str = "", *, instead: str = "drawn in neutral grey") -> bytes | None:
-        """Return the bytes of a named file; None if it is missing, which becomes a warning.
-
-        Args:
-            name: as a mesh or material file gives it.
-            folder: of the file that names it, relative to the main one's folder.
-            instead: what is done without it.
+        """Return the bytes of the file that `find` finds; None if it is missing, with a warning: what is done instead.
 
         Raises:
             MeshError: it is too large or cannot be read.
@@ -236,22 +230,15 @@ def _any_case(path: Path) -> Path:
 def _decoded(data: bytes) -> Pixels:
     from PIL import Image
 
+    # Photogrammetry has textures of more pixels than Pillow takes for an image: ours is the limit.
+    known, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError as error:
-        # More than Pillow takes for an image; photogrammetry has such textures.
-        stated = re.search(r"\((\d+) pixels\)", str(error))
-        if stated and int(stated[1]) > MAX_PIXELS:
-            raise MeshError(f"has {int(stated[1]):,} pixels, over the limit of {MAX_PIXELS:,}; reduce it") from None
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-        if decoded is None:
-            raise ValueError("cannot be decoded") from None
-        if decoded.dtype == np.uint16:
-            decoded = (decoded // 256).astype(np.uint8)
-        codes = {2: cv2.COLOR_GRAY2RGBA, 3: cv2.COLOR_BGR2RGBA, 4: cv2.COLOR_BGRA2RGBA}
-        return np.asarray(cv2.cvtColor(decoded, codes[2 if decoded.ndim == 2 else decoded.shape[2]]), dtype=np.uint8)
+        image: Image.Image = Image.open(io.BytesIO(data))
+    finally:
+        Image.MAX_IMAGE_PIXELS = known
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise MeshError(f"has {pixels:,} pixels, over the limit of {MAX_PIXELS:,}; reduce it")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
     return np.asarray(image.convert("RGBA"))

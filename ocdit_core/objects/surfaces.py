@@ -31,8 +31,7 @@ class Surface:
         vertices: (V, 3) metres, those that some face uses.
         centre: (3,) centre of the bounding sphere, metres.
         radius: of the bounding sphere, metres.
-        metallic: fraction of the surface that is bare metal, 0..1; None: the file does not say.
-        roughness: 0 polished .. 1 matt; None: the file does not say.
+        metallic, roughness: fraction of bare metal; 0 polished .. 1 matt; None: the file does not say.
     """
 
     corners: NDArray[np.float32]
@@ -87,16 +86,10 @@ def surface_of(mesh: trimesh.Trimesh) -> Surface:
 
 
 def corner_normals(positions: NDArray[Any], faces: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the normals of every face corner: the mean over the faces around that point that bend less than a crease.
+    """Return the unit normals (3 F, 3) of the corners of faces (F, 3) between positions (V, 3).
 
-    Points at the same place count as one even if the file lists them twice, as it does along texture seams.
-
-    Args:
-        positions: (V, 3).
-        faces: (F, 3) indices.
-
-    Returns:
-        (3 F, 3) unit vectors.
+    They are means over the faces around a point that bend less than a crease. Points at the same place count as one
+    even if the file lists them twice, as it does along texture seams.
     """
     triangles = positions[faces]
     weighted = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
@@ -140,39 +133,28 @@ def appearance_of(
         row at the top, and the alpha in 0..1 below which a texel is a hole, 0 when there are none.
     """
     corner = np.asarray(mesh.faces).reshape(-1)
-    n = len(corner)
-    uv = np.zeros((n, 2), np.float32)
-    white = np.ones((n, 4), np.float32)
+    uv, colours = np.zeros((len(corner), 2), np.float32), np.ones((len(corner), 4), np.float32)
     visual: Any = mesh.visual
-    if visual.kind == "texture":
-        material = visual.material
-        image = texture_of(visual)
-        if image is not None and visual.uv is not None and len(visual.uv) == len(mesh.vertices):
-            uv = np.nan_to_num(np.asarray(visual.uv, dtype=np.float32))[corner, :2]
-            # Large repeats cost float precision; the integer part says nothing.
-            uv -= np.floor(uv.min(axis=0))
-            factor = getattr(material, "baseColorFactor", None)
-            if factor is not None:
-                white = np.broadcast_to(_linear_factor_as_srgb(factor), (n, 4)).astype(np.float32)
-            if (colours := mesh.vertex_attributes.get("colour")) is not None:
-                white = np.asarray(colours)[corner] / np.float32(255)
-            masked = getattr(material, "alphaMode", None) in ("MASK", "BLEND")
-            cutoff = getattr(material, "alphaCutoff", None)
-            texels = np.asarray(image.convert("RGBA"))
-            if not masked or texels[..., 3].min() == 255:
-                return uv, white, texels, 0.0
-            return uv, white, texels, 0.5 if cutoff is None else float(cutoff)
-        return uv, np.broadcast_to(_plain_colour(material), (n, 4)).astype(np.float32), None, 0.0
+    image = texture_of(visual)
+    if image is not None and visual.uv is not None and len(visual.uv) == len(mesh.vertices):
+        uv = np.nan_to_num(np.asarray(visual.uv, dtype=np.float32))[corner, :2]
+        # Large repeats cost float precision; the integer part says nothing.
+        uv -= np.floor(uv.min(axis=0))
+        if (stored := mesh.vertex_attributes.get("colour")) is not None:
+            colours = np.asarray(stored)[corner] / np.float32(255)
+        texels = np.asarray(image.convert("RGBA"))
+        if getattr(visual.material, "alphaMode", None) not in ("MASK", "BLEND") or texels[..., 3].min() == 255:
+            return uv, colours, texels, 0.0
+        cutoff = visual.material.alphaCutoff
+        return uv, colours, texels, 0.5 if cutoff is None else float(cutoff)
     if visual.kind in ("vertex", "face"):
+        by_vertex = visual.kind == "vertex"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            stored = (
-                np.asarray(visual.vertex_colors)[corner]
-                if visual.kind == "vertex"
-                else np.repeat(np.asarray(visual.face_colors), 3, axis=0)
-            )
-        return uv, (stored[:, :4] / np.float32(255)).astype(np.float32), None, 0.0
-    return uv, np.full((n, 4), NEUTRAL_GREY / 255, np.float32), None, 0.0
+            stored = visual.vertex_colors[corner] if by_vertex else np.repeat(visual.face_colors, 3, axis=0)
+        return uv, (np.asarray(stored)[:, :4] / np.float32(255)).astype(np.float32), None, 0.0
+    colours[:, :3] = NEUTRAL_GREY / 255
+    return uv, colours, None, 0.0
 
 
 def texture_of(visual: Any) -> Any:
@@ -180,26 +162,6 @@ def texture_of(visual: Any) -> Any:
     material = getattr(visual, "material", None)
     image = getattr(material, "baseColorTexture", None)
     return image if image is not None else getattr(material, "image", None)
-
-
-def _plain_colour(material: Any) -> NDArray[np.float64]:
-    """A material without texture as one sRGBA colour in 0..1."""
-    factor = getattr(material, "baseColorFactor", None)
-    if factor is not None:
-        return _linear_factor_as_srgb(factor)
-    diffuse = getattr(material, "diffuse", None)
-    if diffuse is not None:
-        return np.resize(np.asarray(diffuse, dtype=np.float64) / 255, 4)
-    return np.full(4, NEUTRAL_GREY / 255)
-
-
-def _linear_factor_as_srgb(factor: Any) -> NDArray[np.float64]:
-    """Colour factors are linear in glTF, and trimesh keeps them so, in 0..255."""
-    values = np.ones(4)
-    given = np.asarray(factor, dtype=np.float64).reshape(-1)[:4] / 255
-    values[: len(given)] = given
-    values[:3] = np.clip(values[:3], 0, 1) ** (1 / 2.2)
-    return values
 
 
 def surface_points(surface: Surface, count: int = 2048, seed: int = 0) -> NDArray[np.float64]:

@@ -2,100 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.errors import ConfigError
 from ocdit_core.objects.archive import TEMPLATE_SIZE, ObjectTemplates
 from ocdit_core.objects.renderer import Light, Lighting, MeshHandle, Renderer, Views
 from ocdit_core.objects.surfaces import surface_points
 from ocdit_core.objects.viewpoints import (
     TUDL_K,
-    TUDL_SIZE,
-    check_view_count,
     fitting_distance,
+    icosphere_directions,
+    look_at_poses,
     project,
-    template_poses,
 )
 
 if TYPE_CHECKING:
     import trimesh
 
-CROP_MARGIN = 0.04
-"""Free border on each side of a crop, as a fraction of its side."""
+CROP_MARGIN = 0.04  # free border on each side of a crop, as a fraction of its side
 # Farther than the nearest distance that fits, so that the perspective is that of an object on a table.
 DISTANCE_FACTOR = 1.5
 # Black plastic is not quite black, or it could not be told from the background.
 TEMPLATE_LIGHTING = Lighting(materials=True, darkest=0.03)
-HEADLIGHT = Lighting(
-    ambient=(0.6, 0.6, 0.6), lights=(Light(direction=(0, 0, -1), colour=(0.4, 0.4, 0.4)),), darkest=0.03
-)
-"""For views in which nearly all surfaces turn away from the light, say into a hollow."""
+# For views in which nearly all surfaces turn away from the light, say into a hollow.
+_FRONT = Light(direction=(0, 0, -1), colour=(0.4, 0.4, 0.4))
+HEADLIGHT = Lighting(ambient=(0.6, 0.6, 0.6), lights=(_FRONT,), darkest=0.03)
 UNLIT = Lighting(ambient=(1.0, 1.0, 1.0), sky=0.0, lights=())
-DIM = 100.0
-"""Mean sRGB value, of 255, below which a view is compared with the object's own colours ..."""
-TOO_DARK = 0.7
-"""... and the fraction of their brightness that it has to reach."""
-CHECKED_POINTS = 4096
-ENOUGH_INSIDE = 0.998
-"""Fraction of so many surface points that have to project into the mask. With 2,048 others it is then above 0.99: that
-would be six standard deviations lower."""
-MIN_BRIGHTNESS = 20
-"""Of 255: the brightest tenth of an object's pixels is at least so bright, black rubber included."""
-MIN_COVERAGE = 0.004
-"""Fraction of the view that the object covers: a wire from corner to corner covers about twice that."""
-MAX_DISPLACEMENT = 0.1
-"""Between the centres of the view and of the object's box, as a fraction of the view's side."""
-MIN_EXTENT = 0.5
-"""The longer side of the object's box, as a fraction of the view's side: a crop is made to fit the object."""
-MIN_INSIDE = 0.99
-"""Fraction of the surface points that fall onto the mask in each view."""
-RENDERING_VERSION = 3
-"""Raised whenever the images change, so that libraries are rendered again."""
+# A view of a mean sRGB value below the first, of 255, has to reach this fraction of the object's own brightness.
+DIM, TOO_DARK = 100.0, 0.7
+# Of so many surface points this fraction has to project into the mask. With 2,048 others it is then above MIN_INSIDE:
+# that would be six standard deviations lower.
+CHECKED_POINTS, ENOUGH_INSIDE = 4096, 0.998
+MIN_INSIDE = 0.99  # fraction of the surface points that project into the mask of each view
+MIN_BRIGHTNESS = 20  # of 255: brightness of the brightest tenth of an object's pixels, black rubber included
+MIN_COVERAGE = 0.004  # fraction of a view; a wire from corner to corner covers about twice that
+MAX_DISPLACEMENT = 0.1  # between the centres of the view and of the object's box, as a fraction of the view's side
+MIN_EXTENT = 0.5  # longer side of the object's box, as a fraction of the view's side
+RENDERING_VERSION = 3  # raised whenever the images change, so that libraries are rendered again
 
 
-@dataclass(frozen=True, kw_only=True)
-class ViewSettings:
-    """Which views of an object are drawn.
+class Templates(NamedTuple):
+    """V views of one object; `ObjectTemplates` documents the fields.
 
-    Attributes:
-        views: directions, evenly spread: 12, 42 or 162.
-        in_plane: images a direction, turned about the optical axis by even steps over 360 degrees.
-    """
-
-    views: int = 12
-    in_plane: int = 1
-
-    def __post_init__(self) -> None:
-        check_view_count(self.views)
-        if not 1 <= self.in_plane <= 36:
-            raise ConfigError(f"in_plane: {self.in_plane} rotations a direction are outside 1..36")
-
-    def recipe(self) -> str:
-        """Return a short text that is the same exactly when the same mesh gives the same images."""
-        return f"rendering {RENDERING_VERSION}: moderngl views={self.views} in_plane={self.in_plane}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Templates:
-    """V views of one object.
-
-    Attributes:
-        rgb: (V, size, size, 3) sRGB, the object's own colours inside the mask and black outside.
-        mask: (V, size, size) where the object covers any of the pixel: the points of its surface project into it.
-        alpha: (V, size, size) coverage, 0 to 255.
-        box: (V, 4) x, y, width, height of the object in pixels of the full 640 x 480 view.
-        K: (V, 3, 3) intrinsics of the crop.
-        pose: (V, 4, 4) camera-from-object, OpenCV axes, metres.
+    The mask holds all pixels that the object touches: the points of its surface project into it.
     """
 
     rgb: NDArray[np.uint8]
     mask: NDArray[np.bool_]
-    alpha: NDArray[np.uint8]
+    alpha: NDArray[np.uint8]  # (V, size, size) coverage
     box: NDArray[np.float32]
     K: NDArray[np.float64]
     pose: NDArray[np.float64]
@@ -104,30 +61,31 @@ class Templates:
 def render_templates(
     renderer: Renderer,
     mesh: trimesh.Trimesh | MeshHandle,
-    settings: ViewSettings | None = None,
     *,
+    views: int = 12,
     size: int = TEMPLATE_SIZE,
 ) -> Templates:
     """Draw an object in metres from icosphere directions, seen by TUD-L's camera at a distance that fits.
 
-    Each crop is drawn as such, with the camera zoomed onto the object's box: no image is enlarged afterwards. Views
-    that soft light leaves too dark are lit from the camera.
+    The camera is zoomed onto the object's box for each crop: no image is enlarged afterwards. Views that soft light
+    leaves too dark are lit from the camera.
 
     Args:
         renderer: an open renderer.
         mesh: in metres; it need not be centred. Or what the renderer's `upload` made of it.
-        settings: which views; default: 12 directions, each once. All directions come first, then all of them turned.
+        views: directions, evenly spread: 12, 42 or 162.
         size: side of the square crop in pixels.
 
     Raises:
+        ConfigError: another number of views.
         MeshError: the mesh has no faces or is not finite.
         RenderingError: the size is out of range.
     """
-    settings = settings or ViewSettings()
+    directions = icosphere_directions(views)
     with renderer.uploaded(mesh) as handle:
         surface = handle.surface
-        distance = DISTANCE_FACTOR * fitting_distance(surface.radius, TUDL_K, TUDL_SIZE)
-        pose = template_poses(settings.views, settings.in_plane, distance, centre=surface.centre)
+        distance = DISTANCE_FACTOR * fitting_distance(surface.radius)
+        pose = look_at_poses(directions, distance, centre=surface.centre)
         box, K = zoom_cameras(surface.vertices, pose, TUDL_K, size=size, margin=CROP_MARGIN)
         drawn = renderer.render(handle, pose, K, (size, size), TEMPLATE_LIGHTING)
         rgba = drawn.rgba
@@ -141,10 +99,10 @@ def render_templates(
                 column, row = _pixels(points, pose[index], K[index], mask.shape[1:])
                 mask[index, row, column] = True
         dark = _too_dark(renderer, handle, rgba, pose, K)
-        for views, edges in ((dark & ~thin, False), (dark & thin, True)):
-            if views.any():
-                again = renderer.render(handle, pose[views], K[views], (size, size), HEADLIGHT, edges=edges)
-                rgba[views] = again.rgba
+        for chosen, edges in ((dark & ~thin, False), (dark & thin, True)):
+            if chosen.any():
+                again = renderer.render(handle, pose[chosen], K[chosen], (size, size), HEADLIGHT, edges=edges)
+                rgba[chosen] = again.rgba
     alpha = np.ascontiguousarray(rgba[..., 3])
     return Templates(rgb=_own_colours(rgba, mask), mask=mask, alpha=alpha, box=box, K=K, pose=pose)
 
@@ -203,10 +161,9 @@ def _brightness(rgba: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _own_colours(rgba: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return the object's colours (V, h, w, 3) inside the mask, without the black that it lies on; black outside.
+    """Return the object's colours (V, h, w, 3) inside the mask, not mixed with the background; black outside.
 
-    A mask that takes in every pixel touched would else have a dark rim, which is no colour of the object: it would go
-    into the statistics of its colours, and photographs that are cut out by a mask have none.
+    A dark rim is no colour of the object: it would spoil colour statistics, and cut-out photographs have none.
     """
     rgb = np.ascontiguousarray(rgba[..., :3])
     alpha = rgba[..., 3]
@@ -227,7 +184,7 @@ def _own_colours(rgba: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np
 def zoom_cameras(
     vertices: NDArray[np.float64], poses: NDArray[np.float64], K: NDArray[np.float64], *, size: int, margin: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return cameras that show the square around an object's box, `size` pixels wide, for each pose.
+    """Return cameras that show the square around an object's box for each pose.
 
     Args:
         vertices: (n, 3) object points in metres, all of them in front of the camera.
@@ -253,27 +210,27 @@ def zoom_cameras(
 
 
 def check_views(templates: ObjectTemplates) -> list[str]:
-    """Return what is wrong with an object's views, one short line for each kind of problem; empty if all is well.
+    """Return what is wrong with an object's views, one line for each kind of problem; empty if all is well.
 
-    Found are views that are empty, black, cropped (the object touches the border), off-centre, or too small, and views
-    whose mask does not show where the stored camera sees the stored points, as one that is mirrored or turned.
-    Photographs have no known cameras: they are not checked for the latter.
+    Found are views that are empty, black, cropped (the object touches the border), off-centre or too small, and views
+    whose mask does not lie where the stored camera sees the stored points (of photographs no camera is known).
     """
     mask = templates.mask
     area = np.asarray(mask.mean(axis=(1, 2)))
     shown = area > 0
-    problems = [_line(~shown, "empty")]
-    problems.append(
-        _line(shown & (brightness(templates) < MIN_BRIGHTNESS), f"black (brightness below {MIN_BRIGHTNESS})")
-    )
-    problems.append(_line(shown & (area < MIN_COVERAGE), f"too small (covers under {MIN_COVERAGE:.1%})"))
     border = np.asarray(mask[:, [0, -1]].any(axis=(1, 2)) | mask[:, :, [0, -1]].any(axis=(1, 2)))
-    problems.append(_line(border, "cropped (the object touches the border)"))
     low, high = _extents(mask)
-    displacement = np.abs((low + high) / 2 - 0.5).max(axis=1)
-    problems.append(_line(shown & ~border & (displacement > MAX_DISPLACEMENT), "off-centre"))
-    extent = (high - low).max(axis=1)
-    problems.append(_line(shown & (extent < MIN_EXTENT), f"too small (under {MIN_EXTENT:.0%} of the view wide)"))
+    displaced = np.abs((low + high) / 2 - 0.5).max(axis=1) > MAX_DISPLACEMENT
+    narrow = (high - low).max(axis=1) < MIN_EXTENT
+    dark = brightness(templates) < MIN_BRIGHTNESS
+    problems = [
+        _line(~shown, "empty"),
+        _line(shown & dark, f"black (brightness below {MIN_BRIGHTNESS})"),
+        _line(shown & (area < MIN_COVERAGE), f"too small (covers under {MIN_COVERAGE:.1%})"),
+        _line(border, "cropped (the object touches the border)"),
+        _line(shown & ~border & displaced, "off-centre"),
+        _line(shown & narrow, f"too small (under {MIN_EXTENT:.0%} of the view wide)"),
+    ]
     if templates.origin == "cad":
         inside = inside_fractions(templates)
         wrong = shown & (inside < MIN_INSIDE)
@@ -283,13 +240,10 @@ def check_views(templates: ObjectTemplates) -> list[str]:
 
 
 def brightness(templates: ObjectTemplates) -> NDArray[np.float64]:
-    """Return for each view how bright the brightest tenth of the object is at least, (V,), 0 to 255; 0 if empty."""
+    """Return the 90th percentile (V,) of the object's brightness in each view, 0 to 255; 0 if it is empty."""
     # A saturated blue counts as much as a grey: the largest channel.
-    red, green, blue = np.moveaxis(templates.rgb, 3, 0)
-    value = np.maximum(np.maximum(red, green), blue)
-    return np.array(
-        [np.percentile(view[mask], 90) if mask.any() else 0.0 for view, mask in zip(value, templates.mask, strict=True)]
-    )
+    views = zip(templates.rgb.max(axis=3), templates.mask, strict=True)
+    return np.array([np.percentile(view[mask], 90) if mask.any() else 0.0 for view, mask in views])
 
 
 def inside_fractions(templates: ObjectTemplates) -> NDArray[np.float64]:

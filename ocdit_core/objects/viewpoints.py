@@ -21,18 +21,13 @@ _SUBDIVISIONS = {12: 0, 42: 1, 162: 2}
 
 
 def icosphere_directions(count: int) -> FloatArray:
-    """Return unit vectors spread evenly over the sphere: the vertices of a subdivided icosahedron.
-
-    Args:
-        count: 12, 42 or 162.
-
-    Returns:
-        (count, 3) unit vectors; the first 12 are the same for every count.
+    """Return the vertices (count, 3) of a subdivided icosahedron, unit vectors; the first 12 are always the same.
 
     Raises:
-        ConfigError: another count was asked for.
+        ConfigError: the count is not 12, 42 or 162.
     """
-    check_view_count(count)
+    if count not in _SUBDIVISIONS:
+        raise ConfigError(f"views: {count} is not a number of icosphere directions; use 12, 42 or 162")
     golden = (1 + 5**0.5) / 2
     signs = [(a, b * golden) for a in (-1, 1) for b in (-1, 1)]
     corners = np.array([p for a, b in signs for p in ((0, a, b), (a, b, 0), (b, 0, a))])
@@ -46,29 +41,6 @@ def icosphere_directions(count: int) -> FloatArray:
     return vertices
 
 
-def check_view_count(count: int) -> None:
-    """Raise ConfigError unless there is an icosphere of `count` directions."""
-    if count not in _SUBDIVISIONS:
-        raise ConfigError(f"views: {count} is not a number of icosphere directions; use 12, 42 or 162")
-
-
-def template_poses(directions: int, in_plane: int, distance: float, *, centre: ArrayLike) -> FloatArray:
-    """Return the poses of an object's templates: all icosphere directions upright, then all of them turned, and so on.
-
-    Args:
-        directions: 12, 42 or 162.
-        in_plane: rotations about the optical axis of each direction, evenly spaced over 360 degrees.
-        distance: metres from the camera to `centre`.
-        centre: (3,) the point looked at, in object coordinates, metres.
-
-    Returns:
-        (in_plane * directions, 4, 4) camera-from-object transforms, OpenCV axes.
-    """
-    towards = np.tile(icosphere_directions(directions), (in_plane, 1))
-    roll = np.repeat(2 * np.pi * np.arange(in_plane) / in_plane, directions)
-    return look_at_poses(towards, distance, roll, centre=centre)
-
-
 def sample_directions(rng: np.random.Generator, n: int) -> FloatArray:
     """Draw n unit vectors (n, 3), uniform over the sphere."""
     vectors = rng.normal(size=(n, 3))
@@ -76,13 +48,9 @@ def sample_directions(rng: np.random.Generator, n: int) -> FloatArray:
 
 
 def spread_indices(directions: FloatArray, count: int, first: int = 0) -> NDArray[np.int64]:
-    """Pick `count` of the given unit vectors (n, 3) that cover the sphere well.
+    """Return the indices (count,) of unit vectors (n, 3) that cover the sphere well, by farthest point sampling.
 
-    Starts at index `first` and always adds the direction farthest from those already taken. The same direction again
-    (an image turned about the optical axis) comes last, in the order given.
-
-    Returns:
-        (count,) indices, in the order in which they were taken.
+    It starts at index `first`; a direction that is taken already comes last, in the order given.
 
     Raises:
         ConfigError: more were asked for than there are.
@@ -102,16 +70,13 @@ def spread_indices(directions: FloatArray, count: int, first: int = 0) -> NDArra
 def look_at_poses(
     directions: ArrayLike, distance: ArrayLike, roll: ArrayLike = 0.0, *, centre: ArrayLike = (0.0, 0.0, 0.0)
 ) -> FloatArray:
-    """Return the poses of cameras at `centre + distance * direction` that look at `centre`, the object's z axis up.
+    """Return poses (n, 4, 4) of cameras at `centre + distance * direction` that look at `centre`, z up.
 
     Args:
         directions: (n, 3) unit vectors from the object to the camera.
         distance: metres, one number or (n,).
         roll: turn about the optical axis in radians, one number or (n,); positive turns the image clockwise.
         centre: (3,) the point looked at, in object coordinates, metres.
-
-    Returns:
-        (n, 4, 4) camera-from-object transforms, OpenCV axes.
     """
     forward = -np.atleast_2d(np.asarray(directions, dtype=np.float64))
     n = len(forward)
@@ -138,10 +103,7 @@ def look_at_poses(
 def fitting_distance(radius: float, K: FloatArray = TUDL_K, size: tuple[int, int] = TUDL_SIZE) -> float:
     """Return the smallest distance in metres at which a sphere on the optical axis is wholly in the view.
 
-    Args:
-        radius: of the object's bounding sphere, metres.
-        K: (3, 3) intrinsics in pixels.
-        size: height and width of the image in pixels.
+    The radius is in metres, K (3, 3) and the size (height, width) in pixels.
     """
     height, width = size
     half_x = min(K[0, 2], width - K[0, 2]) / K[0, 0]

@@ -6,14 +6,27 @@ import io
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import pairwise
 from typing import Any
 from xml.etree import ElementTree
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.objects.parts import MAX_FACES, Material, ParsedFile, Part, corners_of, part_of, with_emission
+from ocdit_core.objects.parts import (
+    BESIDE_TEXTURE,
+    MAX_FACES,
+    Material,
+    ParsedFile,
+    Part,
+    corners_of,
+    part_of,
+    scaled_colours,
+    strip_triangles,
+    with_emission,
+)
 from ocdit_core.objects.sources import SourceFiles
 from ocdit_core.objects.surfaces import linear_from_srgb
 
@@ -39,13 +52,7 @@ _TILES = {"clamp": "clamp", "mirror": "mirror", "none": "clamp"}
 
 @dataclass
 class _Model3mf:
-    """One .model file of a package.
-
-    Attributes:
-        objects: by their id.
-        colours: of the groups that have one for each entry, by id: (N, 3) sRGB in 0..1.
-        textures: of the groups of texture coordinates, by id: coordinates (N, 2), material.
-    """
+    """One .model file; by their ids: objects, groups of colours (N, 3), groups of texture coordinates (N, 2)."""
 
     root: Element
     objects: dict[str, Element] = field(default_factory=dict)
@@ -60,8 +67,7 @@ class _Package3mf:
         self.files = files
         self.archive = zipfile.ZipFile(io.BytesIO(data))
         self.names = {f"/{name}".lower(): name for name in self.archive.namelist()}
-        self.warnings: list[str] = []
-        self._models: dict[str, _Model3mf] = {}
+        self.model = cache(self._model)
 
     def read(self, path: str) -> bytes:
         return self.archive.read(self.names[("/" + path.lstrip("/")).lower()])
@@ -72,46 +78,50 @@ class _Package3mf:
                 return "/" + relation.get("Target", "").lstrip("/")
         raise ValueError("no 3D model in the package")
 
-    def model(self, path: str) -> _Model3mf:
-        if path not in self._models:
-            model = self._models[path] = _Model3mf(_parsed(self.read(path)))
-            resources = model.root.find("resources")
-            kinds = {element.get("id", ""): element for element in (resources if resources is not None else [])}
-            for number, element in kinds.items():
-                if element.tag == "object":
-                    model.objects[number] = element
-                elif element.tag in ("basematerials", "colorgroup"):
-                    key = "displaycolor" if element.tag == "basematerials" else "color"
-                    stored = [_colour_3mf(item.get(key, "#A5A5A5")) for item in element]  # a neutral grey
-                    model.colours[number] = np.array(stored).reshape(-1, 3)
-                elif element.tag == "texture2dgroup":
-                    image = kinds[element.get("texid", "")]
-                    uv = np.array([[item.get("u"), item.get("v")] for item in element], dtype=np.float64).reshape(-1, 2)
-                    pixels = self.files.decode(self.read(image.get("path", "")), image.get("path", ""))
-                    wrap = tuple(_TILES.get(image.get(f"tilestyle{axis}", ""), "repeat") for axis in "uv")
-                    model.textures[number] = (uv, Material(texture=pixels, wrap=(wrap[0], wrap[1])))
-                elif element.tag == "compositematerials":
-                    base = model.colours[element.get("matid", "")]
-                    chosen = base[[int(word) for word in element.get("matindices", "").split()]]
-                    mixes = [np.array(item.get("values", "").split(), dtype=np.float64) for item in element]
-                    model.colours[number] = np.array([mix @ chosen[: len(mix)] / max(mix.sum(), 1e-9) for mix in mixes])
-                elif element.tag == "multiproperties":
-                    layers = element.get("pids", "").split()
-                    known = [(i, model.colours[pid]) for i, pid in enumerate(layers) if pid in model.colours]
-                    if len(known) < len(layers):
-                        self.warnings.append("several properties on one surface: only their colours are drawn")
-                    if known:
-                        at, values = known[0]
-                        rows = [[int(word) for word in item.get("pindices", "0").split()] for item in element]
-                        model.colours[number] = np.array([values[row[at] if at < len(row) else 0] for row in rows])
-        return self._models[path]
+    def _model(self, path: str) -> _Model3mf:
+        model = _Model3mf(_parsed(self.read(path)))
+        resources = model.root.find("resources")
+        kinds = {element.get("id", ""): element for element in (resources if resources is not None else [])}
+        for number, element in kinds.items():
+            if element.tag == "object":
+                model.objects[number] = element
+            elif element.tag in ("basematerials", "colorgroup"):
+                key = "displaycolor" if element.tag == "basematerials" else "color"
+                names = [item.get(key, "#A5A5A5").strip() for item in element]  # a neutral grey
+                self.files.leave_out(
+                    "the opacity of its colours", when=any(n[7:].upper() not in ("", "FF") for n in names)
+                )
+                model.colours[number] = np.array([_colour_3mf(name) for name in names]).reshape(-1, 3)
+            elif element.tag == "texture2dgroup":
+                image = kinds[element.get("texid", "")]
+                uv = np.array([[item.get("u"), item.get("v")] for item in element], dtype=np.float64).reshape(-1, 2)
+                pixels = self.files.decode(self.read(image.get("path", "")), image.get("path", ""))
+                wrap = tuple(_TILES.get(image.get(f"tilestyle{axis}", ""), "repeat") for axis in "uv")
+                model.textures[number] = (uv, Material(texture=pixels, wrap=(wrap[0], wrap[1])))
+            elif element.tag == "compositematerials":
+                base = model.colours[element.get("matid", "")]
+                chosen = base[[int(word) for word in element.get("matindices", "").split()]]
+                mixes = [np.array(item.get("values", "").split(), dtype=np.float64) for item in element]
+                model.colours[number] = np.array([mix @ chosen[: len(mix)] / max(mix.sum(), 1e-9) for mix in mixes])
+            elif element.tag == "multiproperties":
+                layers = element.get("pids", "").split()
+                known = [(i, model.colours[pid]) for i, pid in enumerate(layers) if pid in model.colours]
+                if len(known) < len(layers):
+                    self.files.leave_out("layers of properties other than colours")
+                if known:
+                    at, values = known[0]
+                    rows = [[int(word) for word in item.get("pindices", "0").split()] for item in element]
+                    model.colours[number] = np.array([values[row[at] if at < len(row) else 0] for row in rows])
+            elif element.tag != "texture2d":
+                self.files.leave_out(element.tag)
+        return model
 
     def parts(self, path: str, number: str, transform: Array, depth: int = 0) -> Iterator[Part]:
         """Yield the parts of an object and its components, in the frame of what refers to it."""
         model = self.model(path)
         item = model.objects[number]
         if item.get("type") in ("support", "solidsupport"):
-            self.warnings.append("support structures are not drawn")
+            self.files.leave_out("support structures")
             return
         if depth > 50:
             raise ValueError("components contain themselves")
@@ -124,7 +134,7 @@ class _Package3mf:
 
     def _mesh(self, model: _Model3mf, item: Element, mesh: Element, transform: Array) -> Iterator[Part]:
         if mesh.find("beamlattice") is not None:
-            self.warnings.append("a beam lattice is not drawn")
+            self.files.leave_out("a beam lattice")
         points = np.array([[v.get(a) for a in "xyz"] for v in mesh.iterfind("vertices/vertex")], dtype=np.float64)
         points = points.reshape(-1, 3) @ transform[:3, :3] + transform[3, :3]
         groups: dict[str, tuple[list[list[int]], list[int]]] = {}
@@ -136,7 +146,7 @@ class _Package3mf:
             polygons.append([int(triangle.get(key, "-1")) for key in ("v1", "v2", "v3")])
             indices += [int(triangle.get(key, fallback)) for key in ("p1", "p2", "p3")]
             if "paint_color" in triangle.attrib or "mmu_segmentation" in triangle.attrib:
-                self.warnings.append("colours painted in a slicer are not drawn")
+                self.files.leave_out("colours painted in a slicer")
         for group, (polygons, indices) in groups.items():
             corner = np.array(indices)
             if group in model.textures:
@@ -146,9 +156,8 @@ class _Package3mf:
                 yield part_of(np.array(polygons), points, Material(), colours=(model.colours[group], corner))
             else:
                 if group:
-                    self.warnings.append(
-                        f"its property group {group} is missing or of an unknown kind; drawn in neutral grey"
-                    )
+                    reason = f"its property group {group} is missing or of an unknown kind; drawn in neutral grey"
+                    self.files.warnings.append(reason)
                 yield part_of(np.array(polygons), points, Material())
 
 
@@ -166,11 +175,11 @@ def read_3mf(files: SourceFiles, data: bytes) -> ParsedFile:
     unit = root.get("unit", "millimeter")
     if unit not in _UNITS_3MF:
         raise ValueError(f"unit {unit!r} is unknown")
-    return ParsedFile(parts=parts, unit=_UNITS_3MF[unit], warnings=list(dict.fromkeys(package.warnings)))
+    return ParsedFile(parts=parts, unit=_UNITS_3MF[unit])
 
 
 def _colour_3mf(text: str) -> list[float]:
-    return [int(text.strip()[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    return [int(text[at : at + 2], 16) / 255 for at in (1, 3, 5)]
 
 
 def _transform_3mf(text: str | None) -> Array:
@@ -183,16 +192,29 @@ def _transform_3mf(text: str | None) -> Array:
 
 # COLLADA 1.4.1 and 1.5: https://www.khronos.org/collada/
 
+# What a document may hold and is not drawn, by its element; "texture": if it holds one.
+_UNDRAWN_DAE = {
+    "animation": "animations (drawn at rest)", "lines": "lines", "linestrips": "lines", "points": "points",
+    "ph": "holes in polygons (filled)", "skew": "<skew> transforms", "lookat": "<lookat> transforms",
+    "spline": "splines", "brep": "<brep> geometry", "convex_mesh": "<convex_mesh> geometry", "bump": "bump maps",
+    "normalmap": "normal maps", "specular texture": "specular maps", "reflective texture": "reflection maps",
+    "ambient texture": "ambient maps", "shininess texture": "shininess maps",
+}  # fmt: skip
 _WRAPS = {"MIRROR": "mirror", "CLAMP": "clamp", "BORDER": "clamp", "NONE": "clamp"}
 
 
 def read_dae(files: SourceFiles, data: bytes) -> ParsedFile:
     """Read a COLLADA file, in its own axes: geometry, materials, skins in their pose, morphs."""
     document = _Dae(files, _parsed(data))
-    unit = document.root.find("asset/unit")
+    root = document.root
+    unit = root.find("asset/unit")
     stated = "" if unit is None else unit.get("meter", "")
-    metres = float(stated.replace(",", ".")) if stated else None
-    return ParsedFile(parts=document.scene(), unit=metres or None, warnings=list(dict.fromkeys(document.warnings)))
+    axis = (root.findtext("asset/up_axis") or "").strip()
+    files.leave_out(f"its up axis {axis} (poses are in the file's own coordinates)", when=axis in ("X_UP", "Y_UP"))
+    found = {item.tag for item in root.iter()}
+    found |= {f"{item.tag} texture" for item in root.iter() if item.find("texture") is not None}
+    files.leave_out(*(feature for tag, feature in _UNDRAWN_DAE.items() if tag in found))
+    return ParsedFile(parts=document.scene(), unit=(float(stated.replace(",", ".")) if stated else None) or None)
 
 
 def _floats(text: str | None) -> Array:
@@ -211,15 +233,18 @@ def _names(source: Element) -> list[str]:
     return (source.findtext("IDREF_array") or source.findtext("Name_array") or "").split()
 
 
+# Of each symbol of a material: the material, and the set of coordinates that each semantic stands for.
+_Bound = dict[str, tuple[str, dict[str, str]]]
+
+
 class _Dae:
     """A COLLADA document: what its references mean, and the parts of its scene."""
 
     def __init__(self, files: SourceFiles, root: Element) -> None:
         self.files, self.root = files, root
         self.ids = {element.get("id", ""): element for element in root.iter() if "id" in element.attrib}
-        self.warnings: list[str] = []
         self.worlds: dict[str, Array] = {}
-        self._materials: dict[str, tuple[Material, str]] = {}
+        self.material = cache(self._material)
 
     def _at(self, reference: str | None) -> Element:
         return self.ids[(reference or "").rsplit("#", 1)[-1]]
@@ -267,37 +292,20 @@ class _Dae:
         elif element.tag == "scale":
             matrix[:3, :3] = np.diag(values)
         elif element.tag == "rotate":
-            axis, angle = values[:3] / max(float(np.linalg.norm(values[:3])), 1e-12), np.radians(values[3])
-            x, y, z = axis
-            cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-            matrix[:3, :3] += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-        else:
-            self.warnings.append(f"<{element.tag}> transforms are not applied")
+            axis = values[:3] / max(float(np.linalg.norm(values[:3])), 1e-12)
+            matrix[:3, :3] = cv2.Rodrigues(np.radians(values[3]) * axis)[0]
         return matrix
 
     def _instance(self, instance: Element, world: Array) -> list[Part]:
-        bound: dict[str, str] = {}
-        sets: dict[tuple[str, str], str] = {}
+        bound: _Bound = {}
         for material in instance.iterfind("bind_material/technique_common/instance_material"):
-            symbol = material.get("symbol", "")
-            bound[symbol] = material.get("target", "")
-            for bind in material.findall("bind_vertex_input"):
-                sets[symbol, bind.get("semantic", "")] = bind.get("input_set", "0")
+            sets = {item.get("semantic", ""): item.get("input_set", "0") for item in material}
+            bound[material.get("symbol", "")] = material.get("target", ""), sets
         target = self._at(instance.get("url"))
         if target.tag == "geometry":
-            parts = self._geometry(target, bound, sets)
-        else:
-            parts, skinned = self._controller(target, bound, sets)
-            if skinned:  # in the scene's frame already
-                return parts
-        return [
-            replace(
-                part,
-                vertices=part.vertices @ world[:3, :3].T + world[:3, 3],
-                faces=part.faces[:, ::-1] if np.linalg.det(world[:3, :3]) < 0 else part.faces,
-            )
-            for part in parts
-        ]
+            return [part.moved(world) for part in self._geometry(target, bound)]
+        parts, skinned = self._controller(target, bound)
+        return parts if skinned else [part.moved(world) for part in parts]  # skins are in the scene's frame already
 
     # Geometry
 
@@ -309,47 +317,25 @@ class _Dae:
         offset = int(accessor.get("offset", "0")) if accessor is not None else 0
         return numbers[offset : offset + (len(numbers) - offset) // stride * stride].reshape(-1, stride)
 
-    def _geometry(
-        self,
-        geometry: Element,
-        bound: dict[str, str],
-        sets: dict[tuple[str, str], str] | None = None,
-        moved: Any = None,
-    ) -> list[Part]:
+    def _geometry(self, geometry: Element, bound: _Bound, moved: Any = None) -> list[Part]:
         """Return a geometry's parts; `moved` changes its positions (V, 3)."""
-        mesh = geometry.find("mesh")
-        if mesh is None:
-            self.warnings.append("geometry that is no <mesh> is not drawn")
-            return []
         parts = []
-        for primitive in mesh:
-            if primitive.tag in ("lines", "linestrips"):
-                self.warnings.append("lines are not drawn")
-            elif primitive.tag in ("triangles", "polylist", "polygons", "tristrips", "trifans"):
-                parts += self._primitive(primitive, bound, sets or {}, moved)
+        for primitive in geometry.iterfind("mesh/*"):
+            if primitive.tag in ("triangles", "polylist", "polygons", "tristrips", "trifans"):
+                parts += self._primitive(primitive, bound, moved)
         return parts
 
-    def _primitive(
-        self, primitive: Element, bound: dict[str, str], sets: dict[tuple[str, str], str], moved: Any
-    ) -> list[Part]:
+    def _primitive(self, primitive: Element, bound: _Bound, moved: Any) -> list[Part]:
         inputs: list[tuple[str, int, str, Element]] = []
         for item in primitive.findall("input"):
-            semantic, offset, source = (
-                item.get("semantic", ""),
-                int(item.get("offset", "0")),
-                self._at(item.get("source")),
-            )
-            if semantic == "VERTEX":
-                for inner in source.findall("input"):
-                    inputs.append(
-                        (inner.get("semantic", ""), offset, inner.get("set", "0"), self._at(inner.get("source")))
-                    )
-            else:
-                inputs.append((semantic, offset, item.get("set", "0"), source))
+            semantic, offset = item.get("semantic", ""), int(item.get("offset", "0"))
+            source = self._at(item.get("source"))
+            # <vertices> stands for its own inputs.
+            for inner in source.findall("input") if semantic == "VERTEX" else [item]:
+                values = self._at(inner.get("source"))
+                inputs.append((inner.get("semantic", ""), offset, inner.get("set", "0"), values))
         width = 1 + max(offset for _, offset, _, _ in inputs)
         runs = [_integers(p).reshape(-1, width) for p in [*primitive.findall("p"), *primitive.findall("ph/p")]]
-        if primitive.find("ph") is not None:
-            self.warnings.append("holes in polygons are filled")
         index = np.concatenate(runs) if runs else np.zeros((0, width), np.int64)
         starts = np.cumsum([0, *map(len, runs)])
         if primitive.tag == "triangles":
@@ -360,11 +346,8 @@ class _Dae:
         elif primitive.tag == "polygons":
             polygons = [np.arange(a, b) for a, b in pairwise(starts)]
         else:
-            polygons = []
-            for a, b in pairwise(starts):
-                for i in range(a, b - 2):
-                    turn = [i, i + 1, i + 2] if (i - a) % 2 == 0 else [i + 1, i, i + 2]
-                    polygons.append(turn if primitive.tag == "tristrips" else [a, i + 1, i + 2])
+            fan = primitive.tag == "trifans"
+            polygons = [face for a, b in pairwise(starts) for face in strip_triangles(np.arange(a, b), fan=fan)]
         if not polygons:
             return []
         corner = index[corners_of(polygons)]
@@ -373,28 +356,25 @@ class _Dae:
         points = self._source(source)[:, :3]
         points = points if moved is None else moved(points)
         symbol = primitive.get("material", "")
-        material, semantic = self._material(bound.get(symbol) or (f"#{symbol}" if symbol in self.ids else ""))
+        target, sets = bound.get(symbol, ("", {}))
+        material, semantic = self.material(target or (f"#{symbol}" if symbol in self.ids else ""))
         uv = colours = None
-        wanted = sets.get((symbol, semantic))
         coordinates = [item for item in inputs if item[0] == "TEXCOORD"]
-        coordinates = [item for item in coordinates if item[2] == wanted] or coordinates
+        self.files.leave_out("further sets of texture coordinates", when=len(coordinates) > 1)
+        coordinates = [item for item in coordinates if item[2] == sets.get(semantic)] or coordinates
+        stored = next((item for item in inputs if item[0] == "COLOR"), None)
         if material.texture is not None and coordinates:
             uv = (self._source(coordinates[0][3])[:, :2], corner[:, coordinates[0][1]])
-        else:
-            if material.texture is not None:
-                self.warnings.append("a texture without coordinates is not drawn")
-            stored = next((item for item in inputs if item[0] == "COLOR"), None)
-            if stored is not None:  # more exact than the material's one colour
-                values = self._source(stored[3])[:, :3]
-                colours = (values / 255 if values.max(initial=0) > 1 else values, corner[:, stored[1]])
-                material = Material()
+            self.files.leave_out(BESIDE_TEXTURE, when=stored is not None)
+        elif stored is not None:  # more exact than the material's one colour
+            self.files.leave_out("a texture without coordinates", when=material.texture is not None)
+            colours = (scaled_colours(self._source(stored[3])[:, :3]), corner[:, stored[1]])
+            material = Material()
         return [part_of(np.split(corner[:, at], splits), points, material, uv=uv, colours=colours)]
 
     # Controllers
 
-    def _controller(
-        self, controller: Element, bound: dict[str, str], sets: dict[tuple[str, str], str], moved: Any = None
-    ) -> tuple[list[Part], bool]:
+    def _controller(self, controller: Element, bound: _Bound, moved: Any = None) -> tuple[list[Part], bool]:
         """Return the parts of a skin or a morph, and whether they are in the scene's frame."""
         skin, morph = controller.find("skin"), controller.find("morph")
         element = skin if skin is not None else morph
@@ -404,26 +384,20 @@ class _Dae:
         change = self._skinned(skin) if skin is not None else self._morphed(element, base)
         applied = change if moved is None else (lambda points: moved(change(points)))
         if base.tag == "controller":
-            return self._controller(base, bound, sets, applied)[0], skin is not None
-        return self._geometry(base, bound, sets, applied), skin is not None
+            return self._controller(base, bound, applied)[0], skin is not None
+        return self._geometry(base, bound, applied), skin is not None
 
     def _morphed(self, morph: Element, base: Element) -> Any:
         sources = {item.get("semantic"): self._at(item.get("source")) for item in morph.iterfind("targets/input")}
-        names = (
-            sources["MORPH_TARGET"].findtext("IDREF_array") or sources["MORPH_TARGET"].findtext("Name_array") or ""
-        ).split()
+        names = _names(sources["MORPH_TARGET"])
         weights = _floats(sources["MORPH_WEIGHT"].findtext("float_array"))
 
         def positions(geometry: Element) -> Array:
             source = next(i for i in geometry.iterfind("mesh/vertices/input") if i.get("semantic") == "POSITION")
             return self._source(self._at(source.get("source")))[:, :3]
 
-        relative = morph.get("method") == "RELATIVE"
-        first = positions(base)
-        deltas = [
-            w * (positions(self._at(name)) - (0 if relative else first))
-            for name, w in zip(names, weights, strict=False)
-        ]
+        first = 0 if morph.get("method") == "RELATIVE" else positions(base)
+        deltas = [w * (positions(self._at(name)) - first) for name, w in zip(names, weights, strict=False)]
         return lambda points: points + sum(deltas)
 
     def _skinned(self, skin: Element) -> Any:
@@ -434,19 +408,17 @@ class _Dae:
         inverse = self._source(joints["INV_BIND_MATRIX"]).reshape(-1, 4, 4)
         matrices = []
         for name, bind in zip(names, inverse, strict=True):
-            world = next(
-                (self.worlds[key] for key in (f"sid {name}", f"id {name}", f"name {name}") if key in self.worlds), None
-            )
+            keys = (f"{kind} {name}" for kind in ("sid", "id", "name"))
+            world = next((self.worlds[key] for key in keys if key in self.worlds), None)
             if world is None:
-                self.warnings.append(f"its skeleton lacks the joint {name}; drawn where it was bound")
+                self.files.warnings.append(f"its skeleton lacks the joint {name}; drawn where it was bound")
                 world = np.linalg.inv(bind)
             matrices.append(world @ bind @ shape)
         stored = skin.find("vertex_weights")
         if stored is None:
             raise ValueError("a skin without weights")
-        inputs = {
-            item.get("semantic"): (int(item.get("offset", "0")), item.get("source")) for item in stored.findall("input")
-        }
+        items = {item.get("semantic"): item for item in stored.findall("input")}
+        inputs = {name: (int(item.get("offset", "0")), item.get("source")) for name, item in items.items()}
         counts = _integers(stored.find("vcount"))
         rows = _integers(stored.find("v")).reshape(-1, 1 + max(offset for offset, _ in inputs.values()))
         weights = self._source(self._at(inputs["WEIGHT"][1])).reshape(-1)[rows[:, inputs["WEIGHT"][0]]]
@@ -463,13 +435,13 @@ class _Dae:
 
     def _material(self, target: str) -> tuple[Material, str]:
         """Return a material and the name of its texture's coordinates."""
-        if target and target not in self._materials:
-            material = self.ids.get(target.rsplit("#", 1)[-1])
-            named = material.find("instance_effect") if material is not None else None
-            if named is None:
-                self.warnings.append(f"its material {target} is missing; drawn in neutral grey")
-            self._materials[target] = (Material(), "") if named is None else self._effect(self._at(named.get("url")))
-        return self._materials.get(target, (Material(), ""))
+        material = self.ids.get(target.rsplit("#", 1)[-1])
+        named = material.find("instance_effect") if material is not None else None
+        if named is not None:
+            return self._effect(self._at(named.get("url")))
+        if target:
+            self.files.warnings.append(f"its material {target} is missing; drawn in neutral grey")
+        return Material(), ""
 
     def _effect(self, effect: Element) -> tuple[Material, str]:
         params = {item.get("sid", ""): item for item in effect.iter("newparam")}
@@ -492,7 +464,7 @@ class _Dae:
         if see_through is not None and see_through.find("texture") is not None and texture is not None:
             material = replace(material, alpha="mask")
         elif self._opacity(shader, params) < 0.99:
-            self.warnings.append("transparency is not drawn")
+            self.files.leave_out("transparency")
         return material, semantic
 
     def _opacity(self, shader: Element, params: dict[str, Element]) -> float:
@@ -512,11 +484,7 @@ class _Dae:
         stored = channel.find("color")
         if stored is None and channel.find("param") is not None:
             param = params.get(channel.find("param").get("ref", ""))  # type: ignore[union-attr]
-            stored = (
-                None
-                if param is None
-                else next((i for i in param if i.tag.startswith("float") or i.tag == "color"), None)
-            )
+            stored = next((i for i in param or () if i.tag.startswith("float") or i.tag == "color"), None)
         if stored is None:
             return None
         values = _floats(stored.text)
@@ -530,10 +498,8 @@ class _Dae:
             return None, wrap, ""
         name = stored.get("texture", "")
         if name in params and (sampler := params[name].find("sampler2D")) is not None:
-            wrap = (
-                _WRAPS.get(sampler.findtext("wrap_s", ""), "repeat"),
-                _WRAPS.get(sampler.findtext("wrap_t", ""), "repeat"),
-            )
+            modes = [_WRAPS.get(sampler.findtext(f"wrap_{axis}", ""), "repeat") for axis in "st"]
+            wrap = (modes[0], modes[1])
             named = sampler.find("instance_image")
             name = named.get("url", "").lstrip("#") if named is not None else sampler.findtext("source", "").strip()
         if name in params and (surface := params[name].find("surface")) is not None:

@@ -36,7 +36,6 @@ from ocdit_core.errors import ConfigError, DataError, ImageError, MeshError, Ocd
 from ocdit_core.files import check_output, write_text
 from ocdit_core.objects import meshes
 from ocdit_core.objects.onboarding import add_objects
-from ocdit_core.objects.templates import ViewSettings
 from ocdit_core.objects.viewpoints import TUDL_K, TUDL_SIZE
 from ocdit_core.resumable import Shard, keep_plan, take_shard
 from ocdit_core.synthesis.path_tracer import PathTracer
@@ -335,7 +334,6 @@ def _render_templates(out: Path, names: dict[int, str], skipped: dict[str, str],
             out / TEMPLATES,
             list(by_file),
             unit="mm",
-            settings=ViewSettings(),
             jobs=min(jobs, -(-len(by_file) // _AT_ONCE)),
             on_error=note,
             progress=True,

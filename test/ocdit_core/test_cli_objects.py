@@ -154,9 +154,9 @@ def test_unchanged_objects_are_counted_and_shown(tmp_path, capsys):
     assert "0 objects rendered; 2 unchanged" in out
     assert page.read_text().count("<img") == 24
     assert (tmp_path / "s.png").is_file()
-    assert main(["render", *meshes, "--out", library, "--force", "--in-plane", "2"]) == 0
+    assert main(["render", *meshes, "--out", library, "--force", "--views", "42"]) == 0
     assert "2 objects rendered: plate, slab" in capsys.readouterr().out
-    assert len(ObjectLibrary(library)["slab"]) == 24
+    assert len(ObjectLibrary(library)["slab"]) == 42
 
 
 def test_objects_are_removed_by_name(tmp_path, capsys):

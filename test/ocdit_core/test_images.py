@@ -227,3 +227,8 @@ def test_writing_refuses_what_it_cannot_do(tmp_path):
         write_image(tmp_path / "file" / "a.png", COLOURS)
     write_image(tmp_path / "mask.png", np.array([[True, False]]))
     np.testing.assert_array_equal(read_image(tmp_path / "mask.png")[0, :, 0], [255, 0])
+
+
+def test_photographs_of_phones_in_heic_are_refused_with_what_to_do():
+    with pytest.raises(ImageError, match=r"a\.heic: not an image in a known format .*; convert HEIC to JPEG first"):
+        decode_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64), "a.heic")

@@ -22,6 +22,7 @@ from ocdit_core.objects.meshes import read_cad
 DOCUMENT = Path(__file__).parents[3] / "docs" / "objects.md"
 FEATURES = (
     "texture", "vertex colour", "face or material colour", "hierarchy", "unit", "holes", "skin or morph", "lines",
+    "normal, bump or displacement", "animation",
 )  # fmt: skip
 RED = (250, 0, 0)
 HOLES = np.dstack([QUARTERS, np.kron([[255, 0], [255, 255]], np.ones((16, 16)))])
@@ -37,6 +38,10 @@ def gltf(folder, feature):
         extra["COLOR_0"] = file.accessor(np.tile(np.array([[0.956, 0, 0]], np.float32), (4, 1)))
     if feature == "skin or morph":
         extra["targets"] = [{"POSITION": file.accessor(SQUARE)}]
+    if feature == "normal, bump or displacement":
+        extra["material"] = file.material(normalTexture={"index": file.image(QUARTERS)})
+    if feature == "animation":
+        file.json["animations"] = [{"channels": [{"sampler": 0, "target": {"node": 0}}]}]
     node = {"scale": [2, 2, 2]} if feature == "hierarchy" else {}
     lines = [file.primitive(mode=1)] if feature == "lines" else []
     file.node(file.primitive(**extra), *lines, mesh={"weights": [1]} if feature == "skin or morph" else {}, **node)
@@ -47,6 +52,7 @@ def obj(folder, feature):
     image(folder / "t.png")
     image(folder / "m.png", HOLES[..., 3])
     looks = {"texture": "map_Kd t.png", "holes": "map_Kd t.png\nmap_d m.png", "face or material colour": "Kd 0.98 0 0"}
+    looks["normal, bump or displacement"] = "Kd 1 1 1\nmap_Bump t.png"
     coloured = "".join(f"v {x} {y} {z} 0.98 0 0\n" for x, y, z in POSITIONS) + "f 1 2 3 4\n"
     bodies = {"vertex colour": coloured, "lines": POINTS + "f 1 2 3 4\nl 1 2\n"}
     if feature not in (*looks, *bodies):
@@ -101,6 +107,8 @@ def dae(folder, feature):
         "face or material colour": (POLYGON, {"materials": effect(red)}),
         "hierarchy": (POLYGON, {"nodes": '<node><scale>2 2 2</scale><instance_geometry url="#geo"/></node>'}),
         "unit": (POLYGON, {}),
+        "normal, bump or displacement": (POLYGON, {"materials": effect(red + "<extra><bump/></extra>")}),
+        "animation": (POLYGON, {"controllers": "<library_animations><animation/></library_animations>"}),
         "lines": (POLYGON + f'<lines count="1">{INPUTS}<p>0 1</p></lines>', {}),
     }
     if feature == "skin or morph":
@@ -158,6 +166,10 @@ def usd(folder, feature):
     elif feature == "vertex colour":
         kind = Sdf.ValueTypeNames.Color3fArray
         UsdGeom.PrimvarsAPI(mesh).CreatePrimvar("displayColor", kind, "vertex").Set([(0.956, 0, 0)] * 4)
+    elif feature == "normal, bump or displacement":
+        usd_material(stage, mesh, displacement=0.5)
+    elif feature == "animation":
+        stage.SetEndTimeCode(10)
     elif feature == "hierarchy":
         mesh.AddScaleOp().Set((2, 2, 2))
     elif feature == "lines":

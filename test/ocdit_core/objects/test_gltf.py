@@ -313,7 +313,7 @@ def test_a_nearly_transparent_hull_is_left_out_and_named(tmp_path, alpha):
     file.node(file.primitive(material=red))
     model = read_cad(file.write(tmp_path / "a.glb"))
     np.testing.assert_allclose(model.mesh.bounds, [[0, 0, 0], [0.1, 0.1, 0]], atol=1e-6)
-    assert model.warnings == ("a.glb: 1 nearly transparent surface (opacity below 0.25) left out",)
+    assert model.warnings == ("a.glb: not drawn: 1 nearly transparent surface (opacity below 0.25)",)
 
 
 def test_glass_alone_is_drawn_and_named(tmp_path):
@@ -323,7 +323,7 @@ def test_glass_alone_is_drawn_and_named(tmp_path):
     check(
         read_cad(file.write(tmp_path / "a.glb")),
         {(0.05, 0.02): BLUE},
-        ["a.glb: semi-transparent surfaces drawn opaque"],
+        ["a.glb: not drawn: semi-transparency (drawn opaque)"],
     )
 
 
@@ -461,4 +461,4 @@ def test_blended_vertices_alone_are_drawn(tmp_path):
     colours = file.accessor(np.array([[1, 0, 0, alpha] for alpha in (0.2, 0.2, 0.6, 0.2)], np.float32))
     file.node(file.primitive(material=file.material(alphaMode="BLEND"), COLOR_0=colours))
     model = read_cad(file.write(tmp_path / "a.glb"))
-    check(model, {(0.05, 0.02): RED}, ["a.glb: semi-transparent surfaces drawn opaque"])
+    check(model, {(0.05, 0.02): RED}, ["a.glb: not drawn: semi-transparency (drawn opaque)"])

@@ -10,7 +10,6 @@ import trimesh
 from ocdit_core.errors import ConfigError, LibraryError, MeshError
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import _fitting_jobs, add_objects, object_names
-from ocdit_core.objects.templates import ViewSettings
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +143,7 @@ def test_only_true_conflicts_are_refused_and_replacing_is_said(folder, tmp_path,
 
 
 def test_more_views_and_their_best_twelve(folder, tmp_path):
-    add_objects(tmp_path, [folder / "ball.glb"], settings=ViewSettings(views=42))
+    add_objects(tmp_path, [folder / "ball.glb"], views=42)
     ball = ObjectLibrary(tmp_path)["ball"]
     assert len(ball) == 42
     directions = ball.best_views(12).directions()
@@ -152,7 +151,7 @@ def test_more_views_and_their_best_twelve(folder, tmp_path):
     assert angles.min(axis=1).max() < 64
     assert np.sort(angles, axis=1)[:, 0].min() > 30
     with pytest.raises(ConfigError, match="13"):
-        ViewSettings(views=13)
+        add_objects(tmp_path, [folder / "ball.glb"], views=13)
 
 
 def test_a_thin_sheet_has_a_picture_in_every_view(folder, tmp_path):
@@ -187,8 +186,8 @@ def test_only_what_has_changed_is_rendered_again(folder, tmp_path):
 
     meshes[0].write_bytes((folder / "block.ply").read_bytes().replace(b"ply\n", b"ply\ncomment changed\n", 1))
     assert add_objects(library, meshes).rendered == ("block",)
-    assert add_objects(library, meshes, settings=ViewSettings(in_plane=2)).rendered == ("block", "ball")
-    assert len(ObjectLibrary(library)["ball"]) == 24
+    assert add_objects(library, meshes, views=42).rendered == ("block", "ball")
+    assert len(ObjectLibrary(library)["ball"]) == 42
     assert add_objects(library, meshes[:1], unit="cm").rendered == ("block",)
     assert add_objects(library, meshes[:1], unit="cm").rendered == ()
     assert add_objects(library, meshes[:1], unit="cm", force=True).rendered == ("block",)
@@ -197,8 +196,8 @@ def test_only_what_has_changed_is_rendered_again(folder, tmp_path):
     data = bytearray(archive.read_bytes())
     data[len(data) // 2] ^= 0xFF
     archive.write_bytes(data)
-    assert add_objects(library, meshes, settings=ViewSettings(in_plane=2)).rendered == ("block", "ball")
-    assert len(ObjectLibrary(library)["ball"]) == 24
+    assert add_objects(library, meshes, views=42).rendered == ("block", "ball")
+    assert len(ObjectLibrary(library)["ball"]) == 42
 
 
 def test_a_changed_material_file_renders_the_object_again(tmp_path):
@@ -299,8 +298,8 @@ def test_a_folder_of_bop_models_becomes_numbered_objects(tmp_path):
 
 def test_the_number_of_processes_follows_the_work(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert _fitting_jobs(1, ViewSettings()) == 1
-    assert _fitting_jobs(20, ViewSettings()) == 1
-    assert _fitting_jobs(50, ViewSettings()) == 2
-    assert _fitting_jobs(1000, ViewSettings()) == 8
-    assert _fitting_jobs(6, ViewSettings(views=162)) == 4
+    assert _fitting_jobs(12) == 1
+    assert _fitting_jobs(240) == 1
+    assert _fitting_jobs(600) == 2
+    assert _fitting_jobs(12_000) == 8
+    assert _fitting_jobs(972) == 4

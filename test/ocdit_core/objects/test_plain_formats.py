@@ -123,15 +123,15 @@ class TestObj:
         check(
             model,
             {(0.02, 0.08): RED, (1.08, 1.02): (0, 0, 255)},
-            ["a.obj: 1 nearly transparent surface (opacity below 0.25) left out"],
+            ["a.obj: not drawn: 1 nearly transparent surface (opacity below 0.25)"],
         )
 
     def test_what_is_no_surface_and_materials_that_are_unknown_are_named(self, tmp_path):
         (tmp_path / "a.mtl").write_text("newmtl other\nKd 1 0 0\n")
         (tmp_path / "a.obj").write_text("mtllib a.mtl\n" + POINTS + "usemtl m\nf 1 2 3 4\nl 1 2\nl 2 3\np 1\n")
         warnings = [
-            "a.obj: not drawn: 2 lines, 1 points",
             "a.obj: its material files lack the material m; drawn in neutral grey",
+            "a.obj: not drawn: 2 lines, 1 points",
         ]
         check(read_cad(tmp_path / "a.obj"), {(0.05, 0.02): GREY}, warnings)
 
@@ -139,7 +139,7 @@ class TestObj:
     def test_transparency_that_programs_write_either_way_round(self, tmp_path, line, warned):
         (tmp_path / "a.obj").write_text("mtllib a.mtl\n" + POINTS + "usemtl m\nf 1 2 3 4\n")
         (tmp_path / "a.mtl").write_text(f"newmtl m\nKd 0.98 0 0\n{line}\n")
-        warnings = ["a.obj: semi-transparent surfaces drawn opaque"] * warned
+        warnings = ["a.obj: not drawn: semi-transparency (drawn opaque)"] * warned
         check(read_cad(tmp_path / "a.obj"), {(0.05, 0.02): RED}, warnings)
 
     def test_negative_indices_continued_lines_and_concave_polygons(self, tmp_path):
@@ -253,7 +253,7 @@ class TestPly:
         assert len(model.mesh.faces) == 3
         assert model.mesh.area == pytest.approx(0.015)
         np.testing.assert_allclose(model.mesh.face_normals, [[0, 0, 1]] * 3)
-        assert model.warnings == ("a.ply: 1 edge elements are not drawn",)
+        assert model.warnings == ("a.ply: not drawn: 1 edge elements",)
 
 
 class TestStl:
@@ -282,7 +282,7 @@ class TestStl:
         ("count", "tail", "warning"),
         [
             (2, b"", None),
-            (2, b"surplus!", "8 bytes after its 2 triangles are left out"),
+            (2, b"surplus!", "not drawn: 8 bytes after its 2 triangles"),
             (0, b"", "its header states 0 triangles; all 2 are read"),
             (1, b"", "its header states 1 triangles; all 2 are read"),
             (2**32 - 1, b"", "its header states 4,294,967,295 triangles; all 2 are read"),
@@ -358,7 +358,7 @@ class TestOff:
             read_cad(tmp_path / "a.off")
 
     def test_colours_of_a_map_are_named(self, tmp_path):
-        warnings = ["a.off: face colours given by their number in a colour map are not drawn"]
+        warnings = ["a.off: not drawn: face colours given by their number in a colour map"]
         check(read_cad(self.write(tmp_path / "a.off", face=" 3")), {(0.05, 0.02): GREY}, warnings)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from ocdit_core.errors import MeshError, RenderingError
 from ocdit_core.objects.renderer import Light, Lighting, Renderer
 from ocdit_core.objects.surfaces import surface_of
-from ocdit_core.objects.templates import ViewSettings, render_templates
+from ocdit_core.objects.templates import render_templates
 from ocdit_core.objects.viewpoints import look_at_poses, project
 
 WALL = 0.85  # ambient light is this much weaker on an upright wall than from above
@@ -112,7 +112,7 @@ def test_untextured_is_grey_and_pictures_repeat(renderer):
 
 def test_templates_agree_with_their_cameras(renderer):
     mesh = trimesh.creation.annulus(0.05, 0.12, 0.2).apply_translation([0.4, -0.1, 2.0])
-    views = render_templates(renderer, mesh, ViewSettings(views=42))
+    views = render_templates(renderer, mesh, views=42)
     assert views.rgb.shape == (42, 128, 128, 3)
     points, _ = trimesh.sample.sample_surface(mesh, 3000, seed=0)
     share = np.zeros(42)

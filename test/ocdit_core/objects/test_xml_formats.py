@@ -95,7 +95,7 @@ def test_3mf_textures_composites_and_what_is_not_drawn(tmp_path):
     build = '<item objectid="1"/><item objectid="2"/>'
     resources = texture + group + f'<object id="1">{painted}</object>' + support
     model = read_cad(write_3mf(tmp_path / "a.3mf", resources, build, t_png=stream.getvalue()))
-    warnings = ["a.3mf: colours painted in a slicer are not drawn", "a.3mf: support structures are not drawn"]
+    warnings = ["a.3mf: not drawn: colours painted in a slicer, support structures"]
     check(model, CENTRES, warnings)
     base = '<base name="a" displaycolor="#FA0000"/><base name="b" displaycolor="#0000FA"/>'
     base = f'<basematerials id="5">{base}</basematerials>'
@@ -205,7 +205,7 @@ def test_dae_colours_emission_and_transparency(tmp_path):
     check(
         read_cad(write_dae(tmp_path / "b.dae", materials=effect(glass))),
         {(0.05, 0.02): (0, 255, 0)},
-        ["b.dae: transparency is not drawn"],
+        ["b.dae: not drawn: transparency"],
     )
 
 
@@ -224,9 +224,11 @@ def test_dae_texture_wraps_and_chosen_coordinates(tmp_path):
     nodes = f'<node><instance_geometry url="#geo">{bound}</instance_geometry></node>'
     wide = SOURCES.replace("0 0 1 0 1 1 0 1", "-1 0 2 0 2 1 -1 1")
     square = SQUARE.replace(INPUTS, inputs)
-    check(read_cad(write_dae(tmp_path / "a.dae", square, materials=look, nodes=nodes)), CENTRES)
+    path = write_dae(tmp_path / "a.dae", square, materials=look, nodes=nodes)
+    check(read_cad(path), CENTRES, ["a.dae: not drawn: further sets of texture coordinates"])
     model = read_cad(write_dae(tmp_path / "b.dae", square, materials=look, nodes=nodes, sources=wide))
-    check(model, {(0.01, 0.08): RED, (0.04, 0.08): RED, (0.06, 0.08): GREEN, (0.09, 0.08): GREEN})
+    colours = {(0.01, 0.08): RED, (0.04, 0.08): RED, (0.06, 0.08): GREEN, (0.09, 0.08): GREEN}
+    check(model, colours, ["b.dae: not drawn: further sets of texture coordinates"])
 
 
 MATRIX = "1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1"
@@ -270,7 +272,7 @@ def test_dae_morph_and_nested_nodes(tmp_path):
 
 def test_dae_lines_and_other_geometry_are_named(tmp_path):
     lines = f'<lines count="1">{INPUTS}<p>0 1</p></lines>'
-    check(read_cad(write_dae(tmp_path / "a.dae", SQUARE + lines)), {(0.05, 0.02): GREY}, ["a.dae: lines are not drawn"])
+    check(read_cad(write_dae(tmp_path / "a.dae", SQUARE + lines)), {(0.05, 0.02): GREY}, ["a.dae: not drawn: lines"])
 
 
 def test_dae_without_its_material_or_its_unit(tmp_path):
