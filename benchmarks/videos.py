@@ -13,7 +13,7 @@ from ocdit_core.data.painting import photograph, random_background
 from ocdit_core.errors import ConfigError
 from ocdit_core.objects.renderer import MeshHandle, Renderer
 from ocdit_core.objects.templates import zoom_cameras
-from ocdit_core.objects.viewpoints import TUDL_K, fitting_distance, look_at_poses, sample_directions
+from ocdit_core.objects.viewpoints import TUDL_K, fitting_distance, look_at_poses
 
 Sprite = NDArray[np.uint8]
 
@@ -22,7 +22,9 @@ def render_sprite(renderer: Renderer, handle: MeshHandle, rng: np.random.Generat
     """Render an object from a random direction: (size, size, 4) RGBA, colours multiplied by coverage."""
     surface = handle.surface
     distance = fitting_distance(surface.radius) * 2
-    poses = look_at_poses(sample_directions(rng, 1), distance, rng.normal(0, 0.25), centre=surface.centre)
+    direction = rng.normal(size=(1, 3))
+    direction /= np.linalg.norm(direction)
+    poses = look_at_poses(direction, distance, rng.normal(0, 0.25), centre=surface.centre)
     _, K = zoom_cameras(surface.vertices, poses, TUDL_K, size=size, margin=0.02)
     return renderer.render(handle, poses[0], K[0], (size, size)).rgba[0]
 

@@ -44,15 +44,11 @@ def read_cad_format(files: SourceFiles, data: bytes) -> ParsedFile:
     return _read_usd(files) if suffix in _USD else _read_assimp(files)
 
 
-def _package(files: SourceFiles, module: str, name: str) -> Any:
-    return files.package(module, f"reading {files.path.suffix}", name)
-
-
 # STEP and IGES: Open CASCADE tessellates them and writes glTF in metres
 
 
 def _read_brep(files: SourceFiles, data: bytes, kind: str) -> ParsedFile:
-    cascadio = _package(files, "cascadio", "cascadio")
+    cascadio = files.package("cascadio", f"reading {files.path.suffix}")
     with _silenced():
         glb = cascadio.load(data, kind, tol_linear=TOLERANCE, tol_angular=ANGLE, tol_relative=True)
     if not glb:
@@ -81,7 +77,8 @@ def _silenced() -> Iterator[None]:
 
 
 def _read_usd(files: SourceFiles) -> ParsedFile:
-    pxr = {name: _package(files, f"pxr.{name}", "usd-core") for name in ("Usd", "UsdGeom", "UsdShade", "Ar", "Sdf")}
+    reason, names = f"reading {files.path.suffix}", ("Usd", "UsdGeom", "UsdShade", "Ar", "Sdf")
+    pxr = {name: files.package(f"pxr.{name}", reason, "usd-core") for name in names}
     return _UsdStage(files, pxr["Usd"].Stage.Open(str(files.path)), pxr).parsed()
 
 
@@ -279,7 +276,7 @@ class _UsdStage:
 
 
 def _read_assimp(files: SourceFiles) -> ParsedFile:
-    assimp = _package(files, "assimp_py", "assimp-py")
+    assimp = files.package("assimp_py", f"reading {files.path.suffix}", "assimp-py")
     flags = assimp.Process_Triangulate | assimp.Process_JoinIdenticalVertices | assimp.Process_SortByPType
     fbx = files.path.suffix.lower() == ".fbx"
     try:

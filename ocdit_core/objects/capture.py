@@ -160,9 +160,8 @@ def _shots(photos: list[Path], masks: Sequence[str | Path] | None, clicks: Seque
         raise ConfigError(f"{len(clicks)} clicks were given for {count} photos; give one for each, or one for all")
     points = [None] * count if clicks is None else list(clicks) * (count if len(clicks) == 1 else 1)
     files = [None] * count if masks is None else pair_masks(photos, [Path(mask) for mask in masks])
-    for photo, mask in zip(photos, files, strict=True):
-        if mask is not None:
-            logger.info("%s: mask %s", photo, mask)
+    for photo, mask in zip(photos, files if masks is not None else [], strict=False):
+        logger.info("%s: mask %s", photo, mask)
     return [_Shot(*row) for row in zip(photos, files, points, strict=True)]
 
 

@@ -23,10 +23,10 @@ from ocdit_core.objects.parts import (
     Material,
     ParsedFile,
     Part,
-    Pixels,
     corners_of,
     part_of,
     scaled_colours,
+    solid,
     with_emission,
 )
 from ocdit_core.objects.ply import read_ply
@@ -250,7 +250,9 @@ def _obj_material(files: SourceFiles, values: dict[str, str], folder: str) -> _O
         if mask is not None and texture is not None:
             # A mask without an alpha channel of its own is grey.
             channel = mask[..., 3] if mask[..., 3].min() < 255 else mask[..., 0]
-            texture = np.dstack([texture[..., :3], _resized(channel, texture.shape[1::-1])])
+            channel = np.ascontiguousarray(channel)
+            resized = cv2.resize(channel, texture.shape[1::-1], interpolation=cv2.INTER_AREA)
+            texture = np.dstack([texture[..., :3], np.asarray(resized, dtype=np.uint8)])
             alpha = "mask"
     if opacity < 1 and alpha == "opaque":
         alpha = "blend"
@@ -261,7 +263,7 @@ def _obj_material(files: SourceFiles, values: dict[str, str], folder: str) -> _O
     metallic, roughness = (number(key, np.nan) for key in ("pm", "pr"))
     material = Material(
         colour=None if colour is None else np.array([*colour, opacity]),
-        texture=texture if alpha != "opaque" or texture is None else _solid(texture),
+        texture=texture if alpha != "opaque" or texture is None else solid(texture),
         wrap=("clamp", "clamp") if options.get("clamp") == ["on"] else ("repeat", "repeat"),
         alpha=alpha,
         metallic=None if np.isnan(metallic) else metallic,
@@ -295,14 +297,6 @@ def _texture_name(value: str) -> tuple[str, dict[str, list[str]]]:
             options[key].append(word)
             value = rest.lstrip()
     return value, options
-
-
-def _solid(texture: Pixels) -> Pixels:
-    return np.dstack([texture[..., :3], np.full(texture.shape[:2], 255, np.uint8)])
-
-
-def _resized(channel: Array, size: tuple[int, ...]) -> Array:
-    return np.asarray(cv2.resize(np.ascontiguousarray(channel), size[:2], interpolation=cv2.INTER_AREA))
 
 
 # STL

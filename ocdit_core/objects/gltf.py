@@ -17,7 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
-from ocdit_core.objects.parts import MAX_FACES, Material, ParsedFile, Part, Pixels, rgba, strip_triangles, with_emission
+from ocdit_core.objects.parts import (
+    MAX_FACES,
+    Material,
+    ParsedFile,
+    Part,
+    Pixels,
+    rgba,
+    solid,
+    strip_triangles,
+    with_emission,
+)
 from ocdit_core.objects.sources import SourceFiles
 from ocdit_core.objects.surfaces import linear_from_srgb, srgb_from_linear
 
@@ -407,8 +417,8 @@ class _Document:
             b = bright * (1 - specular.max()) / 0.96 + mirrored - 0.08
             metallic = float(np.clip((-b + np.sqrt(max(b * b - 4 * 0.04 * (0.04 - mirrored), 0))) / 0.08, 0, 1))
         if metallic > 0.5 and glossy is not None:  # a metal is seen by what it mirrors
-            mirror = np.dstack([glossy[..., :3], np.full(glossy.shape[:2], 255, np.uint8)])
-            return other, np.array([*values.get("specularFactor", [1, 1, 1]), diffuse[3]]), mirror, metallic, 1 - gloss
+            colour = np.array([*values.get("specularFactor", [1, 1, 1]), diffuse[3]])
+            return other, colour, solid(glossy), metallic, 1 - gloss
         # A metal's diffuse colour is black: then it shows what it mirrors.
         if texture is not None and (metallic <= 0.5 or shown.max() > 0.05):
             return info, diffuse, texture, metallic, 1 - gloss

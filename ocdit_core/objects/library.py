@@ -115,19 +115,12 @@ class ObjectLibrary:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __repr__(self) -> str:
-        return f"ObjectLibrary({str(self.path)!r}, {len(self)} objects)"
-
 
 def update_manifest(folder: Path, changed: Iterable[str] = ()) -> dict[str, ObjectEntry]:
     """Bring manifest.json in line with the archives in the folder, and return its entries.
 
     New archives get a number, archives that are gone lose their entry, all others keep number and colour. Processes
-    that write to one library take turns.
-
-    Args:
-        folder: the library's.
-        changed: names of objects whose archives were written, so that what is known of them may have changed.
+    that write to one library take turns. The archives of the objects `changed` are read again.
 
     Raises:
         LibraryError: the manifest is damaged, or the folder cannot be written to.

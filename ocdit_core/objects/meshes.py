@@ -272,16 +272,11 @@ def expand_meshes(paths: Iterable[str | Path]) -> list[Path]:
             raise MeshError(f"{path}: cannot be listed ({error.strerror})") from error
         models = [path / name for name in names if _MODEL.fullmatch(name)]
         if not models:
-            raise MeshError(
-                f"{path}: is a folder that holds no BOP models (obj_000001.ply ...); {_advice(path, names)}"
-            )
+            inner = next((name for name in names if name.startswith("models") and (path / name).is_dir()), None)
+            advice = f"give {path / inner}" if inner is not None else f"give mesh files, such as {path}/*.glb"
+            raise MeshError(f"{path}: is a folder that holds no BOP models (obj_000001.ply ...); {advice}")
         files += models
     return files
-
-
-def _advice(path: Path, names: list[str]) -> str:
-    inner = next((name for name in names if name.startswith("models") and (path / name).is_dir()), None)
-    return f"give {path / inner}" if inner is not None else f"give mesh files, such as {path}/*.glb"
 
 
 def info_source(path: Path) -> str | None:

@@ -172,8 +172,7 @@ def add_objects(
 class _Task:
     path: Path
     name: str
-    # A folder that holds no models, say: reported in its turn.
-    error: OcditError | None = None
+    error: OcditError | None = None  # of a folder that holds no models, say: reported in its turn
 
 
 _Outcome = Literal["rendered", "unchanged"] | OcditError

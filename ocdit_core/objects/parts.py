@@ -111,6 +111,11 @@ def rgba(colours: ArrayLike, *, linear: bool = False) -> NDArray[np.float32]:
     return out
 
 
+def solid(texture: Pixels) -> Pixels:
+    """Return a texture (H, W, 4) without holes."""
+    return np.dstack([texture[..., :3], np.full(texture.shape[:2], 255, np.uint8)])
+
+
 def with_emission(material: Material, emission: ArrayLike, texture: Pixels | None = None) -> Material:
     """Return a material whose colour includes the light that it emits: the renderer has no emission of its own.
 
@@ -336,14 +341,14 @@ def _resolved(part: Part) -> Part:
     if material.alpha != "opaque":
         opacity = _opacity(part)
         cutoff = material.cutoff if material.alpha == "mask" else min(BLEND_CUTOFF, float(opacity.max()))
-        solid = opacity >= cutoff
+        filled = opacity >= cutoff
         if texture is not None:
-            texture = np.dstack([texture[..., :3], np.where(solid, np.uint8(255), np.uint8(0))])
+            texture = np.dstack([texture[..., :3], np.where(filled, np.uint8(255), np.uint8(0))])
         else:
             kept = faces[opacity[faces].mean(axis=1) >= cutoff]
             faces = faces if material.alpha == "blend" and not len(kept) else kept
     elif texture is not None and texture[..., 3].min() < 255:
-        texture = np.dstack([texture[..., :3], np.full(texture.shape[:2], 255, np.uint8)])
+        texture = solid(texture)
     if colours is not None:
         colours = rgba(colours)
     if material.colour is not None:

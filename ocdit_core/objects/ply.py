@@ -40,13 +40,7 @@ class _Element:
 
 
 def read_ply(files: SourceFiles, data: bytes) -> ParsedFile:
-    """Read a PLY file.
-
-    Colours count where there is no texture: many programs write coordinates and colours together.
-
-    Raises:
-        MeshError: the header has no end.
-    """
+    """Read a PLY file; raises MeshError if its header has no end. Colours count where there is no texture."""
     end = _END.search(data[: 1 << 20])
     if end is None or data[:3] != b"ply":
         raise MeshError(f"{files.path}: damaged, truncated, or not a .ply mesh (its header does not end)")

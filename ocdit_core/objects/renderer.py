@@ -51,9 +51,7 @@ class Lighting:
         ambient: linear colour of the ambient light, brightest from above.
         sky: how much weaker the ambient light is on an upright wall than from above; twice as much from below.
         lights: any number.
-        specular: strength of the highlights: 0 matt, 1 very shiny.
-        roughness: width of the highlights, in (0, 1].
-        materials: whether a mesh's own metalness and roughness, where its file states them, replace the two above.
+        materials: whether a mesh shines by the metalness and roughness that its file states.
         darkest: lower limit of the linear reflectance, so that black surfaces show on black.
     """
 
@@ -63,8 +61,6 @@ class Lighting:
         Light(direction=(-0.45, -0.75, -0.6), colour=(0.62, 0.62, 0.62)),
         Light(direction=(0.8, 0.1, -0.5), colour=(0.16, 0.16, 0.16)),
     )
-    specular: float = 0.0
-    roughness: float = 0.5
     materials: bool = False
     darkest: float = 0.0
 
@@ -76,17 +72,13 @@ class Lighting:
         if self.lights:
             values["light_direction"] = vectors.astype(np.float32)
             values["light_colour"] = np.array([light.colour for light in self.lights], dtype=np.float32)
-        specular, roughness, metallic = self.specular, max(self.roughness, 0.05), 0.0
-        glossy = specular > 0
-        if self.materials and (surface.metallic is not None or surface.roughness is not None):
-            # Smoother than a quarter: highlights of less than a pixel, and mirrors that would need a room to mirror.
-            roughness = float(np.clip(0.5 if surface.roughness is None else surface.roughness, 0.25, 1.0))
-            specular, metallic = DIELECTRIC, surface.metallic or 0.0
-            # Below that, highlights of a material that does not conduct add less to an image than they cost.
-            glossy = metallic > 0 or roughness < 0.5
-        if glossy:
+        # Smoother than a quarter: highlights of less than a pixel, and mirrors that would need a room to mirror.
+        roughness = float(np.clip(0.5 if surface.roughness is None else surface.roughness, 0.25, 1.0))
+        metallic = surface.metallic or 0.0
+        # Rougher than a half, highlights of a material that does not conduct add less to an image than they cost.
+        if self.materials and (metallic > 0 or roughness < 0.5):
             # The exponent of Blinn and Phong's highlights that are as wide as GGX's of this roughness.
-            values |= {"specular": specular, "shininess": 2.0 / roughness**4, "metallic": metallic}
+            values |= {"specular": DIELECTRIC, "shininess": 2.0 / roughness**4, "metallic": metallic}
         return values
 
 
@@ -315,14 +307,6 @@ class Renderer:
             self._programs[kind] = self._gl.program(vertex_shader=head + _VERTEX, fragment_shader=head + _FRAGMENT)
         return self._programs[kind]
 
-    def _array(self, kind: _Kind, handle: MeshHandle) -> Any:
-        """Return the mesh's buffer as a program of this kind reads it."""
-        if kind not in handle.arrays:
-            names = ["position", "normal", *(["uv"] if kind.textured else []), "colour"]
-            layout = "3f 3f 2f 4f" if kind.textured else "3f 3f 2x4 4f"
-            handle.arrays[kind] = self._gl.vertex_array(self._program(kind), [(handle.buffer, layout, *names)])
-        return handle.arrays[kind]
-
     def _draw(
         self,
         kind: _Kind,
@@ -343,7 +327,12 @@ class Renderer:
             colours, depth = self._gl.texture(self._target_size, 4), self._gl.depth_renderbuffer(self._target_size)
             self._target = (self._gl.framebuffer([colours], depth), depth, colours)
         frame = self._target[0]
-        program, array, surface = self._program(kind), self._array(kind, handle), handle.surface
+        program, surface = self._program(kind), handle.surface
+        if kind not in handle.arrays:
+            names = ["position", "normal", *(["uv"] if kind.textured else []), "colour"]
+            layout = "3f 3f 2f 4f" if kind.textured else "3f 3f 2x4 4f"
+            handle.arrays[kind] = self._gl.vertex_array(program, [(handle.buffer, layout, *names)])
+        array = handle.arrays[kind]
         self._gl.enable(self._gl.DEPTH_TEST)
         self._gl.line_width = EDGE_WIDTH
 

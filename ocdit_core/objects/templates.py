@@ -11,13 +11,7 @@ from numpy.typing import NDArray
 from ocdit_core.objects.archive import TEMPLATE_SIZE, ObjectTemplates
 from ocdit_core.objects.renderer import Light, Lighting, MeshHandle, Renderer, Views
 from ocdit_core.objects.surfaces import surface_points
-from ocdit_core.objects.viewpoints import (
-    TUDL_K,
-    fitting_distance,
-    icosphere_directions,
-    look_at_poses,
-    project,
-)
+from ocdit_core.objects.viewpoints import TUDL_K, fitting_distance, icosphere_directions, look_at_poses, project
 
 if TYPE_CHECKING:
     import trimesh
@@ -222,7 +216,9 @@ def check_views(templates: ObjectTemplates) -> list[str]:
     low, high = _extents(mask)
     displaced = np.abs((low + high) / 2 - 0.5).max(axis=1) > MAX_DISPLACEMENT
     narrow = (high - low).max(axis=1) < MIN_EXTENT
-    dark = brightness(templates) < MIN_BRIGHTNESS
+    # A saturated blue counts as much as a grey: the largest channel.
+    views = zip(templates.rgb.max(axis=3), mask, strict=True)
+    dark = np.array([view[own].size > 0 and np.percentile(view[own], 90) < MIN_BRIGHTNESS for view, own in views])
     problems = [
         _line(~shown, "empty"),
         _line(shown & dark, f"black (brightness below {MIN_BRIGHTNESS})"),
@@ -237,13 +233,6 @@ def check_views(templates: ObjectTemplates) -> list[str]:
         worst = f"{inside[wrong].min():.2%}" if wrong.any() else ""
         problems.append(_line(wrong, f"points outside the mask (only {worst} inside)"))
     return [problem for problem in problems if problem]
-
-
-def brightness(templates: ObjectTemplates) -> NDArray[np.float64]:
-    """Return the 90th percentile (V,) of the object's brightness in each view, 0 to 255; 0 if it is empty."""
-    # A saturated blue counts as much as a grey: the largest channel.
-    views = zip(templates.rgb.max(axis=3), templates.mask, strict=True)
-    return np.array([np.percentile(view[mask], 90) if mask.any() else 0.0 for view, mask in views])
 
 
 def inside_fractions(templates: ObjectTemplates) -> NDArray[np.float64]:

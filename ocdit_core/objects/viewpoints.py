@@ -41,12 +41,6 @@ def icosphere_directions(count: int) -> FloatArray:
     return vertices
 
 
-def sample_directions(rng: np.random.Generator, n: int) -> FloatArray:
-    """Draw n unit vectors (n, 3), uniform over the sphere."""
-    vectors = rng.normal(size=(n, 3))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
 def spread_indices(directions: FloatArray, count: int, first: int = 0) -> NDArray[np.int64]:
     """Return the indices (count,) of unit vectors (n, 3) that cover the sphere well, by farthest point sampling.
 

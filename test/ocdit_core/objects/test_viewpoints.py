@@ -9,7 +9,6 @@ from ocdit_core.objects.viewpoints import (
     icosphere_directions,
     look_at_poses,
     project,
-    sample_directions,
     spread_indices,
 )
 
@@ -60,7 +59,8 @@ def test_roll_turns_the_picture_clockwise():
 
 def test_a_sphere_at_the_fitting_distance_just_fits():
     radius = 0.17
-    points = radius * sample_directions(np.random.default_rng(0), 20_000)
+    directions = np.random.default_rng(0).normal(size=(20_000, 3))
+    points = radius * directions / np.linalg.norm(directions, axis=1, keepdims=True)
     height, width = TUDL_SIZE
     pose = look_at_poses([[1.0, 0.0, 0.0]], fitting_distance(radius))[0]
     seen = project(points, pose, TUDL_K)
