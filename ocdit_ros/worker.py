@@ -384,7 +384,8 @@ class Worker:
                 found += network.segment_batch(part, objects, of, uncertainty=uncertainty)
                 continue
             except Exception as error:
-                if not is_out_of_memory(error):
+                # By its name on a GPU: torch is not imported here.
+                if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
                     raise
             # Not in the except clause: the traceback references what is to be freed.
             free_memory()
@@ -423,11 +424,6 @@ def describe(error: BaseException) -> str:
     """Return an error as one line without object addresses; foreign errors are preceded by their type."""
     text = re.sub(r"<([\w.]+) object at 0x[0-9a-fA-F]+>", r"\1", " ".join(str(error).split()))
     return text if isinstance(error, OcditError) and text else f"{type(error).__name__}: {text}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out on the GPU or the host; by type name, because torch is not imported here."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def free_memory() -> None:
