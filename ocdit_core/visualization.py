@@ -1,4 +1,4 @@
-"""Pictures for people: masks and names over the image, and the views by which each object is known."""
+"""Drawings: masks and names over an image, contact sheets of an object library, and of captured photographs."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from ocdit_core.inference.results import Segmentation
     from ocdit_core.objects.archive import ObjectTemplates
     from ocdit_core.objects.capture import Preview
-    from ocdit_core.objects.library import ObjectLibrary
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+_OPACITY = 0.45  # of masks
 _SHEET_GREY = 32
 _SHEET_TITLE = 22
+_VIEWS, _VIEW = 12, 96  # most views of an object, and their side in pixels
 
 
-def overlay(image: np.ndarray, segmentation: Segmentation, *, opacity: float = 0.45) -> np.ndarray:
-    """Draw every instance over the image: a translucent mask, a crisp outline, and "name score" in a label.
+def overlay(image: np.ndarray, segmentation: Segmentation) -> np.ndarray:
+    """Draw every instance over an image: a translucent mask, its outline, and a label with name and score.
 
     Args:
         image: (H, W, 3) uint8 RGB, the one that was segmented; it is not changed.
         segmentation: its result.
-        opacity: of the masks, 0 to 1.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -49,8 +49,8 @@ def overlay(image: np.ndarray, segmentation: Segmentation, *, opacity: float = 0
     # The best instance is drawn last, on top.
     for instance in reversed(segmentation.instances):
         colour = colours[instance.object_id]
-        tint = np.array(colour, np.float32) * opacity
-        canvas[instance.mask] = np.rint(canvas[instance.mask] * (1 - opacity) + tint).astype(np.uint8)
+        tint = np.array(colour, np.float32) * _OPACITY
+        canvas[instance.mask] = np.rint(canvas[instance.mask] * (1 - _OPACITY) + tint).astype(np.uint8)
         contours, _ = cv2.findContours(instance.mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, contours, -1, (0, 0, 0), thickness + 2, cv2.LINE_AA)
         cv2.drawContours(canvas, contours, -1, colour, thickness, cv2.LINE_AA)
@@ -61,40 +61,15 @@ def overlay(image: np.ndarray, segmentation: Segmentation, *, opacity: float = 0
     return canvas
 
 
-def contact_sheet(objects: ObjectLibrary | Iterable[ObjectTemplates], *, views: int = 12, cell: int = 96) -> np.ndarray:
-    """Draw a row of views for each object, under its name and size.
-
-    Args:
-        objects: a library, or some of its objects.
-        views: at most so many for each object, those that cover it best.
-        cell: side of one view in pixels.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        ImageError: there is no object to show.
-        LibraryError: an object's archive is damaged.
-    """
-    from ocdit_core.objects.library import ObjectLibrary
-
-    chosen = (objects[name] for name in objects) if isinstance(objects, ObjectLibrary) else objects
-    rows = [_sheet_row(templates, views, cell) for templates in chosen]
-    if not rows:
-        raise ImageError("there is no object to show on a contact sheet")
-    width = max(row.shape[1] for row in rows)
-    return np.concatenate([_widened(row, width) for row in rows])
-
-
 class ContactSheets:
-    """Contact sheets of any number of objects, added one by one: a page is written as soon as it is full.
+    """Contact sheets of any number of objects: a row of views for each, under its name and size.
 
-    Up to 40 objects make one file, `path` itself; more make NAME_01.png, NAME_02.png ... of 40 each. Beyond 20 objects
-    a page has two columns.
+    Objects are added one by one, and a page is written as soon as it is full. Up to 40 objects make one file, `path`
+    itself; more make NAME_01.png, NAME_02.png ... of 40 each. Beyond 20 objects a page has two columns.
 
     Args:
-        path: of the picture.
-        count: how many objects will be added, at most.
+        path: image file.
+        count: number of objects that will be added, at most.
     """
 
     ROWS = 20
@@ -108,13 +83,13 @@ class ContactSheets:
         self._rows: list[np.ndarray] = []
 
     def add(self, templates: ObjectTemplates) -> None:
-        """Draw one more object; raises ImageError when a page cannot be written."""
-        self._rows.append(_sheet_row(templates, 12, 96))
+        """Draw an object; raises ImageError if a page cannot be written."""
+        self._rows.append(_sheet_row(templates))
         if len(self._rows) == self.ROWS * self._columns:
             self.finish()
 
     def finish(self) -> None:
-        """Write what has not been written; raises ImageError when it cannot be."""
+        """Write the last page; raises ImageError if it cannot be written."""
         if not self._rows:
             return
         width, gap = max(row.shape[1] for row in self._rows), 12
@@ -132,13 +107,11 @@ class ContactSheets:
         self._rows = []
 
 
-def capture_sheet(previews: Iterable[Preview], *, columns: int = 3, cell: int = 160) -> np.ndarray:
-    """Draw each photograph with the outline of what was cut out, beside the view that came of it.
+def capture_sheet(previews: Iterable[Preview]) -> np.ndarray:
+    """Draw each photograph with the outline of its mask, beside the view that was made of it.
 
     Args:
-        previews: as `capture_object` returns them.
-        columns: photographs side by side.
-        cell: height of a photograph, and side of a view, in pixels.
+        previews: previews of `capture_object`.
 
     Returns:
         (H, W, 3) uint8 RGB; a photograph that was refused has "not used" in place of its view.
@@ -146,17 +119,17 @@ def capture_sheet(previews: Iterable[Preview], *, columns: int = 3, cell: int = 
     Raises:
         ImageError: there is no photograph to show.
     """
-    tiles = [_capture_tile(preview, cell) for preview in previews]
+    tiles = [_capture_tile(preview) for preview in previews]
     if not tiles:
         raise ImageError("there is no photo to show on a sheet")
-    tiles += [np.full_like(tiles[0], _SHEET_GREY)] * (-len(tiles) % columns if len(tiles) > columns else 0)
-    columns = min(columns, len(tiles))
+    columns = min(3, len(tiles))
+    tiles += [np.full_like(tiles[0], _SHEET_GREY)] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]
     return np.concatenate(rows)
 
 
-def _capture_tile(preview: Preview, cell: int) -> np.ndarray:
-    wide, gap = cell * 4 // 3, 8
+def _capture_tile(preview: Preview) -> np.ndarray:
+    cell, wide, gap = 160, 213, 8
     tile = np.full((_SHEET_TITLE + cell + gap, wide + cell + 2 * gap, 3), _SHEET_GREY, np.uint8)
     height, width = preview.picture.shape[:2]
     scale = min(wide / width, cell / height)
@@ -174,16 +147,16 @@ def _capture_tile(preview: Preview, cell: int) -> np.ndarray:
     return tile
 
 
-def _sheet_row(templates: ObjectTemplates, views: int, cell: int) -> np.ndarray:
-    """(title + cell, n cell, 3): one object's views in a row, under its name and size."""
-    shown = templates.best_views(views)
+def _sheet_row(templates: ObjectTemplates) -> np.ndarray:
+    """Return an object's views in a row, under its name and size."""
+    shown = templates.best_views(_VIEWS)
     text = _ascii(f"{templates.name}   {length(templates.diameter)}")
     (wide, _), _ = cv2.getTextSize(text, _FONT, 0.45, 1)
-    row = np.full((_SHEET_TITLE + cell, max(len(shown) * cell, wide + 12), 3), _SHEET_GREY, np.uint8)
+    row = np.full((_SHEET_TITLE + _VIEW, max(len(shown) * _VIEW, wide + 12), 3), _SHEET_GREY, np.uint8)
     cv2.putText(row, text, (6, 16), _FONT, 0.45, (235, 235, 235), 1, cv2.LINE_AA)
     for column, view in enumerate(shown.rgb):
-        picture = cv2.resize(view, (cell, cell), interpolation=cv2.INTER_AREA)
-        row[_SHEET_TITLE:, column * cell : (column + 1) * cell] = picture
+        image = cv2.resize(view, (_VIEW, _VIEW), interpolation=cv2.INTER_AREA)
+        row[_SHEET_TITLE:, column * _VIEW : (column + 1) * _VIEW] = image
     return row
 
 

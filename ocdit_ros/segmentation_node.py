@@ -114,7 +114,7 @@ class Network:
         for index, source in enumerate(sources):
             if source is not None:
                 tracker = self._trackers.setdefault(source, Tracker(self._segmenter, self._numbers))
-                found[index] = tracker.update(found[index])
+                found[index] = tracker.update(found[index], images[index])
         return found
 
 

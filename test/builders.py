@@ -19,8 +19,8 @@ from ocdit_core.objects.onboarding import add_objects
 TINY_MODEL = OCDiTConfig(
     image_size=(96, 128),
     template_size=(64, 64),
-    backbone=BackboneConfig(kind="conv", frozen=False, channels=(8, 8, 16), blocks=1),
-    vae=MaskVAEConfig(encoder_channels=(8, 8, 8, 16, 16), decoder_channels=(16, 16, 8, 8, 8), groups=4),
+    backbone=BackboneConfig(kind="conv", frozen=False),
+    vae=MaskVAEConfig(channels=(8, 8, 8, 16, 16)),
     denoiser=DenoiserConfig(width=32, depth=1, heads=2, max_objects=4, max_views=4),
 )
 MESHES = {

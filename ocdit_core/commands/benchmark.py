@@ -24,7 +24,6 @@ EXAMPLES = """\
   ocdit benchmark --sizes small --image-sizes 224x224 --objects 1 4 --threads 2
 
 Times are medians for one image, in milliseconds, for all combinations of --objects, --ensembles and --image-sizes.
-"floor" is the fraction of the time that the arithmetic alone takes at the rate of a large matrix product.
 """
 
 QUICK: dict[str, tuple[int, ...]] = {"objects": (1, 4, 8), "ensembles": (1,)}
@@ -43,7 +42,6 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--ensembles", type=positive, nargs="+", metavar="N", help="sizes of the ensemble")
     parser.add_argument("--image-sizes", type=_size, nargs="+", metavar="HxW", help="sizes of the model input")
     parser.add_argument("--repeats", type=positive, default=3, metavar="N", help="measurements of each (default: 3)")
-    parser.add_argument("--peak-tflops", type=float, metavar="RATE", help="peak rate of the device (default: measured)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a chart (needs matplotlib)")
     parser.set_defaults(run=run)
@@ -75,12 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
         model, second = OCDiT.from_pretrained(folder), refine_weights(folder)
         refine = OCDiT.from_pretrained(second) if second and settings.refine.enabled else None
     half = computes_in_half(settings.precision, device)
-    peak = arguments.peak_tflops or benchmark.peak_tflops(device, torch.bfloat16 if half else torch.float32)
     header: dict[str, Any] = {
         "model": arguments.sizes or arguments.weights,
         "precision": "bfloat16" if half else "float32",
         **benchmark.machine(device),
-        "peak_tflops": round(peak, 4),
         "evaluations": settings.sampler.evaluations,
     }
     print(", ".join(f"{key} {value}" for key, value in header.items() if value is not None))
@@ -93,7 +89,6 @@ def run(arguments: argparse.Namespace) -> int:
         settings,
         device=str(device),
         repeats=arguments.repeats,
-        peak=peak,
         refine=refine,
     )
     measured = list(tqdm(work, total=len(cases), desc="measuring", unit="case", disable=None))
@@ -109,13 +104,12 @@ def run(arguments: argparse.Namespace) -> int:
 def table(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of the printed table; times in milliseconds."""
     header = ["objects", "ensemble", "size", "encode", "backbone", "sampling", "decoding", "post", "refine", "total"]
-    header += ["GFLOP", "floor"]
     rows = []
     for one in measured:
         stages, total = grouped(one.stages), one.stages["total"]
         cells = [str(one.case.objects), str(one.case.ensemble), "x".join(map(str, one.case.image_size))]
         cells += [f"{1000 * seconds:.1f}" for seconds in (one.encoding, *stages.values(), total)]
-        rows.append([*cells, f"{1000 * one.tflop:.1f}", f"{100 * one.floor / total:.0f}%"])
+        rows.append(cells)
     return header, rows
 
 

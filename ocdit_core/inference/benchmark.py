@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import platform
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +14,8 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ocdit_core.inference.network import PackedLinear, can_pack
+from ocdit_core.inference.network import collect_timings, lap
 from ocdit_core.inference.segmenter import Segmenter
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.models.backbones import BackboneConfig
@@ -72,56 +68,20 @@ class Measured:
 
     Attributes:
         case: the case.
-        encoding: encoding of the targets, once for many images.
+        encoding: encoding of the targets, once for many images; not a median.
         stages: stages of one image, and "total".
-        tflop: arithmetic of one image in 10^12 floating-point operations.
-        floor: time of this arithmetic at the peak rate.
     """
 
     case: Case
     encoding: float
     stages: dict[str, float]
-    tflop: float
-    floor: float
 
 
-def random_model(sizes: Sizes, image_size: tuple[int, int] = IMAGE_SIZE) -> OCDiT:
+def random_model(sizes: Sizes) -> OCDiT:
     """Return a model of the published architecture with random weights."""
     backbone = BackboneConfig(kind="vit", architecture=_BACKBONE)
     torch.manual_seed(0)
-    return OCDiT(OCDiTConfig(image_size=image_size, backbone=backbone, denoiser=_DENOISERS[sizes])).eval()
-
-
-def flop_counter() -> FlopCounterMode:
-    """Return a FLOP counter that knows torch's attention kernel for CPUs and packed layers."""
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
-    def attention(queries: Any, keys: Any, values: Any, *_: Any, **__: Any) -> int:
-        return sdpa_flop_count(queries, keys, values)
-
-    def linear(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
-        return 2 * math.prod(x) * weight[0]
-
-    known: dict[Any, Any] = {on_cpu: attention}
-    if can_pack():
-        known[torch.ops.mkldnn._linear_pointwise] = linear
-    return FlopCounterMode(display=False, custom_mapping=known)
-
-
-def peak_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the best rate of a large matrix product on the device, in TFLOP/s."""
-    side = 8192 if device.type == "cuda" else 1536
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    products: list[Callable[[Tensor], Tensor]] = [a.matmul]
-    if device.type == "cpu" and dtype == torch.float32 and can_pack():
-        products.append(PackedLinear(nn.Linear(side, side)))
-    best = 0.0
-    with torch.inference_mode():
-        for product in 5 * products:
-            started = _now(device)
-            product(a)
-            best = max(best, 2 * side**3 / (_now(device) - started) / 1e12)
-    return best
+    return OCDiT(OCDiTConfig(image_size=IMAGE_SIZE, backbone=backbone, denoiser=_DENOISERS[sizes])).eval()
 
 
 def measure(
@@ -131,7 +91,6 @@ def measure(
     *,
     device: str,
     repeats: int,
-    peak: float,
     refine: OCDiT | None = None,
 ) -> Iterator[Measured]:
     """Measure cases one after the other.
@@ -142,7 +101,6 @@ def measure(
         settings: inference settings; each case overrides its own.
         device: auto, cpu, cuda or cuda:N.
         repeats: images of each case.
-        peak: peak rate of the device in TFLOP/s.
         refine: the refine model.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -154,32 +112,15 @@ def measure(
                 model, name="benchmark", device=device, settings=own, feature_cache=None, refine=refine
             )
             names = library.object_ids[: case.objects]
-            encoding = _time_encoding(segmenter, library, names)
-            segmenter.set_objects(library, names)
-            with flop_counter() as counter:
-                first = segmenter.segment(image).timings
-            # The counted run has warmed up.
+            with collect_timings() as encoding:
+                segmenter.set_objects(library, names)
+                lap("encoding", torch.device(segmenter.device))
+            # The first run warms up.
+            first = segmenter.segment(image).timings
             runs = [first] if first["total"] > _LONG else [segmenter.segment(image).timings for _ in range(repeats)]
             stages = dict.fromkeys(stage for run in runs for stage in run)
-            tflop = counter.get_total_flops() / 1e12
-            yield Measured(
-                case=case,
-                encoding=encoding,
-                stages={stage: statistics.median(run.get(stage, 0.0) for run in runs) for stage in stages},
-                tflop=tflop,
-                floor=tflop / peak,
-            )
-
-
-def _time_encoding(segmenter: Segmenter, library: ObjectLibrary, names: Sequence[str]) -> float:
-    """Return the seconds that encoding the targets takes: the second run, unless the first one takes long."""
-    device = torch.device(segmenter.device)
-    seconds: list[float] = []
-    while not seconds or (len(seconds) < 2 and seconds[0] <= _LONG):
-        started = _now(device)
-        segmenter.encode_objects(library, names)
-        seconds.append(_now(device) - started)
-    return min(seconds)
+            medians = {stage: statistics.median(run.get(stage, 0.0) for run in runs) for stage in stages}
+            yield Measured(case=case, encoding=encoding["total"], stages=medians)
 
 
 def synthetic_scene(folder: Path, objects: int, views: int = 12) -> np.ndarray:
@@ -231,9 +172,3 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "python": platform.python_version(),
     }
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
+from ocdit_core.diffusion.edm import SIGMA_MAX
 from ocdit_core.inference.crops import Crop, CropMean, augmentation_crops, full_crop, guided_crop
 from ocdit_core.inference.network import Network
 from ocdit_core.inference.settings import InferenceSettings
@@ -62,10 +62,8 @@ class CoarseStage:
     def presence(self, image: np.ndarray, runs: Sequence[TargetSet]) -> np.ndarray:
         """Return the presence scores (O,) float32 of all runs' objects in an image (see `OCDiT.presence_scores`)."""
         features = self._network.encode(full_crop(_size(image), self._input_size).forward(image)[None])
-        sigma = self._settings.sampler.sigma_max
-        scores = [self._network.model.presence_scores(features, run, sigma)[0] for run in runs]
-        result: np.ndarray = torch.cat(scores).float().cpu().numpy()
-        return result
+        scores = [self._network.model.presence_scores(features, run, SIGMA_MAX)[0] for run in runs]
+        return np.concatenate([part.float().cpu().numpy() for part in scores])
 
     def _add(self, jobs: Sequence[tuple[CropMean, np.ndarray, list[Crop]]], runs: Sequence[TargetSet]) -> None:
         """Add the probabilities of crops to the means of their images, in one batch; all have as many crops."""

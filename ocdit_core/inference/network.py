@@ -49,10 +49,9 @@ class Network:
     """
 
     def __init__(self, model: OCDiT, device: torch.device, settings: InferenceSettings, stage: str = "") -> None:
-        half = computes_in_half(settings.precision, device)
-        self.model = prepare(model, device, half=half, compiled=settings.compile)
+        self._half = computes_in_half(settings.precision, device)
+        self.model = prepare(model, device, half=self._half, compiled=settings.compile)
         self.device = device
-        self._half = half
         self._settings = settings
         self._stage = stage
         self._levels: dict[float, NoiseLevel] = {}
@@ -73,18 +72,16 @@ class Network:
         masks_on_device = torch.from_numpy(masks).to(self.device)
         return self.model.encode_templates(self._to_tensor(rgb)[None, None], masks_on_device[None, None])
 
-    def encode_targets(self, templates: TemplateFeatures, object_indices: Tensor | None = None) -> TargetSet:
+    def encode_targets(self, templates: TemplateFeatures) -> TargetSet:
         """Return target objects for `generate`; see `OCDiT.encode_targets`."""
-        if object_indices is not None:
-            object_indices = object_indices.to(self.device)
         with self._autocast(self._half):
-            return self.model.encode_targets(templates, object_indices)
+            return self.model.encode_targets(templates)
 
     def generate(self, image: ImageFeatures, targets: TargetSet, crops: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Generate masks, averaged over the ensemble and, with `prior_weight`, with the matching prior's own.
 
-        The initial noise is that of the seed, the same for all images and all sets of targets: a result does not depend
-        on what else is in the batch.
+        The initial noise is the same for all images and all sets of targets, so that a result does not depend on what
+        else is in the batch.
 
         Args:
             image: features of B W crops, W for each set of targets.
@@ -98,7 +95,7 @@ class Network:
         sets, objects = targets.tokens.object_indices.shape
         windows, grid = image.features.shape[0] // sets, image.features.shape[2:]
         shape = (objects, self.model.config.vae.latent_channels, *grid)
-        generator = torch.Generator().manual_seed(self._settings.seed)
+        generator = torch.Generator().manual_seed(0)
         noise = torch.randn(crops * self._settings.ensemble, *shape, generator=generator)
         noise = noise.repeat(windows // crops, 1, 1, 1, 1).expand(sets, -1, -1, -1, -1, -1).to(self.device)
         addition, maps = self.model.match(image, targets)
@@ -145,24 +142,8 @@ class Network:
         )
         if denoised is not None:
             return denoised
-        crops = conditioning.queries.shape[1]
-        if sets > 1:
-            half = sets // 2
-            parts = [
-                self._denoise(x[chosen], level, _select_sets(conditioning, chosen))
-                for chosen in (slice(0, half), slice(half, sets))
-            ]
-            return torch.cat(parts)
-        if crops > 1:
-            half, members = crops // 2, members // crops
-            parts = [
-                self._denoise(x[:, begin * members : end * members], level, _select_crops(conditioning, begin, end))
-                for begin, end in ((0, half), (half, crops))
-            ]
-            return torch.cat(parts, dim=1)
-        half = members // 2
-        parts = [self._denoise(part, level, conditioning) for part in (x[:, :half], x[:, half:])]
-        return torch.cat(parts, dim=1)
+        parts = [self._denoise(part, level, own) for part, own in _halves(x, conditioning)]
+        return torch.cat(parts, dim=0 if sets > 1 else 1)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Return probabilities (N, 16 h, 16 w) of latents (N, z, h, w): in halves where one batch is too large."""
@@ -186,24 +167,30 @@ def _masks(maps: PriorMaps) -> Tensor:
     return F.interpolate(maps.logits.float().sigmoid(), scale_factor=SUBCELL, mode="bilinear", align_corners=False)
 
 
-def _select_sets(conditioning: Conditioning, chosen: slice) -> Conditioning:
-    """Return the conditioning of some sets of targets."""
+def _halves(x: Tensor, conditioning: Conditioning) -> list[tuple[Tensor, Conditioning]]:
+    """Return both halves of a batch (B, W E, O, z, h, w): of its sets, or its crops, or else its members."""
+    sets, crops = conditioning.queries.shape[:2]
+    if sets > 1:
+        halves = slice(0, sets // 2), slice(sets // 2, sets)
+        return [(x[half], _select(conditioning, half, slice(0, crops))) for half in halves]
+    if crops > 1:
+        members, halves = x.shape[1] // crops, (slice(0, crops // 2), slice(crops // 2, crops))
+        return [
+            (x[:, half.start * members : half.stop * members], _select(conditioning, slice(0, sets), half))
+            for half in halves
+        ]
+    return [(part, conditioning) for part in x.tensor_split(2, dim=1)]
+
+
+def _select(conditioning: Conditioning, sets: slice, crops: slice) -> Conditioning:
+    """Return the conditioning of some sets of targets and some crops."""
     objects = conditioning.queries.shape[2]
-    rows = slice(chosen.start * objects, chosen.stop * objects)
+    rows = slice(sets.start * objects, sets.stop * objects)
     return dataclasses.replace(
         conditioning,
-        queries=conditioning.queries[chosen],
+        queries=conditioning.queries[sets, crops],
         templates=tuple((keys[rows], values[rows]) for keys, values in conditioning.templates),
-        draft=None if conditioning.draft is None else conditioning.draft[chosen],
-    )
-
-
-def _select_crops(conditioning: Conditioning, begin: int, end: int) -> Conditioning:
-    """Return the conditioning of some crops."""
-    return dataclasses.replace(
-        conditioning,
-        queries=conditioning.queries[:, begin:end],
-        draft=None if conditioning.draft is None else conditioning.draft[:, begin:end],
+        draft=None if conditioning.draft is None else conditioning.draft[sets, crops],
     )
 
 
@@ -300,10 +287,10 @@ def prepare(model: OCDiT, device: torch.device, *, half: bool, compiled: bool) -
                 if isinstance(layer, nn.Linear | nn.Conv2d):
                     layer.to(torch.bfloat16)
     model = model.to(device).eval().requires_grad_(False)
-    if device.type == "cpu" and not (half or compiled) and can_pack():
-        model = with_packed_layers(model)
     if compiled:
         model.denoiser.compile_transformer("reduce-overhead" if device.type == "cuda" else "default")
+    elif device.type == "cpu" and not half and can_pack():
+        model = with_packed_layers(model)
     return model
 
 
@@ -311,10 +298,10 @@ class PackedLinear(SplitLinear):
     """A linear layer with weights in oneDNN's layout, on x86 CPUs 20 to 33% faster than MKL, which torch uses.
 
     torch.compile makes the same choice, but takes a compiler and minutes. The packed copy is made at the first use, for
-    the rows that are used, and again after the weights have changed.
+    the rows that are used.
 
     Args:
-        linear: float32 layer on the CPU with a bias, whose weights are shared.
+        linear: float32 layer on the CPU with a bias, whose weights are shared; they must not change any more.
         activation: activation of the outputs; "gelu" is the tanh approximation.
     """
 
@@ -322,7 +309,7 @@ class PackedLinear(SplitLinear):
         super().__init__(linear.in_features, linear.out_features, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self._activation = activation
-        self._packed: dict[tuple[int, int], tuple[int, Tensor]] = {}
+        self._packed: dict[tuple[int, int], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -330,12 +317,10 @@ class PackedLinear(SplitLinear):
 
     def rows(self, x: Tensor, begin: int, end: int) -> Tensor:
         """See `SplitLinear.rows`."""
-        # Weights that were loaded in inference mode have no version.
-        newest = 0 if self.weight.is_inference() else self.weight._version
-        version, packed = self._packed.get((begin, end), (-1, None))
-        if packed is None or version != newest:
+        packed = self._packed.get((begin, end))
+        if packed is None:
             packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach()[begin:end].contiguous())
-            self._packed[begin, end] = newest, packed
+            self._packed[begin, end] = packed
         approximation = "tanh" if self._activation == "gelu" else ""
         y: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, packed, self.bias[begin:end], self._activation, [], approximation

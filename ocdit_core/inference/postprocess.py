@@ -78,7 +78,7 @@ def propose(
         mask = own >= threshold
         if winner is not None:
             mask &= winner == target
-        groups = [group for group in grouped_parts(mask, settings.merge_gap) if group.sum() >= min_pixels(own.shape)]
+        groups = [group for group in grouped_parts(mask) if group.sum() >= min_pixels(own.shape)]
         groups.sort(key=lambda group: -float(own[group].sum()))
         for group in groups[: settings.max_instances]:
             x, y, width, height = region = tight_box(group)
@@ -124,7 +124,7 @@ def candidate_in(
         image_size: (H, W) in pixels.
         settings: inference settings.
     """
-    groups = grouped_parts(probabilities >= settings.refine.mask_threshold, settings.merge_gap)
+    groups = grouped_parts(probabilities >= settings.refine.mask_threshold)
     if not groups:
         return None
     mask = max(groups, key=lambda group: float(probabilities[group].sum()))
@@ -168,12 +168,10 @@ def min_pixels(image_size: Sequence[int]) -> float:
     return max(MIN_AREA * math.prod(image_size), 1)
 
 
-def grouped_parts(mask: np.ndarray, merge_gap: float) -> list[np.ndarray]:
-    """Return the connected parts of a (H, W) bool mask as (H, W) masks, near ones merged, without small ones.
+def grouped_parts(mask: np.ndarray) -> list[np.ndarray]:
+    """Return the connected parts of a (H, W) bool mask as (H, W) masks, without small ones.
 
-    Args:
-        mask: the mask.
-        merge_gap: largest gap between parts of one group, see `InferenceSettings`.
+    Parts whose boxes touch are one, partly hidden instance.
     """
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     # Label 0 is the background.
@@ -182,7 +180,7 @@ def grouped_parts(mask: np.ndarray, merge_gap: float) -> list[np.ndarray]:
     for part in (int(i) for i in np.argsort(-areas, kind="stable") if areas[i] > 0):
         if areas[part] < MIN_INSTANCE * areas.max():
             break
-        near = next((group for group in groups if _gap(stats[group[0]], stats[part]) <= merge_gap), None)
+        near = next((group for group in groups if _touch(stats[group[0]], stats[part])), None)
         if near is None:
             groups.append([part])
         elif areas[part] >= MIN_PART * areas[near[0]]:
@@ -190,10 +188,10 @@ def grouped_parts(mask: np.ndarray, merge_gap: float) -> list[np.ndarray]:
     return [np.isin(np.arange(count), group)[labels] for group in groups]
 
 
-def _gap(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the distance of two boxes over the mean side of the first one."""
-    apart = np.maximum(first[:2], second[:2]) - np.minimum(first[:2] + first[2:4], second[:2] + second[2:4])
-    return float(np.hypot(*np.maximum(apart, 0)) / np.sqrt(first[2] * first[3]))
+def _touch(first: np.ndarray, second: np.ndarray) -> bool:
+    """Return whether two boxes (x, y, width, height, ...) overlap or touch."""
+    ends = np.minimum(first[:2] + first[2:4], second[:2] + second[2:4])
+    return bool((np.maximum(first[:2], second[:2]) <= ends).all())
 
 
 def resolve(

@@ -119,11 +119,6 @@ class Segmenter:
         """Names of the current target objects."""
         return self._objects.object_ids if self._objects else ()
 
-    @property
-    def refines(self) -> bool:
-        """Whether there is a refine stage."""
-        return self._refine is not None
-
     def set_objects(self, library: ObjectLibrary, object_ids: Sequence[str] | None = None) -> None:
         """Set the target objects; on an error, the current ones stay.
 

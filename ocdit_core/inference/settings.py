@@ -11,7 +11,6 @@ from ocdit_core.config import apply_overrides, as_dict, build, read_yaml
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import ConfigError, WeightsError
 from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE
-from ocdit_core.models.embeddings import MorePositions
 from ocdit_core.models.mask_vae import DOWNSAMPLING
 
 SETTINGS_FILE = "inference.yaml"
@@ -87,13 +86,17 @@ class TrackSettings:
         keep: frames for which the id of an instance that is not found is kept.
         max_distance: largest distance of the boxes' centres at which an instance keeps its id without an overlap of the
             masks, as a multiple of the larger diagonal of both boxes.
+        min_similarity: lowest similarity of the colours at which an instance keeps its id, in [0, 1]: the Bhattacharyya
+            coefficient of the masks' colour histograms; 0 ignores colours.
     """
 
     keep: int = 30
     max_distance: float = 1.0
+    min_similarity: float = 0.5
 
     def __post_init__(self) -> None:
         _check_at_least(0, keep=self.keep, max_distance=self.max_distance)
+        _check_fractions(min_similarity=self.min_similarity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,21 +113,16 @@ class InferenceSettings:
         fine_image_size: (height, width) of a larger model input at which the matching prior alone proposes small
             objects, for models with a refine stage; default: none.
         prior_weight: weight of the matching prior's own mask in the mean with the denoiser's.
-        positions: more targets than learned positions: "sequential" runs, or one run with positions "interpolate"d.
         distractors: most other objects of the library that take positions left free by the targets; they claim pixels
             that look more like them.
-        views: templates of each object; 0: as many as the model was trained with.
         mask_threshold: probability above which a pixel belongs to a mask of the coarse stage.
         score_threshold: lowest score of a reported instance.
         calibration: (a, b) of the score sigmoid(a logit(score) + b), measured so that a score is the probability of an
             IoU of 0.5 with the object; default: none.
         score: kind of score.
         max_instances: most instances of one object in an image.
-        merge_gap: largest gap between parts of a mask that are one, partly hidden instance, as a fraction of the larger
-            part's size; parts farther apart are several instances.
         refine: settings of the refine stage.
         track: settings of a `Tracker`.
-        seed: random seed of the initial noise.
         precision: numerical precision of the network.
         compile: compile the denoiser with torch.compile, which takes a minute or more for each number of objects and
             image size.
@@ -137,18 +135,14 @@ class InferenceSettings:
     guided_crop: bool = False
     fine_image_size: tuple[int, int] | None = None
     prior_weight: float = 0.0
-    positions: MorePositions = "sequential"
     distractors: int = 0
-    views: int = 0
     mask_threshold: float = 0.5
     score_threshold: float = 0.5
     score: Score = "mean"
     calibration: tuple[float, float] | None = None
     max_instances: int = 4
-    merge_gap: float = 1.0
     refine: RefineSettings = field(default_factory=RefineSettings)
     track: TrackSettings = field(default_factory=TrackSettings)
-    seed: int = 0
     precision: Precision = "auto"
     compile: bool = False
 
@@ -156,9 +150,10 @@ class InferenceSettings:
         _check_size(self.image_size)
         _check_size(self.fine_image_size)
         _check_at_least(1, ensemble=self.ensemble, max_instances=self.max_instances)
-        _check_at_least(0, crops=self.crops, distractors=self.distractors, views=self.views, merge_gap=self.merge_gap)
-        _check_fractions(mask_threshold=self.mask_threshold, score_threshold=self.score_threshold)
-        _check_fractions(prior_weight=self.prior_weight)
+        _check_at_least(0, crops=self.crops, distractors=self.distractors)
+        _check_fractions(
+            prior_weight=self.prior_weight, mask_threshold=self.mask_threshold, score_threshold=self.score_threshold
+        )
 
 
 # Paper 3.3, 3.4, 4.2: full image, five crops and the guided one; connected parts are proposals; one refinement over six
@@ -169,7 +164,6 @@ PAPER = InferenceSettings(
     crops=5,
     guided_crop=True,
     distractors=64,
-    merge_gap=0.0,
     refine=RefineSettings(image_size=(224, 224), crops=6, proposal_threshold=0.5, coarse_weight=0.0),
 )
 

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import logging
 import os
-import threading
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +22,6 @@ from ocdit_core.errors import ConfigError, OutputError
 from ocdit_core.files import replacing
 from ocdit_core.inference.network import Network
 from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.models.embeddings import inference_positions
 from ocdit_core.models.ocdit import OCDiT, TargetSet, TemplateFeatures, join_templates
 from ocdit_core.objects.archive import ObjectTemplates
 from ocdit_core.objects.library import ObjectLibrary
@@ -71,10 +69,9 @@ class TargetEncoder:
     def __init__(
         self, coarse: Network, refine: Network | None, settings: InferenceSettings, cache: str | Path | None
     ) -> None:
-        self._coarse, self._refine = coarse, refine
-        self._settings = settings
-        self._coarse_encoder = ObjectEncoder(coarse, cache)
-        self._refine_encoder = None if refine is None else ObjectEncoder(refine, cache)
+        self._coarse = ObjectEncoder(coarse, cache)
+        self._refine = None if refine is None else ObjectEncoder(refine, cache)
+        self._distractors = settings.distractors
 
     @torch.inference_mode()
     def encode(self, library: ObjectLibrary, object_ids: Sequence[str]) -> EncodedObjects:
@@ -84,33 +81,25 @@ class TargetEncoder:
             raise ConfigError(f"no target objects are named; the library has {', '.join(library.object_ids)}")
         if len(set(names)) < len(names):
             raise ConfigError(f"a target object is named twice in {', '.join(names)}")
-        features = self._features(self._coarse_encoder, library, [*names, *self._distractors(library, names)])
-        runs = []
-        for positions in inference_positions(self._settings.positions, len(features), self._capacity):
-            run, features = features[: len(positions)], features[len(positions) :]
-            runs.append(self._coarse.encode_targets(join_templates(run), positions[None]))
+        # Random other objects for the positions that the targets leave free in the last run (paper 4.2).
+        capacity = self._coarse.network.model.config.denoiser.max_objects
+        others = np.random.default_rng(0).permutation([name for name in library.object_ids if name not in names])
+        distractors = others[: min(self._distractors, -len(names) % capacity)].tolist()
+        features = self._features(self._coarse, library, [*names, *distractors])
+        # More objects than learned positions take turns.
+        parts = [features[begin : begin + capacity] for begin in range(0, len(features), capacity)]
+        runs = [self._coarse.network.encode_targets(join_templates(part)) for part in parts]
         singles = None
-        if self._refine is not None and self._refine_encoder is not None:
-            features = self._features(self._refine_encoder, library, names)
-            singles = self._refine.encode_targets(join_templates(features, one_set=False))
+        if self._refine is not None:
+            features = self._features(self._refine, library, names)
+            singles = self._refine.network.encode_targets(join_templates(features, one_set=False))
         return EncodedObjects(object_ids=names, runs=tuple(runs), singles=singles)
-
-    @property
-    def _capacity(self) -> int:
-        return self._coarse.model.config.denoiser.max_objects
-
-    def _distractors(self, library: ObjectLibrary, names: tuple[str, ...]) -> list[str]:
-        """Return random other objects for the positions that the targets leave free in the last run (paper 4.2)."""
-        free = -len(names) % self._capacity
-        others = [name for name in library.object_ids if name not in names]
-        count = min(self._settings.distractors, free, len(others))
-        return [others[i] for i in np.random.default_rng(self._settings.seed).permutation(len(others))[:count]]
 
     def _features(self, encoder: ObjectEncoder, library: ObjectLibrary, names: Sequence[str]) -> list[TemplateFeatures]:
         """Return the features of each object, with the same number of views for all."""
         library.require(names)
-        most = self._settings.views or encoder.max_views
         # An object's archive may hold hundreds of views: only the chosen ones of each stay in memory.
+        most = encoder.network.model.config.denoiser.max_views
         chosen = [library[name].best_views(most) for name in names]
         views = max(len(templates) for templates in chosen)
         features = [encoder.encode(templates, views) for templates in chosen]
@@ -127,17 +116,11 @@ class ObjectEncoder:
     """
 
     def __init__(self, network: Network, cache: str | Path | None = "auto") -> None:
-        self._network = network
+        self.network = network
         folder = default_cache() if cache == "auto" else cache
         self._disk = None if folder is None else FeatureCache(folder)
         self._memory: dict[str, TemplateFeatures] = {}
-        self._lock = threading.Lock()
         self._weights = ""
-
-    @property
-    def max_views(self) -> int:
-        """Number of views that the model was trained with."""
-        return self._network.model.config.denoiser.max_views
 
     @torch.inference_mode()
     def encode(self, templates: ObjectTemplates, views: int | None = None) -> TemplateFeatures:
@@ -149,17 +132,15 @@ class ObjectEncoder:
         """
         chosen = templates.exactly(len(templates) if views is None else views)
         key = templates_digest(chosen)
-        with self._lock:
-            known = self._memory.get(key)
-        if known is not None:
-            return known
-        features = None if self._disk is None else self._disk.read(self._file(key), self._network.device)
+        if key in self._memory:
+            return self._memory[key]
+        features = None if self._disk is None else self._disk.read(self._file(key), self.network.device)
         if features is None:
-            features = contiguous(self._compute(chosen))
+            # As they are read from disk: sums over tensors of another memory layout differ in the fifth digit.
+            features = self._compute(chosen).map(Tensor.contiguous)
             if self._disk is not None:
                 self._disk.write(self._file(key), features)
-        with self._lock:
-            self._memory[key] = features
+        self._memory[key] = features
         return features
 
     def trim(self) -> None:
@@ -168,18 +149,17 @@ class ObjectEncoder:
             self._disk.trim()
 
     def _file(self, key: str) -> str:
-        with self._lock:
-            # Computed once, when it is first needed: it reads all weights of the backbone.
-            self._weights = self._weights or weights_digest(self._network.model, self._network.device)
+        # Computed once, when it is first needed: it reads all weights of the backbone.
+        self._weights = self._weights or weights_digest(self.network.model, self.network.device)
         return f"{self._weights[:24]}-{key[:40]}"
 
     def _compute(self, chosen: ObjectTemplates) -> TemplateFeatures:
-        height, width = self._network.model.config.template_size
+        height, width = self.network.model.config.template_size
         rgb, masks = (
             np.stack([cv2.resize(view, (width, height), interpolation=cv2.INTER_AREA) for view in views])
             for views in (chosen.rgb, chosen.mask.astype(np.float32))
         )
-        return self._network.encode_templates(rgb, masks)
+        return self.network.encode_templates(rgb, masks)
 
 
 def default_cache() -> Path | None:
@@ -245,12 +225,14 @@ class FeatureCache:
             with safetensors.safe_open(path, "pt") as file:
                 checksum = (file.metadata() or {}).get("crc32")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            if checksum != _checksum(tensors):
+                raise ValueError("its checksum is wrong")
         except FileNotFoundError:
             return None
         except (safetensors.SafetensorError, OSError, ValueError) as error:
-            return self._damaged(path, str(error))
-        if checksum != _checksum(tensors):
-            return self._damaged(path, "its checksum is wrong")
+            reason = " ".join(str(error).split())[:120]
+            logger.warning("%s: damaged template features (%s); computing them again", path, reason)
+            return None
         # The time of its last use, for `trim`.
         with suppress(OSError):
             os.utime(path)
@@ -287,19 +269,6 @@ class FeatureCache:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"
-
-    @staticmethod
-    def _damaged(path: Path, reason: str) -> None:
-        logger.warning("%s: damaged template features (%s); computing them again", path, " ".join(reason.split())[:120])
-
-
-def contiguous(features: TemplateFeatures) -> TemplateFeatures:
-    """Return the features with contiguous tensors, as they are read from disk.
-
-    Sums over tensors of another memory layout differ in the fifth digit: without this, results of the first run of a
-    program would differ from those of the second.
-    """
-    return _assemble({name: tensor.contiguous() for name, tensor in _parts(features).items()})
 
 
 def _parts(features: TemplateFeatures) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Identity over a video: instances of one object get the same number from frame to frame."""
+"""Identity over a video: instances of one object keep their id from frame to frame."""
 
 from __future__ import annotations
 
@@ -7,22 +7,38 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
+import torch
 
+from ocdit_core.images import as_rgb8
 from ocdit_core.inference.results import Instance, Segmentation
+from ocdit_core.inference.settings import TrackSettings
 from ocdit_core.masks import Box, mask_iou
+from ocdit_core.models.matching_prior import fine_bins, fine_histograms
 
 if TYPE_CHECKING:
     from ocdit_core.inference.segmenter import Segmenter
     from ocdit_core.inference.targets import EncodedObjects
 
+# A smaller mask is compared with its outermost pixels, which show the background, too; of a larger one, a sample.
+_MIN_PIXELS, _MAX_PIXELS = 50, 10_000
+
 
 @dataclasses.dataclass
-class _Track:
-    """An instance as it was last seen, and the number of frames since then."""
+class Track:
+    """An instance as it was last seen.
+
+    Attributes:
+        number: its id.
+        instance: the instance.
+        colours: (bins,) colour histogram, see `colour_histogram`.
+        unseen: number of frames since then.
+    """
 
     number: int
     instance: Instance
+    colours: np.ndarray
     unseen: int = 0
 
 
@@ -40,7 +56,7 @@ class Tracker:
         self._segmenter = segmenter
         self._settings = segmenter.settings.track
         self._numbers = itertools.count(1) if numbers is None else numbers
-        self._tracks: list[_Track] = []
+        self._tracks: list[Track] = []
         self._size: tuple[int, ...] = ()
 
     def reset(self) -> None:
@@ -61,54 +77,79 @@ class Tracker:
             ImageError: `image` is not an image.
             OcditError: no target objects have been set.
         """
-        return self.update(self._segmenter.segment(image, objects))
+        return self.update(self._segmenter.segment(image, objects), image)
 
-    def update(self, result: Segmentation) -> Segmentation:
+    def update(self, result: Segmentation, image: np.ndarray) -> Segmentation:
         """Return the result of the next frame with a `track_id` for each instance.
 
         A frame of another size than the one before starts another video.
+
+        Args:
+            result: the result.
+            image: (H, W, 3) uint8 RGB, the frame.
         """
         if result.image_size != self._size:
             self.reset()
         self._size = result.image_size
-        numbers: dict[int, int] = {}
+        image = as_rgb8(image)
         for track in self._tracks:
             track.unseen += 1
-        known = [track.instance for track in self._tracks]
-        for index, number in match(known, result.instances, self._settings.max_distance):
-            track = self._tracks[index]
-            track.instance, track.unseen = result.instances[number], 0
-            numbers[number] = track.number
-        for number, instance in enumerate(result.instances):
-            if number not in numbers:
-                numbers[number] = next(self._numbers)
-                self._tracks.append(_Track(numbers[number], instance))
-        self._tracks = [track for track in self._tracks if track.unseen <= self._settings.keep]
-        named = (
-            dataclasses.replace(instance, track_id=numbers[number]) for number, instance in enumerate(result.instances)
-        )
+        now = [Track(0, instance, colour_histogram(image, instance)) for instance in result.instances]
+        for index, number in match(self._tracks, now, self._settings):
+            now[number].number = self._tracks[index].number
+        for track in now:
+            track.number = track.number or next(self._numbers)
+        found = {track.number for track in now}
+        lost = [t for t in self._tracks if t.number not in found and t.unseen <= self._settings.keep]
+        self._tracks = lost + now
+        named = (dataclasses.replace(track.instance, track_id=track.number) for track in now)
         return dataclasses.replace(result, instances=tuple(named))
 
 
-def match(before: Sequence[Instance], now: Sequence[Instance], max_distance: float) -> list[tuple[int, int]]:
+def match(before: Sequence[Track], now: Sequence[Track], settings: TrackSettings) -> list[tuple[int, int]]:
     """Return pairs of indices of instances of the same object, each in one pair at most.
 
-    Greedy: by falling overlap of the masks, and where they do not overlap by rising distance of the boxes' centres, up
-    to `TrackSettings.max_distance`.
+    Only instances that are near to each other and look alike (see `TrackSettings`) are paired. Greedy: by falling
+    overlap of the masks, and where they do not overlap by rising distance of the boxes' centres.
     """
     pairs = []
     for i, old in enumerate(before):
         for j, new in enumerate(now):
-            if old.object_id == new.object_id:
-                overlap, distance = mask_iou(old.mask, new.mask), _distance(old.box, new.box)
-                reach = max_distance * max(float(np.hypot(*box[2:])) for box in (old.box, new.box))
-                if overlap > 0 or distance <= reach:
-                    pairs.append((-overlap, distance, i, j))
+            first, second = old.instance, new.instance
+            if first.object_id != second.object_id:
+                continue
+            overlap, distance = mask_iou(first.mask, second.mask), _distance(first.box, second.box)
+            reach = settings.max_distance * max(float(np.hypot(*box[2:])) for box in (first.box, second.box))
+            if (overlap > 0 or distance <= reach) and similarity(old.colours, new.colours) >= settings.min_similarity:
+                pairs.append((-overlap, distance, i, j))
     chosen: list[tuple[int, int]] = []
     for _, _, i, j in sorted(pairs):
         if all(i != old and j != new for old, new in chosen):
             chosen.append((i, j))
     return chosen
+
+
+def colour_histogram(image: np.ndarray, instance: Instance) -> np.ndarray:
+    """Return the colour histogram of an instance, (bins,) float32 that sums to 1, without the pixels of its outline.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        instance: the instance.
+    """
+    x, y, width, height = instance.box
+    part = np.s_[y : y + height, x : x + width]
+    mask = instance.mask[part].astype(np.uint8)
+    inner = cv2.erode(mask, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    inside = image[part][(inner if inner.sum() >= _MIN_PIXELS else mask) > 0]
+    inside = inside[:: -(-len(inside) // _MAX_PIXELS)]
+    pixels = torch.from_numpy(inside.T.copy())[:, None].float() / 255
+    histogram: np.ndarray = fine_histograms(fine_bins(pixels))[0].numpy()
+    return histogram
+
+
+def similarity(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the Bhattacharyya coefficient of two histograms, in [0, 1]: 1 if they are equal."""
+    return float(np.sqrt(first * second).sum())
 
 
 def _distance(a: Box, b: Box) -> float:

@@ -32,20 +32,12 @@ class BackboneConfig:
         architecture: vit: the transformers config as a dictionary (model_type and sizes). Written by
             save_pretrained, so that a saved model loads without a hub.
         frozen: keep the weights fixed and the network in evaluation mode.
-        channels: conv: channels at strides 4, 8 and 16.
-        blocks: conv: residual blocks at each stride.
     """
 
     kind: Literal["vit", "efficientnet_lite", "conv"] = "vit"
     name: str = "facebook/dinov2-small"
     architecture: dict[str, Any] | None = None
     frozen: bool = True
-    channels: tuple[int, ...] = (32, 64, 96)
-    blocks: int = 2
-
-    def __post_init__(self) -> None:
-        if self.kind == "conv" and len(self.channels) != 3:
-            raise ConfigError(f"channels: {self.channels} must be three numbers, for strides 4, 8 and 16")
 
 
 class Backbone(Protocol):
@@ -138,18 +130,17 @@ class ConvBlock(nn.Module):
 class ConvBackbone(_Normalise, nn.Module):
     """A small residual network; nothing runs at full resolution but the first, strided convolution."""
 
-    def __init__(self, config: BackboneConfig):
+    def __init__(self) -> None:
         super().__init__()
-        c4, c8, c16 = config.channels
-        self.channels = c16
+        self.channels = 32
         self.layers = nn.Sequential(
-            nn.Conv2d(3, c4, 4, stride=4),
-            *(ConvBlock(c4) for _ in range(config.blocks)),
-            nn.Conv2d(c4, c8, 2, stride=2),
-            *(ConvBlock(c8) for _ in range(config.blocks)),
-            nn.Conv2d(c8, c16, 2, stride=2),
-            *(ConvBlock(c16) for _ in range(config.blocks)),
-            nn.GroupNorm(8, c16),
+            nn.Conv2d(3, 16, 4, stride=4),
+            ConvBlock(16),
+            nn.Conv2d(16, 16, 2, stride=2),
+            ConvBlock(16),
+            nn.Conv2d(16, self.channels, 2, stride=2),
+            ConvBlock(self.channels),
+            nn.GroupNorm(8, self.channels),
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -286,7 +277,7 @@ def build_backbone(config: BackboneConfig) -> ViTBackbone | EfficientNetLite | C
             network.load_state_dict(state)
         return network
     if config.kind == "conv":
-        return ConvBackbone(config)
+        return ConvBackbone()
     if config.architecture is None and not config.name:
         raise ConfigError("backbone: kind vit needs a name (hub id or folder) or an architecture")
     return ViTBackbone(config)

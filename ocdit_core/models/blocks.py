@@ -113,11 +113,11 @@ def modulate(
 class MLP(nn.Module):
     """Two linear layers with a tanh GELU between them."""
 
-    def __init__(self, width: int, ratio: float):
+    def __init__(self, width: int):
         super().__init__()
-        self.fc1 = nn.Linear(width, int(width * ratio))
+        self.fc1 = nn.Linear(width, 4 * width)
         self.activation: nn.Module = nn.GELU(approximate="tanh")
-        self.fc2 = nn.Linear(int(width * ratio), width)
+        self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -127,7 +127,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One block. Tokens are (B, E, O, P, D): sample, ensemble member, object, cell, channel."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float):
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.cross_norm = nn.LayerNorm(width)
         self.cross_attention = Attention(width, heads)
@@ -136,7 +136,7 @@ class Block(nn.Module):
         self.self_attention = Attention(width, heads)
         self.self_modulation = Modulation(width, 3)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = MLP(width, mlp_ratio)
+        self.mlp = MLP(width)
         self.mlp_modulation = Modulation(width, 3)
 
     def level(self, noise_embedding: Tensor) -> BlockLevel:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ocdit_core.config import build, read_yaml, to_yaml
+from ocdit_core.config import to_yaml
 from ocdit_core.errors import ConfigError, WeightsError
 from ocdit_core.files import replacing, write_text
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"
-
-C = TypeVar("C")
-M = TypeVar("M", bound=nn.Module)
 
 
 def write_checkpoint(
@@ -81,30 +77,6 @@ def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], sou
     for key, value in found.items():
         if key not in expected:
             raise WeightsError(f"{source}: {key} of shape {list(value.shape)} is not part of the model")
-
-
-def read_checkpoint(folder: Path, config_type: type[C], make: Callable[[C], M]) -> M:
-    """Load a model, float32 and in evaluation mode.
-
-    Args:
-        folder: folder with config.yaml and model.safetensors.
-        config_type: dataclass of the configuration.
-        make: returns the model of a configuration.
-
-    Raises:
-        WeightsError: a file is missing or damaged, or the weights do not fit.
-        ConfigError: the configuration is not valid.
-    """
-    if not folder.is_dir():
-        raise WeightsError(f"{folder}: no such folder; a model's folder has {CONFIG_FILE} and {WEIGHTS_FILE}")
-    if not (folder / CONFIG_FILE).is_file():
-        raise WeightsError(f"{folder}: has no {CONFIG_FILE}")
-    config = build(config_type, read_yaml(folder / CONFIG_FILE))
-    state = read_weights(folder / WEIGHTS_FILE)
-    model = make(config)
-    check_state(model.state_dict(), state, str(folder / WEIGHTS_FILE))
-    model.load_state_dict(state)
-    return model.eval()
 
 
 def pick_device(name: str) -> torch.device:

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ocdit_core.diffusion.edm import Preconditioning
+from ocdit_core.diffusion import edm
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.blocks import Block, BlockLevel, FoldedNorm, Head, KeysValues
 from ocdit_core.models.embeddings import FourierFeatures, NoiseEmbedding, QueryEmbedding, TemplateEmbedding
@@ -26,7 +26,6 @@ class DenoiserConfig:
         width: channels D of the tokens.
         depth: number of blocks.
         heads: attention heads.
-        mlp_ratio: hidden channels of the MLPs, as a multiple of D.
         max_objects: number of learned object positions.
         max_views: number of learned view positions.
         gradient_checkpointing: recompute the blocks' activations in the backward pass, to save memory.
@@ -36,7 +35,6 @@ class DenoiserConfig:
     width: int = 1024
     depth: int = 12
     heads: int = 16
-    mlp_ratio: float = 4.0
     max_objects: int = 8
     max_views: int = 12
     gradient_checkpointing: bool = False
@@ -130,28 +128,22 @@ class Denoiser(nn.Module):
         latents: int,
         grid: tuple[int, int],
         template_grid: tuple[int, int],
-        sigma_data: float = 0.5,
     ):
         super().__init__()
         self.config = config
-        self.preconditioning = Preconditioning(sigma_data=sigma_data)
         self.noise_embedding = NoiseEmbedding(config.width)
         self.query_embedding = QueryEmbedding(features, latents, config.width, grid, config.max_objects)
         self.template_embedding = TemplateEmbedding(
             features, config.width, template_grid, config.max_objects, config.max_views
         )
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.head = Head(config.width, latents)
         # eq. (6): u(sigma)
         self.log_variance = nn.Sequential(FourierFeatures(128), nn.Linear(128, 1))
         self._compiled: Callable[..., tuple[Tensor, Tensor, Tensor | None]] | None = None
         option = config.representation
-        self.projection = (
-            FeatureProjection(config.width, option.hidden, features) if option and option.projection else None
-        )
-        self.presence = (
-            PresenceToken(config.width, features, option.sigma_data) if option and option.presence_token else None
-        )
+        self.projection = FeatureProjection(config.width, features) if option and option.projection else None
+        self.presence = PresenceToken(config.width, features) if option and option.presence_token else None
 
     def encode_targets(self, template_features: Tensor, object_indices: Tensor, view_indices: Tensor) -> TargetTokens:
         """Return the template tokens.
@@ -201,19 +193,18 @@ class Denoiser(nn.Module):
 
     def level(self, sigma: float) -> NoiseLevel:
         """Return what depends on a noise level alone; `forward` takes it in place of the noise level."""
-        p = self.preconditioning
         # On the CPU and as numbers: no evaluation waits for the device to read them.
         here = torch.tensor(sigma, dtype=torch.float32)
         there = here.to(self.query_embedding.proj.weight.device)
-        embedding = self.noise_embedding(p.c_noise(there)).float()
+        embedding = self.noise_embedding(edm.c_noise(there)).float()
         return NoiseLevel(
             sigma=there.view(1, 1),
             embedding=embedding.view(1, 1, -1),
             blocks=tuple(block.level(embedding) for block in self._blocks()),
             head=self.head.level(embedding),
-            c_skip=p.c_skip(here).item(),
-            c_out=p.c_out(here).item(),
-            c_in=p.c_in(here).item(),
+            c_skip=edm.c_skip(here).item(),
+            c_out=edm.c_out(here).item(),
+            c_in=edm.c_in(here).item(),
         )
 
     def forward(
@@ -239,14 +230,14 @@ class Denoiser(nn.Module):
         of_blocks: Sequence[Tensor | BlockLevel]
         of_head: Tensor | FoldedNorm
         if isinstance(sigma, NoiseLevel):
-            c_skip, c_out, c_in = sigma.c_skip, sigma.c_out, sigma.c_in
-            of_blocks, of_head, noise_embedding, sigma = sigma.blocks, sigma.head, sigma.embedding, sigma.sigma
+            c_skip, c_out, c_in, of_blocks, of_head = sigma.c_skip, sigma.c_out, sigma.c_in, sigma.blocks, sigma.head
+            noise_embedding, sigma = sigma.embedding, sigma.sigma
         else:
             if isinstance(sigma, float):
                 sigma = latents.new_full((1, 1), sigma)
-            p, level = self.preconditioning, sigma[:, :, None, None, None, None]
-            c_skip, c_out, c_in = p.c_skip(level), p.c_out(level), p.c_in(level)
-            noise_embedding = self.noise_embedding(p.c_noise(sigma))
+            level = sigma[:, :, None, None, None, None]
+            c_skip, c_out, c_in = edm.c_skip(level), edm.c_out(level), edm.c_in(level)
+            noise_embedding = self.noise_embedding(edm.c_noise(sigma))
             of_blocks, of_head = [noise_embedding] * len(self.blocks), noise_embedding
         queries, crops = conditioning.queries, conditioning.queries.shape[1]
         if crops > 1:
@@ -291,14 +282,15 @@ class Denoiser(nn.Module):
         Returns:
             (B, E, O, h w, z) F_theta; (B, E, O, P, D) tokens after the last block; `Denoised.middle`.
         """
-        middle = None
+        middle, option = None, self.config.representation
         of_all = zip(self._blocks(), of_blocks, templates, strict=True)
         for count, (block, noise, memory) in enumerate(of_all, start=1):
             if self.config.gradient_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, noise, memory, use_reentrant=False)
             else:
                 tokens = block(tokens, noise, memory)
-            if self.projection is not None and self.training and count == self._middle_block():
+            projected = option is not None and count == (option.block or max(self.config.depth // 2, 1))
+            if projected and self.projection is not None and self.training:
                 middle = tokens[:, :, :, :cells]
         return self.head(tokens[:, :, :, :cells], of_head), tokens, middle
 
@@ -306,10 +298,6 @@ class Denoiser(nn.Module):
         """Compile `transform` for inference, with a mode of torch.compile."""
         self._compiled = torch.compile(self.transform, mode=mode)
 
-    def _middle_block(self) -> int:
-        assert self.config.representation is not None
-        return self.config.representation.block or max(self.config.depth // 2, 1)
-
     def uncertainty(self, sigma: Tensor) -> Tensor:
         """Return u(sigma) of eq. (6): (B, E) -> (B, E)."""
-        return self.log_variance(self.preconditioning.c_noise(sigma))[..., 0]
+        return self.log_variance(edm.c_noise(sigma))[..., 0]

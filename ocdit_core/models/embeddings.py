@@ -3,67 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-TrainingPositions = Literal["first", "random_interval", "random_interpolation", "random_permutation"]
-"""Object positions of a training sample, N objects out of a capacity of M. first: positions 0 to N - 1, which is the
-paper's strategy (i) or (iii) for N = M, and (ii) for the M of inference; the others are (iv), (v) and (vi)."""
 
-MorePositions = Literal["sequential", "interpolate"]
-"""Inference with more objects than positions: several runs (i), or interpolated positions in one run (iii)."""
-
-
-def training_positions(
-    strategy: TrainingPositions, batch: int, count: int, capacity: int, generator: torch.Generator | None = None
-) -> Tensor:
-    """Draw the positions of the objects, or views, of each sample.
+def random_positions(batch: int, count: int, capacity: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw the learned positions of the objects, or views, of training samples: a random interval (paper 4.3, (iv)).
 
     Args:
-        strategy: how they are drawn.
         batch: B samples.
         count: N objects of a sample.
         capacity: M learned positions, at least N.
         generator: random generator.
 
     Returns:
-        (B, N) indices: int64, or float32 for random_interpolation, whose indices may lie between two positions.
+        (B, N) int64 indices; those of a sample are contiguous.
 
     Raises:
         ValueError: there are fewer positions than objects.
     """
     if count > capacity:
         raise ValueError(f"{count} objects do not fit into {capacity} learned positions")
-    steps = torch.arange(count)
-    if strategy == "first":
-        return steps.expand(batch, -1)
-    if strategy == "random_interval":
-        # (iv): a contiguous interval of length N.
-        return torch.randint(0, capacity - count + 1, (batch, 1), generator=generator) + steps
-    if strategy == "random_interpolation":
-        # (v): N equidistant points of an interval of N to M positions.
-        length = torch.randint(count, capacity + 1, (batch, 1), generator=generator)
-        last = capacity - length
-        start = torch.minimum((torch.rand((batch, 1), generator=generator) * (last + 1)).floor(), last)
-        return start + steps * ((length - 1) / max(count - 1, 1))
-    # (vi): N of the M positions in random order.
-    return torch.rand((batch, capacity), generator=generator).argsort(dim=1)[:, :count]
-
-
-def inference_positions(strategy: MorePositions, count: int, capacity: int) -> list[Tensor]:
-    """Return the positions of `count` objects, or views: one tensor of indices for each run of the network.
-
-    Up to `capacity` objects take the first positions, in one run.
-    """
-    if count <= capacity:
-        return [torch.arange(count)]
-    if strategy == "interpolate":
-        return [torch.linspace(0, capacity - 1, count)]
-    return [torch.arange(min(capacity, count - begin)) for begin in range(0, count, capacity)]
+    return torch.randint(0, capacity - count + 1, (batch, 1), generator=generator) + torch.arange(count)
 
 
 class FourierFeatures(nn.Module):
@@ -119,19 +83,14 @@ class IndexPosition(nn.Module):
         super().__init__()
         self.table = nn.Parameter(0.02 * torch.randn(capacity, width))
 
-    @property
-    def capacity(self) -> int:
-        """Number of learned positions."""
-        return self.table.shape[0]
-
     def forward(self, indices: Tensor) -> Tensor:
-        """(...) indices -> (..., D); linear between two positions for fractional indices."""
-        if not indices.is_floating_point():
-            return self.table[indices]
-        position = indices.clamp(0, self.capacity - 1)
-        low = position.floor().long()
-        high = (low + 1).clamp(max=self.capacity - 1)
-        return torch.lerp(self.table[low], self.table[high], (position - low)[..., None].to(self.table.dtype))
+        """(...) int64 indices -> (..., D)."""
+        return self.table[indices]
+
+    def resized(self, capacity: int) -> Tensor:
+        """Return the table interpolated to another number of positions, (capacity, D)."""
+        table = F.interpolate(self.table.T[None], size=capacity, mode="linear", align_corners=True)
+        return table[0].T
 
 
 class QueryEmbedding(nn.Module):

@@ -10,9 +10,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ocdit_core.diffusion.edm import SIGMA_DATA
 from ocdit_core.errors import ConfigError
 
 DOWNSAMPLING = 16
+_ATTENTION_HEADS = 8
+_GROUPS = 16  # of the GroupNorms outside of attention, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,44 +23,39 @@ class MaskVAEConfig:
     """Configuration of the mask VAE; the defaults are the published ones.
 
     Attributes:
-        encoder_channels: channels of the stem, then of each level, which ends by halving the grid.
-        decoder_channels: channels of the lowest grid, then of each level, which ends by doubling the grid.
+        channels: encoder channels of the stem, then of each level, which ends by halving the grid; the decoder has them
+            in reverse. With fewer than four levels, the stem takes patches of pixels as channels, so that latents are
+            on a 16 times coarser grid.
         latent_channels: channels z of the latent.
-        patch: side in pixels of the patches that the stem takes as channels; patch times 2^levels is 16.
-        encoder_blocks: residual blocks of each encoder level.
-        decoder_blocks: residual blocks of each decoder level.
-        groups: groups of the GroupNorms outside of attention.
-        attention_heads: attention heads, and groups of the GroupNorms of attention.
-        attention_levels: number of the decoder's lowest levels with attention.
-        stem_kernel: kernel size of the encoder's first convolution.
-        head_kernel: kernel size of the decoder's last convolution.
+        blocks: residual blocks of each encoder level; the decoder has one more.
     """
 
-    encoder_channels: tuple[int, ...] = (32, 64, 128, 256, 256)
-    decoder_channels: tuple[int, ...] = (256, 256, 128, 64, 32)
+    channels: tuple[int, ...] = (32, 64, 128, 256, 256)
     latent_channels: int = 32
-    patch: int = 1
-    encoder_blocks: int = 2
-    decoder_blocks: int = 3
-    groups: int = 16
-    attention_heads: int = 8
-    attention_levels: int = 2
-    stem_kernel: int = 7
-    head_kernel: int = 5
+    blocks: int = 2
 
     def __post_init__(self) -> None:
-        if len(self.encoder_channels) != len(self.decoder_channels):
-            raise ConfigError(
-                f"encoder_channels and decoder_channels: {len(self.encoder_channels)} and "
-                f"{len(self.decoder_channels)} entries, must be equally many"
-            )
-        if self.patch * 2 ** (len(self.encoder_channels) - 1) != DOWNSAMPLING:
-            raise ConfigError(
-                f"patch: {self.patch} times 2^{len(self.encoder_channels) - 1} levels must be {DOWNSAMPLING}"
-            )
-        for channels in (*self.encoder_channels, *self.decoder_channels):
-            if channels % self.groups:
-                raise ConfigError(f"groups: {self.groups} does not divide {channels} channels")
+        if not 2 <= len(self.channels) <= 5:
+            raise ConfigError(f"channels: {len(self.channels)} entries, must be 2 to 5: the stem and 1 to 4 levels")
+        for number, channels in enumerate(self.channels):
+            divisor = _ATTENTION_HEADS if number == self.levels else self.groups
+            if channels % divisor or channels % self.groups:
+                raise ConfigError(f"channels: {channels} of {list(self.channels)} must be a multiple of {divisor}")
+
+    @property
+    def levels(self) -> int:
+        """Number of times that the grid is halved."""
+        return len(self.channels) - 1
+
+    @property
+    def patch(self) -> int:
+        """Side in pixels of the patches that the stem takes as channels."""
+        return int(DOWNSAMPLING // 2**self.levels)
+
+    @property
+    def groups(self) -> int:
+        """Groups of the GroupNorms outside of attention."""
+        return min(min(self.channels) // 2, _GROUPS)
 
 
 class ResidualBlock(nn.Module):
@@ -81,10 +79,9 @@ class ResidualBlock(nn.Module):
 class SpatialAttention(nn.Module):
     """Self-attention over the cells of a grid, with a residual connection."""
 
-    def __init__(self, channels: int, heads: int):
+    def __init__(self, channels: int):
         super().__init__()
-        self.heads = heads
-        self.norm = nn.GroupNorm(heads, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(_ATTENTION_HEADS, channels, eps=1e-6)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
         self.linear = nn.Linear(channels, channels)
@@ -92,7 +89,7 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
-        q, k, v = rearrange(self.qkv(tokens), "b n (three a d) -> three b a n d", three=3, a=self.heads)
+        q, k, v = rearrange(self.qkv(tokens), "b n (three a d) -> three b a n d", three=3, a=_ATTENTION_HEADS)
         attended = F.scaled_dot_product_attention(q, k, v)
         attended = self.linear(self.out(rearrange(attended, "b a n d -> b n (a d)")))
         return x + rearrange(attended, "b (h w) c -> b c h w", h=x.shape[2])
@@ -127,17 +124,19 @@ class Encoder(nn.Module):
 
     def __init__(self, config: MaskVAEConfig):
         super().__init__()
-        channels, z = config.encoder_channels, config.latent_channels
+        channels, z = config.channels, config.latent_channels
         self.patch = config.patch
-        self.stem = nn.Conv2d(config.patch**2, channels[0], config.stem_kernel, padding=config.stem_kernel // 2)
+        # A kernel of 3 patches sees as much as one of 7 pixels.
+        kernel = 7 if config.patch == 1 else 3
+        self.stem = nn.Conv2d(config.patch**2, channels[0], kernel, padding=kernel // 2)
         layers: list[nn.Module] = []
         for level, (c_in, c_out) in enumerate(itertools.pairwise(channels)):
-            for block in range(config.encoder_blocks):
+            for block in range(config.blocks):
                 layers.append(ResidualBlock(c_in if block == 0 else c_out, c_out, config.groups))
             if level == len(channels) - 2:
-                layers.append(SpatialAttention(c_out, config.attention_heads))
+                layers.append(SpatialAttention(c_out))
             layers.append(Downsample(c_out))
-        layers.append(SpatialAttention(channels[-1], config.attention_heads))
+        layers.append(SpatialAttention(channels[-1]))
         self.layers = nn.Sequential(*layers)
         self.norm = nn.GroupNorm(config.groups, channels[-1], eps=1e-6)
         self.head = nn.Conv2d(channels[-1], 2 * z, 3, padding=1)
@@ -155,20 +154,21 @@ class Decoder(nn.Module):
 
     def __init__(self, config: MaskVAEConfig):
         super().__init__()
-        channels, z = config.decoder_channels, config.latent_channels
+        channels, z = config.channels[::-1], config.latent_channels
         self.patch = config.patch
         self.prior = nn.Conv2d(z, z, 1)
         self.stem = nn.Conv2d(z, channels[0], 3, padding=1)
         layers: list[nn.Module] = []
         for level, (c_in, c_out) in enumerate(itertools.pairwise(channels)):
-            for block in range(config.decoder_blocks):
+            for block in range(config.blocks + 1):
                 layers.append(ResidualBlock(c_in if block == 0 else c_out, c_out, config.groups))
-            if level < config.attention_levels:
-                layers.append(SpatialAttention(c_out, config.attention_heads))
+            if level < config.levels // 2:
+                layers.append(SpatialAttention(c_out))
             layers.append(Upsample(c_out))
         self.layers = nn.Sequential(*layers)
         self.norm = nn.GroupNorm(config.groups, channels[-1], eps=1e-6)
-        self.head = nn.Conv2d(channels[-1], config.patch**2, config.head_kernel, padding=config.head_kernel // 2)
+        kernel = 5 if config.patch == 1 else 3
+        self.head = nn.Conv2d(channels[-1], config.patch**2, kernel, padding=kernel // 2)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, z, h, w) -> logits (B, 1, 16h, 16w)."""
@@ -177,15 +177,14 @@ class Decoder(nn.Module):
 
 
 class MaskVAE(nn.Module):
-    """A beta-VAE of binary masks, whose latents are standardised to mean 0 and standard deviation sigma_data."""
+    """A beta-VAE of binary masks, whose latents are standardised to mean 0 and standard deviation SIGMA_DATA."""
 
     latent_mean: Tensor
     latent_std: Tensor
 
-    def __init__(self, config: MaskVAEConfig, sigma_data: float = 0.5):
+    def __init__(self, config: MaskVAEConfig):
         super().__init__()
         self.config = config
-        self.sigma_data = sigma_data
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         # Of each channel, measured on the training masks after training.
@@ -195,28 +194,28 @@ class MaskVAE(nn.Module):
     def encode(self, masks: Tensor) -> Tensor:
         """Return the posterior mean: masks (B, H, W) in [0, 1] -> standardised latents (B, z, H/16, W/16)."""
         mean, _ = self.encoder(masks[:, None])
-        return (mean - self.latent_mean) * (self.sigma_data / self.latent_std)
+        return (mean - self.latent_mean) * (SIGMA_DATA / self.latent_std)
 
     def decode_logits(self, latents: Tensor) -> Tensor:
         """Standardised latents (B, z, h, w) -> logits (B, 16h, 16w)."""
-        return self.decoder(latents * (self.latent_std / self.sigma_data) + self.latent_mean)[:, 0]
+        return self.decoder(latents * (self.latent_std / SIGMA_DATA) + self.latent_mean)[:, 0]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Standardised latents (B, z, h, w) -> probabilities (B, 16h, 16w)."""
         return self.decode_logits(latents).sigmoid()
 
-    def elbo_terms(self, masks: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def elbo_terms(self, masks: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return both terms of the ELBO of each mask.
 
         Args:
             masks: (N, H, W).
-            noise: (N, z, H/16, W/16) samples of N(0, I) for the latents; default: new ones.
+            noise: (N, z, H/16, W/16) samples of N(0, I) for the latents.
 
         Returns:
             (N,) binary cross-entropy per pixel, and (N,) KL divergence per latent value.
         """
         mean, log_variance = self.encoder(masks[:, None])
-        z = mean + (0.5 * log_variance).exp() * (torch.randn_like(mean) if noise is None else noise)
+        z = mean + (0.5 * log_variance).exp() * noise
         reconstruction = F.binary_cross_entropy_with_logits(self.decoder(z)[:, 0], masks, reduction="none")
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
         return reconstruction.mean((1, 2)), kl.mean((1, 2, 3))

@@ -25,6 +25,10 @@ SUBCELLS = (DOWNSAMPLING // SUBCELL) ** 2
 # features of both.
 MEASURES = 6
 CHANNELS_PER_MEASURE = 4
+# Number of best matching template cells that are averaged.
+TOP = 4
+# Channels of the projected image features that the read-out takes.
+CONTEXT_CHANNELS = 24
 
 # Colour histograms: bins of brightness, red-green and yellow-blue.
 CELL_BINS = (4, 4, 4)
@@ -40,15 +44,11 @@ class MatchingPriorConfig:
 
     Attributes:
         metric_channels: channels of the learned metric that features are projected to.
-        context_channels: channels of the projected image features that the read-out takes.
         hidden_channels: hidden channels of the read-out.
-        top: number of best matching template cells that are averaged.
     """
 
-    metric_channels: int = 32
-    context_channels: int = 24
+    metric_channels: int = 64
     hidden_channels: int = 64
-    top: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,8 @@ class MatchingPrior(nn.Module):
 
     def __init__(self, config: MatchingPriorConfig, features: int, latents: int, width: int):
         super().__init__()
-        self.config = config
         self.metric = nn.Conv2d(features, config.metric_channels, 1)
-        self.context = nn.Conv2d(features, config.context_channels, 1)
+        self.context = nn.Conv2d(features, CONTEXT_CHANNELS, 1)
         self.temperature = nn.Parameter(torch.tensor(8.0))
         self.background = nn.Parameter(torch.zeros(MEASURES))
         channels = MEASURES * CHANNELS_PER_MEASURE + SUBCELLS
@@ -101,7 +100,7 @@ class MatchingPrior(nn.Module):
         self.standardise = nn.BatchNorm2d(channels, affine=False)
         hidden = config.hidden_channels
         self.read_out = nn.Sequential(
-            nn.Conv2d(channels + config.context_channels, hidden, 3, padding=1),
+            nn.Conv2d(channels + CONTEXT_CHANNELS, hidden, 3, padding=1),
             nn.GELU(),
             nn.Conv2d(hidden, hidden, 3, padding=1),
             nn.GELU(),
@@ -175,7 +174,7 @@ class MatchingPrior(nn.Module):
         for number in range(MEASURES):
             # The template cells come last: topk is many times faster where they are contiguous.
             similarity = torch.einsum("bdp,bond->bopn", image[number].flatten(2), templates[number])
-            top = similarity.topk(min(self.config.top, similarity.shape[3]), dim=3).values
+            top = similarity.topk(min(TOP, similarity.shape[3]), dim=3).values
             best, mean = top[..., 0], top.mean(3)
             background = self.background[number].expand(best.shape[0], 1, best.shape[2])
             scores = torch.cat([self.temperature * (best - best.mean(2, keepdim=True)), background], dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ocdit_core.errors import ConfigError
+from ocdit_core.config import build, read_yaml
+from ocdit_core.errors import ConfigError, WeightsError
 from ocdit_core.models.backbones import BackboneConfig, ViTBackbone, build_backbone
-from ocdit_core.models.checkpoints import read_checkpoint, write_checkpoint
+from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, check_state, read_weights, write_checkpoint
 from ocdit_core.models.denoiser import Conditioning, Denoiser, DenoiserConfig, TargetTokens
-from ocdit_core.models.embeddings import inference_positions
 from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAE, MaskVAEConfig
 from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig, PriorMaps
 from ocdit_core.models.representation import target_crops
@@ -28,7 +28,6 @@ class OCDiTConfig:
     Attributes:
         image_size: (height, width) of training images in pixels, multiples of 16.
         template_size: (height, width) of templates in pixels, multiples of 16.
-        sigma_data: standard deviation of the standardised latents.
         backbone: backbone configuration.
         vae: mask VAE configuration.
         denoiser: denoiser configuration.
@@ -37,7 +36,6 @@ class OCDiTConfig:
 
     image_size: tuple[int, int] = (480, 640)
     template_size: tuple[int, int] = (128, 128)
-    sigma_data: float = 0.5
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     vae: MaskVAEConfig = field(default_factory=MaskVAEConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
@@ -76,6 +74,14 @@ class TemplateFeatures:
     descriptors: tuple[Tensor, ...] = ()
     global_features: Tensor | None = None
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> TemplateFeatures:
+        """Return the features with each tensor changed."""
+        return TemplateFeatures(
+            features=change(self.features),
+            descriptors=tuple(change(part) for part in self.descriptors),
+            global_features=None if self.global_features is None else change(self.global_features),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSet:
@@ -96,17 +102,12 @@ class TargetSet:
             return self
         chosen = chosen.to(self.templates.features.device)
         rows = (chosen[:, None] * objects + torch.arange(objects, device=chosen.device)).flatten()
-        global_features = self.templates.global_features
         return TargetSet(
             tokens=TargetTokens(
                 keys_values=tuple((keys[rows], values[rows]) for keys, values in self.tokens.keys_values),
                 object_indices=self.tokens.object_indices[chosen],
             ),
-            templates=TemplateFeatures(
-                features=self.templates.features[chosen],
-                descriptors=tuple(part[chosen] for part in self.templates.descriptors),
-                global_features=None if global_features is None else global_features[chosen],
-            ),
+            templates=self.templates.map(lambda part: part[chosen]),
         )
 
 
@@ -126,14 +127,13 @@ class OCDiT(nn.Module):
         self.config = config
         if config.backbone.frozen:
             self.backbone.requires_grad_(False)
-        self.vae = MaskVAE(config.vae, config.sigma_data)
+        self.vae = MaskVAE(config.vae)
         self.denoiser = Denoiser(
             config.denoiser,
             features=self.backbone.channels,
             latents=config.vae.latent_channels,
             grid=_grid(config.image_size),
             template_grid=_grid(config.template_size),
-            sigma_data=config.sigma_data,
         )
         self.prior = (
             MatchingPrior(
@@ -164,9 +164,8 @@ class OCDiT(nn.Module):
             templates: (B, O, V, 3, h, w) in [0, 1], on black.
             masks: (B, O, V, h, w) object masks in [0, 1], for the matching prior.
         """
-        batch, objects, views = templates.shape[:3]
         features, global_features = (
-            found.unflatten(0, (batch, objects, views))
+            found.unflatten(0, templates.shape[:3])
             for found in self.backbone.with_global_feature(templates.flatten(0, 2))
         )
         return TemplateFeatures(
@@ -196,18 +195,15 @@ class OCDiT(nn.Module):
 
         Args:
             templates: features of B sets of O objects with V views.
-            object_indices: (B, O) learned positions of the objects; by default the first ones, or interpolated ones for
-                more objects than positions.
-            view_indices: (B, V) learned positions of the views; same default.
+            object_indices: (B, O) learned positions of the objects; default: the first ones.
+            view_indices: (B, V) learned positions of the views; default: the first ones.
         """
         batch, objects, views = templates.features.shape[:3]
-        device, sizes = templates.features.device, self.config.denoiser
+        device = templates.features.device
         if object_indices is None:
-            (indices,) = inference_positions("interpolate", objects, sizes.max_objects)
-            object_indices = indices.to(device).expand(batch, -1)
+            object_indices = torch.arange(objects, device=device).expand(batch, -1)
         if view_indices is None:
-            (indices,) = inference_positions("interpolate", views, sizes.max_views)
-            view_indices = indices.to(device).expand(batch, -1)
+            view_indices = torch.arange(views, device=device).expand(batch, -1)
         tokens = self.denoiser.encode_targets(templates.features, object_indices, view_indices)
         return TargetSet(tokens=tokens, templates=templates)
 
@@ -261,13 +257,22 @@ class OCDiT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> OCDiT:
-        """Load a model from a folder with config.yaml and model.safetensors.
+        """Load a model from a folder with config.yaml and model.safetensors, float32 and in evaluation mode.
 
         Raises:
             WeightsError: a file is missing or damaged, or the weights do not fit.
             ConfigError: the configuration is not valid.
         """
-        return read_checkpoint(Path(folder), OCDiTConfig, cls)
+        folder = Path(folder)
+        for path in (folder, folder / CONFIG_FILE):
+            if not path.exists():
+                raise WeightsError(f"{path}: missing; a model's folder has {CONFIG_FILE} and {WEIGHTS_FILE}")
+        config = build(OCDiTConfig, read_yaml(folder / CONFIG_FILE))
+        state = read_weights(folder / WEIGHTS_FILE)
+        model = cls(config)
+        check_state(model.state_dict(), state, str(folder / WEIGHTS_FILE))
+        model.load_state_dict(state)
+        return model.eval()
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
         """Write config.yaml and model.safetensors to a folder, as float16 if `half`."""

@@ -15,8 +15,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ocdit_core.diffusion.edm import Preconditioning
+from ocdit_core.diffusion import edm
 from ocdit_core.models.blocks import Modulation
+
+_HIDDEN = 512  # channels of the projection's MLP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,25 +28,21 @@ class RepresentationConfig:
     Attributes:
         projection: project query tokens to backbone features, in training only.
         block: number of blocks before the projection; 0 is half of them.
-        hidden: hidden channels of the projection's MLP.
         presence_token: give each target a presence token.
-        sigma_data: standard deviation of the standardised presence tokens.
     """
 
     projection: bool = True
     block: int = 0
-    hidden: int = 512
     presence_token: bool = True
-    sigma_data: float = 0.5
 
 
 class FeatureProjection(nn.Module):
     """MLP from query tokens to backbone features."""
 
-    def __init__(self, width: int, hidden: int, features: int):
+    def __init__(self, width: int, features: int):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, features)
+            nn.Linear(width, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, features)
         )
 
     def loss(self, tokens: Tensor, features: Tensor, occupancy: Tensor) -> Tensor:
@@ -69,9 +67,8 @@ class PresenceToken(nn.Module):
     variance: Tensor
     batches: Tensor
 
-    def __init__(self, width: int, features: int, sigma_data: float):
+    def __init__(self, width: int, features: int):
         super().__init__()
-        self.preconditioning = Preconditioning(sigma_data=sigma_data)
         self.embed = nn.Linear(features, width)
         self.norm = nn.LayerNorm(width)
         self.modulation = Modulation(width, 2)
@@ -85,14 +82,14 @@ class PresenceToken(nn.Module):
 
     def tokens_in(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         """Embed noisy global features (B, E, O, C) at noise levels (B, E) -> (B, E, O, 1, D)."""
-        return self.embed(self.preconditioning.c_in(sigma[:, :, None, None]) * noisy)[:, :, :, None]
+        return self.embed(edm.c_in(sigma[:, :, None, None]) * noisy)[:, :, :, None]
 
     def denoised(self, tokens: Tensor, noisy: Tensor, sigma: Tensor, noise_embedding: Tensor) -> Tensor:
         """Return the denoised global features of eq. (5): tokens (B, E, O, 1, D) -> (B, E, O, C)."""
         shift, scale = self.modulation(noise_embedding)
         raw = self.head(self.norm(tokens) * (1 + scale) + shift)[:, :, :, 0]
-        level, p = sigma[:, :, None, None], self.preconditioning
-        return p.c_skip(level) * noisy + p.c_out(level) * raw
+        level = sigma[:, :, None, None]
+        return edm.c_skip(level) * noisy + edm.c_out(level) * raw
 
     @torch.no_grad()
     def update(self, features: Tensor) -> None:
@@ -105,8 +102,8 @@ class PresenceToken(nn.Module):
         self.variance.lerp_((features.float() - self.mean).square().mean(0), momentum)
 
     def standardised(self, features: Tensor) -> Tensor:
-        """Return global features (..., C) with mean 0 and standard deviation sigma_data in each channel."""
-        scale = self.preconditioning.sigma_data / (self.variance + 1e-6).sqrt()
+        """Return global features (..., C) with mean 0 and standard deviation SIGMA_DATA in each channel."""
+        scale = edm.SIGMA_DATA / (self.variance + 1e-6).sqrt()
         return (features.float() - self.mean) * scale
 
     def score(self, denoised: Tensor, templates: Tensor) -> Tensor:

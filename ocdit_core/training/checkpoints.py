@@ -142,16 +142,6 @@ class TrainingState:
         runtime.barrier()
         return path
 
-    def averaged_weights(self, checkpoint: Path) -> dict[str, Tensor]:
-        """Return the model's state dict with the averaged weights, for export.
-
-        Args:
-            checkpoint: checkpoint of this step, from which the weights of a sharded model are read.
-        """
-        state = {**self.model.state_dict(), **self.average.tensors}
-        sharded = any(hasattr(value, "to_local") for value in state.values())
-        return read_weights(checkpoint) if sharded else state
-
     def size(self) -> int:
         """Return the bytes of a checkpoint's tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors().values())

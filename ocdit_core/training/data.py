@@ -24,6 +24,7 @@ Batch = dict[str, Tensor]
 int64, the index of each episode in the whole run, object_ids (G, O)."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_VALIDATION_GROUPS = 16
 _HELD_OUT_SEED = 1_000_003  # added to the seed of held-out samples
 _PREFETCH = 8  # batches that each worker keeps ready
 _CACHE_MB = 512  # memory for decoded templates, in each worker and for each dataset
@@ -81,7 +82,7 @@ def held_out_batches(settings: TrainSettings, *, rank: int = 0, world: int = 1) 
     """Return this process's validation batches, the same number for each process; none without held-out data."""
     if not settings.data.held_out:
         return []
-    count = max(settings.loop.validation_groups // (settings.loop.batch_groups * world), 1)
+    count = max(_VALIDATION_GROUPS // (settings.loop.batch_groups * world), 1)
     data = TrainingData(settings, rank=rank, world=world, held_out=True)
     return list(itertools.islice(iter(data), count))
 

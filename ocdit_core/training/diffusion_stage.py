@@ -13,23 +13,24 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ocdit_core.diffusion.edm import denoising_loss, draw_sigma
+from ocdit_core.diffusion.edm import denoising_loss, draw_sigma, loss_weight
 from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, sample
 from ocdit_core.errors import ConfigError
 from ocdit_core.masks import mask_iou
 from ocdit_core.models.denoiser import Conditioning, Denoised
-from ocdit_core.models.embeddings import training_positions
+from ocdit_core.models.embeddings import random_positions
 from ocdit_core.models.mask_vae import DOWNSAMPLING
 from ocdit_core.models.matching_prior import SUBCELL, PriorMaps
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures, occupancy
 from ocdit_core.training.data import Batch, SampleRandom, step_generator
 from ocdit_core.training.export import load_vae, start_from
-from ocdit_core.training.settings import DiffusionLossSettings, TrainSettings
+from ocdit_core.training.settings import TrainSettings
 from ocdit_core.training.validation import MaskResult, denoising_strip, mask_results, mask_sheet
 
 _POSTERIOR_MEAN = SamplerConfig(steps=0)  # validation takes one evaluation
-_PROJECTION_WEIGHT, _PRESENCE_WEIGHT = 0.5, 0.03  # losses of denoiser.representation
-_COMPETITION_WEIGHT, _DRAFT_WEIGHT, _DRAFT_PRESENCE_WEIGHT = 0.1, 0.3, 0.2  # losses of the matching prior
+_PROJECTION_WEIGHT, _TOKEN_WEIGHT = 0.5, 0.03  # losses of denoiser.representation
+_COMPETITION_WEIGHT, _DRAFT_WEIGHT, _PRESENCE_WEIGHT = 0.1, 0.3, 0.2  # losses of the matching prior
+_CACHE_BYTES = 3 << 30  # features of templates, in each process
 
 
 class DiffusionStage:
@@ -39,27 +40,21 @@ class DiffusionStage:
         self.settings, self.seed = settings.diffusion_loss, settings.loop.seed
         self.model = OCDiT(settings.model)
         if settings.init is not None:
-            start_from(self.model, settings.init, settings.init_parts)
+            start_from(self.model, settings.init)
         if settings.vae is not None:
             load_vae(self.model, Path(settings.vae))
         elif settings.init is None:
             raise ConfigError(f"vae: the stage {settings.stage} needs the exported folder of a VAE run, or init")
         self.model.vae.requires_grad_(False)
-        self.cache: FeatureCache | None = None
-        if settings.loop.feature_cache_mb:
-            if not settings.model.backbone.frozen:
-                raise ConfigError("loop.feature_cache_mb: only a frozen backbone's features can be cached")
-            self.cache = FeatureCache(settings.loop.feature_cache_mb)
+        self.cache = FeatureCache(_CACHE_BYTES) if settings.model.backbone.frozen else None
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch over a random number of its objects, and values to log; see `Stage.loss`."""
         random = SampleRandom(self.seed, batch["number"], batch["images"].device)
-        batch = choose_targets(batch, random, step_generator(self.seed, step), self.settings)
+        batch = choose_targets(batch, random, step_generator(self.seed, step), self.settings.min_targets)
         masks = rearrange(batch["masks"], "g s o h w -> (g s) o h w").float()
-        image, templates = self.encode(batch)
-        parts: dict[str, Tensor] = {}
-
         present = rearrange(batch["present"], "g s o -> (g s) o")
+        image, templates = self.encode(batch)
         with torch.no_grad():
             target = self.model.encode_masks(masks)[:, None].float()
         if step < self.settings.prior_only_steps and self.model.prior is not None:
@@ -67,33 +62,31 @@ class DiffusionStage:
             loss = prior_loss(maps, masks, target[:, 0], present)
             return loss, {"prior": loss.detach()}
 
-        targets = self.model.encode_targets(templates, *self._positions(batch, random))
-        conditioning = self.model.condition(image, targets)
-        total = masks.new_zeros(())
+        conditioning = self.model.condition(
+            image, self.model.encode_targets(templates, *self._positions(batch, random))
+        )
+        total, parts = masks.new_zeros(()), {}
         if conditioning.prior is not None:
-            loss = prior_loss(conditioning.prior, masks, target[:, 0], present)
-            parts["prior"] = loss.detach()
-            total = total + loss
+            total = prior_loss(conditioning.prior, masks, target[:, 0], present)
+            parts["prior"] = total.detach()
 
-        scenes, draws = batch["images"].shape[1], self.settings.noise_draws
+        scenes = batch["images"].shape[1]
         # One noise level for all objects of a sample.
-        sigma = random.each(lambda g: draw_sigma(self.settings.noise, (scenes, draws), g)).flatten(0, 1)
-        noise = random.normal(scenes, draws, *target.shape[2:]).flatten(0, 1)
+        sigma = random.each(lambda g: draw_sigma((scenes, 1), self.settings.high_noise_share, g)).flatten(0, 1)
         level = sigma[:, :, None, None, None, None]
-        noisy = target + level * noise
+        noisy = target + level * random.normal(scenes, 1, *target.shape[2:]).flatten(0, 1)
         clean = self.presence(batch, masks)
-        found = self.model.denoiser(noisy, sigma, conditioning, self._noisy(clean, sigma, random))
-        denoised = found.latents
+        noise = None if clean is None else random.normal(scenes, 1, *clean.shape[1:]).flatten(0, 1)
+        presence = None if clean is None else clean[:, None] + sigma[:, :, None, None] * noise
+        found = self.model.denoiser(noisy, sigma, conditioning, presence)
         for name, factor, loss in self._representation_losses(found, clean, sigma, image, masks):
             parts[name] = loss.detach()
             total = total + factor * loss
-        weight = self.model.denoiser.preconditioning.loss_weight(level)
-        uncertainty = torch.zeros_like(level)
-        if self.settings.uncertainty:
-            uncertainty = self.model.denoiser.uncertainty(sigma)[:, :, None, None, None, None]
-        loss = denoising_loss(denoised.float(), target, weight, uncertainty).mean()
+        denoised = found.latents.float()
+        uncertainty = self.model.denoiser.uncertainty(sigma)[:, :, None, None, None, None]
+        loss = denoising_loss(denoised, target, loss_weight(level), uncertainty).mean()
         parts["diffusion"], parts["sigma"] = loss.detach(), sigma
-        parts["error"] = (weight * (denoised.detach().float() - target) ** 2).mean((2, 3, 4, 5))
+        parts["error"] = (loss_weight(level) * (denoised.detach() - target) ** 2).mean((2, 3, 4, 5))
         return total + loss, parts
 
     @torch.no_grad()
@@ -108,26 +101,17 @@ class DiffusionStage:
             token.update(features[there])
         return token.standardised(features) * there[..., None]
 
-    @staticmethod
-    def _noisy(clean: Tensor | None, sigma: Tensor, random: SampleRandom) -> Tensor | None:
-        """Add noise of each level (B, E) to (B, O, C) -> (B, E, O, C)."""
-        if clean is None:
-            return None
-        noise = random.normal(len(clean) // len(random), sigma.shape[1], *clean.shape[1:]).flatten(0, 1)
-        return clean[:, None] + sigma[:, :, None, None] * noise
-
     def _representation_losses(
         self, found: Denoised, clean: Tensor | None, sigma: Tensor, image: ImageFeatures, masks: Tensor
     ) -> list[tuple[str, float, Tensor]]:
         """Return name, weight and loss of the parts of models/representation.py that the model has."""
-        denoiser, losses = self.model.denoiser, []
-        if denoiser.projection is not None and found.middle is not None:
-            loss = denoiser.projection.loss(found.middle, image.features, occupancy(masks, DOWNSAMPLING))
+        losses = []
+        if self.model.denoiser.projection is not None and found.middle is not None:
+            loss = self.model.denoiser.projection.loss(found.middle, image.features, occupancy(masks, DOWNSAMPLING))
             losses.append(("projection", _PROJECTION_WEIGHT, loss))
-        if denoiser.presence is not None and found.presence is not None and clean is not None:
-            weight = denoiser.presence.preconditioning.loss_weight(sigma)[:, :, None, None]
-            loss = (weight * (found.presence.float() - clean[:, None]) ** 2).mean()
-            losses.append(("presence", _PRESENCE_WEIGHT, loss))
+        if found.presence is not None and clean is not None:
+            error = (found.presence.float() - clean[:, None]) ** 2
+            losses.append(("presence", _TOKEN_WEIGHT, (loss_weight(sigma)[:, :, None, None] * error).mean()))
         return losses
 
     def _positions(self, batch: Batch, random: SampleRandom) -> tuple[Tensor, Tensor]:
@@ -135,12 +119,8 @@ class DiffusionStage:
         (scenes, objects), views = batch["masks"].shape[1:3], batch["templates"].shape[2]
         config = self.model.config.denoiser
         return (
-            random.each(
-                lambda g: training_positions(self.settings.positions, scenes, objects, config.max_objects, g)
-            ).flatten(0, 1),
-            random.each(lambda g: training_positions("random_interval", scenes, views, config.max_views, g)).flatten(
-                0, 1
-            ),
+            random.each(lambda g: random_positions(scenes, objects, config.max_objects, g)).flatten(0, 1),
+            random.each(lambda g: random_positions(scenes, views, config.max_views, g)).flatten(0, 1),
         )
 
     def encode(self, batch: Batch) -> tuple[ImageFeatures, TemplateFeatures]:
@@ -148,13 +128,7 @@ class DiffusionStage:
         scenes = batch["images"].shape[1]
         images = rearrange(batch["images"], "g s c h w -> (g s) c h w").float() / 255
         image, templates = self.model.encode_image(images), self._encode_templates(batch)
-        return image, TemplateFeatures(
-            features=templates.features.repeat_interleave(scenes, 0),
-            descriptors=tuple(d.repeat_interleave(scenes, 0) for d in templates.descriptors),
-            global_features=(
-                None if templates.global_features is None else templates.global_features.repeat_interleave(scenes, 0)
-            ),
-        )
+        return image, templates.map(lambda part: part.repeat_interleave(scenes, 0))
 
     def _encode_templates(self, batch: Batch) -> TemplateFeatures:
         model, views, masks = self.model, batch["templates"], batch["template_masks"].float() / 255
@@ -228,13 +202,13 @@ class DiffusionStage:
         """Complete the model for export: nothing to do."""
 
 
-def choose_targets(
-    batch: Batch, random: SampleRandom, shared: torch.Generator, settings: DiffusionLossSettings
-) -> Batch:
-    """Return the batch with a random subset of its objects: of one size in a step, different in each episode."""
+def choose_targets(batch: Batch, random: SampleRandom, shared: torch.Generator, least: int) -> Batch:
+    """Return the batch with a random subset of at least `least` of its objects.
+
+    Its size is the same for all episodes of a step, its objects are not.
+    """
     objects = batch["masks"].shape[2]
-    most = min(settings.max_targets or objects, objects)
-    count = int(torch.randint(min(settings.min_targets, most), most + 1, (), generator=shared))
+    count = int(torch.randint(min(least, objects), objects + 1, (), generator=shared))
     chosen = random.each(lambda g: torch.randperm(objects, generator=g)[:count])
     group = torch.arange(len(chosen), device=chosen.device)[:, None]
     picked = {name: batch[name][group, chosen] for name in ("templates", "template_masks")}
@@ -264,20 +238,18 @@ def prior_loss(maps: PriorMaps, masks: Tensor, latents: Tensor, present: Tensor)
     # Over sigma_data squared, as the denoiser's loss at high noise levels.
     draft = (maps.draft.float() - latents).square().mean() / 0.25
     presence = F.binary_cross_entropy_with_logits(maps.presence.float(), present.float())
-    return loss + _DRAFT_WEIGHT * draft + _DRAFT_PRESENCE_WEIGHT * presence
+    return loss + _DRAFT_WEIGHT * draft + _PRESENCE_WEIGHT * presence
 
 
 class FeatureCache:
     """LRU cache of a frozen backbone's features, by the pixels of the templates.
 
-    Recoloured or augmented templates never hit, but the result is always that of the backbone.
-
     Args:
-        limit_mb: memory for features in MiB.
+        limit: memory for features in bytes.
     """
 
-    def __init__(self, limit_mb: int):
-        self._limit = limit_mb << 20
+    def __init__(self, limit: int):
+        self._limit = limit
         self._features: OrderedDict[bytes, tuple[Tensor, ...]] = OrderedDict()
         self.bytes = self.hits = self.misses = 0
 
@@ -290,28 +262,18 @@ class FeatureCache:
             backbone: maps (M, 3, h, w) in [0, 1] to tensors (M, ...).
         """
         keys = [hashlib.blake2b(view.tobytes(), digest_size=16).digest() for view in views.cpu().numpy()]
-        wanted = dict.fromkeys(keys)
-        missing = {key: keys.index(key) for key in wanted if key not in self._features}
+        found = {key: self._features[key] for key in keys if key in self._features}
+        missing = {key: number for number, key in enumerate(keys) if key not in found}
         self.hits += len(keys) - len(missing)
         self.misses += len(missing)
-        found = {key: self._features[key] for key in wanted if key not in missing}
         if missing:
             outputs = backbone(views[list(missing.values())].float() / 255)
-            for i, key in enumerate(missing):
-                # A slice would keep the whole batch in memory.
-                found[key] = tuple(output[i].clone() for output in outputs)
-        for key, tensors in found.items():
-            self._keep(key, tensors)
-        return tuple(torch.stack(parts) for parts in zip(*(found[key] for key in keys), strict=True))
-
-    def _keep(self, key: bytes, tensors: tuple[Tensor, ...]) -> None:
-        if key not in self._features:
-            self.bytes += _bytes(tensors)
-        self._features[key] = tensors
-        self._features.move_to_end(key)
+            # A slice would keep the whole batch in memory.
+            found |= {key: tuple(output[i].clone() for output in outputs) for i, key in enumerate(missing)}
+        for key, features in found.items():
+            self.bytes += 0 if key in self._features else sum(part.nbytes for part in features)
+            self._features[key] = features
+            self._features.move_to_end(key)
         while self.bytes > self._limit and len(self._features) > 1:
-            self.bytes -= _bytes(self._features.popitem(last=False)[1])
-
-
-def _bytes(tensors: tuple[Tensor, ...]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
+            self.bytes -= sum(part.nbytes for part in self._features.popitem(last=False)[1])
+        return tuple(torch.stack(parts) for parts in zip(*(found[key] for key in keys), strict=True))

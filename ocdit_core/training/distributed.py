@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.blocks import Block
-from ocdit_core.models.checkpoints import pick_device
 from ocdit_core.models.mask_vae import MaskVAE
 from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.training.data import Batch
@@ -47,17 +46,14 @@ class Runtime:
     to DDP.
 
     Args:
-        loop: settings; device, strategy, precision, threads and compile are used here.
+        loop: settings; strategy, precision and compile are used here.
         unused: whether some trainable weights get no gradient in some steps.
 
     Raises:
-        ConfigError: the device does not exist, or the strategy is not available.
+        ConfigError: the strategy is not available.
     """
 
     def __init__(self, loop: LoopSettings, *, unused: bool = True):
-        device = pick_device(loop.device)
-        if loop.threads:
-            torch.set_num_threads(loop.threads)
         self._compile = loop.compile
         world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
         per_node = int(os.environ.get("LOCAL_WORLD_SIZE", str(world // int(os.environ.get("SLURM_NNODES", "1")))))
@@ -72,10 +68,9 @@ class Runtime:
                     data_parallel_size=world,
                     tensor_parallel_size=1,
                 )
-        devices: int | list[int] = [device.index] if device.index is not None and world == 1 else per_node
         self.fabric = Fabric(
-            accelerator="cuda" if device.type == "cuda" else "cpu",
-            devices=devices,
+            accelerator="cuda" if torch.cuda.is_available() else "cpu",
+            devices=per_node,
             num_nodes=max(world // per_node, 1),
             strategy=strategy,
             precision="bf16-mixed" if loop.precision == "bfloat16" else "32-true",

@@ -19,7 +19,7 @@ from ocdit_core.models.mask_vae import MaskVAE, MaskVAEConfig
 from ocdit_core.models.ocdit import OCDiT, OCDiTConfig
 from ocdit_core.training.checkpoints import find_checkpoint, read_rank, read_weights
 from ocdit_core.training.logger import read_log
-from ocdit_core.training.settings import MODEL_PARTS, SETTINGS_FILE, ModelPart, TrainSettings
+from ocdit_core.training.settings import SETTINGS_FILE, TrainSettings
 
 MODEL_FOLDER = "model"
 _CARD_ROWS = 12
@@ -71,7 +71,7 @@ def export_run(run: Path, folder: Path, *, step: int | None = None, half: bool |
     model: OCDiT | MaskVAE
     if settings.stage == "vae":
         config = build(MaskVAEConfig, stored)
-        model = MaskVAE(config, settings.model.sigma_data)
+        model = MaskVAE(config)
     else:
         config = build(OCDiTConfig, stored)
         model = OCDiT(config)
@@ -85,13 +85,12 @@ def export_run(run: Path, folder: Path, *, step: int | None = None, half: bool |
 
 
 @torch.no_grad()
-def start_from(model: OCDiT, folder: str | Path, parts: Sequence[ModelPart] = MODEL_PARTS) -> None:
+def start_from(model: OCDiT, folder: str | Path) -> None:
     """Copy the weights of an exported model; learned positions are interpolated to this model's sizes.
 
     Args:
         model: model to initialise.
         folder: folder of the other model.
-        parts: parts to copy.
 
     Raises:
         WeightsError: the weights are missing, damaged, or of another architecture.
@@ -104,12 +103,9 @@ def start_from(model: OCDiT, folder: str | Path, parts: Sequence[ModelPart] = MO
         if isinstance(target, PatchPosition) and isinstance(given, PatchPosition):
             state[f"{name}.table"] = given(target.grid)
         elif isinstance(target, IndexPosition) and isinstance(given, IndexPosition):
-            places = torch.linspace(0, given.capacity - 1, target.capacity)
-            state[f"{name}.table"] = given(places) if given.capacity != target.capacity else given.table
-    own = model.state_dict()
-    state = {key: value for key, value in state.items() if key.split(".")[0] in parts}
-    check_state({key: value for key, value in own.items() if key.split(".")[0] in parts}, state, str(folder))
-    model.load_state_dict({**own, **state})
+            state[f"{name}.table"] = given.resized(len(target.table))
+    check_state(model.state_dict(), state, str(folder))
+    model.load_state_dict(state)
 
 
 def load_vae(model: OCDiT, folder: Path) -> None:
@@ -132,58 +128,47 @@ def model_card(settings: TrainSettings, step: int, log: Log, parameters: int) ->
         parameters: number of parameters, including frozen ones.
     """
     lines = [line for line in log if line["step"] <= step]
-    loop, data = settings.loop, settings.data
-    sources = ", ".join(f"{one.path} (weight {one.weight:g})" for one in data.datasets)
-    parts = "" if settings.init_parts == MODEL_PARTS else f" ({', '.join(settings.init_parts)})"
-    start = f"{settings.init}{parts}" if settings.init else "random weights"
-    return "\n".join(
-        [
-            f"# {settings.run.rstrip('/').split('/')[-1]}",
-            "",
-            f"OC-DiT, stage {settings.stage}, after {step:,} of {loop.steps:,} steps; averaged weights.",
-            "",
-            "| | |",
-            "|---|---|",
-            f"| image size | {' x '.join(map(str, settings.model.image_size))} pixels |",
-            f"| parameters | {parameters / 1e6:.2f} million |",
-            f"| training data | {sources} |",
-            f"| batch | {loop.batch_groups * loop.accumulate} groups per process |",
-            f"| learning rate | {loop.learning_rate:g}, {loop.warmup_steps:,} steps of warm-up, then a cosine |",
-            f"| initialised from | {start}{f', VAE of {settings.vae}' if settings.vae else ''} |",
-            "",
-            "## Validation",
-            "",
-            *_table(lines, "validation/"),
-            "",
-            "On held-out targets; posterior mean, mask threshold 0.5. iou: mean over present targets; recall50 and "
-            "precision50: at an IoU of 0.5; false_masks: fraction of absent targets that got a mask.",
-            "",
-            "## Training",
-            "",
-            *_table(lines, "train/", ("loss", "prior", "diffusion", "reconstruction", "kl", "gradient_norm")),
-            "",
-            "## Settings",
-            "",
-            "```yaml",
-            to_yaml(settings).rstrip(),
-            "```",
-            "",
-        ]
-    )
+    sources = ", ".join(f"{one.path} (weight {one.weight:g})" for one in settings.data.datasets)
+    return f"""\
+# {Path(settings.run).name}
+
+OC-DiT, stage {settings.stage}, after {step:,} of {settings.loop.steps:,} steps; averaged weights.
+
+| | |
+|---|---|
+| image size | {" x ".join(map(str, settings.model.image_size))} pixels |
+| parameters | {parameters / 1e6:.2f} million |
+| training data | {sources} |
+| initialised from | {settings.init or "random weights"}{f", VAE of {settings.vae}" if settings.vae else ""} |
+
+## Validation
+
+{_table(lines, "validation/")}
+
+On held-out targets; posterior mean, mask threshold 0.5. iou: mean over present targets; recall50 and precision50: at an
+IoU of 0.5; false_masks: fraction of absent targets that got a mask.
+
+## Settings
+
+```yaml
+{to_yaml(settings).rstrip()}
+```
+"""
 
 
-def _table(lines: Log, prefix: str, names: Sequence[str] = ()) -> list[str]:
+def _table(lines: Log, prefix: str) -> str:
     """Return a table of at most _CARD_ROWS log lines, evenly over the run and including the last one."""
     those = [line for line in lines if any(name.startswith(prefix) for name in line)]
     if not those:
-        return ["Nothing was logged."]
+        return "Nothing was logged."
     count = min(_CARD_ROWS, len(those))
     rows = [those[round((i + 1) * len(those) / count) - 1] for i in range(count)]
-    found = dict.fromkeys(name.removeprefix(prefix) for row in rows for name in row if name.startswith(prefix))
-    columns = [name for name in found if not names or name in names]
-    cells = [[f"{row[prefix + name]:.4g}" if prefix + name in row else "" for name in columns] for row in rows]
-    return [
-        f"| step | {' | '.join(columns)} |",
+    columns = list(dict.fromkeys(name for row in rows for name in row if name.startswith(prefix)))
+    table = [
+        f"| step | {' | '.join(name.removeprefix(prefix) for name in columns)} |",
         "|---|" + "---|" * len(columns),
-        *(f"| {row['step']:,} | {' | '.join(values)} |" for row, values in zip(rows, cells, strict=True)),
     ]
+    for row in rows:
+        cells = [f"{row[name]:.4g}" if name in row else "" for name in columns]
+        table.append(f"| {row['step']:,} | {' | '.join(cells)} |")
+    return "\n".join(table)

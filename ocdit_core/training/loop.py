@@ -7,17 +7,17 @@ import math
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from ocdit_core.config import as_dict, build, read_yaml, to_yaml
+from ocdit_core.config import read_yaml, to_yaml
 from ocdit_core.errors import ConfigError, OcditError, WeightsError
 from ocdit_core.files import is_own, replacing, write_text
 from ocdit_core.models.mask_vae import MaskVAE
@@ -29,6 +29,7 @@ from ocdit_core.training.checkpoints import (
     find_checkpoint,
     list_checkpoints,
     read_rank,
+    read_weights,
     require_intact,
 )
 from ocdit_core.training.data import STOP_SIGNALS, Batch, TrainingData, held_out_batches
@@ -42,7 +43,11 @@ logger = logging.getLogger(__name__)
 
 CLIP_NORM = 1.0
 """Maximum norm of the gradients."""
+FINAL_LEARNING_RATE = 0.01
+"""Learning rate of the last step, as a fraction of the highest one."""
+_LOG_LINES, _LOG_EVERY = 1000, 20  # log lines of a run, and the most steps between two of them
 _DRAWN_IMAGES = 4  # of each validation
+_MOST_SKIPPED = 10  # steps in a row whose gradients are not finite, after which a run ends
 
 
 class Stage(Protocol):
@@ -86,7 +91,8 @@ def train(settings: TrainSettings, stage: Stage, runtime: Runtime) -> int:
 
     log = MetricsLogger(settings, step=state.step, runtime=runtime)
     saved = state.step
-    skipped, logged = torch.zeros((), device=runtime.device), state.step
+    log_every = min(max(loop.steps // _LOG_LINES, 1), _LOG_EVERY)
+    skipped, in_a_row = torch.zeros(2, device=runtime.device)
     batches = iter(state.data)
     with _StopSignals() as stop:
         while state.step < loop.steps and not runtime.any(stop.received):
@@ -95,21 +101,19 @@ def train(settings: TrainSettings, stage: Stage, runtime: Runtime) -> int:
                 with log.waiting():
                     used.append(runtime.to_device(next(batches)))
             values, norm, finite = training_step(state, settings, stage, module, used, runtime)
-            skipped += ~finite
+            skipped, in_a_row = skipped + ~finite, (in_a_row + 1) * ~finite
             for one in values:
                 log.add(one)
             log.step()
 
             last = state.step == loop.steps
-            if state.step % loop.log_every == 0 or last:
+            if state.step % log_every == 0 or last:
                 rate = float(state.optimiser.param_groups[0]["lr"])
-                count = int(skipped)
-                log.write(state.step, gradient_norm=float(norm), learning_rate=rate, skipped_steps=count)
-                if count == state.step - logged:
+                log.write(state.step, gradient_norm=float(norm), learning_rate=rate, skipped_steps=int(skipped))
+                if in_a_row >= _MOST_SKIPPED:
                     save(state, settings, stage, module, held_out, runtime)
                     raise OcditError(_save_batches(run, state.step, used, runtime.rank))
-                skipped.zero_()
-                logged = state.step
+                skipped = torch.zeros_like(skipped)
             if held_out and (state.step % loop.validate_every == 0 or last):
                 log.write_validation(state.step, *validate(state, stage, module, held_out, runtime))
             if state.step % loop.checkpoint_every == 0 or last:
@@ -118,7 +122,7 @@ def train(settings: TrainSettings, stage: Stage, runtime: Runtime) -> int:
         if saved != state.step:
             save(state, settings, stage, module, held_out, runtime)
     log.close()
-    if stop.requeue and loop.requeue and state.step < loop.steps and runtime.rank == 0:
+    if stop.requeue and state.step < loop.steps and runtime.rank == 0:
         _requeue_job()
     return state.step
 
@@ -195,11 +199,11 @@ def _make_optimiser(model: nn.Module, learning_rate: float) -> AdamW:
 
 
 def learning_rate_factor(step: int, loop: LoopSettings) -> float:
-    """Return the factor of the learning rate in a step: linear warm-up, then a cosine to final_learning_rate."""
+    """Return the factor of the learning rate in a step: linear warm-up, then a cosine to FINAL_LEARNING_RATE."""
     if step < loop.warmup_steps:
         return (step + 1) / loop.warmup_steps
     progress = min((step - loop.warmup_steps) / max(loop.steps - loop.warmup_steps, 1), 1.0)
-    return loop.final_learning_rate + (1 - loop.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+    return FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @torch.no_grad()
@@ -232,7 +236,7 @@ def save(
     run = Path(settings.run)
     path = state.save(run / FOLDER, runtime)
     if runtime.rank == 0:
-        export_weights(run / MODEL_FOLDER, stage.model.config, state.averaged_weights(path))
+        export_weights(run / MODEL_FOLDER, stage.model.config, read_weights(path))
 
 
 def _check_run_folder(run: Path) -> bool:
@@ -261,8 +265,6 @@ def resume(state: TrainingState, settings: TrainSettings, runtime: Runtime) -> N
         WeightsError: the checkpoint is missing, damaged, or of another model.
     """
     run = Path(settings.run)
-    if any((run / FOLDER).glob("*.pt")):
-        raise ConfigError(f"run: {run} holds checkpoints of an earlier version of this program; name another run")
     exists = bool(list_checkpoints(run / FOLDER))
     path: Path | None = None
     if settings.resume == "never" and exists:
@@ -283,28 +285,6 @@ def resume(state: TrainingState, settings: TrainSettings, runtime: Runtime) -> N
         return
     state.load(path, runtime)
     logger.info("resumed %s", path)
-    changed = _changed_settings(run / SETTINGS_FILE, settings)
-    if changed and runtime.rank == 0:
-        logger.warning("settings changed since: %s", ", ".join(changed))
-
-
-def _changed_settings(path: Path, settings: TrainSettings) -> list[str]:
-    try:
-        before = as_dict(build(TrainSettings, read_yaml(path)))
-    except ConfigError:
-        return []
-    return _differences(before, as_dict(settings))
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    names = []
-    for key in dict.fromkeys([*before, *now]):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            names += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            names.append(f"{prefix}{key}: {old} -> {new}")
-    return names
 
 
 def _save_batches(run: Path, step: int, batches: Sequence[Batch], rank: int) -> str:
@@ -313,8 +293,8 @@ def _save_batches(run: Path, step: int, batches: Sequence[Batch], rank: int) -> 
     with replacing(path) as temporary:
         torch.save({"step": step, "batches": list(batches)}, temporary)
     return (
-        f"step {step}: the loss or its gradient has not been finite since the last log line, and no weights were "
-        f"updated; the last batch is in {path}; try a lower loop.learning_rate"
+        f"step {step}: the gradient has not been finite for {_MOST_SKIPPED} steps or more, which did not change the "
+        f"weights; the last batch is in {path}; try a lower loop.learning_rate"
     )
 
 

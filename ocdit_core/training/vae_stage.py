@@ -23,7 +23,7 @@ class VAEStage:
 
     def __init__(self, settings: TrainSettings):
         self.seed = settings.loop.seed
-        self.model = MaskVAE(settings.model.vae, settings.model.sigma_data)
+        self.model = MaskVAE(settings.model.vae)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the negative ELBO of the masks that are not empty, and values to log; see `Stage.loss`."""
@@ -64,7 +64,7 @@ class VAEStage:
         if not batches:
             return
         latents = torch.cat([self.model.encoder(_shown(batch)[:, None])[0].float() for batch in batches])
-        # Per channel: a common value would leave channels of low variance below sigma_data.
+        # Per channel: a common value would leave channels of low variance below SIGMA_DATA.
         self.model.latent_mean.copy_(latents.mean((0, 2, 3))[:, None, None])
         self.model.latent_std.copy_(latents.std((0, 2, 3)).clamp(min=1e-3)[:, None, None])
 

@@ -29,7 +29,6 @@ def run(tmp_path_factory):
     ]
     configs = Path(__file__).parents[2] / "config" / "train"
     common += [
-        "loop.log_every=1",
         "loop.steps=6",
         "loop.checkpoint_every=3",
         "loop.validate_every=3",

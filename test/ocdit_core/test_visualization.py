@@ -9,7 +9,7 @@ from ocdit_core.images import read_image
 from ocdit_core.inference.results import Instance, Segmentation
 from ocdit_core.masks import tight_box
 from ocdit_core.objects.archive import ObjectTemplates
-from ocdit_core.visualization import ContactSheets, contact_sheet, overlay
+from ocdit_core.visualization import ContactSheets, overlay
 
 
 def instance(name, score, rows, columns, shape):
@@ -87,20 +87,11 @@ def templates(name, views):
     )  # fmt: skip
 
 
-def test_a_contact_sheet_has_a_row_for_each_object():
-    sheet = contact_sheet([templates("drill", 12), templates("mug", 3)], cell=64)
-    assert sheet.shape == (2 * (64 + 22), 12 * 64, 3)
-    centres = sheet[22 + 32 :: 64 + 22, 32::64, 0]
-    assert (centres[0] == 200).all()
-    assert (centres[1, :3] == 200).all()
-    assert (centres[1, 3:] < 50).all()
-    assert (sheet[:22] > 200).any(), "no name"
-    with pytest.raises(ImageError):
-        contact_sheet([])
-
-
-def test_photographs_have_a_row_without_a_size():
-    sheet = contact_sheet([replace(templates("a cup with a long name", 2), origin="photos", diameter=float("nan"))])
+def test_photographs_have_a_row_without_a_size(tmp_path):
+    sheets = ContactSheets(tmp_path / "sheet.png", 1)
+    sheets.add(replace(templates("a cup with a long name", 2), origin="photos", diameter=float("nan")))
+    sheets.finish()
+    sheet = read_image(tmp_path / "sheet.png")
     assert sheet.shape[0] == 96 + 22
     assert (sheet[:22, 200:] > 200).any(), "the name is cut at the last view"
 

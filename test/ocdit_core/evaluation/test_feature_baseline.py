@@ -115,7 +115,7 @@ def test_any_backbone_gives_features(library, kind):
         "patch_size": 14, "image_size": 56,
     }  # fmt: skip
     backbone = BackboneConfig(kind=kind, name="", architecture=architecture if kind == "vit" else None)
-    vae = MaskVAEConfig(encoder_channels=(8, 8, 8), decoder_channels=(8, 8, 8), patch=4, groups=4, attention_heads=2)
+    vae = MaskVAEConfig(channels=(8, 8, 8))
     model = OCDiT(
         OCDiTConfig(
             image_size=(64, 64),

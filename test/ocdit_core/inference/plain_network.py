@@ -12,10 +12,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ocdit_core.diffusion import edm
 from ocdit_core.diffusion.samplers import sample
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.models.blocks import Attention, Block
-from ocdit_core.models.embeddings import inference_positions
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet
 
 
@@ -31,7 +31,7 @@ class PlainNetwork:
         """Return (B, W, O, h, w) float32 probabilities; see `Network.generate`."""
         sets, objects = targets.tokens.object_indices.shape
         windows, grid = len(image.features) // sets, image.features.shape[2:]
-        generator = torch.Generator().manual_seed(self._settings.seed)
+        generator = torch.Generator().manual_seed(0)
         shape = (crops * self._settings.ensemble, objects, self._model.config.vae.latent_channels, *grid)
         noise = torch.randn(shape, generator=generator).repeat(windows // crops, 1, 1, 1, 1)
         addition, maps = self._model.match(image, targets)
@@ -76,9 +76,9 @@ class PlainNetwork:
             addition: (O, h w, D) of the matching prior to the query tokens.
             draft: (O, z, h, w) of the matching prior.
         """
-        denoiser, p = self._model.denoiser, self._model.denoiser.preconditioning
-        noise = denoiser.noise_embedding(p.c_noise(sigma.view(1, 1)))
-        tokens = self._queries(p.c_in(sigma) * latents, image, indices)
+        denoiser = self._model.denoiser
+        noise = denoiser.noise_embedding(edm.c_noise(sigma.view(1, 1)))
+        tokens = self._queries(edm.c_in(sigma) * latents, image, indices)
         if addition is not None:
             tokens = tokens + addition
         cells = tokens.shape[1]
@@ -91,8 +91,8 @@ class PlainNetwork:
         raw = denoiser.head(tokens[None, None, :, :cells], noise)
         raw = rearrange(raw, "1 1 o (h w) z -> o z h w", h=latents.shape[2])
         # eq. (5)
-        denoised = p.c_skip(sigma) * latents + p.c_out(sigma) * raw
-        return denoised if draft is None else denoised + (1 - p.c_skip(sigma)) * draft
+        denoised = edm.c_skip(sigma) * latents + edm.c_out(sigma) * raw
+        return denoised if draft is None else denoised + (1 - edm.c_skip(sigma)) * draft
 
     def _queries(self, latents: Tensor, image: Tensor, indices: Tensor) -> Tensor:
         """(O, z, h, w) -> (O, h w, D): image features and latents concatenated, projected, and their positions."""
@@ -105,8 +105,7 @@ class PlainNetwork:
     def _templates(self, features: Tensor, indices: Tensor) -> Tensor:
         """All template tokens of each object, (O, V T, D)."""
         denoiser = self._model.denoiser
-        (views,) = inference_positions("interpolate", features.shape[2], denoiser.config.max_views)
-        return denoiser.template_embedding(features, indices, views[None])[0]
+        return denoiser.template_embedding(features, indices, torch.arange(features.shape[2])[None])[0]
 
 
 class PlainBlock:

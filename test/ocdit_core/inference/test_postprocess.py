@@ -21,7 +21,6 @@ from ocdit_core.inference.settings import InferenceSettings, RefineSettings
 
 SIZE = (60, 80)
 SETTINGS = InferenceSettings()
-APART = InferenceSettings(merge_gap=0.0)
 
 
 def square(x: int, y: int, side: int) -> np.ndarray:
@@ -44,18 +43,18 @@ def resolved(candidates, names, score_threshold=0.1, max_instances=4):
     return resolve(candidates, names, SIZE, score_threshold=score_threshold, max_instances=max_instances)
 
 
-def test_near_parts_are_one_instance_and_far_ones_are_two():
-    near = square(10, 10, 10) | square(26, 10, 9)
-    assert [group.sum() for group in grouped_parts(near, 1.0)] == [181]
-    far = square(10, 10, 10) | square(60, 40, 9)
-    assert [group.sum() for group in grouped_parts(far, 1.0)] == [100, 81]
-    assert [group.sum() for group in grouped_parts(near, 0.3)] == [100, 81]
+def test_parts_whose_boxes_touch_are_one_instance_and_others_are_two():
+    ring = square(10, 10, 30) & ~square(14, 14, 22)
+    assert [group.sum() for group in grouped_parts(ring | square(18, 18, 14))] == [900 - 484]
+    assert [group.sum() for group in grouped_parts(ring | square(15, 15, 20))] == [900 - 484 + 400]
+    apart = square(10, 10, 10) | square(22, 10, 9)
+    assert [group.sum() for group in grouped_parts(apart)] == [100, 81]
 
 
 def test_specks_are_neither_parts_nor_instances():
     mask = square(10, 10, 20) | square(34, 10, 6) | square(70, 50, 5)
-    assert [group.sum() for group in grouped_parts(mask, 1.0)] == [400]
-    assert grouped_parts(np.zeros(SIZE, bool), 1.0) == []
+    assert [group.sum() for group in grouped_parts(mask)] == [400]
+    assert grouped_parts(np.zeros(SIZE, bool)) == []
 
 
 def test_proposals_lie_where_the_probabilities_are():
@@ -169,7 +168,7 @@ def test_calibration_is_the_logistic_map_and_keeps_the_order():
 
 
 def test_a_refined_crop_shows_its_largest_group_or_nothing():
-    settings = InferenceSettings(refine=RefineSettings(mask_threshold=0.4), merge_gap=0.0)
+    settings = InferenceSettings(refine=RefineSettings(mask_threshold=0.4))
     probabilities = np.zeros((40, 50), np.float32)
     probabilities[5:15, 5:15], probabilities[25:33, 25:33] = 0.9, 0.5
     found = candidate_in(1, (20, 10, 50, 40), probabilities, 1.0, SIZE, settings)

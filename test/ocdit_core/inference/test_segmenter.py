@@ -64,7 +64,6 @@ def image_of(size, seed=0) -> np.ndarray:
 def test_results_are_well_formed_at_any_size(library, refine, size):
     segmenter = make_segmenter(library, refine=refine, fine_image_size=(96, 128), prior_weight=0.5)
     result = segmenter.segment(image_of(size), uncertainty=True)
-    assert segmenter.refines == refine
     assert result.image_size == result.uncertainty.shape == size
     assert result.target_ids == library.object_ids
     assert result.instances
@@ -134,14 +133,13 @@ def test_settings_cannot_change(library):
         segmenter.settings.ensemble = 4
 
 
-def test_targets_beyond_the_positions_take_turns_or_share_a_run(library):
+def test_targets_beyond_the_positions_take_turns(library):
     model = make_model(denoiser=dataclasses.replace(TINY_MODEL.denoiser, max_objects=2))
-    for positions, runs in (("sequential", [2, 1]), ("interpolate", [3])):
-        segmenter = make_segmenter(library, model=model, positions=positions)
-        assert [run.tokens.object_indices.shape[1] for run in segmenter.objects.runs] == runs
-        assert segmenter.objects.count == 3
-        found = segmenter.segment(image_of((96, 128)))
-        assert found.target_ids == library.object_ids
+    segmenter = make_segmenter(library, model=model)
+    assert [run.tokens.object_indices.tolist() for run in segmenter.objects.runs] == [[[0, 1]], [[0]]]
+    assert segmenter.objects.count == 3
+    found = segmenter.segment(image_of((96, 128)))
+    assert found.target_ids == library.object_ids
 
 
 @pytest.mark.parametrize(("distractors", "count"), [(0, 1), (1, 2), (9, 3)])
@@ -152,12 +150,6 @@ def test_distractors_take_free_positions_and_are_not_reported(library, distracto
     result = segmenter.segment(image_of((96, 128)))
     assert {instance.object_id for instance in result.instances} == {"can"}
     assert result.target_ids == ("can",)
-
-
-def test_views_are_limited_by_the_setting(library):
-    for views, expected in ((0, 4), (2, 2)):
-        segmenter = make_segmenter(library, views=views)
-        assert segmenter.objects.runs[0].templates.features.shape[2] == expected
 
 
 def test_a_refused_target_set_changes_nothing(library):
@@ -249,7 +241,6 @@ def test_the_embedded_settings_are_valid():
     ("make", "message"),
     [
         (lambda: InferenceSettings(ensemble=0), "ensemble: 0 must be at least 1"),
-        (lambda: InferenceSettings(merge_gap=-1.0), "merge_gap: -1.0 must be at least 0"),
         (lambda: InferenceSettings(score_threshold=1.5), r"score_threshold: 1.5 is not in \[0, 1\]"),
         (lambda: InferenceSettings(image_size=(50, 64)), r"image_size: \[50, 64\] must be positive multiples of 16"),
         (lambda: RefineSettings(crops=0), "crops: 0 must be at least 1"),

@@ -13,7 +13,6 @@ from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.inference.targets import (
     FeatureCache,
     ObjectEncoder,
-    contiguous,
     default_cache,
     templates_digest,
     weights_digest,
@@ -29,12 +28,11 @@ CPU = torch.device("cpu")
 CONV = OCDiTConfig(
     image_size=(64, 64),
     template_size=(64, 64),
-    backbone=BackboneConfig(kind="conv", frozen=False, channels=(8, 16, 24), blocks=1),
-    vae=MaskVAEConfig(patch=4, encoder_channels=(8, 8, 16), decoder_channels=(16, 8, 8), latent_channels=4, groups=4,
-                      attention_heads=4),
+    backbone=BackboneConfig(kind="conv", frozen=False),
+    vae=MaskVAEConfig(channels=(8, 8, 16), latent_channels=4, blocks=1),
     denoiser=DenoiserConfig(width=32, depth=1, heads=4, max_objects=4, max_views=3),
-    matching_prior=MatchingPriorConfig(metric_channels=8, context_channels=8, hidden_channels=8),
-)  # fmt: skip
+    matching_prior=MatchingPriorConfig(metric_channels=8, hidden_channels=8),
+)
 DINO = {
     "model_type": "dinov2",
     "hidden_size": 24,
@@ -200,7 +198,7 @@ def test_every_part_and_type_comes_back(tmp_path):
     )
     cache = FeatureCache(tmp_path / "new")
     cache.write("key", features)
-    assert equal(cache.read("key", CPU), contiguous(features))
+    assert equal(cache.read("key", CPU), features.map(torch.Tensor.contiguous))
 
 
 def test_the_place_is_the_users_own(monkeypatch, tmp_path):

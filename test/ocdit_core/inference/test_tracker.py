@@ -9,10 +9,11 @@ import pytest
 from ocdit_core.errors import ConfigError
 from ocdit_core.inference.results import Instance, Segmentation
 from ocdit_core.inference.settings import InferenceSettings, TrackSettings
-from ocdit_core.inference.tracker import Tracker, match
+from ocdit_core.inference.tracker import Track, Tracker, colour_histogram, match, similarity
 from ocdit_core.masks import tight_box
 
 SIZE = (100, 100)
+RED, BLUE, TEAL = (200, 40, 40), (40, 40, 200), (40, 150, 150)
 
 
 def instance(name, x, y, width=10, height=10):
@@ -21,8 +22,12 @@ def instance(name, x, y, width=10, height=10):
     return Instance(object_id=name, score=0.9, box=tight_box(mask), mask=mask)
 
 
-def frame(*instances, size=SIZE):
-    return Segmentation(instances=instances, image_size=size, target_ids=("a", "b"))
+def frame(*instances, colours=None, size=SIZE, light=1.0):
+    """A result and its image, in which each instance has one colour."""
+    image = np.full((*size, 3), 90, np.uint8)
+    for one, colour in zip(instances, colours or [RED] * len(instances), strict=True):
+        image[: SIZE[0], : SIZE[1]][one.mask] = np.array(colour) * light
+    return Segmentation(instances=instances, image_size=size, target_ids=("a", "b")), image
 
 
 def make_tracker(numbers=None, **track):
@@ -34,52 +39,103 @@ def ids(result):
     return [one.track_id for one in result.instances]
 
 
+def pairs(before, now, max_distance):
+    alike = np.ones(1)
+    tracks = [[Track(0, one, alike) for one in instances] for instances in (before, now)]
+    return match(*tracks, TrackSettings(max_distance=max_distance))
+
+
 def test_overlap_comes_before_nearness_and_objects_are_not_mixed():
     before = [instance("a", 0, 10, 60, 10), instance("a", 70, 10), instance("b", 30, 50)]
     now = [instance("b", 70, 10), instance("a", 50, 10, 16, 10), instance("a", 30, 50)]
     # The second of these lies on the first of those, though the centre of the second is nearer.
-    assert sorted(match(before, now, 5.0)) == [(0, 1), (1, 2), (2, 0)]
+    assert sorted(pairs(before, now, 5.0)) == [(0, 1), (1, 2), (2, 0)]
     # Nothing overlaps: the nearest two first, the others are left for each other.
-    pairs = match([instance("a", 0, 0), instance("a", 60, 60)], [instance("a", 40, 40), instance("a", 80, 80)], 9.0)
-    assert sorted(pairs) == [(0, 1), (1, 0)]
-    assert match(before, [], 5.0) == []
+    found = pairs([instance("a", 0, 0), instance("a", 60, 60)], [instance("a", 40, 40), instance("a", 80, 80)], 9.0)
+    assert sorted(found) == [(0, 1), (1, 0)]
+    assert pairs(before, [], 5.0) == []
 
 
 def test_ids_are_kept_for_a_while_and_never_used_again():
     tracker = make_tracker(keep=1)
-    assert ids(tracker.update(frame(instance("a", 0, 0), instance("a", 60, 60)))) == [1, 2]
-    assert ids(tracker.update(frame(instance("a", 62, 62)))) == [2]
-    assert ids(tracker.update(frame())) == []
+    assert ids(tracker.update(*frame(instance("a", 0, 0), instance("a", 60, 60)))) == [1, 2]
+    assert ids(tracker.update(*frame(instance("a", 62, 62)))) == [2]
+    assert ids(tracker.update(*frame())) == []
     # 1 has not been seen for two frames, 2 for one.
-    assert ids(tracker.update(frame(instance("a", 55, 55), instance("b", 0, 0)))) == [2, 3]
+    assert ids(tracker.update(*frame(instance("a", 55, 55), instance("b", 0, 0)))) == [2, 3]
     more = frame(instance("a", 55, 55), instance("b", 0, 0), instance("a", 0, 0))
-    assert ids(tracker.update(more)) == [2, 3, 4]
+    assert ids(tracker.update(*more)) == [2, 3, 4]
 
 
 def test_an_id_does_not_jump_to_an_instance_far_away():
     tracker = make_tracker()
-    assert ids(tracker.update(frame(instance("a", 0, 0)))) == [1]
+    assert ids(tracker.update(*frame(instance("a", 0, 0)))) == [1]
     # One diagonal, 14 pixels, is the farthest; then the first one is found again.
-    assert ids(tracker.update(frame(instance("a", 10, 9)))) == [1]
-    assert ids(tracker.update(frame(instance("a", 70, 70)))) == [2]
-    assert ids(tracker.update(frame(instance("a", 72, 70), instance("a", 12, 9)))) == [2, 1]
-    assert ids(make_tracker(max_distance=9.0).update(frame(instance("a", 0, 0)))) == [1]
+    assert ids(tracker.update(*frame(instance("a", 10, 9)))) == [1]
+    assert ids(tracker.update(*frame(instance("a", 70, 70)))) == [2]
+    assert ids(tracker.update(*frame(instance("a", 72, 70), instance("a", 12, 9)))) == [2, 1]
+    assert ids(make_tracker(max_distance=9.0).update(*frame(instance("a", 0, 0)))) == [1]
+
+
+def test_an_id_does_not_pass_to_an_instance_that_looks_different():
+    tracker = make_tracker()
+    assert ids(tracker.update(*frame(instance("a", 10, 10, 20, 20), colours=[RED]))) == [1]
+    # The mask jumps to another physical object that it overlaps, and back.
+    assert ids(tracker.update(*frame(instance("a", 20, 20, 20, 20), colours=[BLUE]))) == [2]
+    both = frame(instance("a", 10, 10, 9, 20), instance("a", 20, 20, 20, 20), colours=[RED, BLUE])
+    assert ids(tracker.update(*both)) == [1, 2]
+    # Nearness alone would exchange these two.
+    crossed = frame(instance("a", 18, 18, 20, 20), instance("a", 10, 40, 20, 20), colours=[RED, BLUE])
+    assert ids(tracker.update(*crossed)) == [1, 2]
+    ignoring = make_tracker(min_similarity=0)
+    assert ids(ignoring.update(*frame(instance("a", 10, 10), colours=[RED]))) == [1]
+    assert ids(ignoring.update(*frame(instance("a", 12, 10), colours=[BLUE]))) == [1]
+
+
+def test_equal_objects_that_change_places_exchange_their_ids():
+    """What an id does not promise."""
+    tracker = make_tracker()
+    assert ids(tracker.update(*frame(instance("a", 10, 10), instance("a", 50, 10)))) == [1, 2]
+    assert ids(tracker.update(*frame(instance("a", 50, 10), instance("a", 10, 10)))) == [2, 1]
+
+
+@pytest.mark.parametrize("light", [0.8, 1.25])
+def test_an_id_survives_another_light_and_a_mask_with_some_background(light):
+    tracker = make_tracker()
+    assert ids(tracker.update(*frame(instance("a", 10, 10, 20, 20), colours=[TEAL]))) == [1]
+    result, image = frame(instance("a", 12, 10, 20, 20), colours=[TEAL], light=light)
+    image[:, 28:] = 90  # the mask has 4 of 20 columns too many
+    assert ids(tracker.update(result, image)) == [1]
+
+
+def test_histograms_are_those_of_the_pixels_inside_the_outline():
+    inside = instance("a", 10, 10, 20, 20)
+    _, image = frame(inside, colours=[RED])
+    plain = colour_histogram(image, inside)
+    assert plain.sum() == pytest.approx(1, abs=1e-5)
+    assert similarity(plain, plain) == pytest.approx(1, abs=1e-5)
+    image[10], image[29], image[:, 10], image[:, 29] = BLUE, BLUE, BLUE, BLUE
+    assert np.array_equal(colour_histogram(image, inside), plain)
+    other = frame(inside, colours=[BLUE])[1]
+    assert similarity(plain, colour_histogram(other, inside)) < 0.1
+    # A speck, and one at the border of the image.
+    assert colour_histogram(image, instance("a", 0, 99, 1, 1)).sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_a_reset_and_another_size_start_another_video():
     tracker = make_tracker()
-    assert ids(tracker.update(frame(instance("a", 0, 0)))) == [1]
+    assert ids(tracker.update(*frame(instance("a", 0, 0)))) == [1]
     tracker.reset()
-    assert ids(tracker.update(frame(instance("a", 0, 0)))) == [2]
-    assert ids(tracker.update(frame(instance("a", 0, 0), size=(100, 120)))) == [3]
+    assert ids(tracker.update(*frame(instance("a", 0, 0)))) == [2]
+    assert ids(tracker.update(*frame(instance("a", 0, 0), size=(100, 120)))) == [3]
 
 
 def test_trackers_that_share_numbers_never_use_one_twice():
     numbers = itertools.count(1)
     left, right = make_tracker(numbers), make_tracker(numbers)
-    assert ids(left.update(frame(instance("a", 0, 0)))) == [1]
-    assert ids(right.update(frame(instance("a", 0, 0)))) == [2]
-    assert ids(left.update(frame(instance("a", 1, 0)))) == [1]
+    assert ids(left.update(*frame(instance("a", 0, 0)))) == [1]
+    assert ids(right.update(*frame(instance("a", 0, 0)))) == [2]
+    assert ids(left.update(*frame(instance("a", 1, 0)))) == [1]
 
 
 def test_segment_numbers_what_the_segmenter_finds():
@@ -87,7 +143,7 @@ def test_segment_numbers_what_the_segmenter_finds():
 
     def segment(image, objects):
         asked.append((image, objects))
-        return frame(instance("a", 5, 5))
+        return frame(instance("a", 5, 5))[0]
 
     tracker = Tracker(SimpleNamespace(settings=InferenceSettings(), segment=segment))
     image = np.zeros((*SIZE, 3), np.uint8)
@@ -98,3 +154,5 @@ def test_segment_numbers_what_the_segmenter_finds():
 def test_a_negative_memory_is_refused():
     with pytest.raises(ConfigError, match="keep: -1"):
         TrackSettings(keep=-1)
+    with pytest.raises(ConfigError, match=r"min_similarity: 2 is not in \[0, 1\]"):
+        TrackSettings(min_similarity=2)

@@ -33,7 +33,7 @@ def test_shapes_of_the_maps():
 
 
 def test_the_backbones_similarity_is_1_where_a_cell_equals_a_template_cell():
-    prior = MatchingPrior(MatchingPriorConfig(top=1), features=12, latents=4, width=16).eval()
+    prior = MatchingPrior(MatchingPriorConfig(), features=12, latents=4, width=16).eval()
     templates = torch.randn(1, 2, 1, 12, 2, 2, generator=torch.Generator().manual_seed(1))
     features = torch.zeros(1, 12, 2, 4)
     features[..., :2] = templates[:, 1, 0]  # the left half of the image is the second object
@@ -58,15 +58,8 @@ def model():
     config = OCDiTConfig(
         image_size=(32, 48),
         template_size=(32, 32),
-        backbone=BackboneConfig(kind="conv", channels=(8, 8, 16), blocks=1),
-        vae=MaskVAEConfig(
-            patch=4,
-            encoder_channels=(8, 8, 8),
-            decoder_channels=(8, 8, 8),
-            latent_channels=4,
-            groups=8,
-            attention_heads=2,
-        ),
+        backbone=BackboneConfig(kind="conv"),
+        vae=MaskVAEConfig(channels=(8, 8, 8), latent_channels=4, blocks=1),
         denoiser=DenoiserConfig(width=32, depth=1, heads=2, max_objects=4, max_views=2),
         matching_prior=MatchingPriorConfig(metric_channels=8),
     )
@@ -85,9 +78,8 @@ def test_a_denoiser_that_adds_nothing_returns_the_draft_at_high_noise(model):
     found = model.denoiser(noisy, torch.full((1, 1), 80.0), conditioning).latents
     torch.testing.assert_close(found, draft.repeat_interleave(2, dim=1), atol=0.02, rtol=0)
     # Next to no noise: the input itself.
-    torch.testing.assert_close(
-        model.denoiser(draft, torch.full((1, 1), 1e-3), conditioning).latents, draft, atol=1e-4, rtol=1e-4
-    )
+    found = model.denoiser(draft, torch.full((1, 1), 1e-3), conditioning).latents
+    torch.testing.assert_close(found, draft, atol=1e-4, rtol=1e-4)
 
 
 def test_the_prior_learns_latents_and_presence(model):

@@ -3,11 +3,13 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ocdit_core.diffusion.edm import SIGMA_DATA, SIGMA_MAX, SIGMA_MIN
 from ocdit_core.diffusion.samplers import SamplerConfig, sample
 from ocdit_core.errors import WeightsError
 from ocdit_core.models.backbones import BackboneConfig
@@ -25,12 +27,16 @@ EXPECTED = np.load(DATA / "case_a.npz")
 BAR = 1e-5
 
 
+def backbone_of(channels: int) -> dict[str, Any]:
+    return {"model_type": "dinov2", "hidden_size": channels, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+
 def build(parameters: dict[str, list[int]]) -> OCDiT:
     height, width = (16 * side for side in META["grid"])
     config = OCDiTConfig(
         image_size=(height, width),
         template_size=tuple(16 * side for side in META["template_grid"]),
-        backbone=BackboneConfig(kind="conv", frozen=True, channels=(8, 8, META["feature_channels"])),
+        backbone=BackboneConfig(architecture=backbone_of(META["feature_channels"])),
         denoiser=DenoiserConfig(
             width=META["hidden_size"],
             depth=META["depth"],
@@ -83,9 +89,8 @@ def test_denoiser(model, conditioning, sigma):
 def test_sampler_and_decoder(model, conditioning):
     shape = (META["ensemble"], META["objects"], META["latent_channels"], *META["grid"])
     noise = torch.from_numpy(array("case_a/noise", shape))[None]
-    config = SamplerConfig(
-        steps=META["num_steps"], rho=META["rho"], sigma_min=META["sigma_min"], sigma_max=META["sigma_max"]
-    )
+    assert (META["sigma_min"], META["sigma_max"], META["sigma_data"]) == (SIGMA_MIN, SIGMA_MAX, SIGMA_DATA)
+    config = SamplerConfig(steps=META["num_steps"], rho=META["rho"])
     latents = sample(lambda x, sigma: model.denoiser(x, sigma, conditioning).latents, noise, config)
     assert relative_error(latents[0], "sample") < BAR
     probability = model.decode_masks(latents).mean(1)
@@ -114,7 +119,7 @@ def test_vae(model):
 def test_full_size_names_map_one_to_one():
     published = json.loads((DATA / "published_state_dict.json").read_text())
     with torch.device("meta"):
-        model = OCDiT(OCDiTConfig(backbone=BackboneConfig(kind="conv", channels=(8, 8, 384))))
+        model = OCDiT(OCDiTConfig(backbone=BackboneConfig(architecture=backbone_of(384))))
         state = {name: torch.empty(shape) for name, shape in published.items()}
     load_published(model, state)
     own = {name for name in model.state_dict() if not name.startswith("backbone.")}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ocdit_core.diffusion.edm import c_out
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
@@ -14,17 +15,14 @@ from ocdit_core.models.representation import FeatureProjection, PresenceToken, R
 PLAIN = OCDiTConfig(
     image_size=(64, 96),
     template_size=(32, 32),
-    backbone=BackboneConfig(kind="conv", frozen=False, channels=(8, 16, 24), blocks=1),
-    vae=MaskVAEConfig(
-        patch=4, encoder_channels=(8, 8, 16), decoder_channels=(16, 8, 8), latent_channels=4, groups=4,
-        attention_heads=4,
-    ),
+    backbone=BackboneConfig(kind="conv", frozen=False),
+    vae=MaskVAEConfig(channels=(8, 8, 16), latent_channels=4, blocks=1),
     denoiser=DenoiserConfig(width=32, depth=4, heads=4, max_objects=4, max_views=3),
-)  # fmt: skip
+)
 
 
 def with_option(**option) -> OCDiTConfig:
-    representation = RepresentationConfig(hidden=16, **option)
+    representation = RepresentationConfig(**option)
     return dataclasses.replace(PLAIN, denoiser=dataclasses.replace(PLAIN.denoiser, representation=representation))
 
 
@@ -52,9 +50,9 @@ def test_each_part_can_be_switched_on_alone():
     assert projected.presence is None
     assert templates.global_features is None
     _, _, templates, entangled = evaluate(with_option(projection=False), train=True)
-    assert entangled.presence.shape == (2, 5, 3, 24)
+    assert entangled.presence.shape == (2, 5, 3, 32)
     assert entangled.middle is None
-    assert templates.global_features.shape == (2, 3, 2, 24)
+    assert templates.global_features.shape == (2, 3, 2, 32)
     assert plain.latents.shape == projected.latents.shape == entangled.latents.shape == (2, 5, 3, 4, 4, 6)
 
 
@@ -63,7 +61,7 @@ def test_the_projection_is_for_training_alone():
 
 
 def test_presence_tokens_tell_the_masks_something():
-    noise = torch.randn(2, 5, 3, 24, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(2, 5, 3, 32, generator=torch.Generator().manual_seed(3))
     first = evaluate(with_option(projection=False), presence=noise)[3].latents
     second = evaluate(with_option(projection=False), presence=-noise)[3].latents
     assert not torch.allclose(first, second)
@@ -72,7 +70,7 @@ def test_presence_tokens_tell_the_masks_something():
 
 
 def test_a_new_presence_token_passes_its_input_by():
-    token = PresenceToken(32, 24, 0.5)
+    token = PresenceToken(32, 24)
     noisy, sigma = torch.randn(1, 2, 3, 24), torch.full((1, 2), 2.0)
     tokens = token.tokens_in(noisy, sigma)
     assert tokens.shape == (1, 2, 3, 1, 32)
@@ -81,7 +79,7 @@ def test_a_new_presence_token_passes_its_input_by():
 
 
 def test_summaries_are_standardised_over_what_was_seen():
-    token = PresenceToken(8, 3, 0.5)
+    token = PresenceToken(8, 3)
     generator = torch.Generator().manual_seed(0)
     scale, shift = torch.tensor([5.0, 0.1, 1.0]), torch.tensor([10.0, 0.0, -1.0])
     for _ in range(300):
@@ -95,7 +93,7 @@ def test_summaries_are_standardised_over_what_was_seen():
 
 
 def test_the_score_is_the_cosine_to_the_most_alike_view():
-    token = PresenceToken(8, 2, 1.0)
+    token = PresenceToken(8, 2)
     views = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.1]]]])
     tokens = torch.tensor([[[[0.0, 2.0], [-3.0, 0.0]]]])
     score = token.score(tokens, views)
@@ -113,7 +111,7 @@ def test_presence_at_inference_is_that_of_the_tokens():
     presence = model.denoiser.presence
     with torch.no_grad():
         wanted = presence.standardised(templates.global_features[0, 0, 0])
-        presence.head.bias.copy_(wanted / presence.preconditioning.c_out(torch.tensor(80.0)))
+        presence.head.bias.copy_(wanted / c_out(torch.tensor(80.0)))
     scores = model.presence_scores(image, model.encode_targets(templates), 80.0)
     assert scores[0, 0].item() == pytest.approx(1, abs=1e-4)
     assert (scores.flatten()[1:] < 1).all()
@@ -123,7 +121,7 @@ def test_presence_at_inference_is_that_of_the_tokens():
 
 
 def test_the_projection_compares_only_cells_that_show_the_target():
-    projection = FeatureProjection(8, 16, 3)
+    projection = FeatureProjection(8, 3)
     projection.layers = torch.nn.Linear(8, 3)
     tokens = torch.randn(1, 1, 1, 6, 8)
     features = torch.randn(1, 3, 2, 3, requires_grad=True)

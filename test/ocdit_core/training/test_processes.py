@@ -11,7 +11,7 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def common(vae):
-    common = [f"vae={vae}", f"loop.steps={STEPS}", "diffusion_loss.prior_only_steps=4", "loop.log_every=1"]
+    common = [f"vae={vae}", f"loop.steps={STEPS}", "diffusion_loss.prior_only_steps=4"]
     return [*common, "loop.validate_every=8"]
 
 
