@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How often the labelling mode names a region rightly (paper table 3): the truth's boxes or masks as a detector's.
+"""Accuracy of the labelling mode (paper table 3): ground-truth boxes or masks stand for those of a detector.
 
     python benchmarks/held_out_sets.py --out data/held_out_procedural
     python benchmarks/labelling.py data/held_out_procedural
 
-Each image is asked for two thirds of the objects of its targets file, some of which are not there. Regions are the
-visible instances, to be named or, if nobody asked for the object, to be refused; and as many boxes of background, to be
-refused. Boxes are jittered by a tenth of their size; `--exact` leaves them as they are.
+The targets of an image are two thirds of the objects of its targets file, some of which are absent. Regions are the
+visible instances, which must be labelled, or refused if they are no target; and as many boxes of background, which must
+be refused. Boxes are jittered by a tenth of their size, except with `--exact`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ VISIBLE = 0.3
 
 
 def instances(frame: Frame) -> list[tuple[int, np.ndarray]]:
-    """Return the numbers and masks of the objects of which enough is seen."""
+    """Return the obj_ids and masks of the objects that are visible enough."""
     return [
         (annotation.object_id, frame.mask(index).astype(bool))
         for index, annotation in enumerate(frame.annotations)
@@ -53,7 +53,7 @@ def jittered(box: Box, size: tuple[int, int], rng: np.random.Generator) -> Box:
 
 
 def background(masks: list[np.ndarray], size: tuple[int, int], rng: np.random.Generator) -> Box | None:
-    """Return a box of an instance's size in which no object is seen, None where chance finds none."""
+    """Return a random box of an instance's size that shows no object; None if 50 attempts find none."""
     taken = np.any(masks, axis=0)
     for _ in range(50):
         _, _, width, height = tight_box(masks[rng.integers(len(masks))])
@@ -64,7 +64,7 @@ def background(masks: list[np.ndarray], size: tuple[int, int], rng: np.random.Ge
 
 
 def label_images(options: argparse.Namespace) -> tuple[dict[str, Counter[str]], float]:
-    """Return what came out for boxes and for masks at each threshold, and the seconds that a region took."""
+    """Return the counts for boxes and for masks at each threshold, and the seconds of a region."""
     rng = np.random.default_rng(SEED)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     dataset = open_dataset(str(options.dataset), None)
@@ -87,14 +87,14 @@ def label_images(options: argparse.Namespace) -> tuple[dict[str, Counter[str]], 
         if not options.exact:
             boxes = [jittered(box, size, rng) for box in boxes]
         free = [box for box in (background(masks, size, rng) for _ in masks) if box is not None]
-        truth = [names[number] if number in asked else None for number, _ in shown]
+        expected = [names[number] if number in asked else None for number, _ in shown]
         for kind, regions in (("boxes", [*boxes, *free]), ("masks", masks)):
             began = time.perf_counter()
             labels = segmenter.label(image, regions)
             seconds += time.perf_counter() - began
             regions_seen += len(regions)
             for index, label in enumerate(labels):
-                right = truth[index] if index < len(shown) else None
+                right = expected[index] if index < len(shown) else None
                 what = "target" if right else "other object" if index < len(shown) else "background"
                 best = max(label.scores, key=lambda name: label.scores[name])
                 for threshold in thresholds:
@@ -102,7 +102,7 @@ def label_images(options: argparse.Namespace) -> tuple[dict[str, Counter[str]], 
                     said = best if label.scores[best] >= threshold else None
                     count[what] += 1
                     count[f"{what} right"] += said == right
-                    # Which target fits best, without the question whether any does.
+                    # The best target, whatever its score.
                     count["best right"] += right is not None and label.scores[best] > 0 and best == right
     return counts, seconds / max(regions_seen, 1)
 
@@ -112,11 +112,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path, help="made by benchmarks/held_out_sets.py")
     parser.add_argument("--weights", default="ocdit-small", help="embedded model or folder (default ocdit-small)")
-    parser.add_argument("--images", type=int, default=100, help="at most so many (default 100)")
+    parser.add_argument("--images", type=int, default=100, help="most images (default 100)")
     parser.add_argument("--thresholds", type=float, nargs="*", default=[], help="besides the model's own")
-    parser.add_argument("--exact", action="store_true", help="boxes as the truth has them")
+    parser.add_argument("--exact", action="store_true", help="ground-truth boxes without jitter")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    parser.add_argument("--json", type=Path, help="write the counts to this file")
     add_settings(parser, "an inference setting")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -126,7 +126,7 @@ def main() -> int:
         print(f"labelling.py: error: {error}", file=sys.stderr)
         return 2
     columns = (
-        ("targets named", "target right", "target"),
+        ("targets labelled", "target right", "target"),
         ("best target is right", "best right", "target"),
         ("other objects refused", "other object right", "other object"),
         ("background refused", "background right", "background"),

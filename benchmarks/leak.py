@@ -1,10 +1,9 @@
-"""Does memory grow over many frames? Segments one picture again and again, and prints the memory by tenths of them.
+"""Memory over many frames: segments one image again and again, and prints the memory after each tenth of them.
 
     python benchmarks/leak.py [--frames 10000] [--image-size 64x96] [--device cuda] [--set key=value ...]
 
-The targets change every hundred frames, as a robot's may, and each tenth frame has another size than the others. What
-the last tenth of the frames takes on average may be 1% more than the second tenth, else the exit status is 1: the first
-one fills caches.
+The targets change every hundred frames, and each tenth frame has another size. The exit status is 1 if the mean memory
+of the last tenth is more than 1% above that of the second one; the first one fills caches.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ GROWTH = 0.01
 
 
 def main() -> int:
-    """Segment, and print the memory."""
+    """Run the benchmark and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="ocdit-small")
     parser.add_argument("--frames", type=int, default=10_000)
-    parser.add_argument("--image-size", default="64x96", metavar="HxW", help="that the network sees")
+    parser.add_argument("--image-size", default="64x96", metavar="HxW", help="size of the model input")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0)
     add_settings(parser, "an inference setting")
@@ -69,12 +68,12 @@ def main() -> int:
 
 
 def resident() -> float:
-    """MiB of this process in memory."""
+    """Return the resident memory of this process in MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def held(device: str) -> float:
-    """MiB that torch holds on a GPU, in use or not."""
+    """Return the memory that torch has reserved on a GPU in MiB."""
     return torch.cuda.memory_reserved(device) / 2**20 if device.startswith("cuda") else 0.0
 
 

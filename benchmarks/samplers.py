@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What speed costs: average precision against evaluations of the network, for every way to sample.
+"""Average precision against evaluations of the network, for each sampler and ensemble size.
 
     python benchmarks/samplers.py --dataset data/validation_procedural data/validation_meshes   # held_out_sets.py's
     python benchmarks/samplers.py --dataset ... --images 20 --only mean,heun --json curve.json --plot curve.png
 
-Each image goes through all ways before the next one: an interrupted run shows what it has. What the ways share is
-computed once, so that seconds are of no use here: `ocdit benchmark` measures those.
+Each image goes through all variants before the next one, so that an interrupted run has results. What the variants
+share is computed once; `ocdit benchmark` measures times.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NUMBERS = 100_000
 
 
 def ways(settings: InferenceSettings) -> dict[str, dict[str, Any]]:
-    """What is measured: changes to the settings, by the name of the way; its first word is its group."""
+    """Return the changed settings of each variant by its name, whose first word is its group."""
     mean = SamplerConfig(steps=0)
     found: dict[str, dict[str, Any]] = {}
     for members in (1, 4, 16):
@@ -59,24 +59,24 @@ def ways(settings: InferenceSettings) -> dict[str, dict[str, Any]]:
 
 
 class Shared:
-    """What all ways share of an image, computed once: its features, and what the matching prior finds in them."""
+    """Features and matching prior of an image, computed once for all variants."""
 
     def __init__(self, model: OCDiT) -> None:
         self._encode, self._match = model.encode_image, model.match
         self.forget()
 
     def serve(self, way: Way) -> None:
-        """Let a way ask here."""
+        """Replace the methods of a variant's model."""
         model = way.segmenter._coarse._network.model
         model.encode_image, model.match = self.encode_image, self.match  # type: ignore[method-assign]
 
     def forget(self) -> None:
-        """Another image."""
+        """Forget the last image."""
         self._features: list[tuple[torch.Tensor, ImageFeatures]] = []
         self._parts: list[tuple[ImageFeatures, TargetSet, Any]] = []
 
     def encode_image(self, images: torch.Tensor) -> ImageFeatures:
-        """As the model's own."""
+        """See `OCDiT`."""
         for known, features in self._features:
             if torch.equal(known, images):
                 return features
@@ -84,7 +84,7 @@ class Shared:
         return self._features[-1][1]
 
     def match(self, image: ImageFeatures, targets: TargetSet) -> Any:
-        """As the model's own."""
+        """See `OCDiT`."""
         for known, of, found in self._parts:
             if known is image and of is targets:
                 return found
@@ -93,7 +93,7 @@ class Shared:
 
 
 class Way:
-    """One way, and what it has found so far."""
+    """One variant, and its results so far."""
 
     def __init__(self, coarse: OCDiT, refine: OCDiT | None, settings: InferenceSettings, device: str) -> None:
         self.segmenter = Segmenter(coarse, name="", device=device, settings=settings, refine=refine)
@@ -102,7 +102,7 @@ class Way:
         self.threshold = settings.score_threshold
 
     def run(self, frame: Frame, objects: Any, asked: tuple[int, ...], numbers: dict[str, int]) -> None:
-        """Find the objects in a frame, and compare."""
+        """Segment a frame and record the result."""
         passes = 0
 
         def count(_: object, inputs: tuple[torch.Tensor, ...], __: object) -> None:
@@ -116,7 +116,7 @@ class Way:
         self.evaluations.append(passes / objects.count)
 
     def figures(self) -> dict[str, float]:
-        """Return what is shown."""
+        """Return the metrics."""
         metrics = summarise(self.records, threshold=self.threshold)
         at = metrics["at_threshold"]
         return {
@@ -128,7 +128,7 @@ class Way:
 
 
 def frames(options: argparse.Namespace) -> Iterator[tuple[Path, Frame, tuple[int, ...]]]:
-    """The first images of each dataset, in turns, and the obj_ids that are looked for in them."""
+    """Yield the first images of each dataset, in turns, with the obj_ids of their targets."""
     every = []
     for path in options.dataset:
         dataset = BopFolder(path, options.split)
@@ -149,7 +149,7 @@ def run(options: argparse.Namespace, chosen: dict[str, Way], shared: Shared) -> 
         for path, frame, asked in tqdm(list(frames(options)), unit="image", mininterval=10):
             objects = first.segmenter.encode_objects(libraries[path], [names[path][number] for number in asked])
             numbers = {name: number for number, name in names[path].items()}
-            # Masks of the truth are read once for all ways.
+            # Ground-truth masks are read once for all variants.
             frame.mask = cache(frame.mask)
             shared.forget()
             for way in chosen.values():
@@ -158,17 +158,17 @@ def run(options: argparse.Namespace, chosen: dict[str, Way], shared: Shared) -> 
             if options.json:
                 save(options.json, chosen)
     except KeyboardInterrupt:
-        print("interrupted: figures are of the images so far", file=sys.stderr)
+        print("interrupted: the metrics are those of the images so far", file=sys.stderr)
 
 
 def _apart(record: ImageRecord, offset: int) -> ImageRecord:
-    """The same, with obj_ids that no other dataset has."""
+    """Return the record with obj_ids that no other dataset has."""
     targets = tuple(dataclasses.replace(one, object_id=one.object_id + offset) for one in record.targets)
     return dataclasses.replace(record, scene_id=record.scene_id + offset, targets=targets)
 
 
 def save(path: Path, chosen: dict[str, Way]) -> None:
-    """Write the figures so far."""
+    """Write the metrics so far."""
     figures = {name: way.figures() for name, way in chosen.items() if way.records}
     path.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
@@ -205,13 +205,13 @@ def main() -> int:
     parser.add_argument("--split", default="test", help="of the datasets (default test)")
     parser.add_argument("--targets", default="targets.json", help="file in the datasets' folders, all, or present")
     parser.add_argument("--library", default="templates", help="folder of the templates in each dataset")
-    parser.add_argument("--images", type=int, help="only the first so many of each dataset")
+    parser.add_argument("--images", type=int, help="number of images of each dataset (default all)")
     parser.add_argument("--weights", default="ocdit-small", help="embedded model or folder (default ocdit-small)")
     parser.add_argument("--no-refine", action="store_true", help="the coarse stage alone")
-    parser.add_argument("--only", help="names of ways or groups of them, with commas between them")
+    parser.add_argument("--only", help="comma-separated names of variants or of their groups")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well, after each image")
+    parser.add_argument("--json", type=Path, help="write the metrics to this file after each image")
     parser.add_argument("--plot", type=Path, help="draw the curve to this PNG")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -234,7 +234,7 @@ def main() -> int:
     first = next(iter(chosen.values()))
     images = len(first.records)
     print(f"{images} images, {'coarse and refine' if refine else 'coarse'}, {first.segmenter.device}")
-    print(f"{'way':<28} {'evaluations':>11} {'AP':>6} {'AP50':>6} {'AP75':>6} {'IoU':>6} {'false masks':>11}")
+    print(f"{'variant':<28} {'evaluations':>11} {'AP':>6} {'AP50':>6} {'AP75':>6} {'IoU':>6} {'false masks':>11}")
     for name, row in figures.items():
         print(
             f"{name:<28} {row['evaluations']:11.1f} {100 * row['ap']:6.1f} {100 * row['ap50']:6.1f} "

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Videos with tracking against the same frames one by one: accuracy, ids kept, evaluations.
+"""Videos with tracking against the same frames one by one: accuracy, id changes, time.
 
     python benchmarks/tracking.py                                   # 2 videos of 60 frames, the embedded model
     python benchmarks/tracking.py --videos 4 --json out.json
 
-Procedural objects that no training has seen glide over a background, cover each other, are gone for a while; one
-target is never there. Fixed seeds: the same command gives the same videos on any machine with the same OpenGL.
+Procedural objects that no training has used move over a background, cover each other and leave for a while; one
+target is absent. Fixed seeds: the same command gives the same videos on any machine with the same OpenGL.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SHOWN, ABSENT = 4, 1
 
 
 def make_videos(folder: Path, options: argparse.Namespace) -> tuple[ObjectLibrary, list[list[VideoFrame]]]:
-    """Render the library, and compose videos of its objects: each has its own, the last of which is not shown."""
+    """Render the library and compose the videos; each has objects of its own, the last of which is not shown."""
     sprites = []
     files = []
     with Renderer() as renderer:
@@ -60,13 +60,13 @@ def make_videos(folder: Path, options: argparse.Namespace) -> tuple[ObjectLibrar
 
 
 def names_of(video: int) -> list[str]:
-    """Targets of a video, those that are shown first."""
+    """Return the targets of a video; the absent ones come last."""
     first = video * (SHOWN + ABSENT)
     return [f"object_{number:03d}" for number in range(first, first + SHOWN + ABSENT)]
 
 
 def measure(segmenter: Segmenter, library: ObjectLibrary, videos: list[list[VideoFrame]], track: bool) -> dict:
-    """Run all videos; return the figures."""
+    """Segment all videos and return the metrics."""
     evaluations = 0
 
     def counted(*_: object) -> None:
@@ -133,11 +133,13 @@ def main() -> int:
     parser.add_argument("--weights", default="ocdit-small", help="embedded model or folder (default ocdit-small)")
     parser.add_argument("--videos", type=int, default=2, help="number of videos (default 2)")
     parser.add_argument("--frames", type=int, default=60, help="length of a video (default 60)")
-    parser.add_argument("--speed", type=float, default=0.015, help="way a frame over the shorter side (default 0.015)")
+    parser.add_argument(
+        "--speed", type=float, default=0.015, help="motion per frame over the shorter side (default 0.015)"
+    )
     parser.add_argument("--no-refine", action="store_true", help="the coarse stage alone")
-    parser.add_argument("--seed", type=int, default=0, help="of the videos (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the videos (default 0)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    parser.add_argument("--json", type=Path, help="write the metrics to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = recommended_settings(options.weights)
