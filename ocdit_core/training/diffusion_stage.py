@@ -75,9 +75,10 @@ class DiffusionStage:
         sigma = random.each(lambda g: draw_sigma((scenes, 1), self.settings.high_noise_share, g)).flatten(0, 1)
         level = sigma[:, :, None, None, None, None]
         noisy = target + level * random.normal(scenes, 1, *target.shape[2:]).flatten(0, 1)
-        clean = self.presence(batch, masks)
-        noise = None if clean is None else random.normal(scenes, 1, *clean.shape[1:]).flatten(0, 1)
-        presence = None if clean is None else clean[:, None] + sigma[:, :, None, None] * noise
+        clean, presence = self.presence(batch, masks), None
+        if clean is not None:
+            noise = random.normal(scenes, 1, *clean.shape[1:]).flatten(0, 1)
+            presence = clean[:, None] + sigma[:, :, None, None] * noise
         found = self.model.denoiser(noisy, sigma, conditioning, presence)
         for name, factor, loss in self._representation_losses(found, clean, sigma, image, masks):
             parts[name] = loss.detach()
