@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ocdit_core import __version__
 from ocdit_core.commands import benchmark, datasets, evaluation, library, segment, training
+from ocdit_core.commands.options import error_line
 from ocdit_core.errors import OcditError
 from ocdit_core.files import protecting, reason
 
@@ -102,7 +103,7 @@ def _input_files(arguments: argparse.Namespace) -> Iterator[Path]:
 def _fail(message: str, verbose: bool) -> int:
     if verbose:
         logging.getLogger("ocdit_core").exception("traceback:")
-    print(f"ocdit: error: {message}", file=sys.stderr)
+    print(error_line(message), file=sys.stderr)
     return 2
 
 

@@ -52,6 +52,8 @@ def read_bytes(path: str | Path) -> bytes:
     if path.is_dir():
         raise ImageError(f"{path}: is a folder; give an image file")
     try:
+        if path.exists() and not path.is_file():
+            raise ImageError(f"{path}: is not a regular file")
         return path.read_bytes()
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None

@@ -57,10 +57,10 @@ class RecordedImages:
         try:
             self._reader = Reader(path)
             self._reader.open()
+            images = [one for one in self._reader.connections if one.msgtype in IMAGE_TYPES]
+            found = sorted({one.topic for one in images})
         except Exception as error:
             raise self._damaged(error) from error
-        images = [one for one in self._reader.connections if one.msgtype in IMAGE_TYPES]
-        found = sorted({one.topic for one in images})
         if not found:
             topics = ", ".join(sorted({one.topic for one in self._reader.connections})) or "none at all"
             raise BagError(f"{path}: no topic of images; the topics are {topics}")

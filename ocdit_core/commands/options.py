@@ -149,7 +149,12 @@ def report(error: OcditError) -> None:
     from tqdm import tqdm
 
     # tqdm's own print keeps a progress bar on its line.
-    tqdm.write(f"ocdit: error: {error}", file=sys.stderr)
+    tqdm.write(error_line(error), file=sys.stderr)
+
+
+def error_line(error: object) -> str:
+    """Return the line for an error; a file name that it quotes may hold line breaks."""
+    return f"ocdit: error: {error}".replace("\n", "\\n").replace("\r", "\\r")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

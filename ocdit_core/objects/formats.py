@@ -65,7 +65,11 @@ def parse(files: SourceFiles, data: bytes) -> ParsedFile:
         raise
     except Exception as error:
         # Whatever a parser meets in a damaged file: ValueError, KeyError, IndexError, struct.error, XML and ZIP errors.
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+        try:
+            text = str(error)
+        except UnicodeDecodeError:  # USD quotes the damaged bytes
+            text = ""
+        reason = " ".join(f"{type(error).__name__}: {text}".split()).removesuffix(":")
         raise MeshError(f"{path}: damaged, truncated, or not a {path.suffix} mesh ({reason[:200]})") from error
     parsed.parts = [part for part in parsed.parts if len(part.faces)]
     _check_parts(path, parsed.parts)
@@ -157,9 +161,11 @@ def read_obj(files: SourceFiles, data: bytes) -> ParsedFile:
     uvs = _numbers(coordinates, 2)
     materials = _obj_materials(files, libraries, colours is not None)
     unknown = [name for name, faces in groups.items() if name and faces and name not in materials]
+    more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
     if unknown and materials:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         files.warnings.append(f"its material files lack the material {unknown[0]}{more}; drawn in neutral grey")
+    elif unknown and not libraries and colours is None:
+        files.warnings.append(f"names no file for its material {unknown[0]}{more}; drawn in neutral grey")
     parts = []
     for name, faces in groups.items():
         look = materials.get(name, _ObjMaterial())

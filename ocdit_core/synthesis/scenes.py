@@ -78,8 +78,8 @@ class SceneSettings:
     depth: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.size) < 64:
-            raise ConfigError(f"size: {self.size} must be at least 64 pixels a side")
+        if not 64 <= min(self.size) <= max(self.size) <= 4096:
+            raise ConfigError(f"size: {self.size} must be 64 to 4096 pixels a side")
         for name, least in (("targets", 1), ("distractors", 0)):
             low, high = getattr(self, name)
             if not least <= low <= high:

@@ -1,3 +1,4 @@
+import os
 import zlib
 
 import cv2
@@ -159,6 +160,13 @@ def test_bad_files_are_refused_with_their_name(tmp_path):
         assert name in str(caught.value)
         assert reason in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_regular_file_is_refused_unread(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(ImageError, match="is not a regular file"):
+            read_image(path)
 
 
 @pytest.mark.parametrize("mark", [b"II*\0", b"MM\0*"])

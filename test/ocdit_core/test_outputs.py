@@ -160,6 +160,12 @@ def test_names_that_are_not_utf8_are_segmented(inputs, tmp_path, capfd):
     assert "bild" in capfd.readouterr().out
 
 
+def test_a_name_with_a_line_break_costs_one_line(inputs, tmp_path, capfd):
+    command = COMMANDS["segment"].format(**{"in": inputs, "out": tmp_path}).split()
+    assert main([command[0], f"{tmp_path}/a\nb.png", *command[2:]]) == 2
+    assert capfd.readouterr().err == f"ocdit: error: {tmp_path}/a\\nb.png: no such file\n"
+
+
 @pytest.mark.slow
 def test_names_that_an_ascii_locale_lacks(inputs, tmp_path):
     shutil.copy(inputs / "photo.png", tmp_path / "名.png")

@@ -148,6 +148,11 @@ class TestObj:
         (tmp_path / "a.obj").write_text(rows + "f -6 -5 -4 \\\n -3 -2 -1\n")
         assert read_cad(tmp_path / "a.obj").mesh.area == pytest.approx(0.05)
 
+    def test_a_material_without_any_file_is_named(self, tmp_path):
+        (tmp_path / "a.obj").write_text("v 0 0 0\nv 0.1 0 0\nv 0 0.1 0\nusemtl red\nf 1 2 3\n")
+        warning = "a.obj: names no file for its material red; drawn in neutral grey"
+        assert read_cad(tmp_path / "a.obj", "m").warnings == (warning,)
+
     def test_faces_without_three_corners_are_named(self, tmp_path):
         (tmp_path / "a.obj").write_text("v 0 0 0\nv 0.1 0 0\nv 0 0.1 0\nf 1 2 3\nf\nf 2 3")
         model = read_cad(tmp_path / "a.obj", "m")
