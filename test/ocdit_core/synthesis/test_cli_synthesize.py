@@ -43,7 +43,7 @@ def test_from_a_folder_of_meshes_to_a_dataset_that_is_sound(tmp_path, capsys):
         (["--objects", "6", "--part", "test"], "split file"),
         (["--objects", "6", "--targets", "5", "3"], "targets: 5 3"),
         (["--objects", "2"], "there are 2; give more"),
-        (["--objects", "6", "--size", "10", "10"], "at least 64"),
+        (["--objects", "6", "--size", "10", "10"], "must be 64 to 4096"),
         (["--objects", "0"], "--meshes"),
     ],
 )
