@@ -11,7 +11,6 @@ NAME_reliability.svg. The table of the curve has the columns steps, ap and serie
 from __future__ import annotations
 
 import argparse
-import base64
 import csv
 import sys
 from collections import Counter, defaultdict
@@ -73,7 +72,7 @@ def draw_run(run: Run, path: Path, split: str, out: Path, name: str) -> None:
     save(objects(run, library, names), OBJECT_COLUMNS, out / f"{name}_objects.png", size=1.0)
     if run.metrics.get("reliability") is not None:
         chart = reliability_diagram({name: run.metrics["reliability"]["bins"]})
-        write_bytes(out / f"{name}_reliability.svg", base64.b64decode(chart.split(",", 1)[1]), guard=False)
+        write_bytes(out / f"{name}_reliability.svg", chart, guard=False)
 
     rows, asked = run.rows(), run.asked
     threshold = float(run.metrics["score_threshold"])

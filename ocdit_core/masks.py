@@ -29,36 +29,52 @@ def encode_mask(mask: np.ndarray, *, compressed: bool = True) -> dict[str, Any]:
     Returns:
         {"size": [H, W], "counts": str or list of int}, column by column, starting with the background.
     """
-    size = [int(side) for side in mask.shape]
-    if compressed:
-        encoded = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
-        return {"size": size, "counts": encoded["counts"].decode("ascii")}
-    values = np.asarray(mask, dtype=bool).T.reshape(-1)
-    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
-    counts = np.diff(np.concatenate([[0], changes, [values.size]])).tolist()
-    # The first run is always background, even if it is empty.
-    return {"size": size, "counts": [0, *counts] if values.size and values[0] else counts}
+    counts = coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
+    rle = {"size": [int(side) for side in mask.shape], "counts": counts}
+    return rle if compressed else rle | {"counts": mask_runs(rle).tolist()}
 
 
-def decode_mask(rle: dict[str, Any]) -> np.ndarray:
-    """Return the (H, W) bool mask of COCO run lengths, compressed (a string) or plain (a list of numbers).
+def mask_runs(rle: dict[str, Any]) -> npt.NDArray[np.int64]:
+    """Return the length of each run of COCO run lengths, compressed (a string) or plain (a list of numbers).
 
     Raises:
         DataError: the run lengths are damaged or do not add up to the size.
     """
     try:
-        height, width = (int(side) for side in rle["size"])
+        height, width = rle["size"]
         counts = rle["counts"]
-        if isinstance(counts, list):
-            if sum(counts) != height * width or min(counts, default=0) < 0:
-                raise ValueError(f"the counts add up to {sum(counts)} pixels, the size is {height} x {width}")
-            values = np.arange(len(counts)) % 2 == 1
-            return np.repeat(values, counts).reshape(width, height).T.copy()
-        data = counts.encode("ascii") if isinstance(counts, str) else counts
-        decoded = coco.decode({"size": [height, width], "counts": data})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        runs = np.array(counts, np.int64) if isinstance(counts, list) else _decompress(counts.encode("ascii"))
+        if runs.sum() != height * width or runs.min(initial=0) < 0:
+            raise ValueError(f"the counts add up to {runs.sum()} pixels, the size is {height} x {width}")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"run lengths of a mask are damaged: {' '.join(str(error).split())}") from error
-    return np.asarray(decoded, dtype=bool)
+    return runs
+
+
+def _decompress(counts: bytes) -> npt.NDArray[np.int64]:
+    """Return the runs of COCO's compressed run lengths; pycocotools would read past the end of damaged ones.
+
+    Five bits a character, lowest first; bit 5 says that more follow; from the fourth run on, the difference to the one
+    before the last is stored.
+    """
+    data = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((data & 32) == 0)
+    lengths = np.diff(ends, prepend=-1)
+    if not ends.size or ends[-1] + 1 < data.size or data.min() < 0 or data.max() > 63 or lengths.max() > 7:
+        raise ValueError("the compressed counts cannot be read")
+    starts = ends - lengths + 1
+    shifts = 5 * (np.arange(data.size) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((data & 31) << shifts, starts) - np.where(data[ends] & 16, 1 << 5 * lengths, 0)
+    for first in (1, 2):
+        runs[first::2] = np.cumsum(runs[first::2])
+    return np.asarray(runs)
+
+
+def decode_mask(rle: dict[str, Any]) -> np.ndarray:
+    """Return the (H, W) bool mask of COCO run lengths; see `mask_runs`, also for errors."""
+    runs = mask_runs(rle)
+    height, width = rle["size"]
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T.copy()
 
 
 @overload

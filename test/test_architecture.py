@@ -16,7 +16,7 @@ ALLOWED = {
     "data": {"base", "objects"},
     "synthesis": {"base", "objects", "data"},
     "training": {"base", "diffusion", "models", "objects", "data"},
-    "evaluation": {"base", "models", "objects", "inference", "data", "synthesis"},
+    "evaluation": {"base", "models", "objects", "inference", "data"},
     "commands": {"base", "objects", "models", "training", "inference", "evaluation", "data", "synthesis"},
 }
 # The facade's lazy names, the commands under the command line, and pictures of results.

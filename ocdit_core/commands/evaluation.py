@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ocdit_core.commands.options import (
@@ -24,7 +22,7 @@ from ocdit_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ocdit_core.data.dataset import Dataset
-    from ocdit_core.evaluation.run import EvaluationTask, Run
+    from ocdit_core.evaluation.run import EvaluationTask
 
 EVALUATE_EXAMPLES = """\
   ocdit evaluate --dataset data/bop/ycbv --split test --targets test_targets_bop19.json --objects ycbv_objects/ \\
@@ -51,18 +49,19 @@ Each combination has a folder in OUT, in the format of `ocdit evaluate`. The sam
 """
 COMPARE_EXAMPLES = """\
   ocdit compare runs/cnos runs/fast runs/paper
-  ocdit compare runs/fast cnos_ycbv-test.json --dataset data/bop/ycbv --split test --targets test_targets_bop19.json
 
-Brackets hold 95% confidence intervals, by the bootstrap over images or scenes. Differences are to the first run; a star
-marks an interval that excludes 0.
+RUN is a folder of `ocdit evaluate`; for a results file of another program, `ocdit evaluate --results FILE` makes it.
+Brackets hold 95% confidence intervals, by the bootstrap over scenes if there are 20 or more, else over images.
+Differences are to the first run; a star marks an interval that excludes 0.
 """
 REPORT_EXAMPLES = """\
   ocdit report runs/fast runs/paper --out report.html
   ocdit report runs/fast runs/cnos --dataset data/rooms --split test --objects data/rooms/templates --out report.html
   ocdit report runs/steps --out steps.html
+  ocdit report runs/fast --out report.html --plot reliability.png
 
 RUN is a folder of `ocdit evaluate` or `ocdit ablate`. The page is one file without external content. With --dataset it
-shows images, failures and confusions between objects.
+shows images, failures and confusions between objects. Needs `pip install 'ocdit_ros[report]'`.
 """
 
 
@@ -101,16 +100,8 @@ def _add_ablate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def _add_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(subparsers, "compare", "compare evaluations, with confidence intervals", COMPARE_EXAMPLES)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="evaluation folder or BOP results file")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="evaluation folder")
     _add_resamples(parser)
-    parser.add_argument(
-        "--unit", choices=["image", "scene"], help="what is resampled (default: scenes if there are 20 or more)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the comparison as JSON")
-    files = parser.add_argument_group("for results files")
-    add_dataset(files, required=False)
-    _add_which(files)
-    files.add_argument("--threshold", type=fraction, default=0.5, help="score threshold (default: 0.5)")
     parser.set_defaults(run=compare)
 
 
@@ -124,29 +115,28 @@ def _add_report(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "--images", type=positive, default=6, metavar="N", help="best, worst and failed images to show (default: 6)"
     )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="also write the reliability diagram: a .png, .svg or .pdf file"
+    )
     _add_resamples(parser)
     parser.set_defaults(run=write_report)
 
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser)
-    _add_which(parser)
-    parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="output folder")
-    parser.add_argument("--objects", type=Path, metavar="LIBRARY", help="object library, made by `ocdit render`")
-    parser.add_argument(
-        "--threshold",
-        type=fraction,
-        help="score threshold for all metrics but AP and AR (default: that of the method)",
-    )
-
-
-def _add_which(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--targets",
         default="present",
         metavar="WHICH",
         help="objects to search for: all (each object in each image), present (those in the image), or a targets file "
         "such as test_targets_bop19.json, where inst_count 0 asks for an absent object (default: present)",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="output folder")
+    parser.add_argument("--objects", type=Path, metavar="LIBRARY", help="object library, made by `ocdit render`")
+    parser.add_argument(
+        "--threshold",
+        type=fraction,
+        help="score threshold for all metrics but AP and AR (default: that of the method)",
     )
 
 
@@ -194,7 +184,7 @@ def ablate(arguments: argparse.Namespace) -> int:
     from ocdit_core.evaluation.comparison import compare, comparison_table
 
     grid = read_grid(arguments.config)
-    arguments.method, arguments.preset = grid.method, grid.preset
+    arguments.method, arguments.preset = "ocdit", grid.preset
     with logging_redirect_tqdm([logging.getLogger("ocdit_core")]):
         result = ablate(
             arguments.out,
@@ -249,28 +239,16 @@ def _task_of(dataset: Dataset, arguments: argparse.Namespace) -> Callable[[list[
 
 def compare(arguments: argparse.Namespace) -> int:
     """Compare; return 0."""
-    from ocdit_core.evaluation.comparison import compare, comparison_json, comparison_table
+    from ocdit_core.evaluation.comparison import compare, comparison_table
     from ocdit_core.evaluation.run import read_run
-    from ocdit_core.files import check_output, protecting, write_text
 
     if len(arguments.runs) < 2:
         raise ConfigError("give two or more runs to compare")
-    if arguments.json is not None:
-        with protecting(file for run in arguments.runs for file in run.glob("*")):
-            check_output(arguments.json)
-    with ExitStack() as stack:
-        runs = [
-            _evaluated(path, arguments, stack) if path.suffix == ".json" else read_run(path) for path in arguments.runs
-        ]
-        with _blaming(arguments.runs):
-            comparison = compare(runs, resamples=arguments.resamples, unit=arguments.unit)
+    runs = [read_run(path) for path in arguments.runs]
+    with _blaming(arguments.runs):
+        comparison = compare(runs, resamples=arguments.resamples)
     print_table(*comparison_table(comparison))
-    print(
-        f"{comparison.dataset}: {comparison.images} images; 95% confidence intervals by {comparison.resamples} "
-        f"resamples of {comparison.unit}s"
-    )
-    if arguments.json is not None:
-        write_text(arguments.json, json.dumps(comparison_json(comparison), indent=1, ensure_ascii=False) + "\n")
+    print(comparison.note)
     return 0
 
 
@@ -285,33 +263,22 @@ def _blaming(runs: list[Path]) -> Iterator[None]:
         raise DataError(f"{names}: metrics.json or records.jsonl is damaged ({reason}); evaluate again") from error
 
 
-def _evaluated(path: Path, arguments: argparse.Namespace, stack: ExitStack) -> Run:
-    """Evaluate a results file in a folder that is removed with `stack`."""
-    from ocdit_core.data.dataset import open_dataset
-    from ocdit_core.evaluation.run import evaluate_file, read_run
-    from ocdit_core.evaluation.targets import choose_targets
-
-    if arguments.dataset is None:
-        raise ConfigError(f"--dataset is missing: {path} is a results file, to be compared with the ground truth")
-    dataset = open_dataset(arguments.dataset, arguments.split)
-    folder = Path(stack.enter_context(TemporaryDirectory(prefix="ocdit_")))
-    targets = choose_targets(dataset, arguments.targets)
-    evaluate_file(folder, path, dataset, targets, threshold=arguments.threshold)
-    return read_run(folder, path.stem)
-
-
 def write_report(arguments: argparse.Namespace) -> int:
     """Write the page; return 0."""
     from ocdit_core.data.dataset import open_dataset
     from ocdit_core.evaluation.ablate import is_ablation, read_ablation
-    from ocdit_core.evaluation.report import write_report
+    from ocdit_core.evaluation.charts import reliability_diagram
+    from ocdit_core.evaluation.report import reliability_bins, write_report
     from ocdit_core.evaluation.run import read_run
     from ocdit_core.evaluation.targets import names_of_objects
-    from ocdit_core.files import check_output, protecting
+    from ocdit_core.files import check_output, protecting, write_bytes
     from ocdit_core.objects.library import ObjectLibrary
 
+    plot = arguments.plot
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--plot: {plot} must end in .png, .svg or .pdf")
     with protecting(file for run in arguments.runs for file in run.glob("*")):
-        check_output(arguments.out)
+        check_output(arguments.out, *([] if plot is None else [plot]))
     runs = [read_run(path) for path in arguments.runs if not is_ablation(path)]
     ablations = [read_ablation(path) for path in arguments.runs if is_ablation(path)]
     dataset = open_dataset(arguments.dataset, arguments.split) if arguments.dataset else None
@@ -332,4 +299,7 @@ def write_report(arguments: argparse.Namespace) -> int:
             resamples=arguments.resamples,
         )
     print(f"{arguments.out}: {size / 1e6:.1f} MB")
+    if plot is not None and (bins := reliability_bins(runs)):
+        write_bytes(plot, reliability_diagram(bins, plot.suffix[1:]))
+        print(f"{plot}: reliability diagram")
     return 0

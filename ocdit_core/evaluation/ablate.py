@@ -26,14 +26,12 @@ class Grid:
 
     Attributes:
         title: title in reports.
-        method: method, as in `ocdit evaluate`.
         preset: preset, as in `ocdit evaluate`.
         settings: settings of all cells by dotted key.
         grids: lists of values by dotted key; each grid yields all combinations of its lists.
     """
 
     title: str = ""
-    method: str = "ocdit"
     preset: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     grids: list[dict[str, Any]]

@@ -9,9 +9,10 @@ https://github.com/thodan/bop_toolkit/blob/master/scripts/eval_bop22_coco.py
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,12 +49,8 @@ class AveragePrecision:
     instances: int
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Selection:
-    """Instances and results that count. Others are ignored, as are results that match ignored instances."""
-
-    truths: Callable[[ImageRecord, TargetRecord], NDArray[np.bool_]]
-    results: Callable[[ImageRecord, TargetRecord], NDArray[np.bool_]]
+Selection = Callable[[ImageRecord, TargetRecord], tuple[NDArray[np.bool_], NDArray[np.bool_]]]
+"""Return which instances (G,), and which results without a match (D,), count; others are ignored."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,17 +93,6 @@ class Pool:
         )
 
 
-@dataclass(kw_only=True)
-class _Parts:
-    """Parts of a pool, in the order of the images."""
-
-    scores: list[NDArray[np.float64]] = field(default_factory=list)
-    right: list[NDArray[np.bool_]] = field(default_factory=list)
-    wrong: list[NDArray[np.bool_]] = field(default_factory=list)
-    images: list[NDArray[np.int64]] = field(default_factory=list)
-    instances: Counter[int] = field(default_factory=Counter)
-
-
 class Matches:
     """Matches of results and instances in every image.
 
@@ -116,9 +102,9 @@ class Matches:
     """
 
     def __init__(self, records: Iterable[ImageRecord], thresholds: NDArray[np.float64] = IOU_THRESHOLDS) -> None:
-        self.thresholds = thresholds
         self.records = tuple(records)
-        self._matcher = _Matcher(thresholds)
+        self._matcher = COCOeval(iouType="segm")
+        self._matcher.params.iouThrs = thresholds
         self._known: dict[tuple[int, bytes], NDArray[np.int64]] = {}
 
     def of(self, target: TargetRecord, ignored: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -132,8 +118,18 @@ class Matches:
         mixed = ignored if ignored.any() and not ignored.all() else np.zeros_like(ignored)
         key = id(target), mixed.tobytes()
         if key not in self._known:
-            self._known[key] = self._matcher(target, mixed)
+            self._known[key] = self._match(target, mixed)
         return self._known[key]
+
+    def _match(self, target: TargetRecord, ignored: NDArray[np.bool_]) -> NDArray[np.int64]:
+        matcher, place = self._matcher, (0, 0)
+        # COCOeval._prepare would overwrite `ignore` by `iscrowd`, which is why the BOP toolkit uses a fork.
+        instances = [{"id": n, "area": 1.0, "iscrowd": 0, "ignore": int(flag)} for n, flag in enumerate(ignored, 1)]
+        results = [{"id": number, "area": 1.0, "score": score} for number, score in enumerate(target.scores, 1)]
+        matcher._gts, matcher._dts = {place: instances}, {place: results}
+        matcher.ious = {place: target.overlaps if target.overlaps.size else []}
+        found = matcher.evaluateImg(*place, (0.0, 1e10), MAX_DETECTIONS)
+        return np.asarray(found["dtMatches"], np.int64) - 1
 
     def average_precision(
         self, chosen: Selection | None = None
@@ -149,44 +145,32 @@ class Matches:
 
     def pools(self, chosen: Selection | None = None) -> dict[int, Pool]:
         """Return the pool of each object, by ascending obj_id, of a selection (default: all)."""
-        parts: dict[int, _Parts] = defaultdict(_Parts)
+        parts: dict[int, list[tuple[NDArray[Any], ...]]] = defaultdict(list)
+        instances: dict[int, NDArray[np.int64]] = defaultdict(lambda: np.zeros(len(self.records), np.int64))
         for image, record in enumerate(self.records):
             for target in record.targets:
-                self._add(parts[target.object_id], image, record, target, chosen)
-        return {number: self._pool(part) for number, part in sorted(parts.items())}
-
-    def _add(
-        self, parts: _Parts, image: int, record: ImageRecord, target: TargetRecord, chosen: Selection | None
-    ) -> None:
-        ignored = target.ignored
-        if chosen is not None:
-            ignored = ignored | ~chosen.truths(record, target)
-        parts.instances[image] += int(np.count_nonzero(~ignored))
-        if not len(target.scores):
-            return
-        partners = self.of(target, ignored)
-        matched = partners >= 0
-        # Index -1, no match, picks the last entry.
-        outside = np.append(ignored, False)[partners]
-        if chosen is not None:
-            outside |= ~matched & ~chosen.results(record, target)
-        parts.scores.append(target.scores)
-        parts.right.append(matched & ~outside)
-        parts.wrong.append(~matched & ~outside)
-        parts.images.append(np.full(len(target.scores), image))
-
-    def _pool(self, parts: _Parts) -> Pool:
-        instances = np.array([parts.instances[image] for image in range(len(self.records))], np.int64)
-        if not parts.scores:
-            nothing = np.zeros((len(self.thresholds), 0), bool)
-            return Pool(right=nothing, wrong=nothing, images=np.zeros(0, np.int64), instances=instances)
-        order = np.argsort(-np.concatenate(parts.scores), kind="stable")
-        return Pool(
-            right=np.hstack(parts.right)[:, order],
-            wrong=np.hstack(parts.wrong)[:, order],
-            images=np.concatenate(parts.images)[order],
-            instances=instances,
-        )
+                ignored, counted = target.ignored, np.ones(len(target.scores), bool)
+                if chosen is not None:
+                    truths, counted = chosen(record, target)
+                    ignored = ignored | ~truths
+                instances[target.object_id][image] += np.count_nonzero(~ignored)
+                if not len(target.scores):
+                    continue
+                partners = self.of(target, ignored)
+                matched = partners >= 0
+                # Index -1, no match, picks the last entry.
+                inside = ~np.append(ignored, False)[partners] & (matched | counted)
+                parts[target.object_id].append(
+                    (target.scores, np.full(len(counted), image), matched & inside, ~matched & inside)
+                )
+        pools = {}
+        for number, counts in sorted(instances.items()):
+            nothing = np.zeros((len(self._matcher.params.iouThrs), 0), bool)
+            start = (np.zeros(0), np.zeros(0, np.int64), nothing, nothing)
+            scores, images, right, wrong = map(np.hstack, zip(start, *parts[number], strict=True))
+            order = np.argsort(-scores, kind="stable")
+            pools[number] = Pool(right=right[:, order], wrong=wrong[:, order], images=images[order], instances=counts)
+        return pools
 
 
 def curves(
@@ -223,41 +207,15 @@ def by_area(low: float, high: float, *, relative: bool = False) -> Selection:
         size = areas / (record.size[0] * record.size[1]) if relative else areas
         return np.asarray((size >= low) & (size <= high))
 
-    return Selection(
-        truths=lambda record, target: inside(record, target.truth_areas),
-        results=lambda record, target: inside(record, target.areas),
-    )
+    return lambda record, target: (inside(record, target.truth_areas), inside(record, target.areas))
 
 
 def by_visibility(low: float, high: float) -> Selection:
     """Select instances with a visible fraction from `low` to below `high`; results without a match always count."""
-    return Selection(
-        truths=lambda _, target: (target.visibility >= low) & (target.visibility < high),
-        results=lambda _, target: np.ones(len(target.scores), bool),
+    return lambda _, target: (
+        (target.visibility >= low) & (target.visibility < high),
+        np.ones(len(target.scores), bool),
     )
-
-
-class _Matcher:
-    """Match one object in one image by pycocotools, with given IoUs."""
-
-    def __init__(self, thresholds: NDArray[np.float64]) -> None:
-        self._eval = COCOeval(iouType="segm")
-        self._eval.params.iouThrs = thresholds
-
-    def __call__(self, target: TargetRecord, ignored: NDArray[np.bool_]) -> NDArray[np.int64]:
-        # COCOeval._prepare would overwrite `ignore` by `iscrowd`, which is why the BOP toolkit uses a fork.
-        self._eval._gts = {
-            (0, 0): [
-                {"id": number, "area": 1.0, "iscrowd": 0, "ignore": int(flag)}
-                for number, flag in enumerate(ignored, start=1)
-            ]
-        }
-        self._eval._dts = {
-            (0, 0): [{"id": number, "area": 1.0, "score": score} for number, score in enumerate(target.scores, start=1)]
-        }
-        self._eval.ious = {(0, 0): target.overlaps if target.overlaps.size else []}
-        result = self._eval.evaluateImg(0, 0, (0.0, 1e10), MAX_DETECTIONS)
-        return np.asarray(result["dtMatches"], np.int64) - 1
 
 
 def mean_of_objects(values: Iterable[AveragePrecision]) -> AveragePrecision:

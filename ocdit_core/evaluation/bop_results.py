@@ -19,7 +19,7 @@ from typing import IO, Any
 from ocdit_core.errors import DataError
 from ocdit_core.files import replacing
 from ocdit_core.inference.results import Segmentation
-from ocdit_core.masks import decode_mask, encode_mask
+from ocdit_core.masks import decode_mask, encode_mask, mask_runs
 
 ImageKey = tuple[int, int]
 """scene_id and image_id."""
@@ -83,8 +83,7 @@ def rows_of(image: ImageKey, result: Segmentation, numbers: dict[str, int], seco
     ]
 
 
-def row_as_json(row: ResultRow) -> dict[str, Any]:
-    """Return a row as JSON values."""
+def _as_json(row: ResultRow) -> dict[str, Any]:
     return {
         "scene_id": row.scene_id,
         "image_id": row.image_id,
@@ -106,7 +105,7 @@ def write_results(path: str | Path, rows: Iterable[ResultRow]) -> None:
         with replacing(path) as part, part.open("w", encoding="utf-8") as file:
             separator = "[\n"
             for row in rows:
-                file.write(separator + json.dumps(row_as_json(row), allow_nan=False))
+                file.write(separator + json.dumps(_as_json(row), allow_nan=False))
                 separator = ",\n"
             file.write("\n]\n" if separator == ",\n" else "[]\n")
     except ValueError as error:
@@ -200,14 +199,7 @@ def parse_row(entry: Any, objects: Collection[int] | None = None) -> ResultRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageResult:
-    """Results for one image.
-
-    Attributes:
-        image: scene_id and image_id.
-        rows: the instances.
-        time: run time in seconds; -1 if unknown.
-        timings: run time in seconds by stage.
-    """
+    """Results for one image: the instances, and the run time in seconds (-1: unknown), in all and by stage."""
 
     image: ImageKey
     rows: tuple[ResultRow, ...] = ()
@@ -241,7 +233,7 @@ def write_result(file: IO[str], result: ImageResult) -> None:
         "image_id": result.image[1],
         "time": result.time,
         "timings": result.timings,
-        "rows": [row_as_json(row) for row in result.rows],
+        "rows": [_as_json(row) for row in result.rows],
     }
     file.write(json.dumps(line, allow_nan=False) + "\n")
     file.flush()
@@ -299,48 +291,16 @@ def _box(value: Any) -> tuple[float, float, float, float] | None:
 
 
 def _run_lengths(value: Any) -> dict[str, Any]:
-    """Check run lengths, and return them compressed; the mask is not decoded for it."""
-    if not isinstance(value, dict) or "size" not in value or "counts" not in value:
+    """Check run lengths and return them compressed."""
+    if not isinstance(value, dict):
         raise DataError(f"segmentation is {_shown(value)}, not run lengths with size and counts")
-    size, counts = value["size"], value["counts"]
-    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
-        raise DataError(f"segmentation.size is {_shown(size)}, not [height, width]")
-    if isinstance(counts, list):
+    try:
+        mask_runs(value)
+    except DataError as error:
+        raise DataError(f"segmentation: {error}") from error
+    if isinstance(value["counts"], list):
         return encode_mask(decode_mask(value))
-    if not isinstance(counts, str):
-        raise DataError(f"segmentation.counts is {_shown(counts)}, neither a text nor a list of runs")
-    runs = _runs(counts)
-    if runs is None or sum(runs) != size[0] * size[1]:
-        total = "cannot be read" if runs is None else f"are of {sum(runs)} pixels"
-        raise DataError(f"segmentation.counts: the runs {total}, the size {size} has {size[0] * size[1]}")
-    return {"size": size, "counts": counts}
-
-
-def _runs(counts: str) -> list[int] | None:
-    """Return the runs of COCO's compressed run lengths; None where they are damaged.
-
-    pycocotools reads past the end of damaged ones. Five bits a character, lowest first; bit 5 says that more follow;
-    from the third run on, the difference to the one before the last is stored.
-    """
-    runs: list[int] = []
-    value, shift = 0, 0
-    for character in counts.encode("utf-8"):
-        bits = character - 48
-        if not 0 <= bits < 64:
-            return None
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if bits & 0x20:
-            continue
-        if bits & 0x10:
-            value -= 1 << shift
-        if len(runs) > 2:
-            value += runs[-2]
-        if value < 0:
-            return None
-        runs.append(value)
-        value, shift = 0, 0
-    return runs if shift == 0 else None
+    return {"size": list(value["size"]), "counts": value["counts"]}
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Charts as SVG data URIs, drawn by matplotlib."""
+"""Charts, drawn by matplotlib."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ocdit_core.errors import DataError
 from ocdit_core.evaluation.comparison import Estimate
-from ocdit_core.web_page import encode_uri
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
 
 def line_chart(
     labels: Sequence[str], lines: Mapping[str, Sequence[Estimate | None]], *, x_label: str, y_label: str
-) -> str:
-    """Return a chart with one line per entry and error bars for the confidence intervals.
+) -> bytes:
+    """Return an SVG chart with one line per entry and error bars for the confidence intervals.
 
     Args:
         labels: tick labels; ticks are equally spaced, since settings need not be numbers.
@@ -40,14 +39,15 @@ def line_chart(
     axes.grid(axis="y", alpha=0.3)
     if len(lines) > 1:
         figure.legend(loc="outside lower center", fontsize="small")
-    return _svg(figure)
+    return _encode(figure, "svg")
 
 
-def reliability_diagram(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def reliability_diagram(runs: Mapping[str, Sequence[Mapping[str, Any]]], file_type: str = "svg") -> bytes:
     """Return a chart of the fraction of right results against their score, with the number of results in each bin.
 
     Args:
         runs: bins of each run, as in metrics.json, by name of the run.
+        file_type: svg, png or pdf.
     """
     figure, (upper, lower) = _figure(2)
     for name, bins in runs.items():
@@ -67,7 +67,7 @@ def reliability_diagram(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     upper.grid(alpha=0.3)
     if len(runs) > 1:
         figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", fontsize="small")
-    return _svg(figure)
+    return _encode(figure, file_type)
 
 
 def _figure(rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -80,11 +80,12 @@ def _figure(rows: int = 1) -> tuple[Figure, list[Axes]]:
     return figure, list(axes[:, 0])
 
 
-def _svg(figure: Figure) -> str:
+def _encode(figure: Figure, file_type: str) -> bytes:
     import matplotlib
 
     buffer = io.BytesIO()
     # Text stays text; without a date and with a fixed salt, equal data give equal files.
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(file_type)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ocdit"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return encode_uri(buffer.getvalue(), "image/svg+xml")
+        figure.savefig(buffer, format=file_type, dpi=150, metadata=metadata)
+    return buffer.getvalue()

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.evaluation.average_precision import Matches, Pool, mean_of_objects
-from ocdit_core.evaluation.metrics import Counts, counts_of, significant
+from ocdit_core.evaluation.metrics import counts_of, significant
 from ocdit_core.evaluation.records import ImageRecord
 from ocdit_core.evaluation.run import Run, require_same_task, unique_names
 
 Unit = Literal["image", "scene"]
-TITLES = {"ap": "AP", "ap50": "AP50", "mean_iou": "mean IoU", "false_mask_rate": "false masks"}
-COMPARED = tuple(TITLES)
+COMPARED = {"ap": "AP", "ap50": "AP50", "mean_iou": "mean IoU", "false_mask_rate": "false masks"}
+"""Titles of the compared metrics."""
+
 MIN_SCENES = 20
 """With at least this many scenes, scenes are resampled instead of images: images of one scene are not independent."""
 
@@ -58,20 +59,18 @@ class Resampling:
 
     def __init__(self, records: Sequence[ImageRecord], threshold: float) -> None:
         self._pools: list[Pool] = list(Matches(records).pools().values())
-        names = list(asdict(Counts()))
-        counts = np.zeros((len(records), len(names)))
-        for image, _, one in counts_of(records, threshold):
-            counts[image] += list(asdict(one).values())
-        self._counts = dict(zip(names, counts.T, strict=True))
+        columns = ("overlap", "instances", "false_masks", "absent")
+        self._counts = np.zeros((len(records), len(columns)))
+        for image, _, counts in counts_of(records, threshold):
+            self._counts[image] += [getattr(counts, name) for name in columns]
 
     def metrics(self, weights: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the COMPARED metrics (M,), 0 to 1, NaN if undefined, for weights (I,) of the images."""
         each = [value for pool in self._pools if (value := pool.average_precision(weights)) is not None]
         mean = mean_of_objects(each)
-        total = {name: float(weights @ column) for name, column in self._counts.items()}
-        overlap = total["overlap"] / total["instances"] if total["instances"] else np.nan
-        false = total["false_masks"] / total["absent"] if total["absent"] else np.nan
-        return np.array([mean.ap, mean.ap50, overlap, false])
+        overlap, instances, false_masks, absent = weights @ self._counts
+        mean_iou = overlap / instances if instances else np.nan
+        return np.array([mean.ap, mean.ap50, mean_iou, false_masks / absent if absent else np.nan])
 
 
 def unit_of(records: Sequence[ImageRecord]) -> Unit:
@@ -88,11 +87,11 @@ def draw_weights(records: Sequence[ImageRecord], resamples: int, *, unit: Unit, 
         unit: what is drawn with replacement, as many as there are: images, or scenes with all their images.
         seed: random seed.
     """
-    groups = [(record.scene_id, record.image_id if unit == "image" else 0) for record in records]
-    number = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    drawn_from = [(record.scene_id, record.image_id if unit == "image" else 0) for record in records]
+    number = {item: index for index, item in enumerate(dict.fromkeys(drawn_from))}
     count = len(number)
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    return np.asarray(drawn[:, [number[group] for group in groups]], np.int64)
+    return np.asarray(drawn[:, [number[item] for item in drawn_from]], np.int64)
 
 
 def estimate(value: float, samples: NDArray[np.float64]) -> Estimate:
@@ -108,37 +107,26 @@ class Compared:
 
     Attributes:
         name: name of the run.
-        figures: COMPARED metrics by name, 0 to 1.
+        metrics: COMPARED metrics by name, 0 to 1.
         differences: paired differences to the first run; empty for the first run itself.
         median_time: median seconds per image; None if unknown.
     """
 
     name: str
-    figures: dict[str, Estimate]
+    metrics: dict[str, Estimate]
     differences: dict[str, Estimate]
     median_time: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Compared runs.
+    """Compared runs, in the given order, and what the confidence intervals are based on."""
 
-    Attributes:
-        dataset: name of the dataset.
-        images: number of images.
-        unit: what was resampled.
-        resamples: number of resampled sets.
-        runs: the runs, in the given order.
-    """
-
-    dataset: str
-    images: int
-    unit: Unit
-    resamples: int
+    note: str
     runs: tuple[Compared, ...]
 
 
-def compare(runs: Sequence[Run], *, resamples: int = 1000, unit: Unit | None = None, seed: int = 0) -> Comparison:
+def compare(runs: Sequence[Run], *, resamples: int = 1000) -> Comparison:
     """Compare runs on the same images.
 
     All runs are resampled alike: images that are difficult are so for all of them, and the interval of a paired
@@ -146,9 +134,7 @@ def compare(runs: Sequence[Run], *, resamples: int = 1000, unit: Unit | None = N
 
     Args:
         runs: runs with the same targets in the same images.
-        resamples: number of resampled sets.
-        unit: what is resampled; default: see `unit_of`.
-        seed: random seed.
+        resamples: number of resampled sets, of scenes or images (see `unit_of`).
 
     Raises:
         ConfigError: no run, or no resamples.
@@ -164,8 +150,8 @@ def compare(runs: Sequence[Run], *, resamples: int = 1000, unit: Unit | None = N
     for run in runs:
         if [(record.scene_id, record.image_id) for record in run.records] != order:
             raise DataError(f"{run.path}: its records are of other images than those of {runs[0].path}")
-    unit = unit or unit_of(records)
-    weights = draw_weights(records, resamples, unit=unit, seed=seed)
+    unit = unit_of(records)
+    weights = draw_weights(records, resamples, unit=unit)
     compared: list[Compared] = []
     first_value, first_samples = np.empty(0), np.empty(0)
     for run, name in zip(runs, unique_names(runs), strict=True):
@@ -176,36 +162,28 @@ def compare(runs: Sequence[Run], *, resamples: int = 1000, unit: Unit | None = N
             first_value, first_samples, differences = value, samples, {}
         else:
             differences = _estimates(value - first_value, samples - first_samples)
-        compared.append(
-            Compared(
-                name=name,
-                figures=_estimates(value, samples),
-                differences=differences,
-                median_time=run.metrics["time"]["median"],
-            )
-        )
+        median = run.metrics["time"]["median"]
+        metrics = _estimates(value, samples)
+        compared.append(Compared(name=name, metrics=metrics, differences=differences, median_time=median))
     return Comparison(
-        dataset=runs[0].plan["dataset"], images=len(records), unit=unit, resamples=resamples, runs=tuple(compared)
+        note=f"{runs[0].plan['dataset']}: {len(records):,} images, in percent, with 95% bootstrap confidence intervals "
+        f"({resamples} resamples of {unit}s)",
+        runs=tuple(compared),
     )
 
 
 def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return header and rows in percent; an asterisk marks differences whose interval excludes 0."""
+    first = comparison.runs[0].name
     rows = [
-        [run.name, *(_interval(run.figures[name]) for name in COMPARED), significant(run.median_time)]
+        [run.name, *(_interval(run.metrics[name]) for name in COMPARED), significant(run.median_time)]
         for run in comparison.runs
     ]
-    first = comparison.runs[0].name
     rows += [
         [f"{run.name} - {first}", *(_interval(run.differences[name], signed=True) for name in COMPARED), ""]
         for run in comparison.runs[1:]
     ]
-    return ["", *(TITLES[name] for name in COMPARED), "s/image"], rows
-
-
-def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """Return the comparison as JSON values; None where a metric is undefined."""
-    return dict(_plain(asdict(comparison)))
+    return ["", *COMPARED.values(), "s/image"], rows
 
 
 def _estimates(values: np.ndarray, samples: np.ndarray) -> dict[str, Estimate]:
@@ -218,11 +196,3 @@ def _interval(value: Estimate, *, signed: bool = False) -> str:
     sign = "+" if signed else ""
     text = f"{100 * value.value:{sign}.1f} [{100 * value.low:{sign}.1f}, {100 * value.high:{sign}.1f}]"
     return text + " *" if signed and value.excludes_zero else text
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""Methods that can be evaluated: OC-DiT and two baselines, by name and with their settings."""
+"""Methods that can be evaluated: OC-DiT with its settings, and two baselines."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ocdit_core.config import apply_overrides, as_dict, build
+from ocdit_core.config import as_dict
 from ocdit_core.errors import ConfigError
-from ocdit_core.evaluation.colour_baseline import ColourBackProjection, ColourSettings
-from ocdit_core.evaluation.feature_baseline import FeatureMatching, FeatureSettings
+from ocdit_core.evaluation.baselines import ColourBackProjection, FeatureMatching
 from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.segmenter import Segmenter
 from ocdit_core.inference.settings import InferenceSettings, find_weights, recommended_settings
+from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.objects.library import ObjectLibrary
 
-Settings = InferenceSettings | ColourSettings | FeatureSettings
 METHODS = ("ocdit", "colour", "cnos")
 
 
@@ -40,7 +39,7 @@ class MethodSpec:
         method: one of METHODS.
         weights: model of ocdit and cnos: an embedded model's name, a folder, or a hub id.
         device: auto, cpu, cuda ...
-        settings: settings of the method.
+        settings: settings of ocdit; None for a baseline.
         threshold: recommended score threshold, used for precision, recall, mean IoU and false masks. The method runs
             with `settings.score_threshold`, by default 0: average precision ranks all results.
     """
@@ -48,20 +47,22 @@ class MethodSpec:
     method: str
     weights: str
     device: str
-    settings: Settings
+    settings: InferenceSettings | None
     threshold: float
 
     def open(self) -> Method:
         """Load the method; raises WeightsError or ConfigError."""
-        if isinstance(self.settings, ColourSettings):
-            return ColourBackProjection(self.settings)
-        if isinstance(self.settings, FeatureSettings):
-            return FeatureMatching.from_pretrained(self.weights, device=self.device, settings=self.settings)
+        if self.method == "colour":
+            return ColourBackProjection()
+        if self.method == "cnos":
+            return FeatureMatching(OCDiT.from_pretrained(find_weights(self.weights)), device=self.device)
         return Segmenter.from_pretrained(self.weights, device=self.device, settings=self.settings)
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the results, as JSON values; the device is not included."""
-        identity: dict[str, Any] = {"method": self.method, "settings": as_dict(self.settings)}
+        identity: dict[str, Any] = {"method": self.method}
+        if self.settings is not None:
+            identity["settings"] = as_dict(self.settings)
         if self.method != "colour":
             identity |= {"weights": self.weights, "weights_sha256": _digest(self.weights)}
         return identity
@@ -83,27 +84,32 @@ def method_spec(
         weights: model of ocdit and cnos.
         device: auto, cpu, cuda ...
         preset: preset of ocdit (see `ocdit_core.inference.settings`).
-        overrides: settings such as "ensemble=4" or "sampler.steps=9".
+        overrides: settings of ocdit such as "ensemble=4" or "sampler.steps=9".
         threshold: see `MethodSpec`; default: the recommended score_threshold.
 
     Raises:
-        ConfigError: an unknown method, preset or setting, or an invalid value.
+        ConfigError: an unknown method, preset or setting, an invalid value, or settings for a baseline.
         WeightsError: there are no such weights.
     """
-    settings: Settings
+    settings = None
     if method not in METHODS:
         raise ConfigError(f"method: {method!r} is unknown; use {', '.join(METHODS)}")
     if method == "ocdit":
         settings = recommended_settings(weights, preset=preset, overrides=overrides)
-    elif preset is not None:
-        raise ConfigError(f"preset: {preset!r} is for the method ocdit; {method} has none")
+        recommended = settings.score_threshold
+        if not any(override.startswith("score_threshold=") for override in overrides):
+            settings = replace(settings, score_threshold=0.0)
+    elif preset is not None or overrides:
+        raise ConfigError(f"the baseline {method} has no settings; omit --preset and --set")
     else:
-        default: ColourSettings | FeatureSettings = ColourSettings() if method == "colour" else FeatureSettings()
-        settings = build(type(default), apply_overrides(as_dict(default), list(overrides)))
-    recommended = settings.score_threshold if threshold is None else threshold
-    if not any(override.startswith("score_threshold=") for override in overrides):
-        settings = replace(settings, score_threshold=0.0)
-    return MethodSpec(method=method, weights=weights, device=device, settings=settings, threshold=recommended)
+        recommended = (ColourBackProjection if method == "colour" else FeatureMatching).threshold
+    return MethodSpec(
+        method=method,
+        weights=weights,
+        device=device,
+        settings=settings,
+        threshold=recommended if threshold is None else threshold,
+    )
 
 
 def _digest(weights: str) -> str:

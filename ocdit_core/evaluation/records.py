@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ MAX_DETECTIONS = 100
 
 MIN_VISIBLE = 0.1
 """Visible fraction below which an instance is ignored: results for it are neither right nor wrong (BOP's rule)."""
+
+_ARRAYS = ("scores", "areas", "truth_areas", "visibility", "overlaps")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,7 +154,19 @@ def write_records(path: str | Path, records: Iterable[ImageRecord]) -> None:
     """
     with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         for record in records:
-            file.write(json.dumps(_as_json(record)) + "\n")
+            targets = [
+                {
+                    "obj_id": target.object_id,
+                    "asked": target.asked,
+                    # JSON has no NaN.
+                    **{
+                        key: np.where(np.isnan(getattr(target, key)), None, getattr(target, key)).tolist()
+                        for key in _ARRAYS
+                    },
+                }
+                for target in record.targets
+            ]
+            file.write(json.dumps(vars(record) | {"targets": targets}) + "\n")
 
 
 def read_records(path: str | Path) -> list[ImageRecord]:
@@ -161,67 +175,36 @@ def read_records(path: str | Path) -> list[ImageRecord]:
     Raises:
         DataError: missing or damaged; the message names the line.
     """
-    return list(_read(Path(path)))
-
-
-def _read(path: Path) -> Iterator[ImageRecord]:
     try:
-        lines = path.read_bytes().splitlines()
+        lines = Path(path).read_bytes().splitlines()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})", kind="missing file") from error
+    records = []
     for number, line in enumerate(lines, start=1):
         try:
-            yield _from_json(json.loads(line))
+            records.append(_from_json(json.loads(line)))
         except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
             reason = " ".join(str(error).split())[:100]
             raise DataError(f"{path}: line {number} is no record ({reason})", kind="damaged JSON") from error
-
-
-def _as_json(record: ImageRecord) -> dict[str, Any]:
-    return {
-        "scene_id": record.scene_id,
-        "image_id": record.image_id,
-        "size": list(record.size),
-        "time": record.time,
-        "timings": record.timings,
-        "targets": [
-            {
-                "obj_id": target.object_id,
-                "asked": target.asked,
-                "scores": target.scores.tolist(),
-                "areas": target.areas.tolist(),
-                "truth_areas": target.truth_areas.tolist(),
-                # JSON has no NaN.
-                "visibility": [None if np.isnan(value) else value for value in target.visibility.tolist()],
-                "overlaps": target.overlaps.tolist(),
-            }
-            for target in record.targets
-        ],
-    }
+    return records
 
 
 def _from_json(entry: dict[str, Any]) -> ImageRecord:
+    targets = []
+    for target in entry["targets"]:
+        # None becomes NaN.
+        arrays = {key: np.array(target[key], np.float64) for key in _ARRAYS}
+        results, instances = len(arrays["scores"]), len(arrays["truth_areas"])
+        arrays["overlaps"] = arrays["overlaps"].reshape(results, instances)
+        if [arrays[key].shape for key in _ARRAYS[:4]] != [(results,), (results,), (instances,), (instances,)]:
+            raise ValueError("columns of different lengths")
+        targets.append(TargetRecord(object_id=int(target["obj_id"]), asked=bool(target["asked"]), **arrays))
+    height, width = entry["size"]
     return ImageRecord(
         scene_id=int(entry["scene_id"]),
         image_id=int(entry["image_id"]),
-        size=(int(entry["size"][0]), int(entry["size"][1])),
+        size=(int(height), int(width)),
         time=float(entry["time"]),
         timings=dict(entry["timings"]),
-        targets=tuple(_target_from_json(target) for target in entry["targets"]),
-    )
-
-
-def _target_from_json(entry: dict[str, Any]) -> TargetRecord:
-    # None becomes NaN.
-    columns = {key: np.array(entry[key], np.float64) for key in ("scores", "areas", "truth_areas", "visibility")}
-    shape = len(columns["scores"]), len(columns["truth_areas"])
-    if any(values.shape != shape[:1] for values in (columns["scores"], columns["areas"])) or any(
-        values.shape != shape[1:] for values in (columns["truth_areas"], columns["visibility"])
-    ):
-        raise ValueError("columns of different lengths")
-    return TargetRecord(
-        object_id=int(entry["obj_id"]),
-        asked=bool(entry["asked"]),
-        overlaps=np.array(entry["overlaps"], np.float64).reshape(shape),
-        **columns,
+        targets=tuple(targets),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,37 +28,27 @@ from ocdit_core.evaluation.failures import (
 from ocdit_core.evaluation.metrics import percent, significant
 from ocdit_core.evaluation.run import Run, require_same_task, unique_names
 from ocdit_core.evaluation.targets import image_key
-from ocdit_core.web_page import Table, data_uri, write_page
+from ocdit_core.web_page import Table, data_uri, encode_uri, write_page
 
 # AP in percent on BOP's test targets (test_targets_bop19.json), model-based 2D segmentation of unseen objects. Source:
 # OC-DiT, arXiv:2508.04122, table 1, which took the values of the other methods from the BOP leaderboard on 2025-02-27.
-PUBLISHED: dict[str, dict[str, float]] = {
-    "ycbv": {
-        "CNOS": 59.9, "SAM-6D": 60.5, "NIDS-Net": 65.0, "MUSE": 67.2, "LDSeg": 64.7,
-        "OC-DiT coarse": 68.6, "OC-DiT coarse + refine": 71.7,
-    },
-    "tudl": {
-        "CNOS": 48.0, "SAM-6D": 56.9, "NIDS-Net": 55.6, "MUSE": 56.5, "LDSeg": 58.7,
-        "OC-DiT coarse": 32.5, "OC-DiT coarse + refine": 59.4,
-    },
-    "lmo": {
-        "CNOS": 39.7, "SAM-6D": 46.0, "NIDS-Net": 43.9, "MUSE": 47.8, "LDSeg": 47.8,
-        "OC-DiT coarse": 29.6, "OC-DiT coarse + refine": 40.1,
-    },
-    "hb": {
-        "CNOS": 51.1, "SAM-6D": 59.3, "NIDS-Net": 62.0, "MUSE": 59.7, "LDSeg": 62.2,
-        "OC-DiT coarse": 52.4, "OC-DiT coarse + refine": 61.5,
-    },
-}  # fmt: skip
+PUBLISHED_METHODS = ("CNOS", "SAM-6D", "NIDS-Net", "MUSE", "LDSeg", "OC-DiT coarse", "OC-DiT coarse + refine")
+PUBLISHED = {
+    "ycbv": (59.9, 60.5, 65.0, 67.2, 64.7, 68.6, 71.7),
+    "tudl": (48.0, 56.9, 55.6, 56.5, 58.7, 32.5, 59.4),
+    "lmo": (39.7, 46.0, 43.9, 47.8, 47.8, 29.6, 40.1),
+    "hb": (51.1, 59.3, 62.0, 59.7, 62.2, 52.4, 61.5),
+}
 MAX_CONFUSED_PAIRS = 20
 MAX_LINES = 6
 """Lines in one chart; more cannot be told apart."""
 
-_BREAKDOWNS = (
-    ("by_area", "AP by area in pixels"),
-    ("by_share_of_picture", "AP by fraction of the image area"),
-    ("by_visibility", "AP by visible fraction"),
-)
+_BREAKDOWNS = {
+    "by_area": "AP by area in pixels",
+    "by_share_of_picture": "AP by fraction of the image area",
+    "by_visibility": "AP by visible fraction",
+}
+_AT_THRESHOLD = {"mean_iou": "mean IoU", "precision": "precision", "recall": "recall", "f1": "F1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +70,8 @@ class Part:
     image_width: str = "30rem"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A titled section of the page."""
-
-    title: str
-    parts: Sequence[Part]
+Section = tuple[str, Sequence[Part]]
+"""Title and parts."""
 
 
 def write_report(
@@ -124,87 +110,69 @@ def write_report(
     if runs:
         require_same_task(runs)
         sections += [
-            Section(title="Results", parts=_headline(compare(runs, resamples=resamples), runs)),
-            Section(title="Reliability of scores", parts=_reliability(runs)),
-            Section(title="By size and visibility", parts=[_breakdowns(runs)]),
-            Section(title="By object", parts=[_objects(runs, names)]),
+            ("Results", _headline(compare(runs, resamples=resamples), runs)),
+            ("Reliability of scores", _reliability(runs)),
+            ("By size and visibility", [_breakdowns(runs)]),
+            ("By object", [_objects(runs, names)]),
         ]
         if dataset is not None:
             for run, name in zip(runs, unique_names(runs), strict=True):
-                sections.append(Section(title=f"Images: {name}", parts=_failures(run, dataset, names, images)))
-    for ablation in ablations:
-        parts = _ablation(ablation, resamples)
-        sections.append(Section(title=ablation.title or ablation.path.name, parts=parts))
+                sections.append((f"Images: {name}", _failures(run, dataset, names, images)))
+    sections += [(one.title or one.path.name, _ablation(one, resamples)) for one in ablations]
     if runs:
-        sections += [
-            Section(title="Time", parts=[_times(runs)]),
-            Section(title="Settings and versions", parts=[_settings(runs)]),
-        ]
+        sections += [("Time", [_times(runs)]), ("Settings and versions", [_settings(runs)])]
     return write_page(path, "report.html", title=title, sections=sections)
+
+
+def reliability_bins(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
+    """Return the bins of the reliability diagram of each run by name, without runs whose scores are not in [0, 1]."""
+    known = zip(unique_names(runs), (run.metrics.get("reliability") for run in runs), strict=True)
+    return {name: one["bins"] for name, one in known if one is not None}
 
 
 def _headline(comparison: Comparison, runs: Sequence[Run]) -> list[Part]:
     header, rows = comparison_table(comparison)
-    published = PUBLISHED.get(comparison.dataset, {})
+    published = PUBLISHED.get(runs[0].plan["dataset"], ())
     row_classes = [""] * len(rows) + ["dim"] * len(published)
-    rows += [[f"{name} (published)", f"{ap:.1f}", *[""] * (len(header) - 2)] for name, ap in published.items()]
-    notes = [_comparison_note(comparison) + " An asterisk marks a difference whose interval excludes 0."]
+    blank = [""] * (len(header) - 2)
+    rows += [
+        [f"{name} (published)", f"{ap:.1f}", *blank] for name, ap in zip(PUBLISHED_METHODS, published, strict=False)
+    ]
+    notes = [comparison.note + ". An asterisk marks a difference whose interval excludes 0."]
     if published:
         notes.append(
             "Published: AP on BOP's test targets (test_targets_bop19.json), from table 1 of the OC-DiT paper "
             "(arXiv:2508.04122; other methods: BOP leaderboard, 2025-02-27). Compare only runs on these targets."
         )
-    metrics = {
-        "AP": lambda m: percent(m["ap"]),
-        "AP50": lambda m: percent(m["ap50"]),
-        "AP75": lambda m: percent(m["ap75"]),
-        "AR": lambda m: percent(m["ar"]),
-        "score threshold": lambda m: f"{m['score_threshold']:g}",
-        "mean IoU": lambda m: percent(m["at_threshold"]["mean_iou"]),
-        "precision": lambda m: percent(m["at_threshold"]["precision"]),
-        "recall": lambda m: percent(m["at_threshold"]["recall"]),
-        "F1": lambda m: percent(m["at_threshold"]["f1"]),
-        "false masks": lambda m: (
-            f"{percent(m['at_threshold']['false_mask_rate'])} "
-            f"({m['at_threshold']['false_masks']} of {m['at_threshold']['absent']})"
-        ),
-        "instances": lambda m: f"{m['at_threshold']['instances']:,}",
-    }
+    at = [run.metrics["at_threshold"] for run in runs]
+    metrics = [
+        *([name.upper(), *(percent(run.metrics[name]) for run in runs)] for name in ("ap", "ap50", "ap75", "ar")),
+        ["score threshold", *(f"{run.metrics['score_threshold']:g}" for run in runs)],
+        *([title, *(percent(one[key]) for one in at)] for key, title in _AT_THRESHOLD.items()),
+        ["false masks", *(f"{percent(o['false_mask_rate'])} ({o['false_masks']} of {o['absent']})" for o in at)],
+        ["instances", *(f"{one['instances']:,}" for one in at)],
+    ]
     return [
         Part(tables=[Table(header=header, rows=rows, row_classes=row_classes)]),
-        Part(notes=notes, tables=[_by_run(runs, metrics)]),
+        Part(notes=notes, tables=[Table(header=["", *unique_names(runs)], rows=metrics)]),
     ]
 
 
-def _comparison_note(comparison: Comparison) -> str:
-    return (
-        f"{comparison.dataset}: {comparison.images:,} images. In percent, with 95% bootstrap confidence intervals "
-        f"({comparison.resamples} resamples of {comparison.unit}s)."
-    )
-
-
-def _by_run(runs: Sequence[Run], metrics: dict[str, Callable[[dict[str, Any]], str]]) -> Table:
-    """Return a table with one row per metric and one column per run."""
-    rows = [[name, *(metric(run.metrics) for run in runs)] for name, metric in metrics.items()]
-    return Table(header=["", *unique_names(runs)], rows=rows)
-
-
 def _reliability(runs: Sequence[Run]) -> list[Part]:
-    known = {
-        name: run.metrics["reliability"]
-        for name, run in zip(unique_names(runs), runs, strict=True)
-        # Runs of earlier versions have none.
-        if run.metrics.get("reliability") is not None
-    }
-    if not known:
+    bins = reliability_bins(runs)
+    if not bins:
         return [Part(notes=["No scores between 0 and 1."])]
-    rows = [[name, percent(one["expected_calibration_error"])] for name, one in known.items()]
+    rows = [
+        [name, percent(run.metrics["reliability"]["expected_calibration_error"])]
+        for name, run in zip(unique_names(runs), runs, strict=True)
+        if name in bins
+    ]
     return [
         Part(
-            images=[(reliability_diagram({name: one["bins"] for name, one in known.items()}), "Reliability diagram")],
+            images=[(encode_uri(reliability_diagram(bins), "image/svg+xml"), "Reliability diagram")],
             notes=[
-                "How often a result of a given score has an IoU of 0.5 or more with an instance of its object. On the "
-                "dotted line, the score is the probability that a result is right."
+                "Fraction of the results of a given score that have an IoU of 0.5 or more with an instance of their "
+                "object. On the dotted line, the score is the probability that a result is right."
             ],
             tables=[Table(header=["", "expected calibration error in percent"], rows=rows)],
         )
@@ -213,7 +181,7 @@ def _reliability(runs: Sequence[Run]) -> list[Part]:
 
 def _breakdowns(runs: Sequence[Run]) -> Part:
     tables = []
-    for key, caption in _BREAKDOWNS:
+    for key, caption in _BREAKDOWNS.items():
         rows = [
             [name.replace("_", " "), str(value["instances"]), *(percent(run.metrics[key][name]["ap"]) for run in runs)]
             for name, value in runs[0].metrics[key].items()
@@ -232,8 +200,7 @@ def _objects(runs: Sequence[Run], names: Mapping[int, str]) -> Part:
         header += [f"{name}: AP", "mean IoU", "false masks"]
     rows = []
     for number in numbers:
-        label = f"{number} {names[int(number)]}" if int(number) in names else number
-        row = [label, str(each[number][0].get("instances", ""))]
+        row = [f"{number} {names.get(int(number), '')}".strip(), str(each[number][0].get("instances", ""))]
         for one in each[number]:
             row += [percent(one.get("ap")), percent(one.get("mean_iou")), str(one.get("false_masks", "-"))]
         rows.append(row)
@@ -254,14 +221,11 @@ def _failures(run: Run, dataset: Dataset, names: Mapping[int, str], images: int)
     wanted = {image for some in chosen.values() for image, _ in some}
     wanted |= {failure.image for some in shown.values() for failure in some}
     frames: dict[ImageKey, Frame] = {image_key(frame): frame for frame in dataset.frames(wanted)}
-    parts = [
-        Part(
-            notes=[
-                f"Masks with a score of at least {threshold:g}. Left: ground truth, labelled with the visible "
-                "fraction; right: results."
-            ]
-        )
-    ]
+    note = (
+        f"Masks with a score of at least {threshold:g}. Left: ground truth, labelled with the visible fraction; right: "
+        "results."
+    )
+    parts = [Part(notes=[note])]
     for heading, some in chosen.items():
         drawn = [
             (
@@ -272,11 +236,8 @@ def _failures(run: Run, dataset: Dataset, names: Mapping[int, str], images: int)
         ]
         parts.append(Part(heading=heading, images=drawn, image_width="38rem"))
     counts = Counter(failure.kind for failure in analysis.failures)
-    table = Table(
-        header=["failure", "count", "definition"],
-        rows=[[kind, str(counts[kind]), text] for kind, text in KINDS.items()],
-        text_columns=[2],
-    )
+    kinds = [[kind, str(counts[kind]), text] for kind, text in KINDS.items()]
+    table = Table(header=["failure", "count", "definition"], rows=kinds, text_columns=[2])
     parts.append(Part(heading="Failures", notes=["Green: ground truth; red: predicted mask."], tables=[table]))
     for kind, failures in shown.items():
         if failures:
@@ -284,8 +245,7 @@ def _failures(run: Run, dataset: Dataset, names: Mapping[int, str], images: int)
             heading = f"{kind.capitalize()} ({order} {len(failures)} of {counts[kind]})"
             drawn = [(data_uri(draw_failure(frames[one.image].image(), one)), _caption(one, names)) for one in failures]
             parts.append(Part(heading=heading, images=drawn, image_width="11rem"))
-    parts.append(_confusions(analysis, names))
-    return parts
+    return [*parts, _confusions(analysis, names)]
 
 
 def _caption(failure: Failure, names: Mapping[int, str]) -> str:
@@ -304,12 +264,8 @@ def _confusions(analysis: FailureAnalysis, names: Mapping[int, str]) -> Part:
     correct = sum(count for (true, predicted), count in confusion.items() if true == predicted)
     background = sum(count for (true, _), count in confusion.items() if true is None)
     wrong = Counter({pair: count for pair, count in confusion.items() if pair[0] is not None and pair[0] != pair[1]})
-    rows = [
-        ["on the correct object", str(correct)],
-        ["on another object", str(wrong.total())],
-        ["on no object", str(background)],
-    ]
-    tables = [Table(header=["masks", "count"], rows=rows)]
+    totals = {"on the correct object": correct, "on another object": wrong.total(), "on no object": background}
+    tables = [Table(header=["masks", "count"], rows=[[name, str(count)] for name, count in totals.items()])]
     if wrong:
         rows = [
             [_name(names, true) if true is not None else "", _name(names, predicted), str(count)]
@@ -329,13 +285,9 @@ def _ablation(ablation: Ablation, resamples: int) -> list[Part]:
     keys = dict.fromkeys(key for cell, _ in results for key in cell)
     varied = [key for key in keys if len({_text(cell[key]) for cell, _ in results if key in cell}) > 1]
     header, rows = comparison_table(comparison)
-    return [
-        Part(
-            images=[chart for key in varied for chart in _charts(key, results)],
-            notes=[*missing, _comparison_note(comparison) + " Differences are to the first cell."],
-            tables=[Table(header=header, rows=rows)],
-        )
-    ]
+    charts = [chart for key in varied for chart in _charts(key, results)]
+    notes = [*missing, comparison.note + ". Differences are to the first cell."]
+    return [Part(images=charts, notes=notes, tables=[Table(header=header, rows=rows)])]
 
 
 def _charts(key: str, results: Sequence[tuple[Cell, Compared]]) -> list[tuple[str, str]]:
@@ -356,12 +308,13 @@ def _charts(key: str, results: Sequence[tuple[Cell, Compared]]) -> list[tuple[st
         }
         if any(one is not None for line in shown.values() for one in line):
             more = f" (the first {MAX_LINES} of {len(lines)} lines)" if len(lines) > MAX_LINES else ""
-            charts.append((line_chart(ticks, shown, x_label=key, y_label=title), f"{title} against {key}{more}"))
+            chart = line_chart(ticks, shown, x_label=key, y_label=title)
+            charts.append((encode_uri(chart, "image/svg+xml"), f"{title} against {key}{more}"))
     return charts
 
 
 def _ap(run: Compared) -> Estimate:
-    ap = run.figures["ap"]
+    ap = run.metrics["ap"]
     return Estimate(value=100 * ap.value, low=100 * ap.low, high=100 * ap.high)
 
 
@@ -386,20 +339,17 @@ def _tick_order(tick: tuple[str, Any]) -> tuple[bool, float, str]:
 
 def _times(runs: Sequence[Run]) -> Part:
     times = [run.metrics["time"] for run in runs]
-    stages = list(dict.fromkeys(stage for time in times for stage in time["stages"]))
+    stages = dict.fromkeys(stage for time in times for stage in time["stages"])
     rows = [[name, *(significant(time[name]) for time in times)] for name in ("median", "mean", "p95")]
     rows.append(["images per second", *(significant(time["images_per_second"]) for time in times)])
-    rows += [
-        [f"stage {stage} (median)", *(significant(time["stages"].get(stage)) for time in times)] for stage in stages
-    ]
+    rows += [[f"stage {name} (median)", *(significant(time["stages"].get(name)) for time in times)] for name in stages]
     return Part(tables=[Table(header=["seconds per image", *unique_names(runs)], rows=rows)])
 
 
 def _settings(runs: Sequence[Run]) -> Part:
     """Return all settings; those that differ between runs come first, marked."""
     flat = [_flatten(run.plan) for run in runs]
-    keys = list(dict.fromkeys(key for one in flat for key in one))
-    rows = [[key, *(one.get(key, "-") for one in flat)] for key in keys]
+    rows = [[key, *(one.get(key, "-") for one in flat)] for key in dict.fromkeys(key for one in flat for key in one)]
     rows.sort(key=lambda row: len(set(row[1:])) == 1)
     row_classes = ["mark" if len(set(row[1:])) > 1 else "" for row in rows]
     return Part(tables=[Table(header=["", *unique_names(runs)], rows=rows, row_classes=row_classes)])

@@ -75,19 +75,16 @@ class EvaluationTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished evaluation, read from its folder.
+    """A finished evaluation: its folder, the content of metrics.json, and the records of the images."""
 
-    Attributes:
-        name: name of the folder.
-        path: the folder.
-        metrics: content of metrics.json.
-        records: records of the images.
-    """
-
-    name: str
     path: Path
     metrics: dict[str, Any]
     records: tuple[ImageRecord, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.path.resolve().name
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -167,12 +164,11 @@ def evaluate(
     done = read_parts(out) if mine else done
     if any(image not in done for image in task.targets):
         return None
-    write_results(out / RESULTS, (row for image in task.targets for row in done[image].rows))
     return _compare_with_truth(out, plan, dataset, task.targets, done, progress=progress)
 
 
 def evaluate_file(out: Path, path: Path, dataset: Dataset, targets: Targets, *, threshold: float) -> dict[str, Any]:
-    """Compare a BOP results file of any program with the ground truth; write records.jsonl and metrics.json.
+    """Compare a BOP results file of any program with the ground truth; write the same files as `evaluate`.
 
     Args:
         out: output folder, created if missing.
@@ -188,24 +184,20 @@ def evaluate_file(out: Path, path: Path, dataset: Dataset, targets: Targets, *, 
         DataError: the file is invalid; the message has the row's index and the reason.
     """
     sizes = {image_key(frame): frame.size for frame in dataset.frames(targets)}
-    rows = read_results(path, objects=objects_of(dataset), size_of=sizes.get)
-    plan = _plan(
-        dataset,
-        targets,
-        method=path.stem,
-        results_sha256=sha256(path.read_bytes()).hexdigest()[:16],
-        score_threshold=threshold,
-    )
-    keep_plan(out / PLAN, plan, outputs=_OUTPUTS, may_differ=_MAY_DIFFER)
     by_image: dict[ImageKey, list[ResultRow]] = defaultdict(list)
-    for row in rows:
+    for row in read_results(path, objects=objects_of(dataset), size_of=sizes.get):
         by_image[row.image].append(row)
     others = set(by_image) - set(targets)
     if others:
         logger.info("%s: rows for %d images that are not targets are ignored", path, len(others))
     results = {
-        image: ImageResult(image=image, rows=tuple(found), time=found[0].time) for image, found in by_image.items()
+        image: ImageResult(image=image, rows=tuple(rows), time=rows[0].time)
+        for image in targets
+        if (rows := by_image.get(image))
     }
+    digest = sha256(path.read_bytes()).hexdigest()[:16]
+    plan = _plan(dataset, targets, method=path.stem, results_sha256=digest, score_threshold=threshold)
+    keep_plan(out / PLAN, plan, outputs=_OUTPUTS, may_differ=_MAY_DIFFER)
     return _compare_with_truth(out, plan, dataset, targets, results, progress=True)
 
 
@@ -218,7 +210,8 @@ def _compare_with_truth(
     *,
     progress: bool,
 ) -> dict[str, Any]:
-    """Write records.jsonl and metrics.json; an image without a result is one without instances."""
+    """Write results.json, records.jsonl and metrics.json; an image without a result is one without instances."""
+    write_results(out / RESULTS, (row for image in targets if image in results for row in results[image].rows))
     records = []
     frames = dataset.frames(targets)
     hidden = None if progress else True
@@ -241,12 +234,8 @@ def write_metrics(
     return metrics
 
 
-def read_run(path: str | Path, name: str | None = None) -> Run:
-    """Read a finished evaluation.
-
-    Args:
-        path: its folder.
-        name: name of the run; default: the folder's.
+def read_run(path: str | Path) -> Run:
+    """Read a finished evaluation from its folder.
 
     Raises:
         DataError: it is missing, unfinished, damaged, or of another version.
@@ -263,8 +252,7 @@ def read_run(path: str | Path, name: str | None = None) -> Run:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path / METRICS}: cannot be read ({error})", kind="damaged JSON") from error
-    records = tuple(read_records(path / RECORDS))
-    return Run(name=name or path.resolve().name, path=path, metrics=metrics, records=records)
+    return Run(path=path, metrics=metrics, records=tuple(read_records(path / RECORDS)))
 
 
 def unique_names(runs: Sequence[Run]) -> list[str]:

@@ -26,8 +26,7 @@ COMMANDS = {
     "evaluate": "evaluate --dataset {in}/set --split test --objects {in}/blocks --method colour --out {out}/run",
     "evaluate a file": "evaluate --dataset {in}/set --split test --results {in}/run/results.json --out {out}/run",
     "ablate": "ablate --config {in}/grid.yaml --dataset {in}/set --split test --objects {in}/blocks --out {out}/grid",
-    "compare": "compare {in}/run {in}/run --resamples 2 --json {out}/comparison.json",
-    "report": "report {in}/run --resamples 2 --out {out}/report.html",
+    "report": "report {in}/run --resamples 2 --out {out}/report.html --plot {out}/reliability.png",
     "inspect": "inspect {in}/set --split test --sheet {out}/sheet.png --html {out}/page.html",
     "benchmark": "benchmark --sizes small --objects 1 --ensembles 1 --image-sizes 64x96 --repeats 1 "
     "--peak-tflops 1 --set sampler.steps=2 --json {out}/times.json --plot {out}/times.png",

@@ -1,4 +1,4 @@
-"""Methods that cost nothing, in a module of their own: spawned processes import it."""
+"""Methods that need no network, in a module of their own: spawned processes import it."""
 
 import os
 import signal
@@ -15,10 +15,13 @@ from ocdit_core.masks import tight_box
 
 
 class ByColour:
-    """Knows each object's exact colour; notes every call in a file, and kills its process at the n-th."""
+    """Find each object by its exact colour; log every call to a file, and kill the process at the n-th.
 
-    def __init__(self, log: Path, die_at: int, pause: float):
-        self.log, self.die_at, self.pause, self.colours = log, die_at, pause, {}
+    The leftmost `cut` columns of each mask are removed.
+    """
+
+    def __init__(self, log: Path, die_at: int, pause: float, cut: int = 0):
+        self.log, self.die_at, self.pause, self.cut, self.colours = log, die_at, pause, cut, {}
 
     def set_objects(self, library, object_ids):
         views = library.select(object_ids)
@@ -35,6 +38,7 @@ class ByColour:
             # JPEG changes colours a little.
             mask = np.abs(image.astype(int) - colour).max(axis=-1) < 60
             if mask.any():
+                mask[:, : tight_box(mask)[0] + self.cut] = False
                 instances.append(Instance(object_id=name, score=0.9, box=tight_box(mask), mask=mask))
         return Segmentation(
             instances=tuple(instances), image_size=image.shape[:2], target_ids=tuple(self.colours),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from small_sets import write_library, write_set
+from stand_in_methods import ByColour
 from test_report import Strict
 
 from ocdit_core.cli import main
@@ -23,13 +24,21 @@ def place(tmp_path_factory):
     write_set(folder / "set", 4)
     write_library(folder / "library")
     grid = {
-        "title": "Blur",
-        "method": "colour",
-        "settings": {"rival_weight": 0.2},
-        "grids": [{"blur": [0.2, 0.004], "candidates": [1, 4]}, {"side": [96, 192]}],
+        "title": "Masks",
+        "settings": {"sampler.rho": 8.0},
+        "grids": [{"ensemble": [4, 1], "sampler.steps": [1, 3]}, {"image_size": [[96, 128], [192, 256]]}],
     }
     (folder / "grid.yaml").write_text(yaml.safe_dump(grid))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch, tmp_path):
+    """Replace the network by a method that finds colours and cuts `ensemble` columns off each mask."""
+    monkeypatch.setattr(
+        "ocdit_core.evaluation.methods.Segmenter.from_pretrained",
+        lambda weights, device, settings: ByColour(tmp_path / "log", -1, 0.0, cut=settings.ensemble),
+    )
 
 
 def ablate(place, out, *more, config="grid.yaml"):
@@ -46,18 +55,19 @@ def test_a_grid_from_settings_to_curves(place, tmp_path, capsys):
     assert "6 combinations;" in printed
     cells = read_ablation(out).cells
     assert [cell for cell, _ in cells][:3] == [
-        {"blur": 0.2, "candidates": 1},
-        {"blur": 0.2, "candidates": 4},
-        {"blur": 0.004, "candidates": 1},
+        {"ensemble": 4, "sampler.steps": 1},
+        {"ensemble": 4, "sampler.steps": 3},
+        {"ensemble": 1, "sampler.steps": 1},
     ]
     for cell, run in cells:
         settings = run.plan["settings"]
-        assert settings["rival_weight"] == 0.2
-        assert {key: settings[key] for key in cell} == cell
+        assert settings["sampler"]["rho"] == 8
+        flat = settings | {f"sampler.{key}": value for key, value in settings["sampler"].items()}
+        assert {key: flat[key] for key in cell} == cell
         assert f"{run.name} " in printed
-    assert {run.path.name for _, run in cells} >= {"blur=0.2,candidates=1", "side=192"}
+    assert {run.path.name for _, run in cells} >= {"ensemble=4,sampler.steps=1", "image_size=[192,256]"}
 
-    # What is finished is not done again.
+    # Finished cells are not evaluated again.
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/parts/*")}
     assert ablate(place, out) == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/parts/*")} == before
@@ -67,7 +77,7 @@ def test_a_grid_from_settings_to_curves(place, tmp_path, capsys):
     parsed = Strict(page.read_text())
     words = [word.strip() for word in parsed.words]
     for title in ("AP in percent", "seconds per image"):
-        for key in ("blur", "candidates", "side"):
+        for key in ("ensemble", "sampler.steps", "image_size"):
             assert f"{title} against {key}" in words
     values = {round(100 * run.metrics["ap"], 1) for _, run in cells}
     assert len(values) > 1
@@ -82,7 +92,7 @@ def test_the_ready_grids_fit_the_settings(path):
     assert grid.title
     assert len(grid.cells) > 1
     made = [
-        method_spec(grid.method, preset=grid.preset, overrides=overrides_of({**grid.settings, **cell})).settings
+        method_spec("ocdit", preset=grid.preset, overrides=overrides_of({**grid.settings, **cell})).settings
         for cell in grid.cells
     ]
     assert len(set(map(repr, made))) == len(made), "each cell is another setting"
@@ -101,14 +111,14 @@ def test_there_are_ready_grids():
         ({"grid": [{}]}, "grid: unknown setting; did you mean 'grids'"),
     ],
 )
-def test_bad_grids_are_refused(content, reason):
+def test_invalid_grids_are_refused(content, reason):
     with pytest.raises(ConfigError, match=reason):
         build(Grid, content)
 
 
-def test_a_bad_cell_is_refused_before_anything_is_evaluated(place, tmp_path, capsys):
-    grid = {"method": "colour", "grids": [{"blur": [0.1]}, {"blurs": [0.2]}]}
-    (place / "bad.yaml").write_text(json.dumps(grid))
-    assert ablate(place, tmp_path / "out", config="bad.yaml") == 2
-    assert "blurs: unknown setting; did you mean 'blur'?" in capsys.readouterr().err
+def test_an_invalid_cell_is_refused_before_anything_is_evaluated(place, tmp_path, capsys):
+    grid = {"grids": [{"ensemble": [1]}, {"ensembel": [2]}]}
+    (place / "invalid.yaml").write_text(json.dumps(grid))
+    assert ablate(place, tmp_path / "out", config="invalid.yaml") == 2
+    assert "ensembel: unknown setting; did you mean 'ensemble'?" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,4 @@
-"""Runs side by side, and how sure their figures are."""
-
-import json
+"""Comparison of runs, and its confidence intervals."""
 
 import numpy as np
 import pytest
@@ -103,20 +101,22 @@ def test_differences_are_paired(tmp_path):
         for name, records in (("good", good), ("same", good), ("worse", worse))
     ]
     result = compare(runs, resamples=300)
-    assert (result.images, result.unit, [run.name for run in result.runs]) == (40, "image", ["good", "same", "worse"])
+    assert "40 images" in result.note
+    assert "300 resamples of images" in result.note
+    assert [run.name for run in result.runs] == ["good", "same", "worse"]
     first, same, last = result.runs
     assert first.differences == {}
     metrics = runs[0].metrics
     at = metrics["at_threshold"]
     known = [metrics["ap"], metrics["ap50"], at["mean_iou"], at["false_mask_rate"]]
-    assert [first.figures[name].value for name in COMPARED] == pytest.approx(known, abs=1e-12)
+    assert [first.metrics[name].value for name in COMPARED] == pytest.approx(known, abs=1e-12)
     for name in COMPARED:
-        assert first.figures[name].low <= first.figures[name].value <= first.figures[name].high
+        assert first.metrics[name].low <= first.metrics[name].value <= first.metrics[name].high
         assert (same.differences[name].value, same.differences[name].low, same.differences[name].high) == (0, 0, 0)
     difference = last.differences["mean_iou"]
-    assert difference.value == pytest.approx(last.figures["mean_iou"].value - at["mean_iou"])
+    assert difference.value == pytest.approx(last.metrics["mean_iou"].value - at["mean_iou"])
     assert difference.high < 0
-    wide = first.figures["mean_iou"].high - first.figures["mean_iou"].low
+    wide = first.metrics["mean_iou"].high - first.metrics["mean_iou"].low
     assert difference.high - difference.low < 0.4 * wide, "what both runs share does not count"
 
 
@@ -124,30 +124,30 @@ def test_the_command(tmp_path, capsys):
     paths = [write_run(tmp_path / name, made_records(seed)) for name, seed in (("one", 1), ("two", 2))]
     (tmp_path / "deeper").mkdir()
     paths.append(write_run(tmp_path / "deeper" / "one", made_records(1)))
-    file = tmp_path / "comparison.json"
-    assert main(["compare", *map(str, paths), "--resamples", "50", "--unit", "scene", "--json", str(file)]) == 0
+    assert main(["compare", *map(str, paths), "--resamples", "50"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    written = json.loads(file.read_text())
-    assert (written["unit"], written["resamples"], written["images"]) == ("scene", 50, 12)
-    names = [run["name"] for run in written["runs"]]
-    assert names == [f"{tmp_path.name}/one", "two", "deeper/one"]
-    ap = written["runs"][1]["figures"]["ap"]
-    assert f"{100 * ap['value']:.1f} [{100 * ap['low']:.1f}, {100 * ap['high']:.1f}]" in lines[2]
+    names = [f"{tmp_path.name}/one", "two", "deeper/one"]
+    assert [line.split()[0] for line in lines[1:4]] == names
+    compared = compare([read_run(path) for path in paths], resamples=50)
+    ap = compared.runs[1].metrics["ap"]
+    assert f"{100 * ap.value:.1f} [{100 * ap.low:.1f}, {100 * ap.high:.1f}]" in lines[2]
     assert lines[4].startswith(f"two - {tmp_path.name}/one")
-    assert "12 images; 95% confidence intervals by 50 resamples of scenes" in lines[-1]
+    assert lines[-1] == compared.note
+    assert main(["compare", str(paths[0])]) == 2
+    assert "two or more runs" in capsys.readouterr().err
 
 
-def test_a_results_file_against_a_run(tmp_path, capsys):
+def test_results_of_another_program_against_a_run(tmp_path, capsys):
     dataset = ["--dataset", str(write_set(tmp_path / "set", 4)), "--split", "test"]
     library = ["--objects", str(write_library(tmp_path / "library"))]
-    assert main(["evaluate", *dataset, *library, "--method", "colour", "--out", str(tmp_path / "run")]) == 0
-    results = tmp_path / "run" / "results.json"
+    run, other = str(tmp_path / "run"), str(tmp_path / "other")
+    assert main(["evaluate", *dataset, *library, "--method", "colour", "--out", run]) == 0
+    results = ["--results", f"{run}/results.json", "--threshold", "0.6"]
+    assert main(["evaluate", *dataset, *results, "--out", other]) == 0
     capsys.readouterr()
-    assert main(["compare", str(tmp_path / "run"), str(results), *dataset, "--resamples", "20"]) == 0
-    difference = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("results - run"))
+    assert main(["compare", run, other, "--resamples", "20"]) == 0
+    difference = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("other - run"))
     assert difference.split()[3:6] == ["+0.0", "[+0.0,", "+0.0]"]
-    assert main(["compare", str(tmp_path / "run"), str(results)]) == 2
-    assert "--dataset is missing" in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared(tmp_path):

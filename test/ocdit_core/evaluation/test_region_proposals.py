@@ -5,8 +5,8 @@ import pytest
 from ocdit_core.evaluation.region_proposals import find_superpixels, propose_regions
 
 
-def picture(seed=0, size=(240, 320)):
-    """Three things on a noisy, shaded ground: a disc, a bar of two colours, and a small square; with their masks."""
+def scene(seed=0, size=(240, 320)):
+    """A disc, a bar of two colours and a small square on a noisy, shaded background, and their masks."""
     rng = np.random.default_rng(seed)
     height, width = size
     shade = np.linspace(90, 150, width)[None, :, None]
@@ -25,19 +25,19 @@ def overlaps(masks, truth):
     return (masks & truth).sum(axis=(1, 2)) / (masks | truth).sum(axis=(1, 2))
 
 
-def test_things_are_among_the_regions():
-    image, truths = picture()
+def test_objects_are_among_the_regions():
+    image, truths = scene()
     masks, strengths = propose_regions(image, 100)
     assert masks.shape == (len(strengths), 240, 320)
     best = [overlaps(masks, truth).max() for truth in truths]
     assert min(best) > 0.85, best
-    # What stands out comes first, and the plain disc is such a thing.
+    # By descending saliency: the plain disc is among the first.
     assert (np.diff(strengths) <= 0).all()
     assert overlaps(masks, truths[0]).argmax() < 20
 
 
-def test_regions_are_many_different_ones_of_the_sizes_asked_for():
-    image, _ = picture(1)
+def test_regions_differ_and_are_within_the_size_limits():
+    image, _ = scene(1)
     masks, _ = propose_regions(image, 60)
     assert 10 < len(masks) <= 60
     shares = masks.mean(axis=(1, 2))
@@ -47,8 +47,8 @@ def test_regions_are_many_different_ones_of_the_sizes_asked_for():
         assert overlaps(masks[:index], masks[index]).max() <= 0.85 + 1e-6
 
 
-def test_large_pictures_are_reduced_and_the_same_picture_gives_the_same():
-    image, truths = picture(2)
+def test_large_images_are_reduced_and_results_are_repeatable():
+    image, truths = scene(2)
     large = cv2.resize(image, (1280, 960), interpolation=cv2.INTER_NEAREST)
     first, second = (propose_regions(large, 300) for _ in range(2))
     assert first[0].shape[1:] == (240, 320)
@@ -57,20 +57,20 @@ def test_large_pictures_are_reduced_and_the_same_picture_gives_the_same():
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (4, 900, 3), (15, 15, 3)])
-def test_pictures_too_small_for_regions_have_none(shape):
+def test_tiny_images_have_no_regions(shape):
     masks, strengths = propose_regions(np.full(shape, 90, np.uint8), 300)
     assert len(masks) == len(strengths) == 0
 
 
-def test_an_even_picture_is_no_trouble():
+def test_an_image_of_one_colour():
     masks, strengths = propose_regions(np.full((64, 80, 3), 90, np.uint8), 300)
     assert np.isfinite(strengths).all()
     assert strengths.max(initial=0) < 0.01
     assert masks.shape[1:] == (64, 80)
 
 
-def test_superpixels_cover_the_picture_and_know_their_borders():
-    image, truths = picture()
+def test_superpixels_cover_the_image_and_follow_edges():
+    image, truths = scene()
     pixels = find_superpixels(image, 8)
     labels, count = pixels.labels, len(pixels.areas)
     assert set(np.unique(labels)) == set(range(count))
@@ -78,7 +78,7 @@ def test_superpixels_cover_the_picture_and_know_their_borders():
     np.testing.assert_allclose(pixels.colours.sum(axis=1), 3 * pixels.areas)
     for number in (0, count // 2, count - 1):
         rows, columns = np.nonzero(labels == number)
-        assert pixels.boxes[number].tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert pixels.boxes[number].tolist() == [columns.min(), rows.min(), -columns.max() - 1, -rows.max() - 1]
     assert (pixels.edges[:, 0] < pixels.edges[:, 1]).all()
     across = (labels[:, 1:] != labels[:, :-1]).sum() + (labels[1:] != labels[:-1]).sum()
     assert pixels.lengths.sum() == across

@@ -1,4 +1,4 @@
-"""The report: figures as in metrics.json, pictures that can be decoded, failures by their kinds."""
+"""The report: values as in metrics.json, images that can be decoded, failures by kind."""
 
 import base64
 import io
@@ -19,9 +19,9 @@ from ocdit_core.evaluation.bop_results import ResultRow
 from ocdit_core.evaluation.charts import line_chart
 from ocdit_core.evaluation.comparison import Estimate
 from ocdit_core.evaluation.failures import find_failures
-from ocdit_core.evaluation.report import PUBLISHED, write_report
+from ocdit_core.evaluation.report import PUBLISHED, PUBLISHED_METHODS, write_report
 from ocdit_core.evaluation.run import read_run
-from ocdit_core.masks import encode_mask
+from ocdit_core.masks import decode_mask, encode_mask
 
 VOID = {"meta", "img", "br"}
 
@@ -65,15 +65,25 @@ def place(tmp_path_factory):
     write_set(folder / "ycbv", 6)
     write_library(folder / "library", ("red", "green", "blue"))
     (folder / "ycbv" / "objects.json").write_text(json.dumps({"objects": {1: "red", 2: "green", 3: "blue"}}))
-    for name, more in (("good", []), ("blurred", ["--set", "blur=0.2", "--set", "score_threshold=0.3"])):
-        arguments = ["--dataset", f"{folder}/ycbv", "--split", "test", "--objects", f"{folder}/library"]
-        assert main(["evaluate", *arguments, "--method", "colour", "--out", f"{folder}/{name}", *more]) == 0
+    dataset = ["--dataset", f"{folder}/ycbv", "--split", "test"]
+    method = ["--objects", f"{folder}/library", "--method", "colour"]
+    assert main(["evaluate", *dataset, *method, "--out", f"{folder}/good"]) == 0
+    # A second run: every mask without its left third.
+    rows = json.loads((folder / "good" / "results.json").read_text())
+    for row in rows:
+        mask = decode_mask(row["segmentation"])
+        x, _, width, _ = row["bbox"]
+        mask[:, : round(x + width / 3)] = False
+        row["segmentation"] = encode_mask(mask)
+    (folder / "cut.json").write_text(json.dumps(rows))
+    results = ["--results", f"{folder}/cut.json", "--threshold", "0.3"]
+    assert main(["evaluate", *dataset, *results, "--out", f"{folder}/cut"]) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def html_page(place):
-    runs = [str(place / "good"), str(place / "blurred")]
+    runs = [str(place / "good"), str(place / "cut")]
     more = [
         "--dataset",
         f"{place}/ycbv",
@@ -95,21 +105,21 @@ def test_the_page_is_well_formed_and_loads_nothing(html_page):
     parsed = Strict(html_page)
     assert parsed.addresses
     charts = [address for address in parsed.addresses if address.startswith("data:image/svg+xml;base64,")]
-    pictures = [address for address in parsed.addresses if address.startswith("data:image/webp;base64,")]
+    images = [address for address in parsed.addresses if address.startswith("data:image/webp;base64,")]
     assert len(charts) == 1, "the reliability diagram"
-    assert len(charts) + len(pictures) == len(parsed.addresses)
+    assert len(charts) + len(images) == len(parsed.addresses)
     assert all(link[1:] in parsed.ids for link in parsed.links)
     assert not re.search(r"https?:|url\(|@import", html_page)
-    for address in pictures:
-        picture = Image.open(io.BytesIO(base64.b64decode(address.split(",", 1)[1])))
-        picture.load()
-        assert picture.mode == "RGB"
+    for address in images:
+        image = Image.open(io.BytesIO(base64.b64decode(address.split(",", 1)[1])))
+        image.load()
+        assert image.mode == "RGB"
     assert parsed.words.count("a <b> & c") == 2, "the title, escaped"
 
 
-def test_figures_are_those_of_metrics_json(place, html_page):
+def test_values_are_those_of_metrics_json(place, html_page):
     rows = Strict(html_page).rows
-    metrics = [json.loads((place / name / "metrics.json").read_text()) for name in ("good", "blurred")]
+    metrics = [json.loads((place / name / "metrics.json").read_text()) for name in ("good", "cut")]
     assert metrics[0]["ap"] != metrics[1]["ap"]
     for title, key in (("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75"), ("AR", "ar")):
         assert [title, *(f"{100 * one[key]:.1f}" for one in metrics)] in rows
@@ -121,11 +131,29 @@ def test_figures_are_those_of_metrics_json(place, html_page):
     assert ["median", *(f"{one['time']['median']:.3g}" for one in metrics)] in rows
     parts = [one["by_visibility"]["above_90%"] for one in metrics]
     assert ["above 90%", str(parts[0]["instances"]), *(f"{100 * one['ap']:.1f}" for one in parts)] in rows
-    assert ["settings.blur", "0.008", "0.2"] in rows
+    assert ["score_threshold", "0.6", "0.3"] in rows
     headline = next(row for row in rows if row[0] == "good" and len(row) > 4)
     assert headline[1].startswith(f"{100 * metrics[0]['ap']:.1f} [")
-    for name, value in PUBLISHED["ycbv"].items():
+    for name, value in zip(PUBLISHED_METHODS, PUBLISHED["ycbv"], strict=True):
         assert [f"{name} (published)", f"{value:.1f}"] in [row[:2] for row in rows], "the set is called ycbv"
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_the_reliability_diagram_as_a_file(place, tmp_path, suffix):
+    plot, report = tmp_path / f"reliability.{suffix}", str(tmp_path / "report.html")
+    assert main(["report", str(place / "good"), "--resamples", "2", "--out", report, "--plot", str(plot)]) == 0
+    start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]
+    assert plot.read_bytes().startswith(start)
+    if suffix == "png":
+        image = Image.open(plot)
+        assert min(image.size) > 300
+
+
+def test_a_plot_of_an_unknown_type_is_refused_first(place, tmp_path, capsys):
+    more = ["--out", str(tmp_path / "report.html"), "--plot", str(tmp_path / "plot.gif")]
+    assert main(["report", str(place / "good"), *more]) == 2
+    assert "plot.gif must end in .png, .svg or .pdf" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def row_of(image, number, score, mask):
@@ -136,8 +164,8 @@ def row_of(image, number, score, mask):
 
 def test_each_failure_has_its_kind(tmp_path):
     masks = {1: block(2, 2, 20, 20), 2: block(40, 2, 20, 20), 3: block(2, 35, 20, 20)}
-    picture = frame(*(truth(number, mask) for number, mask in masks.items()))
-    write_scene(tmp_path / "set", "test", 0, [picture, picture, frame(truth(1, masks[1]))])
+    image = frame(*(truth(number, mask) for number, mask in masks.items()))
+    write_scene(tmp_path / "set", "test", 0, [image, image, frame(truth(1, masks[1]))])
     rows = {
         (0, 0): [row_of(0, 1, 0.9, masks[1]), row_of(0, 1, 0.8, block(2, 2, 20, 18)), row_of(0, 3, 0.7, masks[2])],
         (0, 1): [
@@ -167,7 +195,7 @@ def test_each_failure_has_its_kind(tmp_path):
     assert analysis.of_kind("poor mask")[0].iou == pytest.approx(0.4)
 
 
-def test_what_a_report_cannot_be_made_of(place, tmp_path, capsys):
+def test_invalid_reports_are_refused(place, tmp_path, capsys):
     run = read_run(place / "good")
     other = BopFolder(write_set(tmp_path / "other", 6), "test")
     with pytest.raises(DataError, match="is an evaluation of ycbv, not of other"):
@@ -183,10 +211,7 @@ def test_a_chart_holds_its_lines_and_labels():
         "a & b": [Estimate(value=10.0, low=5.0, high=15.0), None, Estimate(value=40.0, low=35.0, high=45.0)],
         "c": [None, None, None],
     }
-    uri = line_chart(["3", "9", "<18"], lines, x_label="steps", y_label="AP")
-    media_type, content = uri.split(",", 1)
-    assert media_type == "data:image/svg+xml;base64"
-    svg = ElementTree.fromstring(base64.b64decode(content))
-    texts = {element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")}
+    chart = line_chart(["3", "9", "<18"], lines, x_label="steps", y_label="AP")
+    texts = {element.text for element in ElementTree.fromstring(chart).iter("{http://www.w3.org/2000/svg}text")}
     assert texts >= {"3", "9", "<18", "steps", "AP", "a & b", "c"}
-    assert uri == line_chart(["3", "9", "<18"], lines, x_label="steps", y_label="AP"), "equal data, equal files"
+    assert chart == line_chart(["3", "9", "<18"], lines, x_label="steps", y_label="AP"), "equal data, equal files"

@@ -10,9 +10,9 @@ from ocdit_core.data.bop import BopFolder
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import ConfigError, DataError, LibraryError, OutputError
 from ocdit_core.evaluation.bop_results import read_parts, read_results, write_results
-from ocdit_core.evaluation.colour_baseline import ColourSettings
 from ocdit_core.evaluation.run import EvaluationTask, evaluate, evaluate_file
 from ocdit_core.evaluation.targets import choose_targets, names_of_objects, require_templates
+from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.objects.library import ObjectLibrary
 
 IMAGES = 6
@@ -34,7 +34,7 @@ def task(place, tmp_path):
 def task_of(place, log, choice="all"):
     dataset = BopFolder(place / "set", "test")
     method = ByColourSpec(
-        method="by colour", weights="", device="cpu", settings=ColourSettings(), threshold=0.5, log=log
+        method="by colour", weights="ocdit-small", device="cpu", settings=InferenceSettings(), threshold=0.5, log=log
     )
     return EvaluationTask(
         dataset=str(place / "set"),
@@ -111,8 +111,9 @@ def test_shares_and_processes_give_the_same(task, tmp_path):
 
 def test_a_folder_holds_one_evaluation(place, task, tmp_path):
     evaluate(tmp_path / "out", task)
-    with pytest.raises(DataError, match=r"settings\.blur 0\.008, not 0\.5"):
-        evaluate(tmp_path / "out", replace(task, method=replace(task.method, settings=ColourSettings(blur=0.5))))
+    other = replace(task.method, settings=InferenceSettings(ensemble=4))
+    with pytest.raises(DataError, match=r"settings\.ensemble 1, not 4"):
+        evaluate(tmp_path / "out", replace(task, method=other))
     with pytest.raises(DataError, match="targets 18, not 15"):
         evaluate(tmp_path / "out", task_of(place, tmp_path / "log", "present"))
     (tmp_path / "file").write_text("")
