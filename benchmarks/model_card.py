@@ -76,9 +76,10 @@ def draw_run(run: Run, path: Path, split: str, out: Path, name: str) -> None:
 
     rows, asked = run.rows(), run.asked
     threshold = float(run.metrics["score_threshold"])
-    analysis = find_failures(dataset.frames(asked), asked, rows, threshold)
-    counts = Counter(failure.kind for failure in analysis.failures)
-    shown = [failure for kind in KINDS for failure in spread(analysis.of_kind(kind), FAILURE_COLUMNS)]
+    failures = find_failures(dataset.frames(asked), asked, rows, threshold)
+    counts = Counter(failure.kind for failure in failures)
+    by_kind = [[failure for failure in failures if failure.kind == kind] for kind in KINDS]
+    shown = [failure for some in by_kind for failure in spread(some, FAILURE_COLUMNS)]
     ranked = rank_images(run.records, threshold)
     middle = len(ranked) // 2
     chosen = [*ranked[:3], *ranked[middle - 1 : middle + 2], *ranked[-3:]]

@@ -50,13 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
         try:
             module = plugin.load()
         except ModuleNotFoundError:
-            continue  # ocdit_ros is not there
+            continue  # ocdit_ros is not installed
         module.add_parsers(subparsers)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 all done, 2 a wrong input (one line a problem on stderr).
+    """Run the command line and return its exit status: 0 success, 2 invalid input (one line per problem on stderr).
 
     Args:
         argv: arguments without the program's name; default: the process's own.
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = logging.getLogger("ocdit_core")
     log.addHandler(handler)
     before, log.level = log.level, level
-    # File names may hold bytes, and names of objects characters, that the terminal's encoding lacks.
+    # Names of files and objects may have characters that the terminal cannot encode.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("ocdit: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output (head, less) has gone: what is still buffered must not raise once more at exit.
+        # The reader of the output (head, less) has closed it: buffered output must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (OSError, UnicodeError) as error:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _input_files(arguments: argparse.Namespace) -> Iterator[Path]:
-    """Yield the files that the command line names as inputs: no output may replace them."""
+    """Yield the input files on the command line, which no output may replace."""
     for option, value in vars(arguments).items():
         if option not in OUTPUTS:
             values = value if isinstance(value, list) else [value]

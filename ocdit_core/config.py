@@ -1,7 +1,9 @@
-"""Typed settings from YAML: dataclasses, checked once at the door, every complaint with the path to its key."""
+"""Typed settings from YAML: dataclasses, validated when they are built; errors contain the dotted key."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import difflib
 import types
@@ -31,7 +33,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Return `values` with overrides such as model.denoiser.depth=12 applied; raises ConfigError."""
-    result = _copy(values)
+    result = copy.deepcopy(values)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -51,15 +53,11 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     return result
 
 
-def _copy(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, dict) else value for key, value in values.items()}
-
-
 def build(cls: type[T], values: Any, path: str = "") -> T:
-    """Return the dataclass `cls` filled from a mapping.
+    """Return an instance of the dataclass `cls` from a mapping.
 
     Raises:
-        ConfigError: an unknown or missing key, a wrong type or a value that the dataclass refuses, with its path.
+        ConfigError: an unknown or missing key, a wrong type, or an invalid value; the message contains the dotted key.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{path or 'settings'}: must be a mapping, is {values!r}")
@@ -89,8 +87,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in parameters:
             return None
-        members = [p for p in parameters if p is not type(None)]
-        return _convert(members[0] if len(members) == 1 else _variant(members, value, path), value, path)
+        (member,) = (p for p in parameters if p is not type(None))
+        return _convert(member, value, path)
     if origin is Literal:
         if value not in parameters:
             raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(repr, parameters))}")
@@ -111,14 +109,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if not isinstance(value, dict):
             raise ConfigError(f"{path}: {value!r} must be a mapping")
         return dict(value)
-    if hint is float and isinstance(value, str):
+    if hint is float and isinstance(value, (str, int)) and not isinstance(value, bool):
         # YAML reads 1e-4 as a string: its floats need a dot.
-        try:
+        with contextlib.suppress(ValueError):
             return float(value)
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
     if hint is Path and isinstance(value, str):
         return Path(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
@@ -126,19 +120,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _variant(members: list[Any], value: Any, path: str) -> Any:
-    """The dataclass of a union that the value's `kind` asks for; without a kind it is the first one."""
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: must be a mapping, is {value!r}")
-    kinds = {typing.get_args(typing.get_type_hints(member)["kind"])[0]: member for member in members}
-    kind = value.get("kind", next(iter(kinds)))
-    if kind not in kinds:
-        raise ConfigError(f"{path}.kind: {kind!r} is not one of {', '.join(map(repr, kinds))}")
-    return kinds[kind]
-
-
 def as_dict(settings: Any) -> dict[str, Any]:
-    """Return a dataclass as plain values that YAML can hold."""
+    """Return a dataclass as plain values for YAML."""
     return {f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init}
 
 

@@ -1,18 +1,18 @@
-"""The errors a user can meet: each message says what is wrong, with which value, and what would be right."""
+"""Errors for users: one line with the offending value and the remedy."""
 
 from __future__ import annotations
 
 
 class OcditError(Exception):
-    """Base of every error that this package raises on purpose; its text is one line fit to be shown as it is."""
+    """Base class of the errors of this package; the message is one line that can be shown to the user."""
 
 
 class ConfigError(OcditError):
-    """A setting is unknown, of the wrong type or out of range; the message holds the dotted path to its key."""
+    """A setting is unknown, of the wrong type or out of range; the message contains its dotted key."""
 
 
 class ImageError(OcditError):
-    """A picture is missing, unreadable, of an unsupported kind, or holds values that are not finite."""
+    """An image is missing, unreadable, of an unsupported type, or has values that are not finite."""
 
 
 class MeshError(OcditError):
@@ -20,7 +20,7 @@ class MeshError(OcditError):
 
 
 class RenderingError(OcditError):
-    """No picture could be drawn: the off-screen OpenGL context is missing, or an object is out of the view."""
+    """Rendering failed: there is no off-screen OpenGL context, or an object is out of view."""
 
 
 class LibraryError(OcditError):
@@ -28,7 +28,7 @@ class LibraryError(OcditError):
 
 
 class UnknownObjectError(LibraryError):
-    """An object was asked for that the library does not hold; `known` lists what it holds."""
+    """The library has no object of this name; `known` lists its objects."""
 
     def __init__(self, unknown: list[str], known: list[str]):
         self.unknown = unknown
@@ -50,7 +50,7 @@ class WeightsError(OcditError):
 
 
 class DataError(OcditError):
-    """Training or evaluation data is missing or damaged; `kind` says in two or three words how, for counts."""
+    """Training or evaluation data is missing or damaged; `kind` names the damage in a few words, for counts."""
 
     def __init__(self, message: str, *, kind: str = "damaged"):
         super().__init__(message)
@@ -58,4 +58,4 @@ class DataError(OcditError):
 
 
 class BagError(OcditError):
-    """A recorded bag is missing, damaged or cut off, lacks what was asked of it, or cannot be written."""
+    """A recorded bag is missing, damaged or truncated, lacks a topic, or cannot be written."""

@@ -1,7 +1,7 @@
-"""Write output files: atomically, and never over a file that this package did not write.
+"""Write output files atomically, and never over a file that this package did not write.
 
-Each folder that files are written to has a hidden list of them, `.ocdit-files.jsonl`, with a checksum of each. A file
-that exists is replaced or removed only if it is listed and unchanged; anything else belongs to the user.
+Each output folder has a hidden list of the files written to it, `.ocdit-files.jsonl`, with checksums. An existing file
+is replaced or removed only if it is listed and unchanged; anything else belongs to the user.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _inputs: ContextVar[frozenset[tuple[int, int]]] = ContextVar("inputs", default=f
 def replacing(path: str | Path, *, guard: bool = True, known: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path` that is renamed to `path` when the block ends without an error.
 
-    The folder is made if it is missing. The temporary file keeps the suffix of `path`, by which many writers choose
-    the format.
+    The folder is created if it is missing. The temporary file keeps the suffix of `path`, which selects the format in
+    many writers.
 
     Args:
         path: the file to write.
-        guard: refuse to replace files of others, and list this one as our own. False is for folders that hold nothing
-            else than ours: caches, training runs.
-        known: tells by its content whether a file that is not listed is ours after all.
+        guard: refuse to replace files that ocdit did not write, and add this one to the list. False is for folders
+            that only ocdit writes to: caches, training runs.
+        known: return, from its content, whether a file that is not listed is nevertheless ours.
 
     Raises:
         OutputError: `path` exists and is not ours, is an input, or cannot be written to; a file that was there before
@@ -46,12 +46,12 @@ def replacing(path: str | Path, *, guard: bool = True, known: Callable[[Path], b
     temporary = path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not tempfile: its files are private, and a result is to be as readable as any other file its owner makes.
+        # Not tempfile: its files are private, but results should have the user's usual permissions.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             yield temporary
             if guard:
-                # Before the renaming: a process that is killed in between leaves no file that seems to be a user's.
+                # Before renaming: if the process is killed in between, no unlisted file remains.
                 _list(path, temporary)
             temporary.replace(path)
         except BaseException:
@@ -74,17 +74,17 @@ def write_text(path: str | Path, text: str, *, guard: bool = True) -> None:
 
 
 def reason(error: OSError | UnicodeError) -> str:
-    """Return in a few words why a file could not be read or written."""
+    """Return why a file could not be read or written, in a few words."""
     if isinstance(error, UnicodeError):
         return "its name has characters that this locale cannot encode; set LC_ALL=C.UTF-8"
     return error.strerror or str(error)
 
 
 def check_output(*paths: str | Path, known: Callable[[Path], bool] | None = None) -> None:
-    """Check that files can be written without harm, before long work begins.
+    """Check that files can be written, before long work begins.
 
     Raises:
-        OutputError: one exists that is an input of this command, a folder, or not ours.
+        OutputError: one exists that is an input of this command, a folder, or a file that ocdit did not write.
     """
     for path in map(Path, paths):
         if not os.path.lexists(path):
@@ -100,7 +100,7 @@ def check_output(*paths: str | Path, known: Callable[[Path], bool] | None = None
 
 
 def is_own(path: Path, *, changed: bool = False) -> bool:
-    """Return whether this package wrote a file and nobody has changed it since; `changed` accepts a changed one."""
+    """Return whether ocdit wrote a file and it is unchanged since; `changed` accepts a changed one."""
     if path.is_symlink() or not path.is_file():
         return False
     checksums = _listed(path.parent).get(path.name, set())
@@ -108,13 +108,13 @@ def is_own(path: Path, *, changed: bool = False) -> bool:
 
 
 def own_files(folder: Path) -> list[Path]:
-    """Return the files in a folder that this package wrote and nobody has changed since, sorted."""
+    """Return the files in a folder that ocdit wrote and that are unchanged since, sorted."""
     return [path for name in sorted(_listed(folder)) if is_own(path := folder / name)]
 
 
 @contextmanager
 def protecting(inputs: Iterable[Path]) -> Iterator[None]:
-    """Refuse to replace these files inside the block, even those that are ours: they are still to be read."""
+    """Refuse to replace these files inside the block, even those that ocdit wrote: they are still to be read."""
     token = _inputs.set(_inputs.get() | {identity for path in inputs if (identity := _identity(path))})
     try:
         yield
@@ -131,11 +131,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _listed(folder: Path) -> dict[str, set[str]]:
-    """Return the checksums that files of a folder had when we wrote them, by name."""
+    """Return the checksums of the files that ocdit wrote to a folder, by name."""
     listed: dict[str, set[str]] = {}
     with suppress(OSError):
         for line in (folder / OWN_FILES).read_bytes().splitlines():
-            # A line that a killed process left unfinished says nothing.
+            # A killed process may leave an incomplete line.
             with suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
                 listed.setdefault(str(entry["file"]), set()).add(entry["sha256"])
@@ -144,7 +144,7 @@ def _listed(folder: Path) -> dict[str, set[str]]:
 
 def _list(path: Path, content: Path) -> None:
     line = json.dumps({"file": path.name, "sha256": _checksum(content)}) + "\n"
-    # One write to the end: processes that share a folder do not disturb one another.
+    # A single append, so that processes may share a folder.
     with (path.parent / OWN_FILES).open("ab", buffering=0) as file:
         file.write(line.encode("ascii"))
 

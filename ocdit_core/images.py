@@ -1,4 +1,4 @@
-"""Read, decode, convert and write images: any common file or array becomes (H, W, 3) uint8 RGB."""
+"""Read, decode, convert and write images; any common file or array becomes (H, W, 3) uint8 RGB."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", "
 
 _ORIENTATION = 0x0112  # EXIF tag
 _TIFF = (b"II*\0", b"MM\0*")
-# EXIF orientation -> the array as it is to be shown
+# EXIF orientation -> upright array
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -121,7 +121,7 @@ def _decoded(data: bytes, name: str, upright: bool, reduction: int) -> np.ndarra
             if frames == 1:
                 return _pixels(image, data, upright, reduction)
         except Exception as error:
-            # Pillow's plugins raise whatever their parsers meet: SyntaxError, struct.error, OSError ...
+            # Pillow's plugins raise SyntaxError, struct.error, OSError ...
             raise ImageError(f"{name}: truncated or damaged image ({error})") from error
     raise ImageError(f"{name}: holds {frames} pages or frames; save the one you mean as a file of its own")
 
@@ -137,7 +137,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
     if not data:
         raise ImageError(f"{name}: the file is empty")
     try:
-        # Pillow warns from a limit of its own on; ours decides, on the header alone.
+        # Pillow's own limit only warns; MAX_PIXELS decides, on the header alone.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -163,7 +163,7 @@ def _pixels(image: Image.Image, data: bytes, upright: bool, reduction: int) -> n
     if reduction > 1 and image.format == "JPEG":
         image.draft("RGB", (image.width // reduction, image.height // reduction))
     stated = image.getexif().get(_ORIENTATION, 1)
-    # load() meets truncation with an error, where OpenCV would return a half-grey image.
+    # load() raises an error for truncated files, of which OpenCV would return a half-grey image.
     image.load()
     pixels = _deep_colour(image, data)
     if pixels is None:
@@ -190,7 +190,7 @@ def _by_mode(image: Image.Image) -> np.ndarray:
 
 
 def _deep_colour(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """Return a 16-bit colour image, of which Pillow would keep the high bytes alone; None for any other."""
+    """Return a 16-bit colour image, which Pillow would reduce to 8 bits; None for any other."""
     if image.format not in ("PNG", "TIFF", "PPM") or image.mode not in ("RGB", "RGBA"):
         return None
     if image.format == "PNG" and data[24:25] != b"\x10":  # the bit depth in a PNG's first chunk
@@ -204,7 +204,7 @@ def _deep_colour(image: Image.Image, data: bytes) -> np.ndarray | None:
 
 
 def _is_float_colour_tiff(data: bytes) -> bool:
-    """Whether this is a TIFF with floating-point colours, which Pillow does not know, of an acceptable size."""
+    """Return whether this is a floating-point colour TIFF, which Pillow cannot read, of an acceptable size."""
     if data[:4] not in _TIFF:
         return False
     stream = io.BytesIO(data)
@@ -215,7 +215,7 @@ def _is_float_colour_tiff(data: bytes) -> bool:
         sizes = tags[TiffImagePlugin.IMAGEWIDTH] * tags[TiffImagePlugin.IMAGELENGTH]
         return tags[TiffImagePlugin.SAMPLEFORMAT] in ((3, 3, 3), (3, 3, 3, 3)) and sizes <= MAX_PIXELS
     except Exception:
-        # Whatever is wrong with it, Pillow says so.
+        # Pillow reports the damage.
         return False
 
 
@@ -227,12 +227,8 @@ def _decode_with_opencv(data: bytes) -> np.ndarray | None:
     return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
 
 
-def _scale16(values: np.ndarray) -> np.ndarray:
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
 def as_rgb8(array: np.ndarray) -> np.ndarray:
-    """Return an in-memory picture as (H, W, 3) uint8 RGB; an array that is one already is not copied.
+    """Return an array as (H, W, 3) uint8 RGB; one of this shape and type is not copied.
 
     Args:
         array: (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA (composited on black); uint8, bool,
@@ -264,13 +260,13 @@ def _as_uint8(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * 255
     if array.dtype == np.uint16:
-        return _scale16(array)
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if not np.issubdtype(array.dtype, np.floating):
         raise ImageError(f"an image must be uint8, uint16 or floats in [0, 1], not {array.dtype}")
     if not np.isfinite(array).all():
         raise ImageError(f"the image holds {np.count_nonzero(~np.isfinite(array))} values that are not finite")
     low, high = float(array.min()), float(array.max())
-    # A little over the ends is what resizing and colour conversion leave behind.
+    # Resizing and colour conversion may overshoot slightly.
     if low < -0.01 or high > 1.01:
         raise ImageError(f"an image of floats must lie in [0, 1], not [{low:.3g}, {high:.3g}]; divide 0-255 by 255")
     return np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
@@ -302,7 +298,7 @@ def write_image(path: str | Path, image: np.ndarray, *, guard: bool = True) -> N
     """Write an image file atomically; the suffix of `path` chooses the format.
 
     Args:
-        path: the file to write; its folder is made if it is missing.
+        path: the file to write; its folder is created if missing.
         image: see `encode_image`.
         guard: see `files.replacing`.
 

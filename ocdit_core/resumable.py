@@ -26,8 +26,8 @@ def keep_plan(
     Args:
         path: plan file in the output folder.
         plan: settings, inputs and versions, as JSON values.
-        outputs: names in the folder that the run writes: if one exists without a plan, it is somebody else's. None: any
-            file that is not hidden is.
+        outputs: names in the folder that the run writes: without a plan, none may exist. None: the folder must be
+            empty, except for hidden files.
         may_differ: top-level keys whose values may change when a run continues.
 
     Raises:
@@ -84,17 +84,13 @@ def take_shard(items: Sequence[T], shard: Shard) -> list[T]:
 
 def _difference(key: str, old: Any, new: Any) -> str:
     """Describe the first difference of two values, with its dotted key."""
+    if isinstance(old, list) and isinstance(new, list):
+        if len(old) != len(new) and max(len(old), len(new)) > 8:
+            return f"{len(old)} {key}, not {len(new)}"
+        if len(old) == len(new):
+            old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         inner = next(name for name in {**old, **new} if old.get(name) != new.get(name))
         return _difference(f"{key}.{inner}", old.get(inner), new.get(inner))
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        at = next(index for index, (one, other) in enumerate(zip(old, new, strict=True)) if one != other)
-        return _difference(f"{key}.{at}", old[at], new[at])
-    if isinstance(old, list) and isinstance(new, list) and max(len(old), len(new)) > 8:
-        return f"{len(old)} {key}, not {len(new)}"
-    return f"{key} {_text(old)}, not {_text(new)}"
-
-
-def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 80 else text[:80] + " ..."
+    shown = (value if isinstance(value, str) else json.dumps(value) for value in (old, new))
+    return f"{key} " + ", not ".join(text if len(text) <= 80 else text[:80] + " ..." for text in shown)

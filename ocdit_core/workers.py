@@ -1,4 +1,4 @@
-"""Work shared by processes: results and log lines come in the order of the tasks; one that dies costs one task."""
+"""Work shared by processes: results and log records come in order; a process that dies costs one task."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import signal
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ocdit_core.errors import OcditError
 
@@ -19,15 +19,18 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 Work = Callable[[T], R]
+Opener = Callable[[], AbstractContextManager[Work[Any, Any]]]
+
+TRIES = 3
+"""Attempts at a task during which its process dies."""
 
 _LOG = "ocdit_core"
-# Seconds that a process has to end what it is at, when the work is broken off.
-_GRACE = 20.0
+_GRACE = 20.0  # seconds for a process to end its current task when the work is stopped
 
 
 @dataclass(frozen=True)
 class Died:
-    """Stands for the result of a task whose process ended in the middle of it; `reason` says how."""
+    """Result of a task whose process ended during it; `reason` says how."""
 
     reason: str
 
@@ -37,54 +40,51 @@ def run_tasks(
 ) -> Generator[R | Died, None, None]:
     """Yield the result of each task, in order.
 
-    Log records of this package are handled in the parent, before the result of the task that they belong to. When
-    the generator is closed, or Ctrl-C breaks it off, processes end the task that they are at and stop.
+    Log records of this package are handled in the parent, before the result of their task. When the generator is
+    closed or interrupted, processes end their current task and stop.
 
     Args:
         opener: called once in each process; what its context manager yields is called with each task. It, tasks and
             results must be picklable.
-        tasks: given out one by one to whoever is free.
-        jobs: how many processes; each is started with its first task.
+        tasks: given one by one to the next free process.
+        jobs: number of processes; each is started with its first task.
 
     Raises:
         OcditError: one that the work raised; it ends all. What concerns one task only belongs in the result.
         RuntimeError: any other exception that the work raised, with its traceback.
     """
     waiting = deque(enumerate(tasks))
-    crew: list[_Process] = []
+    processes: list[_Process] = []
     done: dict[int, _Answer | Died] = {}
     try:
         for number in range(len(tasks)):
             while number not in done:
-                while waiting and len(crew) < jobs:
-                    crew.append(_Process(opener))
-                    crew[-1].give(*waiting.popleft())
-                # A list: a process may be replaced while its neighbours are looked at.
-                for process in [p for p in crew if p.pipe in connection.wait([p.pipe for p in crew])]:
+                while waiting and len(processes) < jobs:
+                    processes.append(_Process(opener))
+                    processes[-1].give(*waiting.popleft())
+                # A list: processes are removed inside the loop.
+                for process in [p for p in processes if p.pipe in connection.wait([p.pipe for p in processes])]:
                     answer = process.answer()
                     done[process.number] = answer
                     if isinstance(answer, Died) or not waiting:
-                        crew.remove(process)
+                        processes.remove(process)
                         process.stop()
                     else:
                         process.give(*waiting.popleft())
             answer = done.pop(number)
-            if isinstance(answer, Died):
-                yield answer
-            else:
-                yield answer.result()
+            yield answer if isinstance(answer, Died) else answer.result()
     finally:
-        for process in crew:
+        for process in processes:
             process.pipe.close()
-        for process in crew:
+        for process in processes:
             process.stop()
 
 
 @dataclass(frozen=True)
-class _Answer(Generic[R]):
-    """What a process sends back: a result or an exception, and what was logged on the way."""
+class _Answer:
+    """Result or exception of a task, and the records that were logged meanwhile."""
 
-    value: R | None
+    value: Any
     records: list[logging.LogRecord]
     error: OcditError | None = None
     trace: str = ""
@@ -100,7 +100,7 @@ class _Answer(Generic[R]):
 
 
 class _Process:
-    def __init__(self, opener: Callable[[], AbstractContextManager[Work[Any, Any]]]) -> None:
+    def __init__(self, opener: Opener) -> None:
         # Not fork: threads and the graphics driver of this process do not survive it.
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
@@ -113,11 +113,9 @@ class _Process:
 
     def give(self, number: int, task: Any) -> None:
         self.number = number
-        # A process that is dead already is found so when its answer is read.
-        try:
+        # If the process is dead, reading its answer shows it.
+        with suppress(OSError):
             self.pipe.send(task)
-        except OSError:
-            return
 
     def answer(self) -> _Answer | Died:
         try:
@@ -146,8 +144,7 @@ class _Collector(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # Arguments and exceptions need not be picklable: their text is.
-        record.msg, record.args = record.getMessage(), None
-        record.exc_info = None
+        record.msg, record.args, record.exc_info = record.getMessage(), None, None
         self.records.append(record)
 
     def take(self) -> list[logging.LogRecord]:
@@ -155,61 +152,38 @@ class _Collector(logging.Handler):
         return taken
 
 
-def _serve(
-    pipe: connection.Connection, opener: Callable[[], AbstractContextManager[Work[Any, Any]]], level: int
-) -> None:
+def _serve(pipe: connection.Connection, opener: Opener, level: int) -> None:
     """Answer tasks until the parent closes the pipe."""
-    # A terminal sends Ctrl-C to all processes; the parent decides what becomes of it.
+    # A terminal sends Ctrl-C to all processes; the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     collector = _Collector()
     log = logging.getLogger(_LOG)
     log.addHandler(collector)
     log.setLevel(level)
     log.propagate = False
-    try:
+    with suppress(EOFError, ConnectionError):
         try:
             with opener() as work:
                 while True:
                     task = pipe.recv()
                     pipe.send(_Answer(work(task), collector.take()))
         except (EOFError, ConnectionError):
-            return
+            raise
         except OcditError as error:
             pipe.send(_Answer(None, collector.take(), error=error))
         except Exception:
             pipe.send(_Answer(None, collector.take(), trace=traceback.format_exc()))
-    except ConnectionError:
-        return
-
-
-TRIES = 3
-"""So often a task is given out before it is held to blame for the end of its processes."""
-
-Opener = Callable[[], AbstractContextManager[Work[Any, Any]]]
 
 
 class Engine(Protocol):
-    """Gives tasks to processes."""
+    """Distribute tasks to processes."""
 
     def __call__(self, opener: Opener, tasks: Sequence[T]) -> Generator[tuple[T, Any], None, None]:
-        """Yield each task with its result, in any order; `Died` stands for that of one whose process ended.
-
-        Args:
-            opener: called once in each process; what its context manager yields is called with each task. It, tasks and
-                results must be picklable.
-            tasks: given out one by one to whoever is free.
-
-        Raises:
-            OcditError: one that the work raised; it ends all.
-        """
+        """Yield each task with its result, or with `Died`, in any order; see `run_tasks`."""
 
 
 class LocalEngine:
-    """Processes on this machine.
-
-    Args:
-        jobs: how many; 1: this process alone.
-    """
+    """Processes on this machine; with `jobs` 1, this process alone."""
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
@@ -231,16 +205,16 @@ class LocalEngine:
 def run_all(
     engine: Engine, opener: Opener, tasks: Iterable[T], name: Callable[[T], str]
 ) -> Generator[tuple[T, Any], None, None]:
-    """Yield each task with its result; one whose process ended in the middle of it is done again.
+    """Yield each task with its result; a task whose process died is repeated.
 
     Args:
-        engine: gives the tasks out.
-        opener: see `Engine`.
-        tasks: what is to be done.
-        name: of a task, for messages.
+        engine: distributes the tasks.
+        opener: see `run_tasks`.
+        tasks: tasks to do.
+        name: name of a task, for messages.
 
     Returns:
-        `Died` stands for the result of a task at which processes ended TRIES times.
+        Tasks and results; `Died` for a task whose processes died TRIES times.
 
     Raises:
         OcditError: one that the work raised.

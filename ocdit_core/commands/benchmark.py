@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ocdit_core.commands.options import add_command, add_model, positive, print_table
-from ocdit_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from ocdit_core.inference.benchmark import Case, Measured
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   ocdit benchmark
-  ocdit benchmark --full --plot latency.png --json latency.json
+  ocdit benchmark --full --json latency.json
   ocdit benchmark --sizes paper --device cuda --objects 8 --ensembles 1 4 16 --set sampler.steps=9
   ocdit benchmark --sizes small --image-sizes 224x224 --objects 1 4 --threads 2
 
@@ -43,7 +42,6 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--image-sizes", type=_size, nargs="+", metavar="HxW", help="sizes of the model input")
     parser.add_argument("--repeats", type=positive, default=3, metavar="N", help="measurements of each (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a chart (needs matplotlib)")
     parser.set_defaults(run=run)
 
 
@@ -58,9 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ocdit_core.models.checkpoints import pick_device
     from ocdit_core.models.ocdit import OCDiT
 
-    check_output(*(path for path in (arguments.json, arguments.plot) if path is not None))
-    if arguments.plot:
-        _require_matplotlib()
+    if arguments.json is not None:
+        check_output(arguments.json)
     device = pick_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -96,8 +93,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         rows = [dataclasses.asdict(one) for one in measured]
         write_text(arguments.json, json.dumps({"machine": header, "cases": rows}, indent=1) + "\n")
-    if arguments.plot:
-        plot(measured, header, arguments.plot)
     return 0
 
 
@@ -119,34 +114,6 @@ def grouped(stages: dict[str, float]) -> dict[str, float]:
     shown["post-processing"] = sum(stages.get(stage, 0.0) for stage in _POST_PROCESSING)
     shown["refine"] = sum(seconds for stage, seconds in stages.items() if stage.startswith("refine_"))
     return shown
-
-
-def plot(measured: Sequence[Measured], header: dict[str, Any], path: Path) -> None:
-    """Draw each case as a bar of its stages."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    from ocdit_core.files import replacing
-
-    figure, axes = pyplot.subplots(figsize=(1.5 + 0.9 * len(measured), 4.5), layout="constrained")
-    places = range(len(measured))
-    bottom = [0.0] * len(measured)
-    for stage in grouped(measured[0].stages):
-        heights = [1000 * grouped(one.stages)[stage] for one in measured]
-        if any(heights):
-            axes.bar(places, heights, 0.4, bottom=bottom, label=stage)
-        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    names = [f"{c.objects} x {c.ensemble}\n{c.image_size[0]}x{c.image_size[1]}" for c in (m.case for m in measured)]
-    axes.set_xticks([place + 0.2 for place in places], names, fontsize=8)
-    axes.set_xlabel("objects x ensemble, size of the image")
-    axes.set_ylabel("milliseconds a picture")
-    axes.set_title(f"{header['model']} on {header['device']}, {header['precision']}", fontsize=10)
-    axes.legend(fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-    pyplot.close(figure)
 
 
 def _cases(arguments: argparse.Namespace, image_size: tuple[int, int]) -> list[Case]:
@@ -179,10 +146,3 @@ def _size(text: str) -> tuple[int, int]:
     if any(side < 16 or side % 16 for side in size):
         raise argparse.ArgumentTypeError(f"{text} is not HEIGHTxWIDTH, both multiples of 16: 480x640")
     return size
-
-
-def _require_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ConfigError("--plot needs matplotlib: pip install matplotlib") from None

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 from ocdit_core.commands.options import (
     add_command,
     add_dataset,
-    add_pages,
     add_workers,
-    check_pages,
     counted,
     fraction,
     positive,
@@ -40,13 +38,19 @@ SYNTHESIZE_EXAMPLES = """\
 """
 INSPECT_EXAMPLES = """\
   ocdit inspect data/bop/ycbv --split test
-  ocdit inspect data/scenes --html scenes.html --sheet scenes.png
+  ocdit inspect data/scenes --html scenes.html
   ocdit inspect data/shards/train_pbr_web --thorough
 """
 _OBJECTS = 200
 """Procedural objects, if neither their number nor meshes are given."""
-_PAGE_WIDTH, _SHEET_WIDTH, _SHEET_COLUMNS = 640, 400, 5
-"""Sizes of drawn samples in pixels."""
+_RANGES = (
+    ("--size", (480, 640), ("H", "W"), "image height and width in pixels"),
+    ("--targets", (2, 16), ("MIN", "MAX"), "labelled objects in a scene"),
+    ("--distractors", (0, 4), ("MIN", "MAX"), "unlabelled objects in a scene"),
+    ("--views-per-scene", (5, 20), ("MIN", "MAX"), "images of a scene"),
+)
+_WIDTH = 640
+"""Width of drawn samples in pixels."""
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -64,7 +68,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "--samples", type=positive, default=40, metavar="N", help="images to draw and check (default: 40)"
     )
     parser.add_argument("--thorough", action="store_true", help="decode and check all images, not only the samples")
-    add_pages(parser, "annotated samples")
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="also write annotated samples as a web page")
     parser.set_defaults(run=inspect)
 
 
@@ -77,60 +81,35 @@ def _add_synthesize(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
 
     objects = parser.add_argument_group("objects")
-    objects.add_argument(
-        "--objects", type=int, metavar="N", help=f"procedural objects (default: {_OBJECTS}, or none with --meshes)"
-    )
-    objects.add_argument(
-        "--first-object",
-        type=int,
-        default=0,
-        metavar="N",
-        help="number of the first procedural object; from 1000000000 on they are for evaluation (default: 0)",
-    )
+    text = f"procedural objects (default: {_OBJECTS}, or none with --meshes)"
+    objects.add_argument("--objects", type=int, metavar="N", help=text)
+    text = "number of the first procedural object; from 1000000000 on they are for evaluation (default: 0)"
+    objects.add_argument("--first-object", type=int, default=0, metavar="N", help=text)
     objects.add_argument("--meshes", type=Path, metavar="FOLDER", help="folder of mesh files, with its subfolders")
     objects.add_argument("--split", type=Path, metavar="FILE", help='JSON: {"train": [names], "test": [names]}')
     objects.add_argument("--part", default="train", choices=("train", "test"), help="part of --split (default: train)")
 
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument("--textures", type=Path, metavar="FOLDER", help="images for rooms and for parts of objects")
-    _add_range(scenes, "--size", (480, 640), ("H", "W"), "image height and width in pixels")
-    _add_range(scenes, "--targets", (2, 16), ("MIN", "MAX"), "labelled objects in a scene")
-    scenes.add_argument(
-        "--repeats",
-        type=fraction,
-        default=0.0,
-        metavar="PROBABILITY",
-        help="probability that a target is a further instance of an object of the scene (default: 0)",
-    )
-    _add_range(scenes, "--distractors", (0, 4), ("MIN", "MAX"), "unlabelled objects in a scene")
-    _add_range(scenes, "--views-per-scene", (5, 20), ("MIN", "MAX"), "images of a scene")
-    scenes.add_argument(
-        "--quality", default="fast", choices=("fast", "good"), help="good: four samples per pixel (default: fast)"
-    )
-    scenes.add_argument(
-        "--path-traced",
-        type=fraction,
-        default=0.0,
-        metavar="FRACTION",
-        help="fraction of the images to render by path tracing (Mitsuba), seconds for each (default: 0)",
-    )
+    for name, default, metavar, text in _RANGES:
+        text += f" (default: {default[0]} {default[1]})"
+        scenes.add_argument(name, type=int, nargs=2, default=default, metavar=metavar, help=text)
+    text = "probability that a target is a further instance of an object of the scene (default: 0)"
+    scenes.add_argument("--repeats", type=fraction, default=0.0, metavar="PROBABILITY", help=text)
+    text = "good: four samples per pixel (default: fast)"
+    scenes.add_argument("--quality", default="fast", choices=("fast", "good"), help=text)
+    text = "fraction of the images to render by path tracing (Mitsuba), seconds for each (default: 0)"
+    scenes.add_argument("--path-traced", type=fraction, default=0.0, metavar="FRACTION", help=text)
 
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--format",
-        default="bop",
-        choices=("bop", "shards", "both"),
-        help="BOP folders, webdataset shards, or both (default: bop)",
-    )
-    output.add_argument(
-        "--bop-split", default="train_pbr", metavar="NAME", help="folder of the scenes (default: train_pbr)"
-    )
-    output.add_argument(
-        "--scenes-per-shard", type=positive, default=20, metavar="N", help="scenes in a shard (default: 20)"
-    )
-    output.add_argument(
-        "--depth", action=argparse.BooleanOptionalAction, default=True, help="write depth maps (default: yes)"
-    )
+    text = "BOP folders, webdataset shards, or both (default: bop)"
+    output.add_argument("--format", default="bop", choices=("bop", "shards", "both"), help=text)
+    text = "folder of the scenes (default: train_pbr)"
+    output.add_argument("--bop-split", default="train_pbr", metavar="NAME", help=text)
+    text = "scenes in a shard (default: 20)"
+    output.add_argument("--scenes-per-shard", type=positive, default=20, metavar="N", help=text)
+    text = "write depth maps (default: yes)"
+    output.add_argument("--depth", action=argparse.BooleanOptionalAction, default=True, help=text)
 
     add_workers(parser, "scenes", jobs=None).add_argument(
         "--ray",
@@ -140,13 +119,6 @@ def _add_synthesize(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
         help='generate on a Ray cluster; "auto": that of this machine; without ADDRESS: a new one on this machine',
     )
     parser.set_defaults(run=synthesize)
-
-
-def _add_range(
-    group: argparse._ArgumentGroup, name: str, default: tuple[int, int], metavar: tuple[str, str], text: str
-) -> None:
-    text += f" (default: {default[0]} {default[1]})"
-    group.add_argument(name, type=int, nargs=2, default=default, metavar=metavar, help=text)
 
 
 def synthesize(arguments: argparse.Namespace) -> int:
@@ -223,19 +195,16 @@ def _summary(done: Synthesised) -> str:
 def inspect(arguments: argparse.Namespace) -> int:
     """Inspect; return 2 if something is damaged, else 0."""
     from ocdit_core.data.dataset import open_dataset
-    from ocdit_core.images import write_image
+    from ocdit_core.files import check_output
 
-    check_pages(arguments)
+    if arguments.html is not None:
+        check_output(arguments.html)
     dataset = open_dataset(arguments.dataset, arguments.split)
     statistics, samples = _count(dataset, arguments)
     _print(dataset, statistics)
     if arguments.html is not None:
         _write_page(arguments.html, dataset, statistics, samples)
         print(f"{arguments.html}: page with {counted(len(samples), 'sample')}")
-    if arguments.sheet is not None and samples:
-        # Drawn again: the labels of larger drawings would be unreadable.
-        write_image(arguments.sheet, _sheet([draw_frame(frame, _SHEET_WIDTH) for frame in samples]))
-        print(f"{arguments.sheet}: sheet of {counted(len(samples), 'sample')}")
     for problem in statistics.problems:
         print(f"ocdit: error: {problem}", file=sys.stderr)
     hidden = statistics.damaged.total() - len(statistics.problems)
@@ -311,16 +280,12 @@ def _write_page(path: Path, dataset: Dataset, statistics: DatasetStatistics, sam
         statistics=statistics,
         counts=counts,
         # Drawn one by one, while the page is written.
-        samples=((frame.key, draw_frame(frame, _PAGE_WIDTH)) for frame in samples),
+        samples=((frame.key, draw_frame(frame, _WIDTH)) for frame in samples),
     )
 
 
 def draw_frame(frame: Frame, width: int) -> np.ndarray:
     """Draw the visible masks of a frame over its image, labelled with object number and visible fraction.
-
-    Args:
-        frame: a sound frame.
-        width: width of the drawing in pixels.
 
     Returns:
         (H, width, 3) uint8 RGB.
@@ -328,42 +293,10 @@ def draw_frame(frame: Frame, width: int) -> np.ndarray:
     Raises:
         DataError: the image or a mask is missing or damaged.
     """
-    import cv2
-    import numpy as np
+    from ocdit_core.evaluation.failures import draw_masks
 
-    from ocdit_core.inference.results import Instance, Segmentation
-    from ocdit_core.visualization import overlay
-
-    image = frame.image()
-    scale = width / image.shape[1]
-    size = (width, max(1, round(image.shape[0] * scale)))
-    instances = []
-    for index, annotation in enumerate(frame.annotations):
-        box = frame.visible_box(index)
-        if box is None:
-            continue
-        mask = cv2.resize(frame.mask(index).astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
-        x, y, w, h = (round(value * scale) for value in box)
-        known = annotation.visible_fraction == annotation.visible_fraction
-        score = annotation.visible_fraction if known else 1.0
-        instances.append(Instance(object_id=str(annotation.object_id), score=score, box=(x, y, w, h), mask=mask))
-    # Large ones first, below the small ones.
-    instances.sort(key=lambda instance: int(instance.mask.sum()))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    result = Segmentation(instances=tuple(instances), image_size=(size[1], size[0]), target_ids=())
-    return overlay(np.asarray(small, dtype=np.uint8), result)
-
-
-def _sheet(drawings: Sequence[np.ndarray]) -> np.ndarray:
-    """Return drawings of one width side by side, row by row: (H, W, 3) uint8 RGB."""
-    import numpy as np
-
-    cell = drawings[0].shape[1] + 4
-    strips = []
-    for start in range(0, len(drawings), _SHEET_COLUMNS):
-        row = drawings[start : start + _SHEET_COLUMNS]
-        strip = np.full((max(d.shape[0] for d in row) + 4, min(_SHEET_COLUMNS, len(drawings)) * cell, 3), 32, np.uint8)
-        for column, drawing in enumerate(row):
-            strip[: drawing.shape[0], column * cell : column * cell + drawing.shape[1]] = drawing
-        strips.append(strip)
-    return np.concatenate(strips)
+    masks = [
+        (str(annotation.object_id), annotation.visible_fraction, frame.mask(index))
+        for index, annotation in enumerate(frame.annotations)
+    ]
+    return draw_masks(frame.image(), masks, width)

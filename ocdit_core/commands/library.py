@@ -6,7 +6,6 @@ import argparse
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -168,7 +167,7 @@ def capture(arguments: argparse.Namespace) -> int:
     print(f"{arguments.out}: {arguments.name} captured, {counted(len(captured.templates), 'view')}")
     if arguments.sheet is not None:
         write_image(arguments.sheet, capture_sheet(captured.previews))
-        print(f"{arguments.sheet}: what was cut out of each photo")
+        print(f"{arguments.sheet}: cut-outs of the photos")
     return 2 if captured.problems else 0
 
 
@@ -194,68 +193,75 @@ def list_objects(arguments: argparse.Namespace) -> int:
             print(f"{arguments.library}: holds no object now")
             return 0
     library = ObjectLibrary(arguments.library)
-    seen = review(library, library, arguments)
-    if seen.rows:
-        header = ["object", "id", "views", "diameter", "unit", "origin", "symmetries", "source"]
-        print_table(header, seen.rows)
-    return 2 if seen.bad else 0
-
-
-@dataclass(kw_only=True)
-class Review:
-    """Result of `review`.
-
-    Attributes:
-        rows: facts of each sound archive, for a table.
-        bad: number of objects with something wrong.
-    """
-
-    rows: list[list[str]]
-    bad: int
+    rows, bad = review(library, library, arguments)
+    if rows:
+        print_table(["object", "id", "views", "diameter", "unit", "origin", "symmetries", "source"], rows)
+    return 2 if bad else 0
 
 
 def review(
     library: ObjectLibrary, names: Iterable[str], arguments: argparse.Namespace, *, quiet: bool = False
-) -> Review:
-    """Read and check objects one by one, and write what --sheet and --html ask for; print problems unless `quiet`."""
+) -> tuple[list[list[str]], int]:
+    """Read and check objects one by one, and write what --sheet and --html ask for.
+
+    Args:
+        library: library of the objects.
+        names: names of the objects.
+        arguments: arguments of the command.
+        quiet: do not print problems of the templates.
+
+    Returns:
+        A table row for each undamaged object, and the number of objects with problems.
+    """
     from ocdit_core.visualization import ContactSheets
     from ocdit_core.web_page import write_page
 
     names = list(names)
     sheets = None if arguments.sheet is None else ContactSheets(arguments.sheet, len(names))
-    result = Review(rows=[], bad=0)
-    cards = _reviewed(library, names, sheets, result, quiet)
+    rows: list[list[str]] = []
+    bad: list[str] = []
+    cards = _cards(library, names, sheets, rows, bad, quiet)
     if arguments.html is not None:
         write_page(arguments.html, "gallery.html", title=library.path.resolve().name, cards=cards)
     else:
         deque(cards, maxlen=0)
     if sheets is not None:
         sheets.finish()
-    for path in sheets.written if sheets is not None else []:
-        print(f"{path}: contact sheet")
+        for path in sheets.written:
+            print(f"{path}: contact sheet")
     if arguments.html is not None:
         print(f"{arguments.html}: page of {counted(len(names), 'object')}")
-    return result
+    return rows, len(bad)
 
 
-def _reviewed(
-    library: ObjectLibrary, names: list[str], sheets: ContactSheets | None, result: Review, quiet: bool
+def _cards(
+    library: ObjectLibrary,
+    names: list[str],
+    sheets: ContactSheets | None,
+    rows: list[list[str]],
+    bad: list[str],
+    quiet: bool,
 ) -> Iterator[Card]:
-    """Yield each object for the page, after adding it to the contact sheets and to the result."""
+    """Yield each object for the page, after adding it to the contact sheets, the table, and the list of bad ones."""
     from ocdit_core.objects.gallery import Card, length, symmetry_text
     from ocdit_core.objects.templates import check_views
 
-    entries, result.bad = _entries(library)
+    entries: dict[str, ObjectEntry] = {}
+    try:
+        entries = library.manifest
+    except LibraryError as error:
+        bad.append(str(error))
+        report(error)
     for name in names:
         try:
             templates = library[name]
         except LibraryError as error:
-            result.bad += 1
+            bad.append(name)
             report(error)
             yield Card(name=name, problems=[str(error)])
             continue
         problems = check_views(templates)
-        result.bad += bool(problems)
+        bad += [name] if problems else []
         for problem in problems if not quiet else []:
             report(LibraryError(f"{name}: {problem}"))
         if sheets is not None:
@@ -264,13 +270,5 @@ def _reviewed(
         number = str(entry.id) if entry else "-"
         main = templates.sources[0] if templates.sources else "-"
         facts = [length(templates.diameter), templates.unit or "-", templates.origin]
-        result.rows.append([name, number, str(len(templates)), *facts, symmetry_text(templates) or "-", main])
+        rows.append([name, number, str(len(templates)), *facts, symmetry_text(templates) or "-", main])
         yield Card(name=name, templates=templates, entry=entry, problems=problems)
-
-
-def _entries(library: ObjectLibrary) -> tuple[dict[str, ObjectEntry], int]:
-    try:
-        return library.manifest, 0
-    except LibraryError as error:
-        report(error)
-        return {}, 1

@@ -91,16 +91,16 @@ def table_rows(path: Path, result: Segmentation) -> list[list[str]]:
 
 
 def write_result(out: Path, path: Path, image: np.ndarray, result: Segmentation, *, model: str) -> None:
-    """Write one image's masks, JSON, overlay and, if the result has one, uncertainty map under `out`.
+    """Write the masks, JSON, overlay and (if the result has one) uncertainty map of an image to `out`.
 
-    Masks that an earlier run wrote for the same image are removed; files of others stay, and are never replaced.
+    Masks of an earlier run for the same image are removed; files that ocdit did not write are never replaced.
 
     Args:
-        out: the folder of all results.
-        path: the image file, which gives the results their name.
+        out: output folder.
+        path: image file; its stem names the results.
         image: (H, W, 3) uint8 RGB.
-        result: the result for this image.
-        model: the name to note in the JSON.
+        result: result for this image.
+        model: model name for the JSON.
 
     Raises:
         OutputError: a result cannot be written, or a file that is not ours has its name; nothing was written then.

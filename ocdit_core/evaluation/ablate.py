@@ -55,14 +55,7 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """An evaluated grid.
-
-    Attributes:
-        title: title in reports.
-        path: its folder.
-        cells: finished combinations with their runs.
-        unfinished: number of other combinations.
-    """
+    """An evaluated grid: title, folder, finished combinations with their runs, and number of the others."""
 
     title: str
     path: Path
@@ -81,9 +74,8 @@ def read_grid(path: Path) -> Grid:
 
 def cell_name(cell: Cell) -> str:
     """Return the name of a cell and of its folder: "sampler.steps=9,ensemble=4"."""
-    return ",".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in cell.items()).replace(
-        "/", "_"
-    )
+    name = ",".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in cell.items())
+    return name.replace("/", "_")
 
 
 def overrides_of(cell: Cell) -> list[str]:

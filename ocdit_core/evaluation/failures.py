@@ -1,10 +1,9 @@
-"""Failure analysis: classify each failure of a run, count confusions between objects, and draw both."""
+"""Failure analysis: classify the failures of a run, and draw them."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import cv2
@@ -58,30 +57,13 @@ class Failure:
     ground_truth: dict[str, Any] | None = None
 
 
-@dataclass(kw_only=True)
-class FailureAnalysis:
-    """All failures of a run.
-
-    Attributes:
-        failures: sorted by descending score; missed instances by descending area.
-        confusion: number of masks by (true obj_id or None for background, predicted obj_id).
-    """
-
-    failures: list[Failure] = field(default_factory=list)
-    confusion: Counter[tuple[int | None, int]] = field(default_factory=Counter)
-
-    def of_kind(self, kind: Kind) -> list[Failure]:
-        """Return the failures of one kind."""
-        return [failure for failure in self.failures if failure.kind == kind]
-
-
 def find_failures(
     frames: Iterable[Frame],
     asked: Mapping[ImageKey, Collection[int]],
     rows: Mapping[ImageKey, Sequence[ResultRow]],
     threshold: float,
-) -> FailureAnalysis:
-    """Classify every mask with a score of at least `threshold`, and every instance without one.
+) -> list[Failure]:
+    """Classify every wrong mask with a score of at least `threshold`, and every instance without a mask.
 
     Args:
         frames: the images.
@@ -89,26 +71,30 @@ def find_failures(
         rows: results of each image.
         threshold: score threshold.
 
+    Returns:
+        The failures by descending score, after the missed instances by descending area.
+
     Raises:
         DataError: masks of the dataset are missing or damaged.
     """
-    analysis = FailureAnalysis()
+    failures = []
     for frame in frames:
         image = image_key(frame)
         kept = sorted((row for row in rows[image] if row.score >= threshold), key=lambda row: -row.score)
-        _classify(analysis, frame, asked[image], kept)
-    missed = {id(one): float(coco.area(one.ground_truth)) for one in analysis.failures if one.kind == "missed"}
-    analysis.failures.sort(key=lambda one: -missed[id(one)] if one.score is None else -one.score)
-    return analysis
+        failures += _classify(frame, asked[image], kept)
+    return sorted(
+        failures, key=lambda one: -float(coco.area(one.ground_truth)) if one.score is None else 1.0 - one.score
+    )
 
 
-def _classify(analysis: FailureAnalysis, frame: Frame, asked: Collection[int], rows: list[ResultRow]) -> None:
+def _classify(frame: Frame, asked: Collection[int], rows: list[ResultRow]) -> list[Failure]:
+    failures = []
     image = image_key(frame)
-    truths = []
-    for index, annotation in enumerate(frame.annotations):
-        mask = encode_mask(frame.mask(index))
-        if coco.area(mask):
-            truths.append((annotation.object_id, mask, annotation.visible_fraction))
+    truths = [
+        (annotation.object_id, mask, annotation.visible_fraction)
+        for index, annotation in enumerate(frame.annotations)
+        if coco.area(mask := encode_mask(frame.mask(index)))
+    ]
     numbers = np.array([number for number, _, _ in truths], np.int64)
     masks = [mask for _, mask, _ in truths]
     ious = np.zeros((len(rows), len(truths)))
@@ -121,7 +107,6 @@ def _classify(analysis: FailureAnalysis, frame: Frame, asked: Collection[int], r
         free = np.where([at in matched for at in range(len(truths))], -1.0, own)
         best = int(line.argmax()) if len(truths) else -1
         lies_on = int(numbers[best]) if best >= 0 and line[best] >= MATCH_IOU else None
-        analysis.confusion[lies_on, row.category_id] += 1
         if len(truths) and free.max() >= MATCH_IOU:
             matched.add(int(free.argmax()))
             continue
@@ -135,7 +120,7 @@ def _classify(analysis: FailureAnalysis, frame: Frame, asked: Collection[int], r
             kind = "false mask"
         else:
             kind = "poor mask" if at >= 0 else "background"
-        analysis.failures.append(
+        failures.append(
             Failure(
                 kind=kind,
                 image=image,
@@ -151,7 +136,8 @@ def _classify(analysis: FailureAnalysis, frame: Frame, asked: Collection[int], r
         own_rows = [k for k, row in enumerate(rows) if row.category_id == number]
         # A visibility that the dataset does not state (NaN) counts as fully visible.
         if number in asked and not visible < MIN_VISIBLE and not any(ious[k, at] > TOUCH_IOU for k in own_rows):
-            analysis.failures.append(Failure(kind="missed", image=image, object_id=number, ground_truth=mask))
+            failures.append(Failure(kind="missed", image=image, object_id=number, ground_truth=mask))
+    return failures
 
 
 def rank_images(records: Sequence[ImageRecord], threshold: float) -> list[tuple[ImageKey, float]]:
@@ -192,8 +178,6 @@ def draw_comparison(
     Raises:
         DataError: the image or a mask is missing or damaged.
     """
-    image = frame.image()
-    size = (width, max(1, round(image.shape[0] * width / image.shape[1])))
     truths = [
         (annotation.object_id, annotation.visible_fraction, frame.mask(index))
         for index, annotation in enumerate(frame.annotations)
@@ -201,19 +185,40 @@ def draw_comparison(
     ]
     results = [(row.category_id, row.score, decode_mask(row.segmentation)) for row in rows if row.score >= threshold]
     labels = {number: names.get(number, str(number)) for number, _, _ in [*truths, *results]}
-    shrunk = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    halves = []
-    for masks in (truths, results):
-        instances = []
-        for number, score, mask in sorted(masks, key=lambda one: -one[1]):
-            small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
-            if small.any():
-                instances.append(Instance(object_id=labels[number], score=score, box=tight_box(small), mask=small))
-        segmentation = Segmentation(
-            instances=tuple(instances), image_size=(size[1], size[0]), target_ids=tuple(dict.fromkeys(labels.values()))
+    left, right = (
+        draw_masks(
+            frame.image(), [(labels[number], score, mask) for number, score, mask in masks], width, labels.values()
         )
-        halves.append(overlay(shrunk, segmentation))
-    return np.concatenate([halves[0], np.full((size[1], 4, 3), 255, np.uint8), halves[1]], axis=1)
+        for masks in (truths, results)
+    )
+    return np.concatenate([left, np.full((len(left), 4, 3), 255, np.uint8), right], axis=1)
+
+
+def draw_masks(
+    image: np.ndarray, masks: Sequence[tuple[str, float, np.ndarray]], width: int, names: Iterable[str] = ()
+) -> np.ndarray:
+    """Draw labelled masks over an image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        masks: label, score and (H, W) bool mask of each; a score of NaN is shown as 1.
+        width: width of the drawing in pixels.
+        names: all labels, to give them the same colours in several drawings; default: those of the masks.
+
+    Returns:
+        (h, width, 3) uint8 RGB.
+    """
+    size = (width, max(1, round(image.shape[0] * width / image.shape[1])))
+    interpolation = cv2.INTER_AREA if width < image.shape[1] else cv2.INTER_LINEAR
+    instances = []
+    for label, score, mask in sorted(masks, key=lambda one: -one[1]):
+        small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
+        if small.any():
+            score = 1.0 if np.isnan(score) else score
+            instances.append(Instance(object_id=label, score=score, box=tight_box(small), mask=small))
+    ids = tuple(dict.fromkeys(names))
+    segmentation = Segmentation(instances=tuple(instances), image_size=(size[1], size[0]), target_ids=ids)
+    return overlay(np.asarray(cv2.resize(image, size, interpolation=interpolation), np.uint8), segmentation)
 
 
 def draw_failure(image: np.ndarray, failure: Failure, *, side: int = 224) -> np.ndarray:

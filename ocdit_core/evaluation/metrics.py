@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdit_core.evaluation.average_precision import ANY_OVERLAP, AveragePrecision, Matches, by_area, by_visibility
+from ocdit_core.evaluation.average_precision import (
+    ANY_OVERLAP,
+    AveragePrecision,
+    Matches,
+    Selection,
+    by_area,
+    by_visibility,
+)
 from ocdit_core.evaluation.records import ImageRecord, TargetRecord
 
 AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
@@ -53,17 +61,14 @@ class Counts:
 
     def rates(self) -> dict[str, float | int | None]:
         """Return the counts and their rates; None if the denominator is 0."""
-        found = self.right + self.wrong
+        counts = asdict(self)
+        overlap, found = counts.pop("overlap"), self.right + self.wrong
         return {
-            "mean_iou": _ratio(self.overlap, self.instances),
+            "mean_iou": _ratio(overlap, self.instances),
             "precision": _ratio(self.right, found),
             "recall": _ratio(self.right, self.instances),
             "f1": _ratio(2 * self.right, found + self.instances),
-            "instances": self.instances,
-            "right": self.right,
-            "wrong": self.wrong,
-            "absent": self.absent,
-            "false_masks": self.false_masks,
+            **counts,
             "false_mask_rate": _ratio(self.false_masks, self.absent),
         }
 
@@ -77,6 +82,12 @@ def summarise(records: Sequence[ImageRecord], *, threshold: float) -> dict[str, 
     """
     matches = Matches(records)
     overall, each = matches.average_precision()
+
+    def selected(
+        bounds: Mapping[str, tuple[float, float]], select: Callable[[float, float], Selection]
+    ) -> dict[str, Any]:
+        return {name: _plain(matches.average_precision(select(*pair))[0]) for name, pair in bounds.items()}
+
     total, by_object = Counts(), defaultdict[int, Counts](Counts)
     for _, number, counts in counts_of(records, threshold):
         total.add(counts)
@@ -84,14 +95,9 @@ def summarise(records: Sequence[ImageRecord], *, threshold: float) -> dict[str, 
     images = Counter(target.object_id for record in records for target in record.targets if target.asked)
     return {
         **_plain(overall),
-        "by_area": {name: _plain(matches.average_precision(by_area(*bounds))[0]) for name, bounds in AREAS.items()},
-        "by_share_of_picture": {
-            name: _plain(matches.average_precision(by_area(*bounds, relative=True))[0])
-            for name, bounds in AREA_FRACTIONS.items()
-        },
-        "by_visibility": {
-            name: _plain(matches.average_precision(by_visibility(*bounds))[0]) for name, bounds in VISIBILITY.items()
-        },
+        "by_area": selected(AREAS, by_area),
+        "by_share_of_picture": selected(AREA_FRACTIONS, partial(by_area, relative=True)),
+        "by_visibility": selected(VISIBILITY, by_visibility),
         "score_threshold": threshold,
         "at_threshold": total.rates(),
         "reliability": reliability(records),

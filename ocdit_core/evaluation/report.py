@@ -19,7 +19,6 @@ from ocdit_core.evaluation.comparison import Compared, Comparison, Estimate, com
 from ocdit_core.evaluation.failures import (
     KINDS,
     Failure,
-    FailureAnalysis,
     draw_comparison,
     draw_failure,
     find_failures,
@@ -213,11 +212,11 @@ def _failures(run: Run, dataset: Dataset, names: Mapping[int, str], images: int)
         raise DataError(f"{run.path}: is an evaluation of {run.plan['dataset']}, not of {dataset.name}")
     threshold = float(run.metrics["score_threshold"])
     rows, asked = run.rows(), run.asked
-    analysis = find_failures(dataset.frames(asked), asked, rows, threshold)
+    found = find_failures(dataset.frames(asked), asked, rows, threshold)
     ranked = rank_images(run.records, threshold)
     count = min(images, len(ranked) // 2)
     chosen = {"Best images": ranked[:count], "Worst images": ranked[::-1][:count]}
-    shown = {kind: analysis.of_kind(kind)[:images] for kind in KINDS}
+    shown = {kind: [failure for failure in found if failure.kind == kind][:images] for kind in KINDS}
     wanted = {image for some in chosen.values() for image, _ in some}
     wanted |= {failure.image for some in shown.values() for failure in some}
     frames: dict[ImageKey, Frame] = {image_key(frame): frame for frame in dataset.frames(wanted)}
@@ -235,7 +234,7 @@ def _failures(run: Run, dataset: Dataset, names: Mapping[int, str], images: int)
             for image, iou in some
         ]
         parts.append(Part(heading=heading, images=drawn, image_width="38rem"))
-    counts = Counter(failure.kind for failure in analysis.failures)
+    counts = Counter(failure.kind for failure in found)
     kinds = [[kind, str(counts[kind]), text] for kind, text in KINDS.items()]
     table = Table(header=["failure", "count", "definition"], rows=kinds, text_columns=[2])
     parts.append(Part(heading="Failures", notes=["Green: ground truth; red: predicted mask."], tables=[table]))
@@ -245,7 +244,7 @@ def _failures(run: Run, dataset: Dataset, names: Mapping[int, str], images: int)
             heading = f"{kind.capitalize()} ({order} {len(failures)} of {counts[kind]})"
             drawn = [(data_uri(draw_failure(frames[one.image].image(), one)), _caption(one, names)) for one in failures]
             parts.append(Part(heading=heading, images=drawn, image_width="11rem"))
-    return [*parts, _confusions(analysis, names)]
+    return [*parts, _confusions(found, names)]
 
 
 def _caption(failure: Failure, names: Mapping[int, str]) -> str:
@@ -259,20 +258,14 @@ def _caption(failure: Failure, names: Mapping[int, str]) -> str:
     return ", ".join([*words, f"image {failure.image[0]}/{failure.image[1]}"])
 
 
-def _confusions(analysis: FailureAnalysis, names: Mapping[int, str]) -> Part:
-    confusion = analysis.confusion
-    correct = sum(count for (true, predicted), count in confusion.items() if true == predicted)
-    background = sum(count for (true, _), count in confusion.items() if true is None)
-    wrong = Counter({pair: count for pair, count in confusion.items() if pair[0] is not None and pair[0] != pair[1]})
-    totals = {"on the correct object": correct, "on another object": wrong.total(), "on no object": background}
-    tables = [Table(header=["masks", "count"], rows=[[name, str(count)] for name, count in totals.items()])]
-    if wrong:
-        rows = [
-            [_name(names, true) if true is not None else "", _name(names, predicted), str(count)]
-            for (true, predicted), count in wrong.most_common(MAX_CONFUSED_PAIRS)
-        ]
-        tables.append(Table(header=["true object", "predicted as", "count"], rows=rows, text_columns=[1]))
-    return Part(heading="Confusions", notes=["A mask lies on an object if their IoU is 0.5 or more."], tables=tables)
+def _confusions(failures: Sequence[Failure], names: Mapping[int, str]) -> Part:
+    pairs = Counter((failure.lies_on, failure.object_id) for failure in failures if failure.lies_on is not None)
+    rows = [
+        [_name(names, true), _name(names, predicted), str(count)]
+        for (true, predicted), count in pairs.most_common(MAX_CONFUSED_PAIRS)
+    ]
+    table = Table(header=["true object", "predicted as", "count"], rows=rows, text_columns=[1])
+    return Part(heading="Confused objects", tables=[table] if rows else [], notes=[] if rows else ["None."])
 
 
 def _ablation(ablation: Ablation, resamples: int) -> list[Part]:

@@ -141,13 +141,8 @@ def evaluate(
         raise ConfigError(f"jobs: {jobs} must be at least 1")
     dataset = open_dataset(task.dataset, task.split)
     mine = take_shard(dataset.units(task.targets), shard)
-    plan = _plan(
-        dataset,
-        task.targets,
-        templates_digest=_digest_templates(task),
-        **task.method.identity(),
-        score_threshold=task.method.threshold,
-    )
+    method = {"templates_digest": _digest_templates(task), **task.method.identity()}
+    plan = _plan(dataset, task.targets, **method, score_threshold=task.method.threshold)
     keep_plan(out / PLAN, plan, outputs=_OUTPUTS, may_differ=_MAY_DIFFER)
     done = read_parts(out)
     waiting = set(dataset.units([image for image in task.targets if image not in done]))

@@ -39,7 +39,8 @@ def choose_targets(dataset: Dataset, choice: str | Path) -> Targets:
         DataError: the file is missing or damaged, or names an image that the dataset does not have; an image of shards
             has no number.
     """
-    asked = None if choice in (ALL, PRESENT) else read_targets(_targets_path(dataset, choice))
+    inside = dataset.path / choice
+    asked = None if choice in (ALL, PRESENT) else read_targets(inside if inside.is_file() else Path(choice))
     shown: dict[ImageKey, set[int]] = {}
     for frame in dataset.frames(asked):
         image = image_key(frame)
@@ -131,8 +132,3 @@ def require_templates(library: ObjectLibrary, targets: Targets, names: Mapping[i
             f"{library.path}: has no templates of {len(lacking)} of the {len(wanted)} target objects: obj_id {first}; "
             "render the dataset's models (`ocdit render DATASET/models --out LIBRARY`), or choose other targets"
         )
-
-
-def _targets_path(dataset: Dataset, choice: str | Path) -> Path:
-    inside = dataset.path / choice
-    return inside if inside.is_file() else Path(choice)

@@ -7,11 +7,11 @@ from ocdit_core import cli
 
 def test_benchmark_prints_a_table_and_writes_its_figures(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    figures, chart = tmp_path / "figures.json", tmp_path / "chart.png"
+    figures = tmp_path / "figures.json"
     arguments = ["--objects", "1", "2", "--ensembles", "1", "2", "--image-sizes", "64x96", "--repeats", "1"]
     # How much there is to refine depends on what is found, not on the case alone.
     settings = ["--set", "sampler.steps=2", "--set", "refine.enabled=false"]
-    assert cli.main(["benchmark", *arguments, "--json", str(figures), "--plot", str(chart), *settings]) == 0
+    assert cli.main(["benchmark", *arguments, "--json", str(figures), *settings]) == 0
     header, titles, *rows = capsys.readouterr().out.splitlines()
     assert header.startswith("model ocdit-small, precision float32, device ")
     assert titles.split()[:3] == ["objects", "ensemble", "size"]
@@ -22,7 +22,6 @@ def test_benchmark_prints_a_table_and_writes_its_figures(tmp_path, capsys):
         assert {"backbone", "sampling", "decoding", "instances", "total"} <= set(case["stages"])
         assert sum(case["stages"].values()) <= 2.01 * case["stages"]["total"]
         assert case["encoding"] > 0
-    assert chart.stat().st_size > 5000
 
 
 def test_sizes_that_are_none_are_refused(capsys):

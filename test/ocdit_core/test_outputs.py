@@ -27,9 +27,9 @@ COMMANDS = {
     "evaluate a file": "evaluate --dataset {in}/set --split test --results {in}/run/results.json --out {out}/run",
     "ablate": "ablate --config {in}/grid.yaml --dataset {in}/set --split test --objects {in}/blocks --out {out}/grid",
     "report": "report {in}/run --resamples 2 --out {out}/report.html --plot {out}/reliability.png",
-    "inspect": "inspect {in}/set --split test --sheet {out}/sheet.png --html {out}/page.html",
+    "inspect": "inspect {in}/set --split test --html {out}/page.html",
     "benchmark": "benchmark --sizes small --objects 1 --ensembles 1 --image-sizes 64x96 --repeats 1 "
-    "--peak-tflops 1 --set sampler.steps=2 --json {out}/times.json --plot {out}/times.png",
+    "--peak-tflops 1 --set sampler.steps=2 --json {out}/times.json",
     "synthesize": "synthesize --out {out}/set --images 1 --objects 3 --size 96 128 --targets 2 2 --distractors 0 0 "
     "--views-per-scene 1 1 --jobs 1 --format both",
 }

@@ -1,4 +1,4 @@
-"""`ocdit inspect`: the numbers of data written by hand, damage by file and key, the page and the sheet."""
+"""`ocdit inspect`: the numbers of data written by hand, damage by file and key, the page."""
 
 import json
 import re
@@ -8,12 +8,12 @@ import pytest
 from layouts import encoded, shard_members, write_bop_scene, write_tar
 
 from ocdit_core.cli import main
+from ocdit_core.commands.datasets import draw_frame
 from ocdit_core.data.bop import BopFolder, spread
 from ocdit_core.data.dataset import open_dataset
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.data.statistics import MAX_PROBLEMS, DatasetStatistics
 from ocdit_core.errors import DataError
-from ocdit_core.images import read_image
 
 
 def rows(text: str, title: str) -> dict[str, int]:
@@ -86,20 +86,20 @@ def test_masks_that_contradict_boxes_are_found(tmp_path, capsys):
     assert "1 image of" in captured.out
 
 
-def test_page_and_sheet(tmp_path, capsys):
+def test_the_page(tmp_path, capsys):
     write_bop_scene(tmp_path / "<data>", images=tuple(range(12)))
-    page, sheet = tmp_path / "page.html", tmp_path / "sheet.png"
-    arguments = ["--samples", "7", "--html", str(page), "--sheet", str(sheet)]
+    page = tmp_path / "page.html"
+    arguments = ["--samples", "7", "--html", str(page)]
     assert main(["inspect", str(tmp_path / "<data>"), "--split", "test", *arguments]) == 0
     text = page.read_text()
     assert text.count("<figure>") == 7
     assert text.count("data:image/webp;base64,") == 7
     assert "<title>&lt;data&gt; test</title>" in text
     assert "http" not in text.replace("http-equiv", "")  # nothing is loaded from elsewhere
-    picture = read_image(sheet)
-    assert picture.shape == (2 * 304, 5 * 404, 3)
-    # The masks are drawn: object 7 (columns 4-5) and what is left of the picture beside it differ in hue.
-    inside, outside = picture[200, 250].astype(int), picture[200, 30].astype(int)
+    drawing = draw_frame(next(iter(BopFolder(tmp_path / "<data>", "test"))), 400)
+    assert drawing.shape == (300, 400, 3)
+    # The masks are drawn: object 7 (columns 4-5) and the rest of the image beside it differ in hue.
+    inside, outside = drawing[200, 250].astype(int), drawing[200, 30].astype(int)
     assert np.abs((inside - inside.mean()) - (outside - outside.mean())).max() > 25
     assert "page with 7 samples" in capsys.readouterr().out
 
@@ -112,7 +112,6 @@ def test_wrong_arguments(tmp_path, capsys):
         ([str(tmp_path / "d"), "--split", "val"], "val: no such split"),
         ([str(tmp_path / "none")], "none: no such folder"),
         ([str(tmp_path)], "holds neither BOP scenes nor shards"),
-        ([str(tmp_path / "d"), "--split", "test", "--sheet", "a.txt"], "--sheet needs the suffix"),
     ):
         assert main(["inspect", *arguments]) == 2
         assert message in capsys.readouterr().err
