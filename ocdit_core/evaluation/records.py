@@ -155,18 +155,18 @@ def write_records(path: str | Path, records: Iterable[ImageRecord]) -> None:
     with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         for record in records:
             targets = [
-                {
-                    "obj_id": target.object_id,
-                    "asked": target.asked,
-                    # JSON has no NaN.
-                    **{
-                        key: np.where(np.isnan(getattr(target, key)), None, getattr(target, key)).tolist()
-                        for key in _ARRAYS
-                    },
-                }
+                {"obj_id": target.object_id, "asked": target.asked}
+                | {key: _without_nan(getattr(target, key)) for key in _ARRAYS}
                 for target in record.targets
             ]
             file.write(json.dumps(vars(record) | {"targets": targets}) + "\n")
+
+
+def _without_nan(values: NDArray[np.float64]) -> Any:
+    """Return an array as lists with None for NaN, which JSON does not have."""
+    known: NDArray[Any] = values.astype(object)
+    known[np.isnan(values)] = None
+    return known.tolist()
 
 
 def read_records(path: str | Path) -> list[ImageRecord]:

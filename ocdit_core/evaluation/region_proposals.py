@@ -54,11 +54,12 @@ def lab_unit(rgb: NDArray[np.uint8] | Array) -> Array:
 
     Most real colours lie close to the grey axis, which the square root of the colour axes spreads.
     """
-    lab = cv2.cvtColor(np.ascontiguousarray(rgb, np.float32) / (255 if rgb.dtype == np.uint8 else 1), cv2.COLOR_RGB2Lab)
+    unit = np.asarray(rgb, np.float32) / np.float32(255 if rgb.dtype == np.uint8 else 1)
+    lab = np.asarray(cv2.cvtColor(unit, cv2.COLOR_RGB2Lab), np.float32)
     colour = lab[..., 1:]
     lab[..., 1:] = 0.5 + 0.5 * np.sign(colour) * np.sqrt(np.minimum(np.abs(colour) / 110, 1))
     lab[..., 0] /= 100
-    return np.asarray(lab, np.float32)
+    return lab
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,7 +93,7 @@ def find_superpixels(rgb: NDArray[np.uint8], step: int) -> Superpixels:
         rgb: (h, w, 3) uint8.
         step: side of the squares in pixels.
     """
-    smooth = cv2.GaussianBlur(rgb, (0, 0), 0.8)
+    smooth = np.asarray(cv2.GaussianBlur(rgb, (0, 0), 0.8), np.uint8)
     lab = np.asarray(cv2.cvtColor(smooth.astype(np.float32) / 255, cv2.COLOR_RGB2Lab), np.float32)
     across, down = (cv2.Sobel(lab, cv2.CV_32F, *order, ksize=3, scale=1 / 8) for order in ((1, 0), (0, 1)))
     gradient = np.asarray(np.sqrt((across**2 + down**2).sum(axis=2)), np.float32)

@@ -6,7 +6,6 @@ from ocdit_core import cli
 
 
 def test_benchmark_prints_a_table_and_writes_its_figures(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     figures = tmp_path / "figures.json"
     arguments = ["--objects", "1", "2", "--ensembles", "1", "2", "--image-sizes", "64x96", "--repeats", "1"]
     # How much there is to refine depends on what is found, not on the case alone.

@@ -1,5 +1,7 @@
 """Comparison of runs, and its confidence intervals."""
 
+import json
+
 import numpy as np
 import pytest
 from small_sets import write_library, write_set
