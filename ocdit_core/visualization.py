@@ -131,10 +131,10 @@ def capture_sheet(previews: Iterable[Preview]) -> np.ndarray:
 def _capture_tile(preview: Preview) -> np.ndarray:
     cell, wide, gap = 160, 213, 8
     tile = np.full((_SHEET_TITLE + cell + gap, wide + cell + 2 * gap, 3), _SHEET_GREY, np.uint8)
-    height, width = preview.picture.shape[:2]
+    height, width = preview.image.shape[:2]
     scale = min(wide / width, cell / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    picture = cv2.resize(preview.picture, size, interpolation=cv2.INTER_AREA)
+    picture = cv2.resize(preview.image, size, interpolation=cv2.INTER_AREA)
     tile[_SHEET_TITLE : _SHEET_TITLE + size[1], wide - size[0] : wide] = picture
     right = np.s_[_SHEET_TITLE : _SHEET_TITLE + cell, wide + gap : wide + gap + cell]
     colour = (235, 235, 235)

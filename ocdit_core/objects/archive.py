@@ -119,9 +119,9 @@ class ObjectTemplates:
         """
         colour = self.rgb.reshape(len(self), 8, 16, 8, 16, 3).mean(axis=(2, 4)).reshape(len(self), -1) / 255
         shape = self.mask.reshape(len(self), 8, 16, 8, 16).mean(axis=(2, 4)).reshape(len(self), -1)
-        looks = np.concatenate([colour, shape], axis=1)
-        squares = (looks**2).sum(axis=1)
-        apart = np.sqrt(np.maximum(squares[:, None] + squares - 2 * looks @ looks.T, 0))
+        features = np.concatenate([colour, shape], axis=1)
+        squares = (features**2).sum(axis=1)
+        apart = np.sqrt(np.maximum(squares[:, None] + squares - 2 * features @ features.T, 0))
         nearest = np.full(len(self), np.inf)
         chosen: list[int] = []
         for _ in range(count):

@@ -18,9 +18,8 @@ from ocdit_core.objects.sources import SourceFiles
 from ocdit_core.objects.surfaces import srgb_from_linear
 
 Array = NDArray[Any]
+# Distance of a triangle from a curved surface, as a fraction of its edges; angle to its neighbours in radians.
 TOLERANCE, ANGLE = 0.005, 0.3
-"""How far a triangle may be from a curved surface, as a fraction of its edges' length; and how far, in radians, from
-its neighbours' direction."""
 _USD_WRAPS = {"clamp": "clamp", "black": "clamp", "mirror": "mirror"}
 # What shaders may have beyond what is drawn: a texture or, for some, a value above 0.
 _USD_UNDRAWN = {

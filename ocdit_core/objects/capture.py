@@ -20,7 +20,7 @@ from ocdit_core.errors import ConfigError, ImageError, OcditError
 from ocdit_core.images import decode_image, decode_pixels, read_bytes
 from ocdit_core.masks import Box, tight_box
 from ocdit_core.objects.archive import TEMPLATE_SIZE, ObjectTemplates, check_name
-from ocdit_core.objects.cutout import Mask, cut_out
+from ocdit_core.objects.cutout import Mask, cut_out, shrunk
 from ocdit_core.objects.templates import CROP_MARGIN
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Preview:
     """One photograph, reduced, with the outline of the cut-out, (h, w, 3) uint8 RGB; no template if it was refused."""
 
     photo: Path
-    picture: np.ndarray
+    image: np.ndarray
     template: np.ndarray | None
 
 
@@ -105,7 +105,7 @@ def capture_object(
             if on_error is not None:
                 on_error(shot.photo, error)
         if image is not None:
-            previews.append(Preview(photo=shot.photo, picture=_outlined(image, mask), template=template))
+            previews.append(Preview(photo=shot.photo, image=_outlined(image, mask), template=template))
     if not used:
         count = f"none of the {len(shots)} photos can be used" if len(shots) > 1 else "the only photo cannot be used"
         raise ImageError(f"{name}: {count}" + ("" if on_error else f"; the first: {problems[0]}"))
@@ -261,11 +261,9 @@ def _crop(photo: Path, image: np.ndarray, mask: Mask) -> tuple[NDArray[np.uint8]
 
 
 def _outlined(image: np.ndarray, mask: Mask | None) -> NDArray[np.uint8]:
-    scale = min(1.0, PREVIEW_SIDE / max(image.shape[:2]))
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    image = shrunk(image, PREVIEW_SIDE).copy()
     if mask is not None:
-        small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.5
+        small = cv2.resize(mask.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_AREA) > 0.5
         contours, _ = cv2.findContours(small.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, contours, -1, _OUTLINE, 2, cv2.LINE_AA)
-    return np.asarray(picture, dtype=np.uint8)
+        cv2.drawContours(image, contours, -1, _OUTLINE, 2, cv2.LINE_AA)
+    return image

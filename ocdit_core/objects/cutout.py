@@ -18,7 +18,7 @@ Mask = NDArray[np.bool_]
 FloatImage = NDArray[np.float32]
 
 SEARCH_SIDE, RIM_SIDE = 280, 640  # longest side in pixels at which the object is looked for, and its rim settled
-MIN_SHARE, MAX_SHARE = 0.002, 0.9  # fractions of the photograph that a cut-out covers
+MIN_FRACTION, MAX_FRACTION = 0.002, 0.9  # fractions of the photograph that a cut-out covers
 MIN_LARGEST = 0.5  # fraction of the cut-out that its largest part covers; an object seldom looks like islands
 _BORDER = 0.05  # width, as a fraction of the shorter side, of the border that shows the background
 _SHADE = 0.62  # fraction of the background's brightness in shadows; what is darker is a dark object
@@ -47,12 +47,12 @@ def cut_out(image: np.ndarray, click: tuple[float, float] | None = None) -> Mask
     image = as_rgb8(image)
     height, width = image.shape[:2]
     if click is not None and not (0 <= click[0] < width and 0 <= click[1] < height):
-        raise ImageError(f"the click {click[0]:g},{click[1]:g} is outside the picture of {width} x {height} pixels")
+        raise ImageError(f"the click {click[0]:g},{click[1]:g} is outside the image of {width} x {height} pixels")
     # GrabCut starts its colour models by k-means on OpenCV's own random numbers: the same photograph, the same cut.
     cv2.setRNGSeed(0)
-    small = _shrunk(image, SEARCH_SIDE)
+    small = shrunk(image, SEARCH_SIDE)
     if min(small.shape[:2]) < 16:
-        raise ImageError(f"a picture of {width} x {height} pixels is too small, or too narrow, to cut an object out of")
+        raise ImageError(f"an image of {width} x {height} pixels is too small, or too narrow, to cut an object out of")
     scene = _Scene(small)
     if click is None:
         mask = _plain_cut(scene)
@@ -102,7 +102,7 @@ class _Scene:
         return np.asarray(np.sqrt((((self.lab - shaded) / (spread + 1)) ** 2).sum(axis=-1)), dtype=np.float32)
 
     def flattened(self) -> NDArray[np.uint8]:
-        """Return the picture without the background's fall of light, lightness counting half: shadows matter less."""
+        """Return the image without the background's fall of light, lightness counting half: shadows matter less."""
         return np.clip((self.lab - self.surface) * [0.5, 1, 1] + 128, 0, 255).astype(np.uint8)
 
     def plain_seed(self) -> Mask:
@@ -131,8 +131,8 @@ def _plain_cut(scene: _Scene) -> Mask:
         return np.zeros(scene.shape, bool)
     cut = cv2.morphologyEx(cut.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
     # In the full light only: a dark inside of a cup is no hole in it.
-    strange = scene.distance(scene.surface, scene.spread - 1, shade=1.0)
-    return _without_false_holes(_central_parts(cut), strange > 4)
+    foreign = scene.distance(scene.surface, scene.spread - 1, shade=1.0)
+    return _without_false_holes(_central_parts(cut), foreign > 4)
 
 
 def _clicked_cut(scene: _Scene, column: int, row: int) -> Mask:
@@ -141,10 +141,10 @@ def _clicked_cut(scene: _Scene, column: int, row: int) -> Mask:
     away = np.hypot(x - column, y - row)
     side = min(scene.shape)
     spot = away <= max(2.0, _SPOT * side)
-    picture = np.clip(scene.lab * [1, 1, 1] + [30, 128, 128], 0, 255).astype(np.uint8)
-    guesses = [(picture, away <= r * side, away > (2.2 * r + 0.1) * side) for r in _DISCS]
+    image = np.clip(scene.lab * [1, 1, 1] + [30, 128, 128], 0, 255).astype(np.uint8)
+    guesses = [(image, away <= r * side, away > (2.2 * r + 0.1) * side) for r in _DISCS]
     nowhere = np.zeros(scene.shape, bool)
-    guesses += [(picture, scene.palette_seed(), nowhere), (scene.flattened(), scene.plain_seed(), nowhere)]
+    guesses += [(image, scene.palette_seed(), nowhere), (scene.flattened(), scene.plain_seed(), nowhere)]
     cuts = []
     for colours, seed, beyond in guesses:
         trimap = _trimap(seed)
@@ -161,7 +161,7 @@ def _clicked_cut(scene: _Scene, column: int, row: int) -> Mask:
     return _without_false_holes(best, nowhere)
 
 
-def _grab_cut(picture: NDArray[np.uint8], trimap: NDArray[np.uint8], rounds: int) -> Mask | None:
+def _grab_cut(image: NDArray[np.uint8], trimap: NDArray[np.uint8], rounds: int) -> Mask | None:
     """Return GrabCut's foreground; None when there is no foreground or no background to start from."""
     front = (trimap & 1) > 0
     if front.sum() < 20 or (~front).sum() < 20:
@@ -169,14 +169,14 @@ def _grab_cut(picture: NDArray[np.uint8], trimap: NDArray[np.uint8], rounds: int
     trimap = trimap.copy()
     back_model, front_model = np.zeros((1, 65)), np.zeros((1, 65))
     # The rectangle is not looked at in this mode.
-    cv2.grabCut(picture, trimap, (0, 0, 1, 1), back_model, front_model, rounds, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(image, trimap, (0, 0, 1, 1), back_model, front_model, rounds, cv2.GC_INIT_WITH_MASK)
     return np.asarray((trimap & 1) > 0)
 
 
 def _settle_rim(image: NDArray[np.uint8], mask: Mask) -> Mask:
     """Return a small mask at the size of the image, its rim settled by the image's own edges and smoothed."""
     height, width = image.shape[:2]
-    medium = _shrunk(image, RIM_SIDE)
+    medium = shrunk(image, RIM_SIDE)
     size = (medium.shape[1], medium.shape[0])
     grown = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
     rough = (cv2.GaussianBlur(grown, (0, 0), 1.0) > 0.5).astype(np.uint8)
@@ -198,14 +198,14 @@ def _settle_rim(image: NDArray[np.uint8], mask: Mask) -> Mask:
 
 def _check(mask: Mask, *, plain: bool) -> None:
     other = "click on the object or give its mask" if plain else "click elsewhere on it or give its mask"
-    share = float(mask.mean())
-    if share < MIN_SHARE:
+    fraction = float(mask.mean())
+    if fraction < MIN_FRACTION:
         raise ImageError(f"no object is found; {other}" + (" (a plain background needs neither)" if plain else ""))
-    if share > MAX_SHARE:
-        raise ImageError(f"the cut-out covers {share:.0%} of the picture, which is the background as well; {other}")
+    if fraction > MAX_FRACTION:
+        raise ImageError(f"the cut-out covers {fraction:.0%} of the image, which is the background as well; {other}")
     if (mask & _frame(mask.shape, 2)).any():
         reason = "the object does, or the background is not plain" if plain else "the object does, or it blends in"
-        raise ImageError(f"the cut-out reaches the picture's border: {reason}; show all of the object, or {other}")
+        raise ImageError(f"the cut-out reaches the image's border: {reason}; show all of the object, or {other}")
     areas = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2][1:, cv2.CC_STAT_AREA]
     if areas.max() < MIN_LARGEST * areas.sum():
         reason = "the background is too much like the object; choose another one"
@@ -216,7 +216,8 @@ def _trimap(seed: Mask) -> NDArray[np.uint8]:
     return np.where(seed, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
 
 
-def _shrunk(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+def shrunk(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return an image whose longer side is at most `side` pixels."""
     scale = side / max(image.shape[:2])
     if scale >= 1:
         return image
@@ -250,13 +251,13 @@ def _part_at(mask: Mask, column: int, row: int) -> Mask:
     return labels == labels[row, column] if labels[row, column] else np.zeros_like(mask)
 
 
-def _without_false_holes(mask: Mask, strange: Mask) -> Mask:
-    """Return the mask with those holes filled that are small, or `strange` to the background for the most part."""
+def _without_false_holes(mask: Mask, foreign: Mask) -> Mask:
+    """Return the mask with those holes filled that are small, or mostly `foreign` to the background."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
     outside = set(np.unique(labels[_frame(mask.shape, 1)]))
     filled = mask.copy()
     for index in set(range(1, count)) - outside:
         hole = labels == index
-        if stats[index, cv2.CC_STAT_AREA] < _HOLE * mask.sum() or strange[hole].mean() > 0.5:
+        if stats[index, cv2.CC_STAT_AREA] < _HOLE * mask.sum() or foreign[hole].mean() > 0.5:
             filled |= hole
     return filled

@@ -260,6 +260,7 @@ def _obj_material(files: SourceFiles, values: dict[str, str], folder: str) -> _O
             resized = cv2.resize(channel, texture.shape[1::-1], interpolation=cv2.INTER_AREA)
             texture = np.dstack([texture[..., :3], np.asarray(resized, dtype=np.uint8)])
             alpha = "mask"
+    files.leave_out("opacity maps", when="map_d" in values and alpha == "opaque")
     if opacity < 1 and alpha == "opaque":
         alpha = "blend"
     if texture is not None:

@@ -50,8 +50,8 @@ _UNDRAWN_MATERIALS = {
     "sheen": "sheenColorFactor", "transmission": "transmissionFactor", "volume": "thicknessFactor",
 }  # fmt: skip
 _DRAWN_MATERIALS = ("emissive_strength", "pbrSpecularGlossiness", "unlit")
+# Normals are computed from the faces; tangents serve normal maps alone.
 _DRAWN_ATTRIBUTES = ("POSITION", "NORMAL", "TANGENT", "COLOR_0", "JOINTS_", "WEIGHTS_")
-"""Normals are computed from the faces; tangents serve normal maps alone."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,14 @@ def read_gltf(files: SourceFiles, data: bytes) -> ParsedFile:
     if scenes:
         roots = scenes[stored.get("scene", 0)].get("nodes", [])
         files.leave_out(f"{len(scenes) - 1} of its {len(scenes)} scenes", when=len(scenes) > 1)
+        shown = document.parents.keys() | {index for scene in scenes for index in scene.get("nodes", [])}
+        files.leave_out("nodes outside of its scenes", when=len(shown) < len(document.nodes))
     else:  # [5.25] any part of the file may be drawn then
         roots = [index for index in range(len(document.nodes)) if index not in document.parents]
     moving = any(animation.get("channels") for animation in stored.get("animations", []))
     files.leave_out("animations (drawn at rest)", when=moving)
+    unused = len(stored.get("meshes", [])) - len({node["mesh"] for node in document.nodes if "mesh" in node})
+    files.leave_out(f"{unused} meshes that no node has", when=unused > 0)
     used = stored.get("extensionsUsed", [])
     files.leave_out("material variants (the default is drawn)", when="KHR_materials_variants" in used)
     files.leave_out(*(f"the extension {name}" for name in used if not name.startswith(_KNOWN)))

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254}
-"""Metres in one unit of length."""
+UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254}  # metres in one unit of length
 DIAMETER_TOLERANCE = 0.05  # relative, of a BOP model against the diameter in models_info.json
 MIN_DIAMETER, MAX_DIAMETER = 0.005, 5.0  # metres: beyond, the unit is wrong, or no robot's camera meets the object
 ABSURD = (0.0005, 20.0)  # metres: beyond, even a unit that the file states is not believed

@@ -111,9 +111,8 @@ def add_objects(
 ) -> AddedObjects:
     """Render CAD files into a library folder, which is made when it is missing.
 
-    An object whose archive is sound, and was made of the same files with the same `views` and `unit`, stays as it is;
-    another one of the same name is replaced, with a warning if it was made of other files. Archives are written
-    atomically, and several processes may add to one library.
+    An object whose archive was made of the same files with the same `views` and `unit` stays as it is; another one of
+    the same name is replaced, with a warning if it was made of other files. Several processes may add to one library.
 
     Args:
         library: the folder.
@@ -124,8 +123,7 @@ def add_objects(
         jobs: number of processes; 1: this one alone; 0: one for each core, but fewer for little work. They are spawned:
             a script that asks for more than one does so below `if __name__ == "__main__":`.
         force: render unchanged objects as well.
-        on_error: called for each file that cannot be used, in the order of the meshes; without it the first error is
-            raised.
+        on_error: called for each file that cannot be used, in order; without it the first error is raised.
         progress: whether to show a progress bar, if the error stream is a terminal.
 
     Raises:

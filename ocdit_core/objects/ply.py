@@ -186,6 +186,7 @@ def _parts(files: SourceFiles, tables: dict[str, Any], names: list[str]) -> list
         files.leave_out("a texture without coordinates", when=any(texture is not None for texture in textures))
         return [part_of(polygons, points, Material(), colours=stored)]
     number = np.zeros(len(polygons), np.int64)
+    files.leave_out("further textures", when=len(names) > 1 and "texnumber" not in face)
     if "texnumber" in face and len(names) > 1:
         number = np.asarray(face["texnumber"]).astype(np.int64)
     parts = []

@@ -26,12 +26,9 @@ from ocdit_core.objects.surfaces import Surface, surface_of
 if TYPE_CHECKING:
     import trimesh
 
-MAX_SIDE = 8192
-"""Longest side of an image in samples."""
-EDGE_WIDTH = 2.0
-"""Line width in samples: such a line covers the sample next to every point that it passes, whatever its slope."""
-DIELECTRIC = 0.04
-"""Fresnel reflectance at normal incidence of plastics, paints and glass."""
+MAX_SIDE = 8192  # longest side of an image in samples
+EDGE_WIDTH = 2.0  # samples: such a line covers the sample next to every point that it passes, whatever its slope
+DIELECTRIC = 0.04  # Fresnel reflectance at normal incidence of plastics, paints and glass
 _ATLAS_ROWS = 2048  # views are drawn below one another and read back together
 
 

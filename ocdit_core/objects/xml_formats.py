@@ -253,6 +253,8 @@ class _Dae:
         """Return the parts of the scene; of the whole library where no scene is named."""
         named = self.root.find("scene/instance_visual_scene")
         scenes = [self._at(named.get("url"))] if named is not None else self.root.findall(".//visual_scene")[:1]
+        total = len(self.root.findall(".//visual_scene"))
+        self.files.leave_out(f"{total - 1} of its {total} scenes", when=total > 1)
         parts: list[Part] = []
         placed: list[tuple[Element, Array]] = []
         for scene in scenes:

@@ -80,7 +80,7 @@ def test_nothing_is_written_without_a_usable_photo(album, capsys):
         (["--name", "a/b"], "object name 'a/b'"),
         (["--name", "toy", "--diameter", "nan"], "diameter: nan m"),
         (["--name", "toy", "--masks", "m0.png", "m1.png"], "2 masks were given for 1 photos"),
-        (["--name", "toy", "--click", "400,10"], "click 400,10 is outside the picture of 320 x 240 pixels"),
+        (["--name", "toy", "--click", "400,10"], "click 400,10 is outside the image of 320 x 240 pixels"),
     ],
 )
 def test_wrong_arguments_cost_one_line(album, capsys, arguments, reason):

@@ -75,15 +75,15 @@ def scene(*shapes):
     [
         (scene(), None, r"no object is found; click on the object or give its mask"),
         (scene(((160, 120), 3)), None, "no object is found"),
-        (scene(((20, 120), 60)), None, r"reaches the picture's border: the object does, or"),
-        (scene(((20, 120), 60)), (20, 120), r"reaches the picture's border: the object does, or"),
+        (scene(((20, 120), 60)), None, r"reaches the image's border: the object does, or"),
+        (scene(((20, 120), 60)), (20, 120), r"reaches the image's border: the object does, or"),
         (scene(((80, 120), 30), ((160, 120), 30), ((240, 120), 30)), None, "falls into 3 parts: the background is too"),
         (
             np.pad(scene()[:230, :310] - 160, ((5, 5), (5, 5), (0, 0)), constant_values=200),
             (160, 120),
             "no object is found",
         ),
-        (scene(((160, 120), 60)), (320, 20), r"click 320,20 is outside the picture of 320 x 240"),
+        (scene(((160, 120), 60)), (320, 20), r"click 320,20 is outside the image of 320 x 240"),
         (scene(((160, 120), 60)), (-1, 20), "click -1,20 is outside"),
         (scene(((160, 120), 60)), (float("nan"), 20), "click nan,20 is outside"),
         (scene()[:4], None, r"320 x 4 pixels is too small"),

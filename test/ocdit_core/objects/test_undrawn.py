@@ -78,6 +78,24 @@ def test_what_is_drawn_is_not_named(tmp_path):
     assert undrawn(gltf(tmp_path, material, [("NORMAL", 3)])) == []
 
 
+def test_gltf_nodes_and_meshes_that_no_scene_shows(tmp_path):
+    file = GltfFile()
+    file.node(file.primitive())
+    file.node(file.primitive(), root=False)
+    file.json["meshes"].append({"primitives": [file.primitive()]})
+    assert undrawn(file.write(tmp_path / "a.glb")) == ["nodes outside of its scenes", "1 meshes that no node has"]
+
+
+def test_textures_that_nothing_names(tmp_path):
+    image(tmp_path / "t.png")
+    comments = ["comment TextureFile t.png", "comment TextureFile t.png"]
+    uv = {"rows": [(0, 0), (1, 0), (1, 1), (0, 1)], "comments": comments}
+    assert undrawn(TestPly().write(tmp_path / "a.ply", [("s", "float"), ("t", "float")], **uv)) == ["further textures"]
+    (tmp_path / "a.mtl").write_text("newmtl m\nKd 1 0 0\nmap_d t.png\n")
+    (tmp_path / "a.obj").write_text("mtllib a.mtl\n" + TEXTURED)
+    assert undrawn(tmp_path / "a.obj") == ["opacity maps"]
+
+
 def test_obj_maps_and_lines(tmp_path):
     image(tmp_path / "t.png")
     maps = (
@@ -123,6 +141,8 @@ def test_dae_animations_maps_and_axes(tmp_path):
     ]  # fmt: skip
     path.write_text(text)
     assert undrawn(path) == ["bump maps", "specular maps"]
+    path.write_text(text.replace("</library_visual_scenes>", "<visual_scene id='t'/></library_visual_scenes>"))
+    assert undrawn(path) == ["bump maps", "specular maps", "1 of its 2 scenes"]
 
 
 def test_3mf_resources(tmp_path):
