@@ -105,7 +105,7 @@ def names_of_objects(library: ObjectLibrary, dataset: Path) -> dict[int, str]:
         content = read_json(path)
         try:
             named = {int(number): str(name) for number, name in content["objects"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"{path}: holds no names of objects by number", kind="damaged JSON") from error
         found = {number: name for number, name in named.items() if name in library}
         if found:

@@ -395,6 +395,8 @@ def read_off(files: SourceFiles, data: bytes) -> ParsedFile:
         rows[0] += rows.pop(1)
     count, polygons_count = int(rows[0][0]), int(rows[0][1])
     rest = rows[1:]
+    if not 0 <= 3 * count <= (held := sum(map(len, rest))):
+        raise ValueError(f"{held} numbers for {count} vertices")
     width = len(rest[0]) if rest else 0
     if any(len(row) != width for row in rest[:count]):  # vertices that go over lines have no more than their position
         words = list(chain.from_iterable(rest))

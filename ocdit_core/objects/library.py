@@ -183,7 +183,7 @@ def _read(folder: Path) -> _Manifest:
         return _Manifest({}, {})
     except OSError as error:
         raise LibraryError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise LibraryError(f"{path}: damaged ({type(error).__name__}: {error}); delete it to number anew") from error
     numbers = [*(entry.id for entry in manifest.objects.values()), *retired.values()]
     for number, count in Counter(numbers).items():

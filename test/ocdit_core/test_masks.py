@@ -68,3 +68,20 @@ def test_tight_box_holds_all_pixels_and_no_empty_row():
     assert tight_box(np.ones((3, 4), bool)) == (0, 0, 4, 3)
     with pytest.raises(ValueError, match="empty"):
         tight_box(np.zeros((3, 4), bool))
+
+
+def test_damaged_compressed_run_lengths_are_refused():
+    """The library that decodes them reads and writes past the end of its memory."""
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (7, 5), (40, 60)):
+        for fraction in (0.0, 0.1, 0.5, 1.0):
+            mask = rng.random(shape) < fraction
+            encoded = encode_mask(mask)
+            assert (decode_mask(encoded) == mask).all()
+    for _ in range(500):
+        counts = "".join(map(chr, rng.integers(40, 120, rng.integers(0, 20))))
+        size = [int(side) for side in rng.choice([-1, 0, 1, 10, 1000], 2)]
+        try:
+            assert decode_mask({"size": size, "counts": counts}).shape == tuple(size)
+        except DataError:
+            continue

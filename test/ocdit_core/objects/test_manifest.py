@@ -122,6 +122,11 @@ def test_a_damaged_archive_keeps_its_number(tmp_path):
             '"diameter": 1, "source": ""}}}',
             "not within 0 to 255",
         ),
+        (
+            '{"schema_version": 1, "objects": {"a": {"id": 1, "colour": [0, 0, Infinity], "origin": "cad", '
+            '"diameter": 1, "source": ""}}}',
+            "OverflowError",
+        ),
     ],
 )
 def test_a_damaged_manifest_is_an_error_and_is_left_alone(tmp_path, content, reason):
