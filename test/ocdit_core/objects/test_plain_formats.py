@@ -355,7 +355,13 @@ class TestOff:
         assert read_cad(tmp_path / "a.off").mesh.area == pytest.approx(0.01)
 
     @pytest.mark.parametrize(
-        ("text", "reason"), [("4OFF\n4 1 0\n", "4OFF"), ("OFF BINARY\n", "binary OFF"), ("OFF\n4 2 0\n", "damaged")]
+        ("text", "reason"),
+        [
+            ("4OFF\n4 1 0\n", "4OFF"),
+            ("OFF BINARY\n", "binary OFF"),
+            ("OFF\n4 2 0\n", "damaged"),
+            ("OFF\n353535235358 6 0\n0 0 0\n", "3 numbers for 353535235358"),
+        ],
     )
     def test_what_cannot_be_read_is_refused(self, tmp_path, text, reason):
         (tmp_path / "a.off").write_text(text)
