@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,12 @@ def read_cad_format(files: SourceFiles, data: bytes) -> ParsedFile:
     suffix = files.path.suffix.lower()
     if suffix in (*_STEP, *_IGES):
         return _read_brep(files, data, "step" if suffix in _STEP else "iges")
-    return _read_usd(files) if suffix in _USD else _read_assimp(files)
+    if suffix in _USD:
+        return _read_usd(files)
+    # The package passes no bones on.
+    skinned = {".x": rb"(?<!template )\bSkinWeights\s*\{", ".fbx": rb"SubDeformer"}.get(suffix)
+    files.leave_out("skins (drawn where they were bound)", when=skinned is not None and bool(re.search(skinned, data)))
+    return _read_assimp(files)
 
 
 # STEP and IGES: Open CASCADE tessellates them and writes glTF in metres

@@ -278,6 +278,17 @@ def test_directx_with_a_texture_and_a_frame(tmp_path):
     check(read_cad(tmp_path / "b.x", "m"), {(0.25, 0.02): (128, 64, 255)})
 
 
+def test_skins_that_are_not_applied_are_named(tmp_path):
+    pytest.importorskip("assimp_py")
+    matrix = ", ".join(f"{value:.1f}" for value in np.eye(4).ravel())
+    skin = f'SkinWeights {{ "Root"; 1; 0; 1.0; {matrix};; }}\nMeshMaterialList'
+    template = "template SkinWeights { <6f0d123b-bad2-4167-a0d0-80224f25fabb> STRING transformNodeName; }\nFrame Root"
+    (tmp_path / "a.x").write_text(DIRECTX.replace("TEXTURE", "").replace("MeshMaterialList", skin))
+    (tmp_path / "b.x").write_text(DIRECTX.replace("TEXTURE", "").replace("Frame Root", template))
+    assert read_cad(tmp_path / "a.x", "m").warnings == ("a.x: not drawn: skins (drawn where they were bound)",)
+    assert read_cad(tmp_path / "b.x", "m").warnings == ()
+
+
 FBX = """; FBX 7.4.0 project file
 FBXHeaderExtension:  {
 	FBXHeaderVersion: 1003
