@@ -49,11 +49,11 @@ class ObjectTemplates:
     """What is known of one target object: V views and its geometry (paper A.1).
 
     Attributes:
-        name: of the object in its library.
+        name: object name in its library.
         rgb: (V, 128, 128, 3) uint8 sRGB on black, cropped to the object.
         mask: (V, 128, 128) bool, the object's pixels in the crop.
         box: (V, 4) float32 x, y, width, height of the object in pixels of the full rendering or photograph.
-        K: (V, 3, 3) float64 intrinsics of the crop: with `pose` they project object points onto the crop's mask.
+        K: (V, 3, 3) float64 intrinsics of the crop.
         pose: (V, 4, 4) float64 camera-from-object, OpenCV axes (x right, y down, z forward), metres.
         points: (N, 3) float32 on the object's surface, metres.
         diameter: the largest distance between two of its points, metres.
@@ -61,9 +61,9 @@ class ObjectTemplates:
             the identity not among them (BOP's `symmetries_discrete`).
         symmetries_continuous: (C, 2, 3) float64 axes of rotation: direction, and a point on the axis in metres.
         origin: "cad", or "photos": then K, pose and (unless it was given) diameter are NaN and there are no points.
-        unit: that the CAD file was read in; empty for photographs.
+        unit: unit that the CAD file was read in; empty for photographs.
         sources: names of the files that the views were made from, the main one first, relative to its folder.
-        source_sha256: of those files' contents, in that order, hexadecimal.
+        source_sha256: hash of those files' contents, in that order, hexadecimal.
         recipe: how they were made; equal recipes and equal sources make equal archives.
     """
 

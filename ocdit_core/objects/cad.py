@@ -33,11 +33,7 @@ _STEP, _IGES, _USD = (".step", ".stp"), (".iges", ".igs"), (".usd", ".usda", ".u
 
 
 def read_cad_format(files: SourceFiles, data: bytes) -> ParsedFile:
-    """Read one of `formats.CAD_FORMATS`.
-
-    Raises:
-        MeshError: the package that reads it is missing, or it cannot be read.
-    """
+    """Read one of `formats.CAD_FORMATS`; raises MeshError if its package is missing or it cannot be read."""
     suffix = files.path.suffix.lower()
     if suffix in (*_STEP, *_IGES):
         return _read_brep(files, data, "step" if suffix in _STEP else "iges")

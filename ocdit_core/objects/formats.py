@@ -310,11 +310,7 @@ def _texture_name(value: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def read_stl(files: SourceFiles, data: bytes) -> ParsedFile:
-    """Read a binary or text STL file, and the face colours that VisCAM and Magics put into it.
-
-    Raises:
-        MeshError: truncated.
-    """
+    """Read a binary or text STL file, with VisCAM's and Magics' face colours; raises MeshError if it is truncated."""
     path = files.path
     stated = int.from_bytes(data[80:84], "little")
     length = 84 + 50 * stated

@@ -113,11 +113,7 @@ def _reduce_samples(samples: NDArray[np.uint8], factor: int) -> tuple[NDArray[np
 
 
 def open_context() -> Any:
-    """Return a new off-screen moderngl context.
-
-    Raises:
-        RenderingError: moderngl or an EGL driver is missing.
-    """
+    """Return a new off-screen moderngl context; raises RenderingError if moderngl or an EGL driver is missing."""
     try:
         import moderngl
 

@@ -76,11 +76,7 @@ class SourceFiles:
         self.undrawn += [feature for feature in features if when and feature not in self.undrawn]
 
     def package(self, module: str, reason: str, name: str | None = None) -> Any:
-        """Import a package that this file needs, `name` on PyPI.
-
-        Raises:
-            MeshError: it is not installed.
-        """
+        """Import a package that this file needs, `name` on PyPI; raises MeshError if it is not installed."""
         try:
             return importlib.import_module(module)
         except ImportError as error:

@@ -55,11 +55,7 @@ def srgb_from_linear(values: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def surface_of(mesh: trimesh.Trimesh) -> Surface:
-    """Turn a mesh in metres into drawable buffers.
-
-    Raises:
-        MeshError: there are no faces, or a vertex is not finite.
-    """
+    """Turn a mesh in metres into drawable buffers; raises MeshError without faces or with a vertex not finite."""
     faces = np.asarray(mesh.faces)
     if len(faces) == 0:
         raise MeshError("the mesh has no faces; a surface mesh is needed")
