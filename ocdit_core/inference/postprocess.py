@@ -23,9 +23,11 @@ MIN_PART = 0.5
 # Two candidates of one object that overlap by more than this fraction of the smaller mask are one instance. A candidate
 # with more than this fraction of its mask under better candidates is dropped.
 MAX_SHARED = 0.5
-# A proposal at the fine size is new if its box IoU with all known ones is lower; per object, the best few are kept.
+# Proposals of the refine stage: least fraction of the image, box IoU from which two of one target are the same, and how
+# many there are of each target (or as many as it may have instances).
+MIN_PROPOSAL = 0.0003
 SAME_BOX_IOU = 0.5
-MAX_NEW = 2
+PROPOSALS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,31 +61,69 @@ class Candidate:
         return slice(y, y + height), slice(x, x + width)
 
 
-def propose(
-    probabilities: np.ndarray, targets: int, settings: InferenceSettings, *, threshold: float, exclusive: bool
-) -> list[Candidate]:
-    """Return proposals: groups of connected parts, at most `max_instances` for each target (paper 3.3).
+def propose(maps: Sequence[np.ndarray], targets: int, settings: InferenceSettings) -> list[Candidate]:
+    """Return proposals for the refine stage: connected regions of each target, the most probable ones of all maps.
+
+    A region counts from a low probability on and from few pixels: the refine stage rejects what is not the target, but
+    cannot find what nobody proposes.
+
+    Args:
+        maps: (O, H, W) probabilities of targets, then distractors, from one or several sources.
+        targets: number of targets.
+        settings: inference settings.
+    """
+    proposals: list[Candidate] = []
+    for target in range(targets):
+        found = []
+        for probabilities in maps:
+            own = probabilities[target]
+            mask = (own >= settings.refine.proposal_threshold).astype(np.uint8)
+            count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+            for part in range(1, count):
+                x, y, width, height, area = (int(value) for value in stats[part])
+                if area >= MIN_PROPOSAL * own.size:
+                    rows, columns = slice(y, y + height), slice(x, x + width)
+                    inside = labels[rows, columns] == part
+                    found.append(
+                        Candidate(
+                            target=target,
+                            score=score(own[rows, columns], inside, settings.score),
+                            region=(x, y, width, height),
+                            probabilities=own[rows, columns],
+                            mask=inside,
+                        )
+                    )
+        kept: list[Candidate] = []
+        for one in sorted(found, key=lambda one: -float(one.probabilities[one.mask].mean())):
+            if len(kept) < max(PROPOSALS, settings.max_instances) and all(
+                box_iou(one.region, other.region) < SAME_BOX_IOU for other in kept
+            ):
+                kept.append(one)
+        proposals += kept
+    return proposals
+
+
+def coarse_candidates(probabilities: np.ndarray, targets: int, settings: InferenceSettings) -> list[Candidate]:
+    """Return candidates without a refine stage: groups of connected parts, at most `max_instances` for each target.
+
+    Each pixel counts for its most probable object only.
 
     Args:
         probabilities: (O, H, W) probabilities of targets, then distractors.
         targets: number of targets.
         settings: inference settings.
-        threshold: probability from which a pixel counts.
-        exclusive: count each pixel for the most probable object only.
     """
-    winner = probabilities.argmax(axis=0) if exclusive else None
-    proposals = []
+    winner = probabilities.argmax(axis=0)
+    candidates = []
     for target in range(targets):
         own = probabilities[target]
-        mask = own >= threshold
-        if winner is not None:
-            mask &= winner == target
+        mask = (own >= settings.mask_threshold) & (winner == target)
         groups = [group for group in grouped_parts(mask) if group.sum() >= min_pixels(own.shape)]
         groups.sort(key=lambda group: -float(own[group].sum()))
         for group in groups[: settings.max_instances]:
             x, y, width, height = region = tight_box(group)
             part = (slice(y, y + height), slice(x, x + width))
-            proposals.append(
+            candidates.append(
                 Candidate(
                     target=target,
                     score=score(own, group, settings.score, groups),
@@ -92,18 +132,7 @@ def propose(
                     mask=group[part],
                 )
             )
-    return proposals
-
-
-def new_proposals(known: Sequence[Candidate], others: Sequence[Candidate]) -> list[Candidate]:
-    """Return the proposals that overlap no known one of their target, the best few of each target."""
-    new: list[Candidate] = []
-    for one in sorted(others, key=lambda one: -one.score):
-        same = [other for other in (*known, *new) if other.target == one.target]
-        fresh = sum(other.target == one.target for other in new) < MAX_NEW
-        if fresh and all(box_iou(one.box, other.box) < SAME_BOX_IOU for other in same):
-            new.append(one)
-    return new
+    return candidates
 
 
 def candidate_in(

@@ -14,7 +14,7 @@ from ocdit_core.images import as_rgb8
 from ocdit_core.inference.coarse import CoarseStage
 from ocdit_core.inference.labelling import LABEL_THRESHOLD, Label, label_regions
 from ocdit_core.inference.network import Network, collect_timings, lap
-from ocdit_core.inference.postprocess import Candidate, calibrated, new_proposals, propose, resolve, uncertainty_map
+from ocdit_core.inference.postprocess import Candidate, calibrated, coarse_candidates, propose, resolve, uncertainty_map
 from ocdit_core.inference.refine import RefineStage
 from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.settings import InferenceSettings, find_weights, load_settings, refine_weights
@@ -208,17 +208,13 @@ class Segmenter:
     def _candidates(self, image: np.ndarray, probabilities: np.ndarray, objects: EncodedObjects) -> list[Candidate]:
         """Return candidates of all targets: proposals, refined where there is a refine stage."""
         settings, targets = self._settings, len(objects.object_ids)
-        refine = self._refine if objects.singles is not None else None
-        # Similar objects may claim the same pixels: the refine stage tells them apart.
-        threshold = settings.mask_threshold if refine is None else settings.refine.proposal_threshold
-        candidates = propose(probabilities, targets, settings, threshold=threshold, exclusive=refine is None)
-        if refine is not None and objects.singles is not None:
+        if self._refine is None or objects.singles is None:
+            candidates = coarse_candidates(probabilities, targets, settings)
+        else:
             fine = self._coarse.match(image, objects.runs)
-            if fine is not None:
-                small = propose(fine, targets, settings, threshold=threshold, exclusive=False)
-                candidates += new_proposals(candidates, small)
+            proposals = propose([probabilities] if fine is None else [probabilities, fine], targets, settings)
             lap("proposals")
-            candidates = refine.refine(image, candidates, objects.singles)
+            candidates = self._refine.refine(image, proposals, objects.singles)
         lap("proposals")
         return calibrated(candidates, settings.calibration)
 

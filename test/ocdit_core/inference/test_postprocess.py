@@ -9,9 +9,9 @@ import pytest
 from ocdit_core.inference.postprocess import (
     Candidate,
     calibrated,
+    coarse_candidates,
     candidate_in,
     grouped_parts,
-    new_proposals,
     propose,
     resolve,
     score,
@@ -57,25 +57,49 @@ def test_specks_are_neither_parts_nor_instances():
     assert grouped_parts(np.zeros(SIZE, bool)) == []
 
 
-def test_proposals_lie_where_the_probabilities_are():
+def test_candidates_of_the_coarse_stage_share_no_pixel():
     maps = np.zeros((3, *SIZE), np.float32)
     maps[0][square(10, 10, 10)] = 0.9
     maps[0][square(55, 35, 12)] = 0.6
     maps[1][square(10, 10, 10)] = 0.7
     maps[2][square(40, 5, 10)] = 1.0  # a distractor
-    found = propose(maps, 2, SETTINGS, threshold=0.5, exclusive=True)
+    found = coarse_candidates(maps, 2, replace(SETTINGS, mask_threshold=0.5))
     assert [(one.target, one.box) for one in found] == [(0, (10, 10, 10, 10)), (0, (55, 35, 12, 12))]
     assert [round(one.score, 4) for one in found] == [0.9, 0.6]
-    both = propose(maps, 2, SETTINGS, threshold=0.5, exclusive=False)
-    assert sorted((one.target, one.box) for one in both) == [
-        (0, (10, 10, 10, 10)),
-        (0, (55, 35, 12, 12)),
-        (1, (10, 10, 10, 10)),
-    ]
-    assert len(propose(maps, 2, replace(SETTINGS, max_instances=1), threshold=0.5, exclusive=False)) == 2
+    assert len(coarse_candidates(maps, 2, replace(SETTINGS, mask_threshold=0.5, max_instances=1))) == 1
     specks = np.zeros((1, 600, 800), np.float32)
     specks[0, 10:20, 10:20] = 0.9
-    assert propose(specks, 1, SETTINGS, threshold=0.5, exclusive=False) == []
+    assert coarse_candidates(specks, 1, SETTINGS) == []
+
+
+def test_proposals_are_the_most_probable_regions_of_all_maps():
+    settings = replace(SETTINGS, refine=replace(SETTINGS.refine, proposal_threshold=0.1))
+    first, second = np.zeros((2, *SIZE), np.float32), np.zeros((2, *SIZE), np.float32)
+    first[0][square(10, 10, 10)] = 0.9
+    first[1][square(10, 10, 10)] = 0.7  # the same pixels for two targets: the refine stage decides
+    first[1][square(50, 5, 25)] = 0.2
+    second[0][square(11, 10, 10)] = 0.8  # the region of the first map again
+    second[0][square(55, 35, 3)] = 0.15  # small and weak, and far smaller than the other one
+    found = propose([first, second], 2, settings)
+    assert [(one.target, one.region) for one in found] == [
+        (0, (10, 10, 10, 10)),
+        (0, (55, 35, 3, 3)),
+        (1, (10, 10, 10, 10)),
+        (1, (50, 5, 25, 25)),
+    ]
+    assert [round(one.score, 4) for one in found] == [0.9, 0.15, 0.7, 0.2]
+    assert all(one.mask.all() for one in found)
+
+
+def test_the_number_of_proposals_of_a_target_is_limited_and_specks_are_none():
+    probabilities = np.zeros((1, 100, 200), np.float32)
+    for number in range(7):
+        probabilities[0, 10:20, 10 + 25 * number : 20 + 25 * number] = 0.3 + number / 10
+    assert [round(one.score, 4) for one in propose([probabilities], 1, SETTINGS)] == [0.9, 0.8, 0.7, 0.6]
+    assert len(propose([probabilities], 1, replace(SETTINGS, max_instances=6))) == 6
+    specks = np.zeros((1, 600, 800), np.float32)
+    specks[0, 10:20, 10:20] = 0.9
+    assert propose([specks], 1, SETTINGS) == []
 
 
 def test_expected_iou_counts_what_lies_outside():
@@ -145,17 +169,6 @@ def proposal(x, y, side, score, target=0) -> Candidate:
         probabilities=square.astype(np.float32),
         mask=square.astype(bool),
     )
-
-
-def test_proposals_are_new_where_no_known_one_of_their_target_is():
-    known = [proposal(10, 10, 20, 0.9), proposal(80, 10, 20, 0.9, target=1)]
-    others = [proposal(12, 10, 20, 0.95), proposal(80, 12, 20, 0.6), proposal(40, 40, 10, 0.3)]
-    assert [one.box[:2] for one in new_proposals(known, others)] == [(80, 12), (40, 40)]
-
-
-def test_the_best_new_proposals_count_and_their_number_is_limited():
-    others = [proposal(20 * number, 0, 10, number / 10) for number in range(1, 6)] + [proposal(101, 0, 10, 0.45)]
-    assert [one.score for one in new_proposals([], others)] == [0.5, 0.4]
 
 
 def test_calibration_is_the_logistic_map_and_keeps_the_order():
