@@ -12,11 +12,14 @@ from ocdit_core.inference.crops import Crop, CropMean, expand
 from ocdit_core.inference.network import Network
 from ocdit_core.inference.postprocess import Candidate, candidate_in
 from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.masks import Box
+from ocdit_core.masks import Box, box_iou
 from ocdit_core.models.ocdit import ImageFeatures, TargetSet
 
 # The best proposals of an image that are refined.
 MAX_PROPOSALS = 64
+
+# Two refined proposals of one target are the same from this box IoU on.
+EQUAL_BOX_IOU = 0.7
 
 # Crops of a proposal: factor on the margin, shift right and down as a fraction of the box.
 _VARIATIONS = (
@@ -44,7 +47,7 @@ class RefineStage:
         self._input_size = settings.refine.image_size or network.model.config.image_size
 
     def refine(self, image: np.ndarray, proposals: Sequence[Candidate], objects: TargetSet) -> list[Candidate]:
-        """Return refined proposals; those in which the target is not found are left out.
+        """Return refined proposals; those in which the target is not found, or that became equal, are left out.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -60,7 +63,7 @@ class RefineStage:
                 after = candidate_in(before.target, *segmented, image.shape[:2], self._settings)
                 if after is not None:
                     refined.append(dataclasses.replace(after, score=before.score**weight * after.score ** (1 - weight)))
-            candidates = refined
+            candidates = distinct(refined)
         return candidates
 
     def segment(
@@ -99,6 +102,15 @@ class RefineStage:
             around = expand(moved, image_size, wider * self._settings.refine.margin, self._input_size)
             crops.append(Crop(box=around, input_size=self._input_size))
         return crops
+
+
+def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates by falling score, without those that equal a better one of their target."""
+    kept: list[Candidate] = []
+    for one in sorted(candidates, key=lambda one: -one.score):
+        if all(one.target != other.target or box_iou(one.box, other.box) < EQUAL_BOX_IOU for other in kept):
+            kept.append(one)
+    return kept
 
 
 def _mean(crops: Sequence[Crop], probabilities: np.ndarray) -> tuple[Box, np.ndarray]:

@@ -9,8 +9,8 @@ import pytest
 from ocdit_core.inference.postprocess import (
     Candidate,
     calibrated,
-    coarse_candidates,
     candidate_in,
+    coarse_candidates,
     grouped_parts,
     propose,
     resolve,
