@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ocdit_core.diffusion.edm import denoising_loss, draw_sigma, loss_weight
-from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, sample
+from ocdit_core.diffusion.samplers import SamplerConfig, sample
 from ocdit_core.errors import ConfigError
 from ocdit_core.masks import mask_iou
 from ocdit_core.models.denoiser import Conditioning, Denoised
@@ -25,7 +25,7 @@ from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures, occu
 from ocdit_core.training.data import Batch, SampleRandom, step_generator
 from ocdit_core.training.export import load_vae, start_from
 from ocdit_core.training.settings import TrainSettings
-from ocdit_core.training.validation import MaskResult, denoising_strip, mask_results, mask_sheet
+from ocdit_core.training.validation import MaskResult, mask_results, mask_sheets
 
 _POSTERIOR_MEAN = SamplerConfig(steps=0)  # validation takes one evaluation
 _PROJECTION_WEIGHT, _TOKEN_WEIGHT = 0.5, 0.03  # losses of denoiser.representation
@@ -145,8 +145,8 @@ class DiffusionStage:
         )
 
     @torch.no_grad()
-    def _predict(self, batch: Batch) -> tuple[Tensor, Conditioning, Tensor]:
-        """Return the probabilities (B, O, H, W) of the posterior mean, the conditioning and the initial noise."""
+    def _predict(self, batch: Batch) -> tuple[Tensor, Conditioning]:
+        """Return the probabilities (B, O, H, W) of the posterior mean, and the conditioning."""
         image, templates = self.encode(batch)
         conditioning = self.model.condition(image, self.model.encode_targets(templates))
         # Fixed noise: validations differ in the weights alone.
@@ -154,16 +154,13 @@ class DiffusionStage:
         groups, scenes, objects = batch["masks"].shape[:3]
         shape = (groups * scenes, 1, objects, self.model.config.vae.latent_channels, *conditioning.grid)
         noise = torch.randn(shape, generator=generator).to(image.features.device)
-        found = self.model.decode_masks(sample(self._denoise(conditioning), noise, _POSTERIOR_MEAN))
-        return found[:, 0].float(), conditioning, noise
-
-    def _denoise(self, conditioning: Conditioning) -> Denoise:
-        return lambda x, sigma: self.model.denoiser(x, sigma, conditioning).latents
+        latents = sample(lambda x, sigma: self.model.denoiser(x, sigma, conditioning).latents, noise, _POSTERIOR_MEAN)
+        return self.model.decode_masks(latents)[:, 0].float(), conditioning
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> list[MaskResult]:
         """Return the result for each target in each image: posterior mean, threshold 0.5."""
-        probabilities, conditioning, _ = self._predict(batch)
+        probabilities, conditioning = self._predict(batch)
         masks = rearrange(batch["masks"], "g s o h w -> (g s) o h w") > 0
         prior_iou = None
         if conditioning.prior is not None:
@@ -174,30 +171,11 @@ class DiffusionStage:
 
     @torch.no_grad()
     def draw(self, batch: Batch, count: int) -> dict[str, np.ndarray]:
-        """Draw templates, masks and the sampler's steps for the first images of a batch; see `Stage.draw`."""
+        """Draw masks and templates for the first images of a batch; see `Stage.draw`."""
         scenes = batch["images"].shape[1]
-        groups = min(-(-count // scenes), len(batch["images"]))
-        batch = {name: value[:groups] for name, value in batch.items()}
-        probabilities, conditioning, noise = self._predict(batch)
-        steps: list[Tensor] = []
-        denoise = self._denoise(conditioning)
-
-        def recorded(x: Tensor, sigma: float) -> Tensor:
-            steps.append(denoise(x, sigma))
-            return steps[-1]
-
-        sample(recorded, noise, SamplerConfig(steps=5))
-        # Every second evaluation is a correction of Heun's method.
-        strips = torch.stack([self.model.decode_masks(latents)[:, 0] for latents in steps[::2]], dim=1)
-        images = rearrange(batch["images"], "g s c h w -> (g s) h w c").cpu().numpy()
-        truth = rearrange(batch["masks"], "g s o h w -> (g s) o h w").cpu().numpy()
-        templates = rearrange(batch["templates"][:, :, 0], "g o c h w -> g o h w c").cpu().numpy()
-        drawn = {}
-        for i, image in enumerate(images[:count]):
-            found = probabilities[i].cpu().numpy()
-            drawn[f"masks_{i}"] = mask_sheet(image, templates[i // scenes], truth[i], found)
-            drawn[f"denoising_{i}"] = denoising_strip(image, truth[i], strips[i].float().cpu().numpy())
-        return drawn
+        batch = {name: value[: -(-count // scenes)] for name, value in batch.items()}
+        templates = rearrange(batch["templates"][:, :, 0], "g o c h w -> g o h w c").repeat_interleave(scenes, 0)
+        return mask_sheets(batch, self._predict(batch)[0], templates, count)
 
     def finish(self, batches: list[Batch]) -> None:
         """Complete the model for export: nothing to do."""

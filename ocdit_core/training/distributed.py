@@ -242,10 +242,7 @@ class _SyncedBatchNorm2d(nn.BatchNorm2d):
 
 
 def _synchronise_batch_norms(module: nn.Module) -> None:
-    """Replace every BatchNorm2d without affine weights, in place; the names in the state dict are unchanged."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.BatchNorm2d and not child.affine:
-                synced = _SyncedBatchNorm2d(child.num_features, child.eps, child.momentum, affine=False)
-                synced.load_state_dict(child.state_dict())
-                setattr(parent, name, synced.to(next(child.buffers()).device).train(child.training))
+    """Make every BatchNorm2d without affine weights a synchronised one, in place."""
+    for child in module.modules():
+        if type(child) is nn.BatchNorm2d and not child.affine:
+            child.__class__ = _SyncedBatchNorm2d

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ocdit_core.config import build, read_yaml, to_yaml
 from ocdit_core.errors import ConfigError
@@ -22,30 +21,8 @@ from ocdit_core.training.logger import read_log
 from ocdit_core.training.settings import SETTINGS_FILE, TrainSettings
 
 MODEL_FOLDER = "model"
-_CARD_ROWS = 12
 
 Log = Sequence[dict[str, Any]]
-
-
-def export_weights(
-    folder: Path,
-    config: OCDiTConfig | MaskVAEConfig,
-    weights: Mapping[str, Tensor],
-    *,
-    half: bool | None = None,
-    guard: bool = False,
-) -> None:
-    """Write config.yaml and model.safetensors.
-
-    Args:
-        folder: folder to write.
-        config: configuration of the model.
-        weights: its state dict.
-        half: store float16; default: for an OCDiT, but not for a VAE, which other stages train with.
-        guard: refuse to replace files of others, see `files.replacing`.
-    """
-    half = isinstance(config, OCDiTConfig) if half is None else half
-    models.write_checkpoint(folder, config, weights, half=half, guard=guard)
 
 
 def export_run(run: Path, folder: Path, *, step: int | None = None, half: bool | None = None) -> int:
@@ -55,7 +32,7 @@ def export_run(run: Path, folder: Path, *, step: int | None = None, half: bool |
         run: folder of the run.
         folder: folder to write config.yaml, model.safetensors and README.md to.
         step: step of a checkpoint that the run has kept; default: the newest.
-        half: see `export_weights`.
+        half: store float16; default: for an OCDiT, but not for a VAE, which other stages train with.
 
     Raises:
         ConfigError: `run` is not the folder of a run.
@@ -77,7 +54,8 @@ def export_run(run: Path, folder: Path, *, step: int | None = None, half: bool |
         model = OCDiT(config)
     weights = read_weights(checkpoint)
     check_state(model.state_dict(), weights, str(run))
-    export_weights(folder, config, weights, half=half, guard=True)
+    half = isinstance(config, OCDiTConfig) if half is None else half
+    models.write_checkpoint(folder, config, weights, half=half)
     at = int(read_rank(checkpoint, 0)["step"])
     parameters = sum(p.numel() for p in model.parameters())
     write_text(folder / "README.md", model_card(settings, at, read_log(run), parameters))
@@ -124,10 +102,14 @@ def model_card(settings: TrainSettings, step: int, log: Log, parameters: int) ->
     Args:
         settings: settings of the run.
         step: step of the weights.
-        log: log of the run; lines after `step` are left out.
+        log: log of the run, of which the last validation up to `step` is shown.
         parameters: number of parameters, including frozen ones.
     """
-    lines = [line for line in log if line["step"] <= step]
+    prefix, last = "validation/", {"step": step}
+    for line in log:
+        if line["step"] <= step and any(name.startswith(prefix) for name in line):
+            last = line
+    metrics = {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
     sources = ", ".join(f"{one.path} (weight {one.weight:g})" for one in settings.data.datasets)
     return f"""\
 # {Path(settings.run).name}
@@ -143,7 +125,9 @@ OC-DiT, stage {settings.stage}, after {step:,} of {settings.loop.steps:,} steps;
 
 ## Validation
 
-{_table(lines, "validation/")}
+| step | {" | ".join(metrics) or "nothing was logged"} |
+|---|{"---|" * (len(metrics) or 1)}
+| {last["step"]:,} | {" | ".join(f"{value:.4g}" for value in metrics.values())} |
 
 On held-out targets; posterior mean, mask threshold 0.5. iou: mean over present targets; recall50 and precision50: at an
 IoU of 0.5; false_masks: fraction of absent targets that got a mask.
@@ -154,21 +138,3 @@ IoU of 0.5; false_masks: fraction of absent targets that got a mask.
 {to_yaml(settings).rstrip()}
 ```
 """
-
-
-def _table(lines: Log, prefix: str) -> str:
-    """Return a table of at most _CARD_ROWS log lines, evenly over the run and including the last one."""
-    those = [line for line in lines if any(name.startswith(prefix) for name in line)]
-    if not those:
-        return "Nothing was logged."
-    count = min(_CARD_ROWS, len(those))
-    rows = [those[round((i + 1) * len(those) / count) - 1] for i in range(count)]
-    columns = list(dict.fromkeys(name for row in rows for name in row if name.startswith(prefix)))
-    table = [
-        f"| step | {' | '.join(name.removeprefix(prefix) for name in columns)} |",
-        "|---|" + "---|" * len(columns),
-    ]
-    for row in rows:
-        cells = [f"{row[name]:.4g}" if name in row else "" for name in columns]
-        table.append(f"| {row['step']:,} | {' | '.join(cells)} |")
-    return "\n".join(table)

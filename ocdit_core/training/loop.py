@@ -20,6 +20,7 @@ from torch.optim import AdamW
 from ocdit_core.config import read_yaml, to_yaml
 from ocdit_core.errors import ConfigError, OcditError, WeightsError
 from ocdit_core.files import is_own, replacing, write_text
+from ocdit_core.models.checkpoints import write_checkpoint
 from ocdit_core.models.mask_vae import MaskVAE
 from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.training.checkpoints import (
@@ -34,7 +35,7 @@ from ocdit_core.training.checkpoints import (
 )
 from ocdit_core.training.data import STOP_SIGNALS, Batch, TrainingData, held_out_batches
 from ocdit_core.training.distributed import FabricModule, Runtime
-from ocdit_core.training.export import MODEL_FOLDER, export_weights
+from ocdit_core.training.export import MODEL_FOLDER
 from ocdit_core.training.logger import LOG_FILE, MetricsLogger
 from ocdit_core.training.settings import SETTINGS_FILE, LoopSettings, TrainSettings
 from ocdit_core.training.validation import MaskResult, summarise
@@ -236,7 +237,8 @@ def save(
     run = Path(settings.run)
     path = state.save(run / FOLDER, runtime)
     if runtime.rank == 0:
-        export_weights(run / MODEL_FOLDER, stage.model.config, read_weights(path))
+        half = isinstance(stage.model, OCDiT)  # other stages train with a VAE's weights
+        write_checkpoint(run / MODEL_FOLDER, stage.model.config, read_weights(path), half=half, guard=False)
 
 
 def _check_run_folder(run: Path) -> bool:

@@ -6,14 +6,13 @@ import math
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
 from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAE
 from ocdit_core.training.data import Batch, SampleRandom
 from ocdit_core.training.settings import TrainSettings
-from ocdit_core.training.validation import MaskResult, denoising_strip, mask_results
+from ocdit_core.training.validation import MaskResult, mask_results, mask_sheets
 
 _KL_WEIGHT = 1e-3  # beta
 
@@ -49,14 +48,10 @@ class VAEStage:
 
     @torch.no_grad()
     def draw(self, batch: Batch, count: int) -> dict[str, np.ndarray]:
-        """Draw the reconstructions and the masks of the first images of a batch; see `Stage.draw`."""
-        images = rearrange(batch["images"], "g s c h w -> (g s) h w c")[:count].cpu().numpy()
-        masks = rearrange(batch["masks"], "g s o h w -> (g s) o h w")[:count].float()
-        decoded = self.model.decode(self.model.encode(masks.flatten(0, 1))).unflatten(0, masks.shape[:2])
-        pairs = zip(images, masks.cpu().numpy(), decoded[:, None].float().cpu().numpy(), strict=True)
-        return {
-            f"reconstruction_{i}": denoising_strip(image, truth, found) for i, (image, truth, found) in enumerate(pairs)
-        }
+        """Draw the masks of the first images of a batch and their reconstructions; see `Stage.draw`."""
+        masks = batch["masks"].flatten(0, 1).float()
+        decoded = self.model.decode(self.model.encode(masks.flatten(0, 1))).float().unflatten(0, masks.shape[:2])
+        return mask_sheets(batch, decoded, decoded.new_zeros(len(masks), 0), count)
 
     @torch.no_grad()
     def finish(self, batches: list[Batch]) -> None:

@@ -13,7 +13,7 @@ from ocdit_core.colours import number_colour
 from ocdit_core.masks import mask_iou
 
 _MIN_PIXELS = 64  # a smaller mask is none: a quarter of a latent cell
-_CELL, _GAP, _GREY = 160, 4, 32
+_CELL = 160
 
 
 class MaskResult(NamedTuple):
@@ -77,37 +77,28 @@ def summarise(results: Sequence[MaskResult]) -> dict[str, float]:
     return metrics
 
 
-def mask_sheet(image: np.ndarray, templates: np.ndarray, truth: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Draw a row: image, ground truth, prediction, and one template of each target in a frame of its colour.
+def mask_sheets(batch: dict[str, Tensor], found: Tensor, templates: Tensor, count: int) -> dict[str, np.ndarray]:
+    """Draw a row for each image: image, ground truth, prediction, and a template of each target, framed in its colour.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        templates: (O, h, w, 3) uint8 RGB.
-        truth: (O, H, W), above 0 where the target is.
-        found: (O, H, W) probabilities.
+        batch: G episodes of S images.
+        found: (G S, O, H, W) probabilities.
+        templates: (G S, T, h, w, 3) uint8 RGB.
+        count: number of images.
 
     Returns:
-        (h', w', 3) uint8 RGB.
+        (h', w', 3) uint8 RGB by name.
     """
-    cells = [_resize(image), _outline(image, truth > 0), _outline(image, found > 0.5)]
-    for number, template in enumerate(templates, start=1):
-        cell = cv2.resize(template, (_CELL, _CELL), interpolation=cv2.INTER_AREA)
-        cells.append(cv2.rectangle(cell, (1, 1), (_CELL - 2, _CELL - 2), number_colour(number), 3))
-    return _row(cells)
-
-
-def denoising_strip(image: np.ndarray, truth: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Draw the sampler's estimates of all masks, from the highest noise level to none, then the ground truth.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        truth: (O, H, W), above 0 where the target is.
-        steps: (N, O, H, W) probabilities.
-
-    Returns:
-        (h', w', 3) uint8 RGB.
-    """
-    return _row([*(_tint(image, step) for step in steps), _tint(image, (truth > 0).astype(np.float32))])
+    sheets = {}
+    images, truth = batch["images"].flatten(0, 1).permute(0, 2, 3, 1), batch["masks"].flatten(0, 1)
+    for number, one in enumerate(zip(images[:count], truth, found, templates, strict=False)):
+        image, masks, probabilities, views = (tensor.cpu().numpy() for tensor in one)
+        cells = [_resize(image), _outline(image, masks > 0), _outline(image, probabilities > 0.5)]
+        for target, view in enumerate(views, start=1):
+            cell = cv2.resize(view, (_CELL, _CELL), interpolation=cv2.INTER_AREA)
+            cells.append(cv2.rectangle(cell, (1, 1), (_CELL - 2, _CELL - 2), number_colour(target), 3))
+        sheets[f"masks_{number}"] = cv2.hconcat(cells)
+    return sheets
 
 
 def _resize(image: np.ndarray) -> np.ndarray:
@@ -122,16 +113,3 @@ def _outline(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
         contours, _ = cv2.findContours(_resize(mask.astype(np.uint8)), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, contours, -1, number_colour(number), 2)
     return canvas
-
-
-def _tint(image: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    canvas = image.astype(np.float32) * 0.4
-    for number, probability in enumerate(probabilities, start=1):
-        canvas += probability[..., None] * (np.array(number_colour(number), np.float32) - canvas) * 0.8
-    return _resize(np.clip(canvas, 0, 255).astype(np.uint8))
-
-
-def _row(cells: Sequence[np.ndarray]) -> np.ndarray:
-    gap = np.full((_CELL, _GAP, 3), _GREY, np.uint8)
-    parts = [part for cell in cells for part in (cell, gap)]
-    return np.concatenate(parts[:-1], axis=1)

@@ -8,7 +8,7 @@ from torch import nn
 from ocdit_core.training.checkpoints import WeightAverage
 from ocdit_core.training.diffusion_stage import FeatureCache
 from ocdit_core.training.vae_stage import masked_mean
-from ocdit_core.training.validation import denoising_strip, mask_results, mask_sheet, summarise
+from ocdit_core.training.validation import mask_results, mask_sheets, summarise
 
 
 def squares(*sides, size=32):
@@ -104,15 +104,19 @@ def test_the_feature_cache_gives_up_what_was_used_longest_ago():
     assert asked == [1, 1, 1, 1]  # 0, 1, 2, and 1 once more
 
 
-def test_pictures_show_the_masks():
-    image = np.full((48, 64, 3), 128, np.uint8)
-    truth = np.zeros((2, 48, 64), np.uint8)
-    truth[0, 10:30, 10:30] = 1
-    templates = np.full((2, 32, 32, 3), 200, np.uint8)
-    empty, found = np.zeros((2, 48, 64)), truth.astype(float)
-    assert not np.array_equal(mask_sheet(image, templates, truth, empty), mask_sheet(image, templates, truth, found))
-    strip = denoising_strip(image, truth, np.stack([empty, found]))
-    assert strip.dtype == np.uint8
-    first, last, expected = (strip[:, left : left + 213] for left in (0, 217, 434))
-    assert np.array_equal(last, expected)
-    assert not np.array_equal(first, last)
+def test_drawings_show_the_masks():
+    truth = torch.zeros(1, 2, 1, 48, 64, dtype=torch.uint8)
+    truth[..., 10:30, 10:30] = 1
+    batch = {"images": torch.full((1, 2, 3, 48, 64), 128, dtype=torch.uint8), "masks": truth}
+    templates = torch.full((2, 1, 32, 32, 3), 200, dtype=torch.uint8)
+    found = truth[0].float()
+    found[1] = 0
+    drawn = mask_sheets(batch, found, templates, 4)
+    assert list(drawn) == ["masks_0", "masks_1"]
+    right, nothing = drawn.values()
+    assert right.dtype == np.uint8
+    width = (right.shape[1] - 160) // 3
+    assert np.array_equal(right[:, width : 2 * width], right[:, 2 * width : 3 * width])
+    assert np.array_equal(nothing[:, :width], nothing[:, 2 * width : 3 * width])
+    assert not np.array_equal(right, nothing)
+    assert mask_sheets(batch, found, templates, 1).keys() == {"masks_0"}
