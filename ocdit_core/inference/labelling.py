@@ -41,21 +41,18 @@ def label_regions(
     settings: InferenceSettings,
     threshold: float,
 ) -> tuple[Label, ...]:
-    """Segment each region for every target, and return the best target of each region.
+    """Segment each region for every target, and return the best target of each region; see `Segmenter.label`.
 
     A target's score is multiplied by the IoU of its mask with the given mask, or of its box with the given box.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        regions: boxes (x, y, width, height) in pixels, or (H, W) bool masks.
+        regions: boxes or masks.
         stage: the refine stage.
         objects: all targets, as sets of one object each.
         names: names of the targets.
         settings: inference settings.
         threshold: lowest score of a label.
-
-    Raises:
-        ImageError: a region is not a box in the image, nor a mask of its size, or is empty.
     """
     size = (image.shape[0], image.shape[1])
     boxes = [_box(region, size, number) for number, region in enumerate(regions, start=1)]

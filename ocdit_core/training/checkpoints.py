@@ -142,10 +142,6 @@ class TrainingState:
         runtime.barrier()
         return path
 
-    def size(self) -> int:
-        """Return the bytes of a checkpoint's tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors().values())
-
     def load(self, path: Path, runtime: Runtime) -> None:
         """Load a checkpoint, also one of another number of processes; every process must call it.
 
