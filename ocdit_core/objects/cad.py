@@ -40,7 +40,7 @@ def read_cad_format(files: SourceFiles, data: bytes) -> ParsedFile:
     if suffix in _USD:
         return _read_usd(files)
     # The package passes no bones on.
-    skinned = {".x": rb"(?<!template )\bSkinWeights\s*\{", ".fbx": rb"SubDeformer"}.get(suffix)
+    skinned = {".x": rb"(?<!template )\bSkinWeights\b[ \w-]*\s*\{", ".fbx": rb"SubDeformer"}.get(suffix)
     files.leave_out("skins (drawn where they were bound)", when=skinned is not None and bool(re.search(skinned, data)))
     return _read_assimp(files)
 

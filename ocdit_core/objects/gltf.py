@@ -423,9 +423,12 @@ class _Document:
         if metallic > 0.5 and glossy is not None:  # a metal is seen by what it mirrors
             colour = np.array([*values.get("specularFactor", [1, 1, 1]), diffuse[3]])
             return other, colour, solid(glossy), metallic, 1 - gloss
-        # A metal's diffuse colour is black: then it shows what it mirrors.
-        if texture is not None and (metallic <= 0.5 or shown.max() > 0.05):
+        if metallic <= 0.5 and texture is not None:
             return info, diffuse, texture, metallic, 1 - gloss
+        if texture is not None and specular.max() < 0.9:  # what it mirrors lies over its texture
+            light = linear_from_srgb(texture[..., :3] / np.float32(255)) * diffuse[:3] * (1 - specular.max()) + specular
+            pixels = np.rint(255 * srgb_from_linear(np.clip(light, 0, 1))).astype(np.uint8)
+            return info, np.array([1, 1, 1, diffuse[3]]), np.dstack([pixels, texture[..., 3]]), 0.0, 1 - gloss
         base = shown * (1 - specular.max()) / 0.96 / max(1 - metallic, 1e-6)
         metal = (specular - 0.04 * (1 - metallic)) / max(metallic, 1e-6)
         mixed = np.clip(base + (metal - base) * metallic**2, 0, 1)

@@ -8,6 +8,7 @@ from gltf_files import SQUARE, SQUARE_FACES, SQUARE_UV, GltfFile, colour_at
 
 from ocdit_core.errors import MeshError
 from ocdit_core.objects.meshes import read_cad
+from ocdit_core.objects.surfaces import linear_from_srgb
 
 RED, GREEN, BLUE, YELLOW, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 255, 255)
 # Red and green above, blue and yellow below; flat areas, so that nothing depends on filtering.
@@ -346,7 +347,8 @@ def test_a_bright_specular_colour_does_not_hide_the_diffuse_texture(tmp_path):
     values = {"diffuseTexture": {"index": file.image(QUARTERS)}, "specularFactor": [0.4, 0.4, 0.4]}
     material = file.material(extensions={"KHR_materials_pbrSpecularGlossiness": {**values, "glossinessFactor": 0.3}})
     file.node(file.primitive(uv=SQUARE_UV, material=material))
-    check(read_cad(file.write(tmp_path / "a.glb")), CENTRES)
+    lit = {at: srgb(0.6 * linear_from_srgb(np.array(colour) / 255) + 0.4) for at, colour in CENTRES.items()}
+    check(read_cad(file.write(tmp_path / "a.glb")), lit)
 
 
 def test_cameras_lights_and_other_scenes(tmp_path):
