@@ -1,9 +1,16 @@
-"""Import rules: which package may use which, no circles, and a light inference path."""
+"""Import rules: which package may use which, no circles, a light inference path; and the number of settings."""
 
 import ast
+import dataclasses
 import subprocess
 import sys
+import typing
 from pathlib import Path
+
+from ocdit_core.inference.settings import InferenceSettings
+from ocdit_core.models.ocdit import OCDiTConfig
+from ocdit_core.synthesis.plan import SynthesisSettings
+from ocdit_core.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 # Each package, and the packages that it may use; files directly in ocdit_core are "base".
@@ -101,3 +108,21 @@ def test_the_inference_path_is_light():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "[]"
+
+
+def settings_of(cls: type) -> set[tuple[str, str]]:
+    """Return the fields of a settings class and of its sections: (class, field); sections themselves do not count."""
+    found = set()
+    for name, hint in typing.get_type_hints(cls).items():
+        options = [one for part in (hint, *typing.get_args(hint)) for one in (part, *typing.get_args(part))]
+        sections = [one for one in options if dataclasses.is_dataclass(one)]
+        found |= {(cls.__name__, name)} if not sections else set().union(*map(settings_of, sections))
+    return found
+
+
+def test_there_are_at_most_120_settings():
+    found = set().union(*map(settings_of, (InferenceSettings, TrainSettings, OCDiTConfig, SynthesisSettings)))
+    tree = ast.parse((ROOT / "ocdit_ros" / "parameters.py").read_text(encoding="utf-8"))
+    node = next(one for one in ast.walk(tree) if isinstance(one, ast.ClassDef) and one.name == "Settings")
+    found |= {("node", one.target.id) for one in node.body if isinstance(one, ast.AnnAssign)}
+    assert len(found) <= 120, sorted(found)
