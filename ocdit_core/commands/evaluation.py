@@ -67,28 +67,17 @@ shows images, failures and confusions between objects. Needs `pip install 'ocdit
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommands."""
-    _add_evaluate(subparsers)
-    _add_ablate(subparsers)
-    _add_compare(subparsers)
-    _add_report(subparsers)
-
-
-def _add_evaluate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(subparsers, "evaluate", "measure accuracy on a labelled dataset", EVALUATE_EXAMPLES)
     _add_task(parser)
     method = parser.add_argument_group("method")
-    method.add_argument(
-        "--method", default="ocdit", metavar="NAME", help="ocdit, or a baseline: colour, cnos (default: ocdit)"
-    )
+    text = "ocdit, or a baseline: colour, cnos (default: ocdit)"
+    method.add_argument("--method", default="ocdit", metavar="NAME", help=text)
     add_model(method)
-    method.add_argument(
-        "--results", type=Path, metavar="FILE", help="evaluate this BOP results file instead of a method"
-    )
+    text = "evaluate this BOP results file instead of a method"
+    method.add_argument("--results", type=Path, metavar="FILE", help=text)
     add_workers(parser, "images", jobs=1)
     parser.set_defaults(run=evaluate)
 
-
-def _add_ablate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(subparsers, "ablate", "evaluate many combinations of settings", ABLATE_EXAMPLES)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file with the grid")
     _add_task(parser)
@@ -97,27 +86,21 @@ def _add_ablate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     add_workers(parser, "images", jobs=1)
     parser.set_defaults(run=ablate)
 
-
-def _add_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(subparsers, "compare", "compare evaluations, with confidence intervals", COMPARE_EXAMPLES)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="evaluation folder")
     _add_resamples(parser)
     parser.set_defaults(run=compare)
 
-
-def _add_report(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(subparsers, "report", "write a web page about evaluations", REPORT_EXAMPLES)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of an evaluation or of a grid")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="page to write, such as report.html")
     parser.add_argument("--title", help="title of the page (default: the name of the dataset)")
     add_dataset(parser, required=False)
     parser.add_argument("--objects", type=Path, metavar="LIBRARY", help="object library, for the names of the objects")
-    parser.add_argument(
-        "--images", type=positive, default=6, metavar="N", help="best, worst and failed images to show (default: 6)"
-    )
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="also write the reliability diagram: a .png, .svg or .pdf file"
-    )
+    text = "best, worst and failed images to show (default: 6)"
+    parser.add_argument("--images", type=positive, default=6, metavar="N", help=text)
+    text = "also write the reliability diagram: a .png, .svg or .pdf file"
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=text)
     _add_resamples(parser)
     parser.set_defaults(run=write_report)
 
@@ -245,7 +228,7 @@ def compare(arguments: argparse.Namespace) -> int:
     if len(arguments.runs) < 2:
         raise ConfigError("give two or more runs to compare")
     runs = [read_run(path) for path in arguments.runs]
-    with _blaming(arguments.runs):
+    with _naming(arguments.runs):
         comparison = compare(runs, resamples=arguments.resamples)
     print_table(*comparison_table(comparison))
     print(comparison.note)
@@ -253,8 +236,8 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _blaming(runs: list[Path]) -> Iterator[None]:
-    """Blame the files of evaluations, which anybody may have edited, for numbers that cannot be used."""
+def _naming(runs: list[Path]) -> Iterator[None]:
+    """Name the evaluations in errors from numbers of their files, which may have been edited."""
     try:
         yield
     except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
@@ -287,7 +270,7 @@ def write_report(arguments: argparse.Namespace) -> int:
         folder = Path(".") if dataset is None else dataset.path
         names = names_of_objects(ObjectLibrary(arguments.objects), folder)
     known = [run.plan["dataset"] for run in runs] or [ablation.title for ablation in ablations]
-    with _blaming(arguments.runs):
+    with _naming(arguments.runs):
         size = write_report(
             arguments.out,
             runs,

@@ -43,39 +43,38 @@ _MOST_NAMES = 12
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommands."""
-    _add_render(subparsers)
-    _add_capture(subparsers)
+    parser = add_command(subparsers, "render", "render CAD files into an object library", RENDER_EXAMPLES)
+    text = "GLB, glTF, OBJ, PLY, STL, OFF, DAE, 3MF, STEP, IGES or USD file, or a folder of BOP models"
+    parser.add_argument("meshes", metavar="MESH", nargs="+", type=Path, help=text)
+    parser.add_argument("--out", required=True, type=Path, metavar="LIBRARY", help="library folder")
+    text = "length unit of the files (default: auto, the unit that a file states, else guessed from the size)"
+    parser.add_argument("--unit", default="auto", choices=("auto", "m", "cm", "mm", "in"), help=text)
+    parser.add_argument("--views", type=int, default=12, choices=(12, 42, 162), help="viewpoints (default: 12)")
+    text = "processes (default: one for each core, fewer for few objects)"
+    parser.add_argument("--jobs", type=positive, metavar="N", help=text)
+    parser.add_argument("--force", action="store_true", help="render unchanged objects as well")
+    parser.add_argument("--name", metavar="NAME", help="name of the object, for one mesh (default: from the file name)")
+    add_pages(parser, "the templates")
+    parser.set_defaults(run=render)
+
+    parser = add_command(subparsers, "capture", "make an object from photos, without a CAD file", CAPTURE_EXAMPLES)
+    parser.add_argument("photos", metavar="PHOTO", nargs="+", type=Path, help="PNG, JPEG, BMP, TIFF or WebP file")
+    parser.add_argument("--name", required=True, metavar="NAME", help="name of the object")
+    parser.add_argument("--out", required=True, type=Path, metavar="LIBRARY", help="library folder")
+    ways = parser.add_mutually_exclusive_group()
+    text = "an image for each photo, white on the object, named after it: 1.png, 1_mask.png or 1.jpg.png for 1.jpg"
+    ways.add_argument("--masks", nargs="+", type=Path, metavar="MASK", help=text)
+    text = "a pixel on the object, for each photo or one for all"
+    ways.add_argument("--click", nargs="+", type=point, metavar="X,Y", help=text)
+    parser.add_argument("--diameter", type=float, metavar="METRES", help="largest extent of the object, if known")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write an image of the cut-outs")
+    parser.set_defaults(run=capture)
+
     parser = add_command(subparsers, "objects", "list and check the objects of a library", OBJECTS_EXAMPLES)
     parser.add_argument("library", metavar="LIBRARY", type=Path, help="library folder, made by `ocdit render`")
     parser.add_argument("--remove", nargs="+", metavar="NAME", default=[], help="first delete these objects")
     add_pages(parser, "the templates")
     parser.set_defaults(run=list_objects)
-
-
-def _add_render(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_command(subparsers, "render", "render CAD files into an object library", RENDER_EXAMPLES)
-    parser.add_argument(
-        "meshes",
-        metavar="MESH",
-        nargs="+",
-        type=Path,
-        help="GLB, glTF, OBJ, PLY, STL, OFF, DAE or 3MF file, or a folder of BOP models",
-    )
-    parser.add_argument("--out", required=True, type=Path, metavar="LIBRARY", help="library folder")
-    parser.add_argument(
-        "--unit",
-        default="auto",
-        choices=("auto", "m", "cm", "mm", "in"),
-        help="length unit of the files (default: auto, the unit that a file states, else guessed from the size)",
-    )
-    parser.add_argument("--views", type=int, default=12, choices=(12, 42, 162), help="viewpoints (default: 12)")
-    parser.add_argument(
-        "--jobs", type=positive, metavar="N", help="processes (default: one for each core, fewer for few objects)"
-    )
-    parser.add_argument("--force", action="store_true", help="render unchanged objects as well")
-    parser.add_argument("--name", metavar="NAME", help="name of the object, for one mesh (default: from the file name)")
-    add_pages(parser, "the templates")
-    parser.set_defaults(run=render)
 
 
 def render(arguments: argparse.Namespace) -> int:
@@ -122,27 +121,6 @@ def _summary(rendered: tuple[str, ...], unchanged: tuple[str, ...], failed: int)
     if failed:
         parts.append(f"{failed} failed")
     return "; ".join(parts)
-
-
-def _add_capture(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_command(subparsers, "capture", "make an object from photos, without a CAD file", CAPTURE_EXAMPLES)
-    parser.add_argument("photos", metavar="PHOTO", nargs="+", type=Path, help="PNG, JPEG, BMP, TIFF or WebP file")
-    parser.add_argument("--name", required=True, metavar="NAME", help="name of the object")
-    parser.add_argument("--out", required=True, type=Path, metavar="LIBRARY", help="library folder")
-    ways = parser.add_mutually_exclusive_group()
-    ways.add_argument(
-        "--masks",
-        nargs="+",
-        type=Path,
-        metavar="MASK",
-        help="an image for each photo, white on the object, named after it: 1.png, 1_mask.png or 1.jpg.png for 1.jpg",
-    )
-    ways.add_argument(
-        "--click", nargs="+", type=point, metavar="X,Y", help="a pixel on the object, for each photo or one for all"
-    )
-    parser.add_argument("--diameter", type=float, metavar="METRES", help="largest extent of the object, if known")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write an image of what was cut out")
-    parser.set_defaults(run=capture)
 
 
 def capture(arguments: argparse.Namespace) -> int:

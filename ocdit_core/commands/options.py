@@ -37,12 +37,8 @@ Options = argparse.ArgumentParser | argparse._ArgumentGroup
 
 def add_model(parser: Options, *, preset: bool = True) -> None:
     """Add --weights, --device, --preset and --set."""
-    parser.add_argument(
-        "--weights",
-        default=DEFAULT_MODEL,
-        metavar="MODEL",
-        help=f"name of an embedded model, or a model folder (default: {DEFAULT_MODEL})",
-    )
+    text = f"name of an embedded model, or a model folder (default: {DEFAULT_MODEL})"
+    parser.add_argument("--weights", default=DEFAULT_MODEL, metavar="MODEL", help=text)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     if preset:
         parser.add_argument("--preset", metavar="NAME", help="fast or paper (default: the settings of the model)")
@@ -51,27 +47,18 @@ def add_model(parser: Options, *, preset: bool = True) -> None:
 
 def add_settings(parser: Options, text: str) -> None:
     """Add --set."""
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help=f"{text}; may be given several times",
-    )
+    text += "; may be given several times"
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help=text)
 
 
 def add_targets(parser: Options) -> None:
     """Add --objects, --targets and --threshold, as `open_library` and `load_segmenter` read them."""
-    parser.add_argument(
-        "--objects", required=True, type=Path, metavar="LIBRARY", help="object library, made by `ocdit render`"
-    )
-    parser.add_argument(
-        "--targets", nargs="+", metavar="NAME", help="objects to search for (default: all of the library)"
-    )
-    parser.add_argument(
-        "--threshold", type=fraction, help="lowest score of an instance, 0 to 1 (default: that of the model)"
-    )
+    text = "object library, made by `ocdit render`"
+    parser.add_argument("--objects", required=True, type=Path, metavar="LIBRARY", help=text)
+    text = "objects to search for (default: all of the library)"
+    parser.add_argument("--targets", nargs="+", metavar="NAME", help=text)
+    text = "lowest score of an instance, 0 to 1 (default: that of the model)"
+    parser.add_argument("--threshold", type=fraction, help=text)
 
 
 def add_dataset(parser: Options, *, required: bool = True, positional: bool = False) -> None:

@@ -51,7 +51,7 @@ _BATCH = 64  # crops in one forward pass
 
 
 class _Baseline:
-    """Targets, their histograms, and the frame of `segment`."""
+    """Base class: the target objects, their colour histograms, and the conversion of results."""
 
     threshold: ClassVar[float]
 
@@ -224,11 +224,10 @@ def _colour_bins(rgb: np.ndarray) -> np.ndarray:
 def _histogram(bins: np.ndarray) -> np.ndarray:
     """Return the smoothed histogram (prod(_BINS),) of bin indices; it sums to 1."""
     cube = np.bincount(bins.ravel(), minlength=int(np.prod(_BINS))).astype(np.float32).reshape(_BINS)
-    kernel = np.exp(-0.5 * (np.arange(-2, 3) / _SPREAD) ** 2)
-    for axis in range(3):
-        padded = np.pad(np.moveaxis(cube, axis, 0), ((2, 2), (0, 0), (0, 0)))
-        smooth = sum(weight * padded[step : step + len(padded) - 4] for step, weight in enumerate(kernel))
-        cube = np.moveaxis(np.asarray(smooth), 0, axis)
+    for axis, count in enumerate(_BINS):
+        distances = np.subtract.outer(np.arange(count), np.arange(count))
+        kernel = np.exp(-0.5 * (distances / _SPREAD) ** 2) * (np.abs(distances) <= 2)
+        cube = np.moveaxis(np.tensordot(kernel.astype(np.float32), cube, (1, axis)), 0, axis)
     return (cube / max(float(cube.sum()), 1e-12)).ravel()
 
 

@@ -81,11 +81,7 @@ def unit_of(records: Sequence[ImageRecord]) -> Unit:
 def draw_weights(records: Sequence[ImageRecord], resamples: int, *, unit: Unit, seed: int = 0) -> NDArray[np.int64]:
     """Return the weights (R, I) of the images in R resampled sets.
 
-    Args:
-        records: records of the images.
-        resamples: number of sets R.
-        unit: what is drawn with replacement, as many as there are: images, or scenes with all their images.
-        seed: random seed.
+    As many images, or scenes with all their images, as there are, are drawn with replacement.
     """
     drawn_from = [(record.scene_id, record.image_id if unit == "image" else 0) for record in records]
     number = {item: index for index, item in enumerate(dict.fromkeys(drawn_from))}

@@ -293,26 +293,24 @@ def _charts(key: str, results: Sequence[tuple[Cell, Compared]]) -> list[tuple[st
         lines.setdefault(others, {})[_text(cell[key])] = run
     # Of several grids, some may have a single value on this axis: no line.
     lines = {name: line for name, line in lines.items() if len(line) > 1}
+    more = f" (the first {MAX_LINES} of {len(lines)} lines)" if len(lines) > MAX_LINES else ""
+    shown = dict(list(lines.items())[:MAX_LINES])
     charts = []
     for title, estimate in (("AP in percent", _ap), ("seconds per image", _time)):
-        shown = {
-            name: [estimate(line[tick]) if tick in line else None for tick in ticks]
-            for name, line in list(lines.items())[:MAX_LINES]
-        }
-        if any(one is not None for line in shown.values() for one in line):
-            more = f" (the first {MAX_LINES} of {len(lines)} lines)" if len(lines) > MAX_LINES else ""
-            chart = line_chart(ticks, shown, x_label=key, y_label=title)
+        values = {name: [estimate(line.get(tick)) for tick in ticks] for name, line in shown.items()}
+        if any(one is not None for line in values.values() for one in line):
+            chart = line_chart(ticks, values, x_label=key, y_label=title)
             charts.append((encode_uri(chart, "image/svg+xml"), f"{title} against {key}{more}"))
     return charts
 
 
-def _ap(run: Compared) -> Estimate:
-    ap = run.metrics["ap"]
-    return Estimate(value=100 * ap.value, low=100 * ap.low, high=100 * ap.high)
+def _ap(run: Compared | None) -> Estimate | None:
+    ap = None if run is None else run.metrics["ap"]
+    return None if ap is None else Estimate(value=100 * ap.value, low=100 * ap.low, high=100 * ap.high)
 
 
-def _time(run: Compared) -> Estimate | None:
-    seconds = run.median_time
+def _time(run: Compared | None) -> Estimate | None:
+    seconds = None if run is None else run.median_time
     return None if seconds is None else Estimate(value=seconds, low=seconds, high=seconds)
 
 

@@ -149,9 +149,8 @@ def evaluate(
     mine = [unit for unit in mine if unit in waiting]
     jobs = min(jobs, max(1, len(mine)))
     opener = partial(_open_worker, out, task, jobs)
-    with tqdm(
-        total=len(task.targets), initial=len(done), desc="images", unit="image", disable=None if progress else True
-    ) as bar:
+    hidden = None if progress else True
+    with tqdm(total=len(task.targets), initial=len(done), desc="images", unit="image", disable=hidden) as bar:
         for item, result in run_all(LocalEngine(jobs), opener, mine, str) if mine else ():
             if isinstance(result, Died):
                 raise DataError(f"{item}: given up after {TRIES} attempts: {result.reason}")
