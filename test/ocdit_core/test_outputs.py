@@ -25,11 +25,12 @@ COMMANDS = {
     "segment": "segment {in}/photo.png --objects {in}/lib --weights {in}/model --threshold 0 --uncertainty --out {out}",
     "evaluate": "evaluate --dataset {in}/set --split test --objects {in}/blocks --method colour --out {out}/run",
     "evaluate a file": "evaluate --dataset {in}/set --split test --results {in}/run/results.json --out {out}/run",
-    "ablate": "ablate --config {in}/grid.yaml --dataset {in}/set --split test --objects {in}/blocks --out {out}/grid",
+    "ablate": "ablate --config {in}/grid.yaml --dataset {in}/set --split test --objects {in}/blocks "
+    "--weights {in}/model --out {out}/grid",
     "report": "report {in}/run --resamples 2 --out {out}/report.html --plot {out}/reliability.png",
     "inspect": "inspect {in}/set --split test --html {out}/page.html",
     "benchmark": "benchmark --sizes small --objects 1 --ensembles 1 --image-sizes 64x96 --repeats 1 "
-    "--peak-tflops 1 --set sampler.steps=2 --json {out}/times.json",
+    "--set sampler.steps=2 --json {out}/times.json",
     "synthesize": "synthesize --out {out}/set --images 1 --objects 3 --size 96 128 --targets 2 2 --distractors 0 0 "
     "--views-per-scene 1 1 --jobs 1 --format both",
 }
@@ -46,7 +47,7 @@ def inputs(tmp_path_factory, untrained_model, rendered_library):
     shutil.copytree(untrained_model, folder / "model")
     write_set(folder / "set", 2)
     write_library(folder / "blocks")
-    (folder / "grid.yaml").write_text("title: Blur\nmethod: colour\ngrids: [{blur: [0.004]}]\n")
+    (folder / "grid.yaml").write_text("title: Steps\ngrids: [{sampler.steps: [1]}]\n")
     evaluate = COMMANDS["evaluate"].format(**{"in": folder, "out": folder})
     assert main(evaluate.split()) == 0
     return folder
