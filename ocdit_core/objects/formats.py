@@ -37,7 +37,7 @@ from ocdit_core.objects.xml_formats import read_3mf, read_dae
 Array = NDArray[Any]
 FORMATS = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".dae", ".3mf")
 CAD_FORMATS = (
-    ".step", ".stp", ".iges", ".igs", ".usd", ".usda", ".usdc", ".usdz", ".fbx", ".3ds", ".blend", ".x", ".lwo",
+    ".step", ".stp", ".iges", ".igs", ".usd", ".usda", ".usdc", ".usdz", ".fbx", ".3ds", ".x",
 )  # fmt: skip
 """Read by optional packages."""
 

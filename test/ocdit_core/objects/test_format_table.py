@@ -193,7 +193,7 @@ def fbx(folder, feature):
 
 FORMATS = {
     "GLB, glTF": gltf, "OBJ": obj, "PLY": ply, "STL": stl, "OFF": off, "COLLADA (DAE)": dae, "3MF": threemf,
-    "STEP, IGES (`cascadio`)": step, "USD, USDZ (`usd-core`)": usd, "FBX, 3DS, X, LWO (`assimp-py`)": fbx,
+    "STEP, IGES (`cascadio`)": step, "USD, USDZ (`usd-core`)": usd, "FBX, 3DS, X (`assimp-py`)": fbx,
 }  # fmt: skip
 
 
