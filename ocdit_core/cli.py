@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = build_parser().parse_args(argv)
     level = logging.DEBUG if arguments.verbose else logging.INFO
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(logging.Formatter("ocdit: %(message)s"))
     log = logging.getLogger("ocdit_core")
     log.addHandler(handler)
@@ -90,6 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         log.removeHandler(handler)
         log.setLevel(before)
+
+
+class _Handler(logging.Handler):
+    """Write log records to stderr; tqdm's own print keeps a progress bar on its line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
 
 
 def _input_files(arguments: argparse.Namespace) -> Iterator[Path]:

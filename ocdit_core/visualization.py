@@ -13,6 +13,7 @@ import numpy as np
 from ocdit_core.colours import Colour, object_colours
 from ocdit_core.errors import ImageError
 from ocdit_core.images import as_rgb8, write_image
+from ocdit_core.masks import Box, box_iou
 from ocdit_core.objects.gallery import length
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def overlay(image: np.ndarray, segmentation: Segmentation) -> np.ndarray:
         contours, _ = cv2.findContours(instance.mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, contours, -1, (0, 0, 0), thickness + 2, cv2.LINE_AA)
         cv2.drawContours(canvas, contours, -1, colour, thickness, cv2.LINE_AA)
-    placed: list[tuple[int, int, int, int]] = []
+    placed: list[Box] = []
     for instance in segmentation.instances:
         text = f"{instance.object_id} {instance.score:.2f}"
         placed.append(_label(canvas, text, instance.box, colours[instance.object_id], placed))
@@ -92,14 +93,13 @@ class ContactSheets:
         """Write the last page; raises ImageError if it cannot be written."""
         if not self._rows:
             return
-        width, gap = max(row.shape[1] for row in self._rows), 12
-        columns = []
-        for start in range(0, len(self._rows), self.ROWS):
-            rows = [_widened(row, width) for row in self._rows[start : start + self.ROWS]]
-            columns.append(np.concatenate(rows))
-        page = np.full((columns[0].shape[0], len(columns) * (width + gap) - gap, 3), _SHEET_GREY, np.uint8)
-        for left, column in zip(range(0, page.shape[1], width + gap), columns, strict=True):
-            page[: len(column), left : left + width] = column
+        width, height, gap = max(row.shape[1] for row in self._rows), _SHEET_TITLE + _VIEW, 12
+        columns = -(-len(self._rows) // self.ROWS)
+        size = (min(len(self._rows), self.ROWS) * height, columns * (width + gap) - gap, 3)
+        page = np.full(size, _SHEET_GREY, np.uint8)
+        for at, row in enumerate(self._rows):
+            left, top = at // self.ROWS * (width + gap), at % self.ROWS * height
+            page[top : top + height, left : left + row.shape[1]] = row
         number = f"_{len(self.written) + 1:0{self._digits}d}" if self._digits else ""
         path = self._path.with_name(f"{self._path.stem}{number}{self._path.suffix}")
         write_image(path, page)
@@ -160,23 +160,13 @@ def _sheet_row(templates: ObjectTemplates) -> np.ndarray:
     return row
 
 
-def _widened(row: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=_SHEET_GREY)
-
-
 def _ascii(text: str) -> str:
     # OpenCV's fonts have no other letters: é becomes e, what has no such form a question mark.
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     return plain.encode("ascii", "replace").decode()
 
 
-def _label(
-    canvas: np.ndarray,
-    text: str,
-    box: tuple[int, int, int, int],
-    colour: Colour,
-    placed: list[tuple[int, int, int, int]],
-) -> tuple[int, int, int, int]:
+def _label(canvas: np.ndarray, text: str, box: Box, colour: Colour, placed: list[Box]) -> Box:
     """Write a label at a box, inside the picture and clear of those placed already; returns its own rectangle."""
     height, width = canvas.shape[:2]
     text = _ascii(text)
@@ -192,20 +182,11 @@ def _label(
     left = int(np.clip(box[0], 0, max(0, width - size[0])))
     lowest = max(0, height - size[1])
     # Above the box, just inside its top, under it; then whatever row near it is free.
-    wishes = [
-        box[1] - size[1],
-        box[1],
-        box[1] + box[3],
-        *(box[1] + step * size[1] for step in (1, -2, 2, -3, 3, -4, 4)),
-    ]
+    near = (box[1] + step * size[1] for step in (1, -2, 2, -3, 3, -4, 4))
+    wishes = [box[1] - size[1], box[1], box[1] + box[3], *near]
     rows = [int(np.clip(wish, 0, lowest)) for wish in wishes]
-    top = next((row for row in rows if not any(_meet((left, row, *size), other) for other in placed)), rows[0])
+    top = next((row for row in rows if not any(box_iou((left, row, *size), other) for other in placed)), rows[0])
     cv2.rectangle(canvas, (left, top), (left + size[0] - 1, top + size[1] - 1), colour, cv2.FILLED)
-    light = np.dot(colour, (0.299, 0.587, 0.114)) > 140
-    ink = (0, 0, 0) if light else (255, 255, 255)
+    ink = (0, 0, 0) if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else (255, 255, 255)
     cv2.putText(canvas, text, (left + pad, top + pad + high), _FONT, scale, ink, stroke, cv2.LINE_AA)
     return (left, top, *size)
-
-
-def _meet(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
-    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]

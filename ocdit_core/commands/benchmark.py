@@ -14,7 +14,6 @@ from ocdit_core.commands.options import add_command, add_model, positive, print_
 
 if TYPE_CHECKING:
     from ocdit_core.inference.benchmark import Case, Measured
-    from ocdit_core.inference.settings import InferenceSettings
 
 EXAMPLES = """\
   ocdit benchmark
@@ -48,11 +47,13 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 def run(arguments: argparse.Namespace) -> int:
     """Measure; returns 0."""
     import torch
+    from tqdm import tqdm
 
+    from ocdit_core.config import apply_overrides, build
     from ocdit_core.files import check_output, write_text
     from ocdit_core.inference import benchmark
     from ocdit_core.inference.network import computes_in_half
-    from ocdit_core.inference.settings import find_weights, refine_weights
+    from ocdit_core.inference.settings import InferenceSettings, find_weights, recommended_settings, refine_weights
     from ocdit_core.models.checkpoints import pick_device
     from ocdit_core.models.ocdit import OCDiT
 
@@ -61,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     device = pick_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    settings = _settings(arguments)
+    settings = InferenceSettings() if arguments.sizes else recommended_settings(arguments.weights)
+    settings = build(InferenceSettings, apply_overrides(dataclasses.asdict(settings), arguments.settings))
     refine = None
     if arguments.sizes:
         model = benchmark.random_model(arguments.sizes)
@@ -78,16 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     print(", ".join(f"{key} {value}" for key, value in header.items() if value is not None))
     cases = _cases(arguments, settings.image_size or model.config.image_size)
-    from tqdm import tqdm
-
-    work = benchmark.measure(
-        model,
-        cases,
-        settings,
-        device=str(device),
-        repeats=arguments.repeats,
-        refine=refine,
-    )
+    work = benchmark.measure(model, cases, settings, device=str(device), repeats=arguments.repeats, refine=refine)
     measured = list(tqdm(work, total=len(cases), desc="measuring", unit="case", disable=None))
     print_table(*table(measured))
     if arguments.json:
@@ -101,19 +94,14 @@ def table(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     header = ["objects", "ensemble", "size", "encode", "backbone", "sampling", "decoding", "post", "refine", "total"]
     rows = []
     for one in measured:
-        stages, total = grouped(one.stages), one.stages["total"]
+        # As shown: post-processing together, all of refine together.
+        seconds = [one.encoding, *(one.stages.get(stage, 0.0) for stage in ("backbone", "sampling", "decoding"))]
+        seconds.append(sum(one.stages.get(stage, 0.0) for stage in _POST_PROCESSING))
+        seconds.append(sum(value for stage, value in one.stages.items() if stage.startswith("refine_")))
         cells = [str(one.case.objects), str(one.case.ensemble), "x".join(map(str, one.case.image_size))]
-        cells += [f"{1000 * seconds:.1f}" for seconds in (one.encoding, *stages.values(), total)]
+        cells += [f"{1000 * value:.1f}" for value in (*seconds, one.stages["total"])]
         rows.append(cells)
     return header, rows
-
-
-def grouped(stages: dict[str, float]) -> dict[str, float]:
-    """Return the seconds of the stages as they are shown: post-processing together, all of refine together."""
-    shown = {stage: stages.get(stage, 0.0) for stage in ("backbone", "sampling", "decoding")}
-    shown["post-processing"] = sum(stages.get(stage, 0.0) for stage in _POST_PROCESSING)
-    shown["refine"] = sum(seconds for stage, seconds in stages.items() if stage.startswith("refine_"))
-    return shown
 
 
 def _cases(arguments: argparse.Namespace, image_size: tuple[int, int]) -> list[Case]:
@@ -127,14 +115,6 @@ def _cases(arguments: argparse.Namespace, image_size: tuple[int, int]) -> list[C
         arguments.objects or chosen["objects"],
     )
     return [Case(objects=objects, ensemble=ensemble, image_size=size) for size, ensemble, objects in combinations]
-
-
-def _settings(arguments: argparse.Namespace) -> InferenceSettings:
-    from ocdit_core.config import apply_overrides, build
-    from ocdit_core.inference.settings import InferenceSettings, recommended_settings
-
-    settings = InferenceSettings() if arguments.sizes else recommended_settings(arguments.weights)
-    return build(InferenceSettings, apply_overrides(dataclasses.asdict(settings), arguments.settings))
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from ocdit_core.data.statistics import DatasetStatistics
     from ocdit_core.synthesis.generation import Synthesised
     from ocdit_core.synthesis.plan import SynthesisSettings
-    from ocdit_core.synthesis.ray_engine import RayEngine
 
 SYNTHESIZE_EXAMPLES = """\
   ocdit synthesize --out data/train --images 2000 --objects 200
@@ -123,31 +121,16 @@ def _add_synthesize(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
 
 def synthesize(arguments: argparse.Namespace) -> int:
     """Generate the dataset; return 0."""
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
     from ocdit_core.synthesis.generation import synthesize
-
-    with logging_redirect_tqdm([logging.getLogger("ocdit_core")]):
-        settings = _settings(arguments)
-        with _engine(arguments) as engine:
-            done = synthesize(
-                arguments.out,
-                settings,
-                jobs=arguments.jobs or 0,
-                engine=engine,
-                shard=arguments.shard,
-                progress=True,
-            )
-    print(f"{arguments.out}: {_summary(done)}")
-    return 0
-
-
-def _engine(arguments: argparse.Namespace) -> AbstractContextManager[RayEngine | None]:
-    if arguments.ray is None:
-        return nullcontext()
     from ocdit_core.synthesis.ray_engine import RayEngine
 
-    return RayEngine(arguments.ray, arguments.jobs or 0)
+    settings, jobs = _settings(arguments), arguments.jobs or 0
+    opened: AbstractContextManager[RayEngine | None]
+    opened = nullcontext() if arguments.ray is None else RayEngine(arguments.ray, jobs)
+    with opened as engine:
+        done = synthesize(arguments.out, settings, jobs=jobs, engine=engine, shard=arguments.shard, progress=True)
+    print(f"{arguments.out}: {_summary(done)}")
+    return 0
 
 
 def _settings(arguments: argparse.Namespace) -> SynthesisSettings:

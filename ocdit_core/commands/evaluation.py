@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,23 +130,20 @@ def _add_resamples(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate; return 0."""
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
     from ocdit_core.data.dataset import open_dataset
     from ocdit_core.evaluation import run
     from ocdit_core.evaluation.metrics import table
     from ocdit_core.evaluation.targets import choose_targets
 
     metrics: dict[str, Any] | None
-    with logging_redirect_tqdm([logging.getLogger("ocdit_core")]):
-        dataset = open_dataset(arguments.dataset, arguments.split)
-        if arguments.results is None:
-            task = _task_of(dataset, arguments)([])
-            metrics = run.evaluate(arguments.out, task, jobs=arguments.jobs, shard=arguments.shard, progress=True)
-        else:
-            threshold = 0.5 if arguments.threshold is None else arguments.threshold
-            targets = choose_targets(dataset, arguments.targets)
-            metrics = run.evaluate_file(arguments.out, arguments.results, dataset, targets, threshold=threshold)
+    dataset = open_dataset(arguments.dataset, arguments.split)
+    if arguments.results is None:
+        task = _task_of(dataset, arguments)([])
+        metrics = run.evaluate(arguments.out, task, jobs=arguments.jobs, shard=arguments.shard, progress=True)
+    else:
+        threshold = 0.5 if arguments.threshold is None else arguments.threshold
+        targets = choose_targets(dataset, arguments.targets)
+        metrics = run.evaluate_file(arguments.out, arguments.results, dataset, targets, threshold=threshold)
     if metrics is None:
         print(f"{arguments.out}: this shard is done; the last of the others writes the metrics")
         return 0
@@ -160,7 +156,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def ablate(arguments: argparse.Namespace) -> int:
     """Evaluate the grid; return 0."""
     from tqdm import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
 
     from ocdit_core.data.dataset import open_dataset
     from ocdit_core.evaluation.ablate import ablate, read_grid
@@ -168,15 +163,14 @@ def ablate(arguments: argparse.Namespace) -> int:
 
     grid = read_grid(arguments.config)
     arguments.method, arguments.preset = "ocdit", grid.preset
-    with logging_redirect_tqdm([logging.getLogger("ocdit_core")]):
-        result = ablate(
-            arguments.out,
-            grid,
-            _task_of(open_dataset(arguments.dataset, arguments.split), arguments),
-            jobs=arguments.jobs,
-            shard=arguments.shard,
-            progress=lambda name, number, count: tqdm.write(f"{number} of {count}: {name}"),
-        )
+    result = ablate(
+        arguments.out,
+        grid,
+        _task_of(open_dataset(arguments.dataset, arguments.split), arguments),
+        jobs=arguments.jobs,
+        shard=arguments.shard,
+        progress=lambda name, number, count: tqdm.write(f"{number} of {count}: {name}"),
+    )
     if result.cells:
         print_table(*comparison_table(compare([cell for _, cell in result.cells], resamples=arguments.resamples)))
     unfinished = f", {result.unfinished} not finished" if result.unfinished else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ from ocdit_core.errors import ConfigError, LibraryError, OcditError
 if TYPE_CHECKING:
     from ocdit_core.objects.gallery import Card
     from ocdit_core.objects.library import ObjectEntry, ObjectLibrary
-    from ocdit_core.visualization import ContactSheets
 
 RENDER_EXAMPLES = """\
   ocdit render drill.glb mug.ply --out my_objects/
@@ -79,8 +77,6 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def render(arguments: argparse.Namespace) -> int:
     """Render; return 2 if a mesh could not be used (the others are done), else 0."""
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
     from ocdit_core.objects.library import ObjectLibrary
     from ocdit_core.objects.onboarding import add_objects
 
@@ -93,18 +89,17 @@ def render(arguments: argparse.Namespace) -> int:
         failed.append(path)
         report(error)
 
-    with logging_redirect_tqdm([logging.getLogger("ocdit_core")]):
-        added = add_objects(
-            arguments.out,
-            arguments.meshes,
-            names=None if arguments.name is None else [arguments.name],
-            unit=arguments.unit,
-            views=arguments.views,
-            jobs=arguments.jobs or 0,
-            force=arguments.force,
-            on_error=note,
-            progress=True,
-        )
+    added = add_objects(
+        arguments.out,
+        arguments.meshes,
+        names=None if arguments.name is None else [arguments.name],
+        unit=arguments.unit,
+        views=arguments.views,
+        jobs=arguments.jobs or 0,
+        force=arguments.force,
+        on_error=note,
+        progress=True,
+    )
     print(f"{arguments.out}: {_summary(added.rendered, added.unchanged, len(failed))}")
     names = [*added.rendered, *added.unchanged]
     if names and (arguments.sheet is not None or arguments.html is not None):
@@ -191,6 +186,8 @@ def review(
     Returns:
         A table row for each undamaged object, and the number of objects with problems.
     """
+    from ocdit_core.objects.gallery import Card, length, symmetry_text
+    from ocdit_core.objects.templates import check_views
     from ocdit_core.visualization import ContactSheets
     from ocdit_core.web_page import write_page
 
@@ -198,11 +195,39 @@ def review(
     sheets = None if arguments.sheet is None else ContactSheets(arguments.sheet, len(names))
     rows: list[list[str]] = []
     bad: list[str] = []
-    cards = _cards(library, names, sheets, rows, bad, quiet)
+    entries: dict[str, ObjectEntry] = {}
+    try:
+        entries = library.manifest
+    except LibraryError as error:
+        bad.append(str(error))
+        report(error)
+
+    def cards() -> Iterator[Card]:
+        for name in names:
+            try:
+                templates = library[name]
+            except LibraryError as error:
+                bad.append(name)
+                report(error)
+                yield Card(name=name, problems=[str(error)])
+                continue
+            problems = check_views(templates)
+            bad.extend([name] if problems else [])
+            for problem in problems if not quiet else []:
+                report(LibraryError(f"{name}: {problem}"))
+            if sheets is not None:
+                sheets.add(templates)
+            entry = entries.get(name)
+            number = str(entry.id) if entry else "-"
+            main = templates.sources[0] if templates.sources else "-"
+            facts = [length(templates.diameter), templates.unit or "-", templates.origin]
+            rows.append([name, number, str(len(templates)), *facts, symmetry_text(templates) or "-", main])
+            yield Card(name=name, templates=templates, entry=entry, problems=problems)
+
     if arguments.html is not None:
-        write_page(arguments.html, "gallery.html", title=library.path.resolve().name, cards=cards)
+        write_page(arguments.html, "gallery.html", title=library.path.resolve().name, cards=cards())
     else:
-        deque(cards, maxlen=0)
+        deque(cards(), maxlen=0)
     if sheets is not None:
         sheets.finish()
         for path in sheets.written:
@@ -210,43 +235,3 @@ def review(
     if arguments.html is not None:
         print(f"{arguments.html}: page of {counted(len(names), 'object')}")
     return rows, len(bad)
-
-
-def _cards(
-    library: ObjectLibrary,
-    names: list[str],
-    sheets: ContactSheets | None,
-    rows: list[list[str]],
-    bad: list[str],
-    quiet: bool,
-) -> Iterator[Card]:
-    """Yield each object for the page, after adding it to the contact sheets, the table, and the list of bad ones."""
-    from ocdit_core.objects.gallery import Card, length, symmetry_text
-    from ocdit_core.objects.templates import check_views
-
-    entries: dict[str, ObjectEntry] = {}
-    try:
-        entries = library.manifest
-    except LibraryError as error:
-        bad.append(str(error))
-        report(error)
-    for name in names:
-        try:
-            templates = library[name]
-        except LibraryError as error:
-            bad.append(name)
-            report(error)
-            yield Card(name=name, problems=[str(error)])
-            continue
-        problems = check_views(templates)
-        bad += [name] if problems else []
-        for problem in problems if not quiet else []:
-            report(LibraryError(f"{name}: {problem}"))
-        if sheets is not None:
-            sheets.add(templates)
-        entry = entries.get(name)
-        number = str(entry.id) if entry else "-"
-        main = templates.sources[0] if templates.sources else "-"
-        facts = [length(templates.diameter), templates.unit or "-", templates.origin]
-        rows.append([name, number, str(len(templates)), *facts, symmetry_text(templates) or "-", main])
-        yield Card(name=name, templates=templates, entry=entry, problems=problems)

@@ -109,8 +109,7 @@ def ablate(
     tasks = [(cell, task_of(overrides_of({**grid.settings, **cell}))) for cell in grid.cells]
     plan = {"title": grid.title, "cells": [{"folder": cell_name(cell), "settings": cell} for cell, _ in tasks]}
     # Each cell's folder keeps its own plan: a grid may be extended.
-    names = [cell_name(cell) for cell in grid.cells]
-    keep_plan(out / ABLATION, plan, outputs=names, may_differ=("title", "cells"))
+    keep_plan(out / ABLATION, plan, outputs=[cell_name(cell) for cell in grid.cells], may_differ=("title", "cells"))
     for number, (cell, task) in enumerate(tasks, start=1):
         if progress is not None:
             progress(cell_name(cell), number, len(tasks))

@@ -84,15 +84,8 @@ def rows_of(image: ImageKey, result: Segmentation, numbers: dict[str, int], seco
 
 
 def _as_json(row: ResultRow) -> dict[str, Any]:
-    return {
-        "scene_id": row.scene_id,
-        "image_id": row.image_id,
-        "category_id": row.category_id,
-        "score": row.score,
-        **({} if row.box is None else {"bbox": list(row.box)}),
-        "segmentation": row.segmentation,
-        "time": row.time,
-    }
+    entry = {key: getattr(row, key) for key in _KEYS}
+    return entry if row.box is None else entry | {"bbox": list(row.box)}
 
 
 def write_results(path: str | Path, rows: Iterable[ResultRow]) -> None:
@@ -147,7 +140,7 @@ def read_results(
     rows = []
     for number, entry in enumerate(content):
         try:
-            row = parse_row(entry, objects)
+            row = _parse_row(entry, objects)
             known = size_of(row.image) if size_of is not None else None
             expected = list(known) if known is not None else sizes.setdefault(row.image, row.segmentation["size"])
             if row.segmentation["size"] != expected:
@@ -164,16 +157,8 @@ def read_results(
     return rows
 
 
-def parse_row(entry: Any, objects: Collection[int] | None = None) -> ResultRow:
-    """Return a row from its JSON object.
-
-    Args:
-        entry: element of the list.
-        objects: known obj_ids; default: any.
-
-    Raises:
-        DataError: a key is missing or its value is invalid.
-    """
+def _parse_row(entry: Any, objects: Collection[int] | None = None) -> ResultRow:
+    """Return a row from its JSON object; raises DataError if a key is missing or its value is invalid."""
     if not isinstance(entry, dict):
         raise DataError(f"is a {type(entry).__name__}, not an object")
     missing = [key for key in _KEYS if key not in entry]
@@ -192,7 +177,7 @@ def parse_row(entry: Any, objects: Collection[int] | None = None) -> ResultRow:
         category_id=category,
         score=_number(entry, "score"),
         box=_box(entry.get("bbox")),
-        segmentation=_run_lengths(entry["segmentation"]),
+        segmentation=_segmentation(entry["segmentation"]),
         time=time,
     )
 
@@ -228,14 +213,9 @@ def open_part(out: Path) -> Iterator[IO[str]]:
 
 def write_result(file: IO[str], result: ImageResult) -> None:
     """Append the result of one image and flush it."""
-    line = {
-        "scene_id": result.image[0],
-        "image_id": result.image[1],
-        "time": result.time,
-        "timings": result.timings,
-        "rows": [_as_json(row) for row in result.rows],
-    }
-    file.write(json.dumps(line, allow_nan=False) + "\n")
+    scene, image = result.image
+    line = {"scene_id": scene, "image_id": image, "time": result.time, "timings": result.timings}
+    file.write(json.dumps(line | {"rows": [_as_json(row) for row in result.rows]}, allow_nan=False) + "\n")
     file.flush()
 
 
@@ -252,7 +232,7 @@ def read_parts(out: Path) -> dict[ImageKey, ImageResult]:
                 entry = json.loads(line)
                 result = ImageResult(
                     image=(int(entry["scene_id"]), int(entry["image_id"])),
-                    rows=tuple(parse_row(row) for row in entry["rows"]),
+                    rows=tuple(_parse_row(row) for row in entry["rows"]),
                     time=float(entry["time"]),
                     timings=dict(entry["timings"]),
                 )
@@ -290,7 +270,7 @@ def _box(value: Any) -> tuple[float, float, float, float] | None:
     return x, y, width, height
 
 
-def _run_lengths(value: Any) -> dict[str, Any]:
+def _segmentation(value: Any) -> dict[str, Any]:
     """Check run lengths and return them compressed."""
     if not isinstance(value, dict):
         raise DataError(f"segmentation is {_shown(value)}, not run lengths with size and counts")

@@ -5,30 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from ocdit_core.config import as_dict
 from ocdit_core.errors import ConfigError
 from ocdit_core.evaluation.baselines import ColourBackProjection, FeatureMatching
-from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.segmenter import Segmenter
 from ocdit_core.inference.settings import InferenceSettings, find_weights, recommended_settings
 from ocdit_core.models.ocdit import OCDiT
-from ocdit_core.objects.library import ObjectLibrary
 
 METHODS = ("ocdit", "colour", "cnos")
-
-
-class Method(Protocol):
-    """A Segmenter, or anything with its interface."""
-
-    def set_objects(self, library: ObjectLibrary, object_ids: Sequence[str]) -> None:
-        """Set the target objects."""
-
-    def segment(self, image: np.ndarray) -> Segmentation:
-        """Find the targets in a (H, W, 3) uint8 RGB image."""
+Method = Segmenter | ColourBackProjection | FeatureMatching
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -198,13 +198,13 @@ def table(metrics: dict[str, Any]) -> list[list[str]]:
     if calibration is not None:
         rows += [
             [],
-            ["score", "results", "right", "", "", ""],
+            ["score", "results", "right"],
             *(
-                [f"{one['low']:g} to {one['high']:g}", f"{one['results']:,}", percent(one["precision"]), "", "", ""]
+                [f"{one['low']:g} to {one['high']:g}", f"{one['results']:,}", percent(one["precision"])]
                 for one in calibration["bins"]
                 if one["results"]
             ),
-            ["calibration error", percent(calibration["expected_calibration_error"]), "", "", "", ""],
+            ["calibration error", percent(calibration["expected_calibration_error"])],
         ]
     return [
         *rows,

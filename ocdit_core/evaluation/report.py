@@ -297,20 +297,22 @@ def _charts(key: str, results: Sequence[tuple[Cell, Compared]]) -> list[tuple[st
     shown = dict(list(lines.items())[:MAX_LINES])
     charts = []
     for title, estimate in (("AP in percent", _ap), ("seconds per image", _time)):
-        values = {name: [estimate(line.get(tick)) for tick in ticks] for name, line in shown.items()}
+        values = {
+            name: [estimate(line[tick]) if tick in line else None for tick in ticks] for name, line in shown.items()
+        }
         if any(one is not None for line in values.values() for one in line):
             chart = line_chart(ticks, values, x_label=key, y_label=title)
             charts.append((encode_uri(chart, "image/svg+xml"), f"{title} against {key}{more}"))
     return charts
 
 
-def _ap(run: Compared | None) -> Estimate | None:
-    ap = None if run is None else run.metrics["ap"]
-    return None if ap is None else Estimate(value=100 * ap.value, low=100 * ap.low, high=100 * ap.high)
+def _ap(run: Compared) -> Estimate:
+    ap = run.metrics["ap"]
+    return Estimate(value=100 * ap.value, low=100 * ap.low, high=100 * ap.high)
 
 
-def _time(run: Compared | None) -> Estimate | None:
-    seconds = None if run is None else run.median_time
+def _time(run: Compared) -> Estimate | None:
+    seconds = run.median_time
     return None if seconds is None else Estimate(value=seconds, low=seconds, high=seconds)
 
 

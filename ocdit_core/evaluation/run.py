@@ -16,11 +16,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from ocdit_core import __version__
 from ocdit_core.data.dataset import Dataset, open_dataset
-from ocdit_core.data.frame import Frame
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.evaluation.bop_results import (
     PARTS,
@@ -149,8 +149,8 @@ def evaluate(
     mine = [unit for unit in mine if unit in waiting]
     jobs = min(jobs, max(1, len(mine)))
     opener = partial(_open_worker, out, task, jobs)
-    hidden = None if progress else True
-    with tqdm(total=len(task.targets), initial=len(done), desc="images", unit="image", disable=hidden) as bar:
+    disable = None if progress else True
+    with tqdm(total=len(task.targets), initial=len(done), desc="images", unit="image", disable=disable) as bar:
         for item, result in run_all(LocalEngine(jobs), opener, mine, str) if mine else ():
             if isinstance(result, Died):
                 raise DataError(f"{item}: given up after {TRIES} attempts: {result.reason}")
@@ -207,9 +207,8 @@ def _compare_with_truth(
     """Write results.json, records.jsonl and metrics.json; an image without a result is one without instances."""
     write_results(out / RESULTS, (row for image in targets if image in results for row in results[image].rows))
     records = []
-    frames = dataset.frames(targets)
-    hidden = None if progress else True
-    for frame in tqdm(frames, desc="comparing", total=len(targets), unit="image", disable=hidden):
+    disable = None if progress else True
+    for frame in tqdm(dataset.frames(targets), desc="comparing", total=len(targets), unit="image", disable=disable):
         image = image_key(frame)
         result = results.get(image) or ImageResult(image=image)
         records.append(record_image(frame, targets[image], result.rows, time=result.time, timings=result.timings))
@@ -274,7 +273,6 @@ def require_same_task(runs: Sequence[Run]) -> None:
 def _plan(dataset: Dataset, targets: Targets, **method: Any) -> dict[str, Any]:
     """Return the content of evaluation.json: equal plans give equal results on one machine."""
     import cv2
-    import numpy as np
     import torch
 
     return {
@@ -316,22 +314,19 @@ def _open_worker(out: Path, task: EvaluationTask, jobs: int) -> Iterator[Work[st
     method = task.method.open()
     current: tuple[int, ...] = ()
 
-    def segment(frame: Frame) -> None:
+    def segment(image: ImageKey, pixels: np.ndarray) -> ImageResult:
         nonlocal current
-        image = image_key(frame)
         objects = task.targets[image]
-        pixels = frame.image()
-        result = ImageResult(image=image, time=0.0)
-        if objects:
-            if objects != current:
-                method.set_objects(library, [task.names[number] for number in objects])
-                current = objects
-            began = time.perf_counter()
-            segmentation = method.segment(pixels)
-            seconds = time.perf_counter() - began
-            rows = tuple(rows_of(image, segmentation, numbers, seconds))
-            result = ImageResult(image=image, rows=rows, time=seconds, timings=segmentation.timings)
-        write_result(file, result)
+        if not objects:
+            return ImageResult(image=image, time=0.0)
+        if objects != current:
+            method.set_objects(library, [task.names[number] for number in objects])
+            current = objects
+        began = time.perf_counter()
+        segmentation = method.segment(pixels)
+        seconds = time.perf_counter() - began
+        rows = tuple(rows_of(image, segmentation, numbers, seconds))
+        return ImageResult(image=image, rows=rows, time=seconds, timings=segmentation.timings)
 
     # A process that ended before may have done a part of its unit.
     done = read_parts(out)
@@ -341,7 +336,7 @@ def _open_worker(out: Path, task: EvaluationTask, jobs: int) -> Iterator[Work[st
         for frame in dataset.read(unit):
             image = image_key(frame)
             if image in task.targets and image not in done:
-                segment(frame)
+                write_result(file, segment(image, frame.image()))
                 count += 1
         return count
 
