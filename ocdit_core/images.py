@@ -108,21 +108,17 @@ def decode_pixels(data: bytes, name: str, *, upright: bool = False, reduction: i
         raise ValueError(f"reduction is {reduction}, not 1, 2, 4 or 8")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # damaged EXIF data: the image is there all the same
-        return _decoded(data, name, upright, reduction)
-
-
-def _decoded(data: bytes, name: str, upright: bool, reduction: int) -> np.ndarray:
-    if _is_float_colour_tiff(data) and (decoded := _decode_with_opencv(data)) is not None:
-        return decoded
-    with _opened(data, name) as image:
-        try:
-            # An MPO is a JPEG with further views for 3-D displays: its first frame is the photograph.
-            frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
-            if frames == 1:
-                return _pixels(image, data, upright, reduction)
-        except Exception as error:
-            # Pillow's plugins raise SyntaxError, struct.error, OSError ...
-            raise ImageError(f"{name}: truncated or damaged image ({error})") from error
+        if _is_float_colour_tiff(data) and (decoded := _decode_with_opencv(data)) is not None:
+            return decoded
+        with _opened(data, name) as image:
+            try:
+                # An MPO is a JPEG with further views for 3-D displays: its first frame is the photograph.
+                frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+                if frames == 1:
+                    return _pixels(image, data, upright, reduction)
+            except Exception as error:
+                # Pillow's plugins raise SyntaxError, struct.error, OSError ...
+                raise ImageError(f"{name}: truncated or damaged image ({error})") from error
     raise ImageError(f"{name}: holds {frames} pages or frames; save the one you mean as a file of its own")
 
 

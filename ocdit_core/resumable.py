@@ -38,7 +38,7 @@ def keep_plan(
     folder = path.parent
     new = json.loads(json.dumps(plan))
     if path.exists():
-        old = read_plan(path)
+        old = _read_plan(path)
         for key in (key for key in {**old, **new} if key not in may_differ):
             if old.get(key) != new.get(key):
                 difference = _difference(key, old.get(key), new.get(key))
@@ -58,12 +58,7 @@ def keep_plan(
     write_text(path, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_plan(path: Path) -> dict[str, Any]:
-    """Return the content of a plan file.
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
+def _read_plan(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:

@@ -117,19 +117,17 @@ class Matches:
         # Only the order of ignored instances relative to others matters.
         mixed = ignored if ignored.any() and not ignored.all() else np.zeros_like(ignored)
         key = id(target), mixed.tobytes()
-        if key not in self._known:
-            self._known[key] = self._match(target, mixed)
-        return self._known[key]
-
-    def _match(self, target: TargetRecord, ignored: NDArray[np.bool_]) -> NDArray[np.int64]:
+        if key in self._known:
+            return self._known[key]
         matcher, place = self._matcher, (0, 0)
         # COCOeval._prepare would overwrite `ignore` by `iscrowd`, which is why the BOP toolkit uses a fork.
-        instances = [{"id": n, "area": 1.0, "iscrowd": 0, "ignore": int(flag)} for n, flag in enumerate(ignored, 1)]
+        instances = [{"id": n, "area": 1.0, "iscrowd": 0, "ignore": int(flag)} for n, flag in enumerate(mixed, 1)]
         results = [{"id": number, "area": 1.0, "score": score} for number, score in enumerate(target.scores, 1)]
         matcher._gts, matcher._dts = {place: instances}, {place: results}
         matcher.ious = {place: target.overlaps if target.overlaps.size else []}
         found = matcher.evaluateImg(*place, (0.0, 1e10), MAX_DETECTIONS)
-        return np.asarray(found["dtMatches"], np.int64) - 1
+        self._known[key] = np.asarray(found["dtMatches"], np.int64) - 1
+        return self._known[key]
 
     def average_precision(
         self, chosen: Selection | None = None

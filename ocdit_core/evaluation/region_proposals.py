@@ -109,12 +109,8 @@ def find_superpixels(rgb: NDArray[np.uint8], step: int) -> Superpixels:
     while (lines := markers < 1).any():
         markers[lines] = cv2.dilate(np.maximum(markers, 0).astype(np.float32), np.ones((3, 3)))[lines]
     labels = np.unique(markers, return_inverse=True)[1].reshape(height, width).astype(np.int32)
-    return _describe(labels, smooth, gradient)
-
-
-def _describe(labels: NDArray[np.int32], rgb: NDArray[np.uint8], gradient: Array) -> Superpixels:
     flat, count = labels.ravel(), int(labels.max()) + 1
-    bins = np.minimum((lab_unit(rgb) * _BINS).astype(np.int64), _BINS - 1).reshape(-1, 3)
+    bins = np.minimum((lab_unit(smooth) * _BINS).astype(np.int64), _BINS - 1).reshape(-1, 3)
     colours = [np.bincount(flat * _BINS + bins[:, k], minlength=count * _BINS).reshape(count, _BINS) for k in range(3)]
     rows, columns = np.indices(labels.shape).reshape(2, -1)
     boxes = np.full((count, 4), max(labels.shape))
