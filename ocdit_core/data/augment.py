@@ -54,12 +54,8 @@ class Crop:
     def meets(self, box: Rectangle) -> bool:
         """Return whether any of the box is inside."""
         x, y, width, height = box
-        return (
-            x < self.left + self.width
-            and self.left < x + width
-            and y < self.top + self.height
-            and self.top < y + height
-        )
+        across = x < self.left + self.width and self.left < x + width
+        return across and y < self.top + self.height and self.top < y + height
 
     def aligned(self, factor: int) -> Crop:
         """Return the nearest crop whose numbers are all multiples of `factor`."""
@@ -69,12 +65,7 @@ class Crop:
 
     def reduced(self, factor: int) -> Crop:
         """Return the same crop of the frame at 1/factor of its size; it must be aligned to `factor`."""
-        return Crop(
-            top=self.top // factor,
-            left=self.left // factor,
-            height=self.height // factor,
-            width=self.width // factor,
-        )
+        return Crop(**{side: length // factor for side, length in vars(self).items()})
 
     def _cut(self, image: Image, border: int) -> Image:
         height, width = image.shape[:2]
@@ -147,7 +138,8 @@ def augment_image(rng: Rng, image: Image) -> Image:
     blur, sharpen, contrast, brighten, colour = rng.random(5) < EACH_PROBABILITY
     matrix, offset = np.eye(3), np.zeros(3)
     if colour:
-        matrix = _tint(rng, TINT) @ _saturation(_factor(rng, SATURATION))
+        tint, saturation = np.diag([_factor(rng, TINT) for _ in range(3)]), _factor(rng, SATURATION)
+        matrix = tint @ (saturation * np.eye(3) + (1 - saturation) * np.broadcast_to(_LUMA, (3, 3)))
     if brighten:
         matrix = _factor(rng, BRIGHTNESS) * matrix
     if contrast:
@@ -155,7 +147,8 @@ def augment_image(rng: Rng, image: Image) -> Image:
         grey = float(_LUMA @ np.clip(matrix @ np.array(cv2.mean(image)[:3]), 0, 255))
         matrix, offset = factor * matrix, offset + (1 - factor) * grey
     if colour or brighten or contrast:
-        image = _transform(image, np.column_stack([matrix, offset]))
+        both = np.column_stack([matrix, offset]).astype(np.float32)
+        image = np.asarray(cv2.transform(image, both), dtype=np.uint8)
     unit = image.shape[0] / 240
     if blur:
         image = _blurred(image, unit * rng.uniform(0.2, max(MAX_BLUR, 0.2)))
@@ -175,18 +168,6 @@ def replace_background(image: Image, foreground: NDArray[np.bool_], background: 
 def _factor(rng: Rng, most: float) -> float:
     """Draw a factor of 1 / (1 + most) to 1 + most, log-uniformly."""
     return float(np.exp(rng.uniform(-1, 1) * np.log1p(most)))
-
-
-def _saturation(factor: float) -> NDArray[np.float64]:
-    return factor * np.eye(3) + (1 - factor) * np.broadcast_to(_LUMA, (3, 3))
-
-
-def _tint(rng: Rng, most: float) -> NDArray[np.float64]:
-    return np.diag([_factor(rng, most) for _ in range(3)])
-
-
-def _transform(image: Image, matrix: NDArray[np.float64]) -> Image:
-    return np.asarray(cv2.transform(image, matrix.astype(np.float32)), dtype=np.uint8)
 
 
 def _blurred(image: Image, sigma: float) -> Image:

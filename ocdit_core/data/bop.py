@@ -212,11 +212,8 @@ def read_targets(path: Path) -> Targets:
             if "obj_id" in entry:
                 objects[int(entry["obj_id"])] = int(entry.get("inst_count", 1))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}[{number}]: not a target; it needs the numbers scene_id and im_id, and may have obj_id and "
-                "inst_count",
-                kind="damaged JSON",
-            ) from error
+            reason = "not a target; it needs the numbers scene_id and im_id, and may have obj_id and inst_count"
+            raise DataError(f"{path}[{number}]: {reason}", kind="damaged JSON") from error
     return targets
 
 
@@ -305,9 +302,8 @@ class _Scene:
     def find(self, folders: tuple[str, ...], stem: str, suffixes: tuple[str, ...]) -> tuple[bytes, Path] | None:
         """Return the contents and path of the first file that exists; next time its folder and suffix come first."""
         key = folders[0]
-        known = self._suffixes.get(key)
-        tails = [f"{folder}/{{}}{suffix}" for folder in folders for suffix in suffixes]
-        for tail in [known, *tails] if known is not None else tails:
+        known = [self._suffixes[key]] if key in self._suffixes else []
+        for tail in (*known, *(f"{folder}/{{}}{suffix}" for folder in folders for suffix in suffixes)):
             path = self.path / tail.format(stem)
             try:
                 data = path.read_bytes()
@@ -324,10 +320,8 @@ class _FolderFrame(Frame):
     """A frame of a BOP folder."""
 
     def __init__(self, dataset: str, scene: _Scene, image: int) -> None:
-        key = f"{scene.number:06d}/{image:06d}"
-        super().__init__(
-            dataset=dataset, key=key, scene_id=scene.number, image_id=image, where=f"{scene.path}: {image}"
-        )
+        key, where = f"{scene.number:06d}/{image:06d}", f"{scene.path}: {image}"
+        super().__init__(dataset=dataset, key=key, scene_id=scene.number, image_id=image, where=where)
         self._scene = scene
 
     def _read_camera(self) -> Camera:

@@ -164,14 +164,8 @@ def _annotation(entry: Any, info: Any | None, where: str, where_info: str) -> An
         info = _checked(info, dict, where_info)
         fraction = float(_numbers(info, "visib_fract", (), where_info, kind="gt_info"))
         visible, whole = _box(info, "bbox_visib", where_info), _box(info, "bbox_obj", where_info)
-    return Annotation(
-        object_id=object_id,
-        rotation=rotation,
-        translation=translation,
-        visible_fraction=fraction,
-        box_visible=visible,
-        box_object=whole,
-    )
+    seen: dict[str, Any] = {"visible_fraction": fraction, "box_visible": visible, "box_object": whole}
+    return Annotation(object_id=object_id, rotation=rotation, translation=translation, **seen)
 
 
 _IDENTITY = np.eye(3)

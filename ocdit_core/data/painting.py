@@ -292,17 +292,8 @@ def random_background(rng: Rng, size: Size, *, clutter: float = 0.5) -> Image:
 
 def _texture(rng: Rng, size: Size) -> Image:
     kind = rng.random()
-    if kind < 0.30:
-        return _noise(rng, size)
-    if kind < 0.45:
-        return _wood(rng, size)
-    if kind < 0.58:
-        return _tiles(rng, size)
-    if kind < 0.70:
-        return _pattern(rng, size)
-    if kind < 0.80:
-        return _paint(rng, size)
-    return _plain(rng, size)
+    ends = {_noise: 0.30, _wood: 0.45, _tiles: 0.58, _pattern: 0.70, _paint: 0.80}
+    return next((paint for paint, end in ends.items() if kind < end), _plain)(rng, size)
 
 
 def _colours(rng: Rng) -> tuple[Image, Image]:
@@ -423,9 +414,8 @@ def _scatter(rng: Rng, image: Image) -> Image:
             cv2.fillPoly(canvas, [cv2.boxPoints(box).astype(np.int32)], colour, cv2.LINE_AA)
         else:  # cables, cracks
             to = (int(rng.uniform(0, width)), int(rng.uniform(0, height)))
-            cv2.line(
-                canvas, (x, y), to, colour, max(1, int(min(height, width) * rng.uniform(0.005, 0.03))), cv2.LINE_AA
-            )
+            thick = max(1, int(min(height, width) * rng.uniform(0.005, 0.03)))
+            cv2.line(canvas, (x, y), to, colour, thick, cv2.LINE_AA)
     return canvas.astype(np.float32)
 
 
@@ -443,7 +433,6 @@ def photograph(rng: Rng, image: Image, *, strength: float = 1.0) -> NDArray[np.u
     if strength <= 0:
         return np.clip(image, 0, 255).astype(np.uint8)
     height, width = image.shape[:2]
-
     gain = np.exp(rng.normal(0, 0.18 * strength)) * np.exp(rng.normal(0, 0.06 * strength, 3))
     if rng.random() < 0.6:  # light falls off towards one side
         corners = np.exp(rng.normal(0, 0.22 * strength, (2, 2))).astype(np.float32)
@@ -456,7 +445,6 @@ def photograph(rng: Rng, image: Image, *, strength: float = 1.0) -> NDArray[np.u
         image -= 110
         image *= np.float32(np.exp(rng.normal(0, 0.18 * strength)))
         image += np.float32(110 + rng.normal(0, 8 * strength))
-
     if rng.random() < 0.35 * strength:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), MAX_BLUR * rng.uniform(0.3, 1.0)), dtype=np.float32)
     elif rng.random() < 0.1 * strength:
@@ -467,8 +455,7 @@ def photograph(rng: Rng, image: Image, *, strength: float = 1.0) -> NDArray[np.u
         image = image + np.float32(sigma) * noise
     pixels = np.clip(image, 0, 255).astype(np.uint8)
     if rng.random() < 0.4 * strength:
-        quality = int(rng.integers(45, 96))
-        _, coded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        _, coded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(45, 96))])
         pixels = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), dtype=np.uint8)
     return pixels
 

@@ -219,13 +219,8 @@ class _ShardFrame(Frame):
 
     def __init__(self, dataset: str, key: str, shard: str, members: dict[str, bytes]) -> None:
         numbers = _NUMBERS.fullmatch(key)
-        super().__init__(
-            dataset=dataset,
-            key=key,
-            scene_id=int(numbers[1]) if numbers else -1,
-            image_id=int(numbers[2]) if numbers else -1,
-            where=f"{shard}: {key}",
-        )
+        scene, image = map(int, numbers.groups()) if numbers else (-1, -1)
+        super().__init__(dataset=dataset, key=key, scene_id=scene, image_id=image, where=f"{shard}: {key}")
         self._members = members
         self._masks: dict[str, dict[str, Any]] = {}
 

@@ -185,14 +185,12 @@ def write_shard(path: str | Path, frames: Iterable[tuple[str, LabelledFrame]]) -
     Raises:
         DataError: no frame, a key twice or with a dot, an inconsistent frame, or the file cannot be written.
     """
-    keys: list[str] = []
-    known: set[str] = set()
+    keys: dict[str, None] = {}  # in order
     with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, frame in frames:
-            if "." in key or key in known:
+            if "." in key or key in keys:
                 raise DataError(f"{path}: the key {key!r} has a dot in it, or occurs twice")
-            known.add(key)
-            keys.append(key)
+            keys[key] = None
             _check(frame, f"{path}: {key}")
             for kind, data in _members(frame):
                 header = tarfile.TarInfo(f"{key}.{kind}")
@@ -200,7 +198,7 @@ def write_shard(path: str | Path, frames: Iterable[tuple[str, LabelledFrame]]) -
                 tar.addfile(header, io.BytesIO(data))
         if not keys:
             raise DataError(f"{path}: a shard needs a frame")
-    return keys
+    return list(keys)
 
 
 def write_key_to_shard(folder: str | Path) -> int:
@@ -349,11 +347,9 @@ def _encoded(suffix: str, pixels: NDArray[Any], options: list[int]) -> bytes:
 def _check(frame: LabelledFrame, where: str) -> None:
     """Raise DataError for masks of another size than the image, and for visible pixels outside the silhouette."""
     for number, item in enumerate(frame.objects):
-        if not item.visible.shape == item.silhouette.shape == frame.image.shape[:2]:
-            raise DataError(
-                f"{where}: object {number}: masks of {item.visible.shape} and {item.silhouette.shape}, the image has "
-                f"{frame.image.shape[:2]}"
-            )
+        shapes, size = (item.visible.shape, item.silhouette.shape), frame.image.shape[:2]
+        if shapes != (size, size):
+            raise DataError(f"{where}: object {number}: masks of {shapes[0]} and {shapes[1]}, the image has {size}")
         if (item.visible & ~item.silhouette).any():
             raise DataError(f"{where}: object {number}: some pixels are visible but not of its silhouette")
 
@@ -405,10 +401,7 @@ def _members(frame: LabelledFrame) -> Iterable[tuple[str, bytes]]:
     yield "camera.json", json.dumps(_camera_entry(frame)).encode()
     yield "gt.json", json.dumps([_object_entry(item) for item in frame.objects]).encode()
     yield "gt_info.json", json.dumps([info_entry(item, frame.depth) for item in frame.objects]).encode()
-    for kind, masks in (
-        ("mask_visib.json", [item.visible for item in frame.objects]),
-        ("mask.json", [item.silhouette for item in frame.objects]),
-    ):
+    for kind, field in (("mask_visib.json", "visible"), ("mask.json", "silhouette")):
         # Plain lists of numbers, as the BOP toolkit and the published shards have them.
-        runs = {str(number): encode_mask(mask, compressed=False) for number, mask in enumerate(masks)}
-        yield kind, json.dumps(runs).encode()
+        masks = [encode_mask(getattr(item, field), compressed=False) for item in frame.objects]
+        yield kind, json.dumps({str(number): mask for number, mask in enumerate(masks)}).encode()

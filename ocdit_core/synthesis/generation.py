@@ -330,14 +330,8 @@ def _render_templates(out: Path, names: dict[int, str], skipped: dict[str, str],
         logger.warning("left out: %s: %s", by_file[path], error)
 
     if by_file:
-        add_objects(
-            out / TEMPLATES,
-            list(by_file),
-            unit="mm",
-            jobs=min(jobs, -(-len(by_file) // _AT_ONCE)),
-            on_error=note,
-            progress=True,
-        )
+        jobs = min(jobs, -(-len(by_file) // _AT_ONCE))
+        add_objects(out / TEMPLATES, list(by_file), unit="mm", jobs=jobs, on_error=note, progress=True)
     return failed
 
 
@@ -346,11 +340,10 @@ def _render_templates(out: Path, names: dict[int, str], skipped: dict[str, str],
 
 def is_done(out: Path, settings: SynthesisSettings, task: Task) -> bool:
     """Return whether all files of a task exist."""
-    if settings.format != "bop" and not shard_path(out / settings.shards_folder, task.number).exists():
-        return False
-    return settings.format == "shards" or all(
-        scene_folder(out, settings.bop_split, scene).exists() for scene in task.scenes
-    )
+    files = [] if settings.format == "bop" else [shard_path(out / settings.shards_folder, task.number)]
+    if settings.format != "shards":
+        files += [scene_folder(out, settings.bop_split, scene) for scene in task.scenes]
+    return all(path.exists() for path in files)
 
 
 @contextmanager
@@ -412,10 +405,9 @@ def _shard_frames(
 
 def _write_scene(out: Path, settings: SynthesisSettings, scene: int, frames: Iterable[LabelledFrame]) -> None:
     folder = scene_folder(out, settings.bop_split, scene)
-    if folder.exists():
-        return  # made before the task was interrupted
     try:
-        write_scene(out, settings.bop_split, scene, frames)
+        if not folder.exists():  # else made before the task was interrupted
+            write_scene(out, settings.bop_split, scene, frames)
     except DataError:
         # A process of a run that was killed may have lived on, and have made the very same.
         if not folder.exists():
@@ -432,10 +424,10 @@ def _scene_frames(maker: SceneMaker, scene: int, views: int) -> Iterator[Labelle
         except (DataError, ImageError) as error:
             reason = error
             logger.debug("scene %d: tried again: %s", scene, error)
-            continue
-        yield first
-        yield from frames
-        return
+        else:
+            yield first
+            yield from frames
+            return
     raise DataError(f"scene {scene}: given up after {_ATTEMPTS} attempts: {reason}")
 
 

@@ -179,14 +179,8 @@ class PathTracer:
             seed: random seed of the light paths.
         """
         mi, (height, width) = self._mi, size
-        film = {
-            "type": "hdrfilm",
-            "width": width,
-            "height": height,
-            "pixel_format": "rgb",
-            "component_format": "float32",
-            "rfilter": {"type": "box"},
-        }
+        film: dict[str, Any] = {"type": "hdrfilm", "width": width, "height": height, "rfilter": {"type": "box"}}
+        film |= {"pixel_format": "rgb", "component_format": "float32"}
         sensor = {
             **pinhole(K, size),
             "near_clip": 0.01,
@@ -211,14 +205,14 @@ class PathTracer:
             # An image comes with one tint for all corners.
             texels = (texture[..., :3] / np.float32(255) * corners[0, 8:11]) ** np.float32(_GAMMA)
             colour = {"type": "bitmap", "bitmap": mi.Bitmap(np.ascontiguousarray(texels)), "raw": True}
-        bsdf: dict[str, Any] = {
+        principled = {
             "type": "principled",
             "base_color": colour,
             "roughness": float(np.clip(material.roughness, 0.1, 1.0)),
             "metallic": material.metallic,
             "specular": float(np.clip(material.specular, 0.0, 1.0)),
         }
-        bsdf = {"type": "twosided", "bsdf": bsdf}
+        bsdf: dict[str, Any] = {"type": "twosided", "bsdf": principled}
         if texture is not None and cutoff > 0:
             solid = (texture[..., 3:] >= 255 * cutoff).astype(np.float32)
             opacity = {"type": "bitmap", "bitmap": mi.Bitmap(solid), "raw": True, "filter_type": "nearest"}

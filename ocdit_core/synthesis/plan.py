@@ -107,9 +107,6 @@ def tasks_of(settings: SynthesisSettings) -> list[Task]:
     """Return all tasks, in the order of the scenes."""
     views = views_of_scenes(settings)
     step = 1 if settings.format == "bop" else settings.scenes_a_shard
-    return [
-        Task(
-            number=number, scenes=tuple(range(first, min(first + step, len(views)))), views=views[first : first + step]
-        )
-        for number, first in enumerate(range(0, len(views), step))
-    ]
+    scenes = tuple(range(len(views)))
+    parts = [slice(first, first + step) for first in range(0, len(views), step)]
+    return [Task(number=number, scenes=scenes[part], views=views[part]) for number, part in enumerate(parts)]

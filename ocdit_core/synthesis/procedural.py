@@ -12,7 +12,7 @@ from PIL import Image
 from ocdit_core.data.painting import PLAIN_PROBABILITY, Photographs, random_colour, random_paint, random_palette
 from ocdit_core.objects.meshes import load_mesh
 from ocdit_core.objects.surfaces import surface_of
-from ocdit_core.synthesis.shapes import Patch, Solid, random_assembly, slots_of
+from ocdit_core.synthesis.shapes import Patch, Solid, random_assembly
 
 HELD_OUT_SEED = 1_000_000_000
 """Seeds from here on are kept for evaluation: nothing is ever trained on their objects."""
@@ -70,13 +70,12 @@ def _join(
             nu, nv = patch.points.shape[:2]
             index = count + np.arange(nu * nv).reshape(nu, nv)
             a, b, c, d = index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]
-            quads = np.stack([a, b, c, a, c, d], axis=-1).reshape(-1, 3)
             vertices.append(patch.points.reshape(-1, 3))
             uvs.append(patch.uv.reshape(-1, 2))
-            faces.append(quads)
+            faces.append(np.stack([a, b, c, a, c, d], axis=-1).reshape(-1, 3))
             slots.append(np.full(nu * nv, first_slot + patch.slot))
             count += nu * nv
-        first_slot += slots_of(solid)
+        first_slot += 1 + max(patch.slot for patch in solid)
     points, triangles = np.concatenate(vertices), np.concatenate(faces)
     corners = points[triangles]
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)

@@ -245,8 +245,8 @@ class SceneRenderer:
             self._unstage()
             parts: list[tuple[SceneMesh, Material, Place]] = []
             for part in room.surfaces:
-                texture = None if part.texture is None else textures[part.texture]
-                parts.append((self._mesh(part.corners, None, texture), part.material, part.place))
+                mesh = self._mesh(part.corners, None, None if part.texture is None else textures[part.texture])
+                parts.append((mesh, part.material, part.place))
             views = light_views(room, np.concatenate([*(item.points for item in objects), np.zeros((1, 3))]))
             casters = [(item.mesh.arrays["shadow"], item.pose) for item in objects]
             self._shadows.draw(casters, views, len(room.lights))
@@ -344,10 +344,8 @@ class SceneRenderer:
                 for row, item in enumerate(some):
                     target.viewport = (0, row * height, width, height)
                     self._draw(program, item.mesh, item.pose)
-                read = np.frombuffer(
-                    target.read(viewport=(0, 0, width, len(some) * height), components=1, alignment=1), np.uint8
-                )
-                masks[begin : begin + len(some)] = read.reshape(len(some), height, width)
+                read = target.read(viewport=(0, 0, width, len(some) * height), components=1, alignment=1)
+                masks[begin : begin + len(some)] = np.frombuffer(read, np.uint8).reshape(len(some), height, width)
         return masks > 0
 
     def _ready(self, kind: str, lamps: int, common: dict[str, Any]) -> Any:
@@ -379,12 +377,8 @@ class SceneRenderer:
         label: int = 0,
         sky: Any | None = None,
     ) -> None:
-        look = {
-            "world_from_object": pose.T,
-            "textured": mesh.texture is not None,
-            "cutoff": mesh.cutoff,
-            "label": label,
-        }
+        textured = mesh.texture is not None
+        look = {"world_from_object": pose.T, "textured": textured, "cutoff": mesh.cutoff, "label": label}
         if material is not None:
             look |= {"roughness": material.roughness, "specular": material.specular, "metallic": material.metallic}
         write_uniforms(program, look)

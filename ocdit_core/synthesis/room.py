@@ -158,9 +158,8 @@ def _lamps(rng: np.random.Generator, low: Vector, high: Vector, reach: float) ->
         at[:2] = np.clip(at[:2], low[:2] + 0.1, high[:2] - 0.1)
         at *= max(1.0, 2.5 * reach / float(np.linalg.norm(at)))  # never among the objects
         colour = strength * float(at @ at) * _lamp_colour(rng)
-        lamps.append(
-            RoomLight(position=at, radius=float(np.exp(rng.uniform(np.log(0.02), np.log(0.2)))), colour=colour)
-        )
+        radius = float(np.exp(rng.uniform(np.log(0.02), np.log(0.2))))
+        lamps.append(RoomLight(position=at, radius=radius, colour=colour))
         strength *= rng.uniform(0.3, 0.8)
     return lamps
 
@@ -183,24 +182,16 @@ def _quad(origin: Vector, across: Vector, up: Vector, tile: float) -> NDArray[np
     normal = np.cross(across, up)
     normal /= np.linalg.norm(normal)
     u, v = float(np.linalg.norm(across)) / tile, float(np.linalg.norm(up)) / tile
-    corners = []
-    for a, b in ((0, 0), (1, 0), (1, 1), (0, 0), (1, 1), (0, 1)):
-        corners.append(np.concatenate([origin + a * across + b * up, normal, [a * u, b * v]]))
-    return np.stack(corners)
+    places = ((0, 0), (1, 0), (1, 1), (0, 0), (1, 1), (0, 1))
+    return np.stack([np.concatenate([origin + a * across + b * up, normal, [a * u, b * v]]) for a, b in places])
 
 
 def _box(low: Vector, high: Vector, tile: float, turn: float = 0.0) -> NDArray[np.float64]:
     """Return the six sides of a box (36, 8), rotated by `turn` radians about its vertical axis."""
     x, y, z = (np.eye(3)[i] * (high - low)[i] for i in range(3))
-    sides = [
-        _quad(low + z, x, y, tile),
-        _quad(low, y, x, tile),
-        _quad(low, x, z, tile),
-        _quad(low + x, y, z, tile),
-        _quad(low + x + y, -x, z, tile),
-        _quad(low + y, -y, z, tile),
-    ]
-    corners = np.concatenate(sides)
+    top, bottom = (low + z, x, y), (low, y, x)
+    around = ((low, x, z), (low + x, y, z), (low + x + y, -x, z), (low + y, -y, z))
+    corners = np.concatenate([_quad(*side, tile) for side in (top, bottom, *around)])
     c, s = np.cos(turn), np.sin(turn)
     rotation = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
     middle = np.array([*(low + high)[:2] / 2, 0])
@@ -234,8 +225,7 @@ def _shell(rng: np.random.Generator, low: Vector, high: Vector, textures: int, f
     ]
     looks = [_look(rng, textures, 0.6) for _ in range(2)]
     tile = rng.uniform(1.0, 3.0)
-    walls = [(low + y, x), (low + x + y, -y), (low + x, -x), (low, y)]
-    for origin, across in walls:
+    for origin, across in ((low + y, x), (low + x + y, -y), (low + x, -x), (low, y)):
         look = looks[int(rng.random() < 0.3)]
         shell.append(_surface(rng, _quad(origin, across, z, tile), look, "around"))
     return shell

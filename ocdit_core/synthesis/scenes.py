@@ -166,11 +166,10 @@ class SceneMaker:
                 continue
             objects: list[Placed] = []
             for i in np.flatnonzero(settled.kept):
-                label = 1 + sum(item.label > 0 for item in objects) if i < wanted else 0
-                mesh = self._object(names[i])[2]
-                objects.append(
-                    Placed(name=names[i], mesh=mesh, pose=settled.poses[i], material=materials[i], label=label)
-                )
+                # The targets come first.
+                label, mesh = len(objects) + 1 if i < wanted else 0, self._object(names[i])[2]
+                placed = Placed(name=names[i], mesh=mesh, pose=settled.poses[i], material=materials[i], label=label)
+                objects.append(placed)
             return room, objects
         raise DataError(
             f"fewer than {settings.targets[0]} objects came to rest in {_LAYOUT_ATTEMPTS} attempts; ask for fewer"
@@ -229,16 +228,9 @@ class SceneMaker:
             visible = view.labels == item.label
             # Rounding loses a pixel of an edge now and then.
             silhouette = silhouette | visible
-            labelled.append(
-                LabelledObject(
-                    object_id=object_id,
-                    rotation=model[:3, :3],
-                    translation=model[:3, 3],
-                    visible=visible,
-                    silhouette=silhouette,
-                    whole=self._whole(pose, K, item, silhouette),
-                )
-            )
+            place: dict[str, Any] = {"object_id": object_id, "rotation": model[:3, :3], "translation": model[:3, 3]}
+            whole = self._whole(pose, K, item, silhouette)
+            labelled.append(LabelledObject(**place, visible=visible, silhouette=silhouette, whole=whole))
         return LabelledFrame(
             image=_photographed(rng, colours),
             K=K,
@@ -387,9 +379,8 @@ def _photographed(rng: Rng, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     while True:
         image = photograph(rng, rgb.astype(np.float32), strength=strength)
         some = image[::4, ::4]
-        if strength < 0.05 or (
-            (some.min(axis=2) > 250).mean() <= MAX_WHITE and (some.max(axis=2) < 10).mean() <= MAX_BLACK
-        ):
+        white, black = (some.min(axis=2) > 250).mean(), (some.max(axis=2) < 10).mean()
+        if strength < 0.05 or (white <= MAX_WHITE and black <= MAX_BLACK):
             return image
         # Nobody would keep such an image: draw weaker effects.
         strength *= 0.6

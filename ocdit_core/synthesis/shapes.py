@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+Rng = np.random.Generator
 Grid = NDArray[np.float64]
 Point = tuple[float, float, float]
 
@@ -31,11 +32,6 @@ class Patch:
 
 
 Solid = list[Patch]
-
-
-def slots_of(solid: Solid) -> int:
-    """Return the number of paints of a solid."""
-    return 1 + max(patch.slot for patch in solid)
 
 
 def transformed(solid: Solid, *, rotation: Grid | None = None, scale: ArrayLike = 1.0, shift: ArrayLike = 0.0) -> Solid:
@@ -210,23 +206,18 @@ def polar_outline(rng: np.random.Generator) -> Grid:
     """Draw an outline (n, 2) of size about 1: polygon, star, gear, flower or a stretched one of these."""
     kind = rng.integers(5)
     if kind == 0:  # regular polygon
-        n = int(rng.integers(3, 9))
-        radius = np.ones(n)
+        radius = np.ones(int(rng.integers(3, 9)))
     elif kind == 1:  # star
-        n = 2 * int(rng.integers(4, 8))
-        radius = np.where(np.arange(n) % 2, rng.uniform(0.4, 0.7), 1.0)
+        corners = np.arange(2 * int(rng.integers(4, 8)))
+        radius = np.where(corners % 2, rng.uniform(0.4, 0.7), 1.0)
     elif kind == 2:  # gear
-        teeth = int(rng.integers(6, 13))
-        radius = np.tile([1.0, 1.0, 0.78, 0.78], teeth)
-        n = 4 * teeth
+        radius = np.tile([1.0, 1.0, 0.78, 0.78], int(rng.integers(6, 13)))
     elif kind == 3:  # flower or blob
-        n = 48
-        turn = np.linspace(0, 2 * np.pi, n, endpoint=False)
+        turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
         radius = 1 + rng.uniform(0.1, 0.35) * np.cos(rng.integers(2, 7) * turn + rng.uniform(0, 6))
     else:  # irregular polygon
-        n = int(rng.integers(4, 8))
-        radius = rng.uniform(0.6, 1.0, n)
-    angle = np.linspace(0, 2 * np.pi, n, endpoint=False)
+        radius = rng.uniform(0.6, 1.0, int(rng.integers(4, 8)))
+    angle = np.linspace(0, 2 * np.pi, len(radius), endpoint=False)
     outline = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
     return outline * (1.0, rng.uniform(0.5, 1.0))
 
@@ -236,16 +227,12 @@ def random_profile(rng: np.random.Generator, points: int = 18) -> Grid:
     knots = int(rng.integers(3, 7))
     radii = rng.uniform(0.15, 0.9, knots)
     t = np.linspace(0, 1, points)
-    at = np.linspace(0, 1, knots)
-    radius = np.interp(t, at, radii)
+    radius = np.interp(t, np.linspace(0, 1, knots), radii)
     for _ in range(2):  # round the kinks
         radius = np.convolve(np.pad(radius, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
     height = (t - 0.5) * rng.uniform(1.0, 2.6)
     body = np.stack([radius, height], axis=1)
     return np.concatenate([[(0, height[0])], body, [(0, height[-1])]])
-
-
-Rng = np.random.Generator
 
 
 def random_assembly(rng: Rng) -> list[Solid]:
@@ -268,12 +255,9 @@ def random_solid(rng: Rng) -> Solid:
     if kind in (2, 3):
         return rounded_box(half, rng.uniform(0.02, 0.25), paints=int(rng.integers(1, 4)))
     if kind == 4:
-        return prism(
-            polar_outline(rng),
-            rng.uniform(0.25, 1.8),
-            taper=rng.choice([1.0, rng.uniform(0.3, 1.0)]),
-            twist=rng.choice([0.0, rng.uniform(-1.2, 1.2)]),
-        )
+        outline, height = polar_outline(rng), rng.uniform(0.25, 1.8)
+        taper = rng.choice([1.0, rng.uniform(0.3, 1.0)])
+        return prism(outline, height, taper=taper, twist=rng.choice([0.0, rng.uniform(-1.2, 1.2)]))
     if kind == 5:
         return capsule(rng.uniform(0.2, 0.6), rng.uniform(0.3, 1.5), sections=28)
     if kind == 6:
@@ -328,10 +312,10 @@ def _jug(rng: Rng) -> list[Solid]:
     points = body[0].points
     reach = float(points[..., 0].max())
     height = float(np.ptp(points[..., 2]))
-    parts = [body, transformed(_handle(0.4, 0.6 * height, 0.07), shift=(0.8 * reach, 0, 0))]
+    grip = transformed(_handle(0.4, 0.6 * height, 0.07), shift=(0.8 * reach, 0, 0))
     t = np.linspace(0, 1, 10)
     line = np.stack([-0.6 * reach - 0.6 * t, 0 * t, 0.45 * height * t**1.5 - 0.1 * height], axis=1)
-    return [*parts, tube(line, np.linspace(0.18, 0.08, 10), around=10)]
+    return [body, grip, tube(line, np.linspace(0.18, 0.08, 10), around=10)]
 
 
 def _hammer(rng: Rng) -> list[Solid]:
@@ -340,10 +324,8 @@ def _hammer(rng: Rng) -> list[Solid]:
     if rng.random() < 0.5:
         head = rounded_box((rng.uniform(0.3, 0.5), rng.uniform(0.13, 0.22), rng.uniform(0.12, 0.22)), 0.04, paints=1)
     else:
-        head = transformed(
-            cylinder(rng.uniform(0.15, 0.28), rng.uniform(0.6, 1.0), top=rng.uniform(0.5, 1.0)),
-            rotation=rotation_to((1, 0, 0)),
-        )
+        block = cylinder(rng.uniform(0.15, 0.28), rng.uniform(0.6, 1.0), top=rng.uniform(0.5, 1.0))
+        head = transformed(block, rotation=rotation_to((1, 0, 0)))
     return [grip, transformed(head, shift=(0, 0, length / 2))]
 
 

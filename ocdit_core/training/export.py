@@ -44,18 +44,11 @@ def export_run(run: Path, folder: Path, *, step: int | None = None, half: bool |
     checkpoint = find_checkpoint(run, step)
     # Not the run's settings: the exported config holds the architecture of a backbone that was named by a hub id.
     stored = read_yaml(run / MODEL_FOLDER / CONFIG_FILE)
-    config: OCDiTConfig | MaskVAEConfig
-    model: OCDiT | MaskVAE
-    if settings.stage == "vae":
-        config = build(MaskVAEConfig, stored)
-        model = MaskVAE(config)
-    else:
-        config = build(OCDiTConfig, stored)
-        model = OCDiT(config)
+    vae = settings.stage == "vae"
+    model: OCDiT | MaskVAE = MaskVAE(build(MaskVAEConfig, stored)) if vae else OCDiT(build(OCDiTConfig, stored))
     weights = read_weights(checkpoint)
     check_state(model.state_dict(), weights, str(run))
-    half = isinstance(config, OCDiTConfig) if half is None else half
-    models.write_checkpoint(folder, config, weights, half=half)
+    models.write_checkpoint(folder, model.config, weights, half=not vae if half is None else half)
     at = int(read_rank(checkpoint, 0)["step"])
     parameters = sum(p.numel() for p in model.parameters())
     write_text(folder / "README.md", model_card(settings, at, read_log(run), parameters))
