@@ -157,6 +157,47 @@ def encoded(kind, image, **options):
     return stream.getvalue()
 
 
+DAE = b"""<?xml version="1.0"?>
+<COLLADA xmlns="http://www.collada.org/2005/11/COLLADASchema" version="1.4.1">
+<asset><unit name="centimetre" meter="0.01"/><up_axis>Z_UP</up_axis></asset>
+<library_effects><effect id="fx"><profile_COMMON><technique sid="t"><lambert>
+<diffuse><color>0.8 0.2 0.1 1</color></diffuse></lambert></technique></profile_COMMON></effect></library_effects>
+<library_materials><material id="mat"><instance_effect url="#fx"/></material></library_materials>
+<library_geometries><geometry id="geo"><mesh>
+<source id="p"><float_array id="pa" count="12">0 0 0 10 0 0 10 10 0 0 10 5</float_array><technique_common>
+<accessor source="#pa" count="4" stride="3"><param name="X" type="float"/><param name="Y" type="float"/>
+<param name="Z" type="float"/></accessor></technique_common></source>
+<vertices id="v"><input semantic="POSITION" source="#p"/></vertices>
+<triangles count="2" material="m"><input semantic="VERTEX" source="#v" offset="0"/><p>0 1 2 0 2 3</p></triangles>
+</mesh></geometry></library_geometries>
+<library_visual_scenes><visual_scene id="s"><node id="n"><matrix>1 0 0 5 0 1 0 0 0 0 1 0 0 0 0 1</matrix>
+<instance_geometry url="#geo"><bind_material><technique_common><instance_material symbol="m" target="#mat"/>
+</technique_common></bind_material></instance_geometry></node></visual_scene></library_visual_scenes>
+<scene><instance_visual_scene url="#s"/></scene></COLLADA>
+"""
+
+
+def threemf(mesh):
+    vertices = "".join(f'<vertex x="{x:g}" y="{y:g}" z="{z:g}"/>' for x, y, z in 1000 * mesh.vertices)
+    triangles = "".join(f'<triangle v1="{a}" v2="{b}" v3="{c}"/>' for a, b, c in mesh.faces)
+    space = "http://schemas.microsoft.com/3dmanufacturing/core/2015/02"
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(
+            "_rels/.rels",
+            '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships"><Relationship Id="r" '
+            'Target="/3D/3dmodel.model" Type="http://schemas.microsoft.com/3dmanufacturing/2013/01/3dmodel"/>'
+            "</Relationships>",
+        )
+        archive.writestr(
+            "3D/3dmodel.model",
+            f'<model unit="millimeter" xmlns="{space}"><resources><object id="1" type="model"><mesh>'
+            f"<vertices>{vertices}</vertices><triangles>{triangles}</triangles></mesh></object></resources>"
+            '<build><item objectid="1"/></build></model>',
+        )
+    return packed.getvalue()
+
+
 def meshes():
     box = trimesh.creation.box((0.1, 0.06, 0.04))
     coloured = box.copy()
@@ -177,8 +218,8 @@ def meshes():
         "a.stl": box.export(file_type="stl"),
         "text.stl": box.export(file_type="stl_ascii").encode(),
         "a.off": box.export(file_type="off").encode(),
-        "a.dae": trimesh.exchange.dae.export_collada(textured),
-        "a.3mf": scene.export(file_type="3mf"),
+        "a.dae": DAE,
+        "a.3mf": threemf(box),
     }
 
 
