@@ -268,6 +268,15 @@ def _as_uint8(array: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
 
 
+def shrunk(image: np.ndarray, side: int) -> np.ndarray:
+    """Return a uint8 image (H, W) or (H, W, C) whose longer side is at most `side` pixels."""
+    scale = side / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
 def encode_image(image: np.ndarray, suffix: str) -> bytes:
     """Encode an image as a file.
 

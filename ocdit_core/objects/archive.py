@@ -20,7 +20,6 @@ from ocdit_core.objects.viewpoints import spread_indices
 SCHEMA_VERSION = 2
 SUFFIX = ".npz"
 TEMPLATE_SIZE = 128
-
 _NAME = re.compile(r"\w[\w .()+@-]{0,99}")
 # Shape and type of each field, V views and N points: whatever the letters are, they must agree.
 _FIELDS: dict[str, tuple[tuple[str | int, ...], str]] = {

@@ -10,15 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
 from ocdit_core.objects.gltf import read_gltf
-from ocdit_core.objects.parts import BESIDE_TEXTURE, Material, ParsedFile, Part, part_of, rgba, with_emission
-from ocdit_core.objects.sources import SourceFiles
+from ocdit_core.objects.parts import Material, ParsedFile, Part, part_of, rgba, with_emission
+from ocdit_core.objects.sources import BESIDE_TEXTURE, Array, SourceFiles
 from ocdit_core.objects.surfaces import srgb_from_linear
 
-Array = NDArray[Any]
 # Distance of a triangle from a curved surface, as a fraction of its edges; angle to its neighbours in radians.
 TOLERANCE, ANGLE = 0.005, 0.3
 _USD_WRAPS = {"clamp": "clamp", "black": "clamp", "mirror": "mirror"}
@@ -46,8 +44,6 @@ def read_cad_format(files: SourceFiles, data: bytes) -> ParsedFile:
 
 
 # STEP and IGES: Open CASCADE tessellates them and writes glTF in metres
-
-
 def _read_brep(files: SourceFiles, data: bytes, kind: str) -> ParsedFile:
     cascadio = files.package("cascadio", f"reading {files.path.suffix}")
     with _silenced():
@@ -75,8 +71,6 @@ def _silenced() -> Iterator[None]:
 
 
 # USD: https://openusd.org/release/api/usd_geom_page_front.html
-
-
 def _read_usd(files: SourceFiles) -> ParsedFile:
     reason, names = f"reading {files.path.suffix}", ("Usd", "UsdGeom", "UsdShade", "Ar", "Sdf")
     pxr = {name: files.package(f"pxr.{name}", reason, "usd-core") for name in names}
@@ -274,8 +268,6 @@ class _UsdStage:
 
 
 # FBX, 3DS and others: https://github.com/assimp/assimp
-
-
 def _read_assimp(files: SourceFiles) -> ParsedFile:
     assimp = files.package("assimp_py", f"reading {files.path.suffix}", "assimp-py")
     flags = assimp.Process_Triangulate | assimp.Process_JoinIdenticalVertices | assimp.Process_SortByPType

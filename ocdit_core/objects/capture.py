@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ocdit_core.errors import ConfigError, ImageError, OcditError
-from ocdit_core.images import decode_image, decode_pixels, read_bytes
+from ocdit_core.images import decode_image, decode_pixels, read_bytes, shrunk
 from ocdit_core.masks import Box, tight_box
 from ocdit_core.objects.archive import TEMPLATE_SIZE, ObjectTemplates, check_name
-from ocdit_core.objects.cutout import Mask, cut_out, shrunk
+from ocdit_core.objects.cutout import Mask, cut_out
 from ocdit_core.objects.templates import CROP_MARGIN
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 CAPTURE_VERSION = 1  # raised when the same photographs would give other views
 MIN_SIDE = 16  # pixels: a smaller object is refused
 PREVIEW_SIDE = 320  # longest side of a preview in pixels
-
 _OUTLINE = (255, 0, 80)
 _ORIENTATION = 0x0112  # EXIF tag
 Click = tuple[float, float]

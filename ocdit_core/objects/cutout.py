@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.errors import ImageError
-from ocdit_core.images import as_rgb8
+from ocdit_core.images import as_rgb8, shrunk
 from ocdit_core.masks import mask_iou
 
 Mask = NDArray[np.bool_]
@@ -177,14 +177,13 @@ def _settle_rim(image: NDArray[np.uint8], mask: Mask) -> Mask:
     """Return a small mask at the size of the image, its rim settled by the image's own edges and smoothed."""
     height, width = image.shape[:2]
     medium = shrunk(image, RIM_SIDE)
-    size = (medium.shape[1], medium.shape[0])
-    grown = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    grown = cv2.resize(mask.astype(np.float32), medium.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     rough = (cv2.GaussianBlur(grown, (0, 0), 1.0) > 0.5).astype(np.uint8)
-    scale = max(1.0, size[0] / mask.shape[1])
+    scale = max(1.0, medium.shape[1] / mask.shape[1])
     reach = 2 * round(2 * scale) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
     core, hull = cv2.erode(rough, kernel), cv2.dilate(rough, kernel)
-    trimap = np.where(rough > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    trimap = _trimap(rough > 0)
     trimap[core > 0], trimap[hull == 0] = cv2.GC_FGD, cv2.GC_BGD
     x, y, w, h = cv2.boundingRect(hull)
     pad = 3 * reach
@@ -214,15 +213,6 @@ def _check(mask: Mask, *, plain: bool) -> None:
 
 def _trimap(seed: Mask) -> NDArray[np.uint8]:
     return np.where(seed, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-
-
-def shrunk(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Return an image whose longer side is at most `side` pixels."""
-    scale = side / max(image.shape[:2])
-    if scale >= 1:
-        return image
-    size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _frame(shape: tuple[int, ...], width: int) -> Mask:

@@ -8,33 +8,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
 from ocdit_core.objects.cad import read_cad_format
 from ocdit_core.objects.gltf import read_gltf
-from ocdit_core.objects.parts import (
-    BESIDE_TEXTURE,
-    MAX_FACES,
-    Material,
-    ParsedFile,
-    Part,
-    corners_of,
-    part_of,
-    scaled_colours,
-    solid,
-    with_emission,
-)
+from ocdit_core.objects.parts import Material, ParsedFile, Part, corners_of, part_of, solid, with_emission
 from ocdit_core.objects.ply import read_ply
-from ocdit_core.objects.sources import SourceFiles
-from ocdit_core.objects.surfaces import NEUTRAL_GREY
+from ocdit_core.objects.sources import BESIDE_TEXTURE, MAX_FACES, Array, SourceFiles
+from ocdit_core.objects.surfaces import NEUTRAL_GREY, scaled_colours
 from ocdit_core.objects.xml_formats import read_3mf, read_dae
 
-Array = NDArray[Any]
 FORMATS = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".dae", ".3mf")
 CAD_FORMATS = (
     ".step", ".stp", ".iges", ".igs", ".usd", ".usda", ".usdc", ".usdz", ".fbx", ".3ds", ".x",
@@ -97,9 +83,6 @@ def lines_of(data: bytes) -> list[str]:
     marks = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
     mark, code = next((item for item in marks if data.startswith(item[0])), (b"", "utf-8"))
     return data[len(mark) :].decode(code, "replace").replace("\r\n", "\n").replace("\r", "\n").split("\n")
-
-
-# OBJ
 
 
 _UNDRAWN_OBJ = {
@@ -306,9 +289,6 @@ def _texture_name(value: str) -> tuple[str, dict[str, list[str]]]:
     return value, options
 
 
-# STL
-
-
 def read_stl(files: SourceFiles, data: bytes) -> ParsedFile:
     """Read a binary or text STL file, with VisCAM's and Magics' face colours; raises MeshError if it is truncated."""
     path = files.path
@@ -367,9 +347,6 @@ def _text_stl(path: Path, text: bytes) -> ParsedFile:
         found = [tuple(word.replace(b",", b".") for word in row) for row in found]
     points = np.array(found, dtype=np.float64).reshape(-1, 3)
     return ParsedFile(parts=[Part(vertices=points, faces=np.arange(len(points) // 3 * 3).reshape(-1, 3))])
-
-
-# OFF
 
 
 def read_off(files: SourceFiles, data: bytes) -> ParsedFile:

@@ -14,24 +14,12 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
-from ocdit_core.objects.parts import (
-    MAX_FACES,
-    Material,
-    ParsedFile,
-    Part,
-    Pixels,
-    rgba,
-    solid,
-    strip_triangles,
-    with_emission,
-)
-from ocdit_core.objects.sources import SourceFiles
+from ocdit_core.objects.parts import Material, ParsedFile, Part, rgba, solid, strip_triangles, with_emission
+from ocdit_core.objects.sources import MAX_FACES, Array, Pixels, SourceFiles
 from ocdit_core.objects.surfaces import linear_from_srgb, srgb_from_linear
 
-Array = NDArray[Any]
 _TYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 _FILTERS = {"OCTAHEDRAL": "oct", "QUATERNION": "quat", "EXPONENTIAL": "exp"}
@@ -117,15 +105,13 @@ class _Document:
         elif files.path.suffix.lower() == ".glb":
             raise MeshError(f"{files.path}: damaged, or not a .glb mesh (it does not begin with glTF)")
         self.json: dict[str, Any] = json.loads(data.decode("utf-8-sig"))
-        if str(self.json.get("asset", {}).get("version", "1.0")).startswith("1") or isinstance(
-            self.json.get("meshes"), dict
-        ):
+        version = str(self.json.get("asset", {}).get("version", "1.0"))
+        if version.startswith("1") or isinstance(self.json.get("meshes"), dict):
             raise self._old()
         for name in self.json.get("extensionsRequired", []):
             if not name.startswith(_KNOWN):
-                raise MeshError(
-                    f"{files.path}: needs the glTF extension {name}, which is not supported; export it without"
-                )
+                reason = f"needs the glTF extension {name}, which is not supported; export it without"
+                raise MeshError(f"{files.path}: {reason}")
         # trimesh writes its sRGB colours as they are, although glTF's are linear.
         self.linear = "trimesh" not in str(self.json["asset"].get("generator", ""))
         self.nodes: list[dict[str, Any]] = self.json.get("nodes", [])
@@ -135,9 +121,8 @@ class _Document:
         self.world, self.look = cache(self._world), cache(self._look)
 
     def _old(self) -> MeshError:
-        return MeshError(
-            f"{self.files.path}: is glTF 1.0, only 2.0 can be read; convert it, say by importing it into Blender"
-        )
+        reason = "is glTF 1.0, only 2.0 can be read; convert it, say by importing it into Blender"
+        return MeshError(f"{self.files.path}: {reason}")
 
     def _unpacked(self, data: bytes) -> bytes:
         """Return the JSON chunk of a GLB, and keep its binary one [4]."""
@@ -265,10 +250,8 @@ class _Document:
         attributes: dict[str, Any] = primitive["attributes"]
         if "POSITION" not in attributes:
             return None
-        draco = _extension(primitive, "KHR_draco_mesh_compression")
-        unpacked: dict[str, Array] = {}
-        indices: Array | None = None
-        if draco:
+        unpacked, indices = dict[str, Array](), None
+        if draco := _extension(primitive, "KHR_draco_mesh_compression"):
             unpacked, indices = self._draco(draco, attributes)
 
         def get(name: str) -> Array | None:
@@ -298,11 +281,10 @@ class _Document:
         unused = [name for name in attributes if not name.startswith(drawn) and name != "TEXCOORD_0"]
         self.files.leave_out(*(f"the vertex attribute {name}" for name in unused))
         colours = get("COLOR_0")
+        strip = mode != 4
         return Part(
             vertices=points,
-            faces=strip_triangles(indices, fan=mode == 6)
-            if mode != 4
-            else indices[: len(indices) // 3 * 3].reshape(-1, 3),
+            faces=strip_triangles(indices, fan=mode == 6) if strip else indices[: len(indices) // 3 * 3].reshape(-1, 3),
             material=look.material,
             uv=uv,
             colours=None if colours is None else rgba(colours, linear=self.linear),
@@ -339,9 +321,9 @@ class _Document:
     # Materials [3.9]
 
     def _look(self, index: int | None) -> _Look:
-        return _Look(Material()) if index is None else self._material(self.json["materials"][index])
-
-    def _material(self, stored: dict[str, Any]) -> _Look:
+        if index is None:
+            return _Look(Material())
+        stored: dict[str, Any] = self.json["materials"][index]
         factors: dict[str, Any] = stored.get("pbrMetallicRoughness", {})
         info = factors.get("baseColorTexture")
         colour = np.array(factors.get("baseColorFactor", [1, 1, 1, 1]), float)
@@ -369,11 +351,9 @@ class _Document:
         )
         strength = _extension(stored, "KHR_materials_emissive_strength").get("emissiveStrength", 1.0)
         emission = np.array(stored.get("emissiveFactor", [0, 0, 0]), float) * strength
-        if not emission.any():
-            return _Look(material, texcoord, transform)
         glow_info = stored.get("emissiveTexture")
-        glow = self._texture(glow_info)
-        if glow_info is not None and glow is None:
+        glow = self._texture(glow_info) if emission.any() else None
+        if not emission.any() or (glow_info is not None and glow is None):
             return _Look(material, texcoord, transform)
         if glow is not None and material.texture is not None:
             set_, moved = _coordinates(glow_info)
@@ -398,10 +378,8 @@ class _Document:
                 self.files.leave_out(name if name == extension else name.replace("_", " "))
 
     def _specular(self, stored: dict[str, Any]) -> tuple[Any, Array, Pixels | None, float, float]:
-        """Convert KHR_materials_pbrSpecularGlossiness: texture reference, linear colour, texture, metallic, roughness.
-
-        By the conversion that the extension's own page links to: metalness is solved from diffuse and specular colour.
-        """
+        """Convert its specular and glossiness: texture reference, linear colour, texture, metallic, roughness."""
+        # By the conversion that the extension's page links to: metalness is solved from diffuse and specular colour.
         values = _extension(stored, "KHR_materials_pbrSpecularGlossiness")
         info, other = values.get("diffuseTexture"), values.get("specularGlossinessTexture")
         texture, glossy = self._texture(info), self._texture(other)
@@ -411,7 +389,7 @@ class _Document:
         if glossy is not None:
             gloss *= float(glossy[..., 3].mean()) / 255
             specular = specular * linear_from_srgb(glossy[..., :3] / np.float32(255)).mean(axis=(0, 1))
-        shown = diffuse[:3].copy()
+        shown = diffuse[:3]
         if texture is not None:
             shown = shown * linear_from_srgb(texture[..., :3] / np.float32(255)).mean(axis=(0, 1))
         weights = np.array([0.299, 0.587, 0.114])

@@ -44,12 +44,7 @@ class AddedObjects:
 
 
 def make_templates(
-    renderer: Renderer,
-    path: str | Path,
-    *,
-    name: str | None = None,
-    unit: str = "auto",
-    views: int = 12,
+    renderer: Renderer, path: str | Path, *, name: str | None = None, unit: str = "auto", views: int = 12
 ) -> ObjectTemplates:
     """Read and render one CAD file; warnings are logged.
 

@@ -14,25 +14,22 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ocdit_core.images import shrunk
+from ocdit_core.objects.sources import Array, Pixels
 from ocdit_core.objects.surfaces import NEUTRAL_GREY, linear_from_srgb, srgb_from_linear
 
 if TYPE_CHECKING:
     import trimesh
 
-MAX_FACES = 2_000_000
 MAX_TILES = 8  # repeats of a texture across one face in an atlas; faces with more are subdivided
 MAX_TEXTURE = 1024  # side in pixels of one part's texture in an atlas; views are 128 pixels wide
 BLEND_CUTOFF = 0.5  # what is blended with at least this opacity is drawn opaque, the rest of its texture as a hole
 FAINT = 0.25  # a blended surface nowhere more opaque than this is left out where the object has other surfaces
-BESIDE_TEXTURE = "colours of vertices beside a texture"
 _PADDING = 4
 _ATLAS_WIDTH = 4096
 _MAX_SPLIT_FACES = 100_000
 _WHITE = np.full((4, 4, 4), 255, np.uint8)
 _GREY = np.array([NEUTRAL_GREY / 255] * 3 + [1.0])
-
-Array = NDArray[Any]
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,12 +88,6 @@ class ParsedFile:
     unit: float | None = None
 
 
-def scaled_colours(colours: ArrayLike) -> Array:
-    """Return float colours in 0..1; files that store 0..255 are told by a value above 1."""
-    values = np.asarray(colours, dtype=np.float64)
-    return values / 255 if values.max(initial=0) > 1 else values
-
-
 def rgba(colours: ArrayLike, *, linear: bool = False) -> NDArray[np.float32]:
     """Return colours (N, 3 or 4), floats in 0..1 or integers up to their type's maximum, as (N, 4) sRGBA in 0..1.
 
@@ -130,8 +121,8 @@ def with_emission(material: Material, emission: ArrayLike, texture: Pixels | Non
         shown = linear_from_srgb(colour[:3]) + light
         return replace(material, colour=np.array([*srgb_from_linear(np.clip(shown, 0, 1)), colour[3]]))
     side = 2 * MAX_TEXTURE
-    base = _limited(_WHITE if material.texture is None else material.texture, side)
-    glow = _limited(_WHITE if texture is None else texture, side)
+    base = shrunk(_WHITE if material.texture is None else material.texture, side)
+    glow = shrunk(_WHITE if texture is None else texture, side)
     size = (glow if texture is not None and base.shape[0] < glow.shape[0] else base).shape[1::-1]
     base, glow = (np.asarray(cv2.resize(i, size, interpolation=cv2.INTER_AREA), np.uint8) for i in (base, glow))
     table = linear_from_srgb(np.arange(256) / 255)
@@ -439,7 +430,7 @@ def _unrolled(part: Part) -> Part:
     assert texture is not None
     assert uv is not None
     if _inside(part):
-        material = replace(part.material, texture=_limited(texture, MAX_TEXTURE))
+        material = replace(part.material, texture=shrunk(texture, MAX_TEXTURE))
         return replace(part, material=material, uv=np.clip(uv, 0, 1))
     # Every face gets its own corners: position, coordinates, colour.
     colours = np.ones((len(uv), 4)) if part.colours is None else part.colours
@@ -453,7 +444,7 @@ def _unrolled(part: Part) -> Part:
     at[...] = np.clip(at, -MAX_TILES, MAX_TILES + 2)
     low = np.minimum(np.floor(at.min(axis=(0, 1)) + 1e-4), 0).astype(int)
     tiles = np.maximum(np.ceil(at.max(axis=(0, 1)) - 1e-4).astype(int) - low, 1)
-    texture = _limited(texture, max(2 * MAX_TEXTURE // int(tiles.max()), 16))
+    texture = shrunk(texture, max(2 * MAX_TEXTURE // int(tiles.max()), 16))
     columns, rows = (
         _wrapped(np.arange(low[axis] * n, (low[axis] + tiles[axis]) * n), n, part.material.wrap[axis])
         for axis, n in enumerate(texture.shape[1::-1])
@@ -464,7 +455,7 @@ def _unrolled(part: Part) -> Part:
         part,
         vertices=flat[:, :3],
         faces=np.arange(len(flat)).reshape(-1, 3),
-        material=replace(part.material, texture=_limited(laid_out, 2 * MAX_TEXTURE)),
+        material=replace(part.material, texture=shrunk(laid_out, 2 * MAX_TEXTURE)),
         uv=np.clip((flat[:, 3:5] - low) / tiles, 0, 1),
         colours=None if part.colours is None else flat[:, 5:],
     )
@@ -490,14 +481,6 @@ def _wrapped(index: Array, n: int, mode: str) -> Array:
         index = index % (2 * n)
         return np.minimum(index, 2 * n - 1 - index)
     return index % n
-
-
-def _limited(texture: Pixels, side: int) -> Pixels:
-    factor = side / max(texture.shape[:2])
-    if factor >= 1:
-        return texture
-    size = [max(1, round(length * factor)) for length in texture.shape[1::-1]]
-    return np.asarray(cv2.resize(texture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _packed(images: dict[Any, Pixels]) -> tuple[Pixels, dict[Any, tuple[int, int]]]:

@@ -11,13 +11,11 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
-from ocdit_core.objects.parts import BESIDE_TEXTURE, Material, ParsedFile, Part, part_of, rgba, strip_triangles
-from ocdit_core.objects.sources import SourceFiles
+from ocdit_core.objects.parts import Material, ParsedFile, Part, part_of, rgba, strip_triangles
+from ocdit_core.objects.sources import BESIDE_TEXTURE, Array, SourceFiles
 
-Array = NDArray[Any]
 _END = re.compile(rb"(?m)^[ \t]*end_header[ \t]*(\r\n|\n|\r)")
 _TEXTURE = re.compile(r"(?i)comment\s+texturefile\s+(.+)")
 _TYPES = {

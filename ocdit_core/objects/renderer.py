@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ocdit_core.errors import RenderingError
+from ocdit_core.images import shrunk
 from ocdit_core.objects.surfaces import Surface, surface_of
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MAX_SIDE = 8192  # longest side of an image in samples
 EDGE_WIDTH = 2.0  # samples: such a line covers the sample next to every point that it passes, whatever its slope
 DIELECTRIC = 0.04  # Fresnel reflectance at normal incidence of plastics, paints and glass
+Array = NDArray[np.float64]
 _ATLAS_ROWS = 2048  # views are drawn below one another and read back together
 
 
@@ -132,10 +133,7 @@ def make_texture(gl: Any, rgba: NDArray[np.uint8], *, trilinear: bool = False) -
     """Upload an image (H, W, 4), first row at the top, with its mipmaps; `trilinear` blends neighbouring mipmaps."""
     import moderngl
 
-    limit = int(gl.info["GL_MAX_TEXTURE_SIZE"])
-    if max(rgba.shape[:2]) > limit:
-        factor = limit / max(rgba.shape[:2])
-        rgba = np.asarray(cv2.resize(rgba, None, fx=factor, fy=factor), dtype=np.uint8)
+    rgba = shrunk(rgba, int(gl.info["GL_MAX_TEXTURE_SIZE"]))
     # OpenGL counts rows from the bottom.
     texture = gl.texture(rgba.shape[1::-1], 4, np.ascontiguousarray(rgba[::-1]).tobytes())
     texture.build_mipmaps()
@@ -204,9 +202,7 @@ class Renderer:
     def __enter__(self) -> Renderer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -301,17 +297,10 @@ class Renderer:
         return self._programs[kind]
 
     def _draw(
-        self,
-        kind: _Kind,
-        handle: MeshHandle,
-        poses: NDArray[np.float64],
-        cameras: NDArray[np.float64],
-        size: tuple[int, int],
-        supersample: int,
-        edges: bool,
+        self, kind: _Kind, handle: MeshHandle, poses: Array, K: Array, size: tuple[int, int], factor: int, edges: bool
     ) -> Views:
         """Draw all views, as many below one another as one framebuffer holds."""
-        n, height, width = len(poses), size[0] * supersample, size[1] * supersample
+        n, height, width = len(poses), size[0] * factor, size[1] * factor
         rows = max(1, min(n, _ATLAS_ROWS // height))
         if self._target_size != (width, rows * height):
             for item in self._target:
@@ -328,7 +317,6 @@ class Renderer:
         array = handle.arrays[kind]
         self._gl.enable(self._gl.DEPTH_TEST)
         self._gl.line_width = EDGE_WIDTH
-
         rgba = np.empty((n, *size, 4), np.uint8)
         near = np.empty((n, *size), bool)
         samples = np.empty((rows * height, width, 4), np.uint8)
@@ -343,7 +331,7 @@ class Renderer:
                 depth = float(poses[index, 2, :3] @ surface.centre + poses[index, 2, 3])
                 nearest = max(depth - 1.01 * surface.radius, 1e-3 * surface.radius)
                 farthest = max(depth + 1.01 * surface.radius, 2 * nearest)
-                matrix = clip_matrix(cameras[index], size, nearest, farthest)
+                matrix = clip_matrix(K[index], size, nearest, farthest)
                 program["projection"].write(matrix.T.astype(np.float32).tobytes())
                 array.render()
                 if edges:
@@ -354,7 +342,7 @@ class Renderer:
             frame.read_into(taken, viewport=(0, 0, width, len(taken)), components=4)
             for index in range(begin, end):
                 top = (index - begin) * height
-                rgba[index], near[index] = _reduce_samples(taken[top : top + height], supersample)
+                rgba[index], near[index] = _reduce_samples(taken[top : top + height], factor)
         return Views(rgba=rgba, near=near)
 
 

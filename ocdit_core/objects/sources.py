@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdit_core.errors import MeshError
+from ocdit_core.images import shrunk
 
 MAX_BYTES = 1 << 30  # of a file; a larger one is refused before it is read
+MAX_FACES = 2_000_000
 MAX_PIXELS = 400_000_000  # of a texture; a larger one is refused from its header
 MAX_SIDE, REDUCED_SIDE = 8192, 4096  # a texture with a side above the first is reduced to the second
+BESIDE_TEXTURE = "colours of vertices beside a texture"
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tga", ".tif", ".tiff", ".webp", ".avif", ".gif", ".dds", ".ktx2")
 
+Array = NDArray[Any]
 Pixels = NDArray[np.uint8]
 
 
@@ -178,12 +181,9 @@ class SourceFiles:
                 raise MeshError(f"{self.path}: its texture {name} is damaged or no image ({reason})") from error
             height, width = pixels.shape[:2]
             if max(height, width) > MAX_SIDE:
-                factor = REDUCED_SIDE / max(height, width)
-                size = [max(1, round(side * factor)) for side in (width, height)]
-                pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-                self.warnings.append(
-                    f"its texture {name} of {width} x {height} pixels is reduced to {size[0]} x {size[1]}"
-                )
+                pixels = shrunk(pixels, REDUCED_SIDE)
+                size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+                self.warnings.append(f"its texture {name} of {width} x {height} pixels is reduced to {size}")
             self._textures[key] = pixels
         return self._textures[key]
 

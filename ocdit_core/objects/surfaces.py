@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ocdit_core.errors import MeshError
 
@@ -54,6 +54,12 @@ def srgb_from_linear(values: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.where(values <= 0.0031308, 12.92 * values, 1.055 * values ** (1 / 2.4) - 0.055).astype(np.float32)
 
 
+def scaled_colours(colours: ArrayLike) -> NDArray[np.float64]:
+    """Return float colours in 0..1; files that store 0..255 are told by a value above 1."""
+    values = np.asarray(colours, dtype=np.float64)
+    return values / 255 if values.max(initial=0) > 1 else values
+
+
 def surface_of(mesh: trimesh.Trimesh) -> Surface:
     """Turn a mesh in metres into drawable buffers; raises MeshError without faces or with a vertex not finite."""
     faces = np.asarray(mesh.faces)
@@ -65,7 +71,6 @@ def surface_of(mesh: trimesh.Trimesh) -> Surface:
         raise MeshError("the mesh has vertices that are not finite numbers")
     centre = (used.min(axis=0) + used.max(axis=0)) / 2
     radius = float(np.linalg.norm(used - centre, axis=1).max())
-
     corner = faces.reshape(-1)
     uv, colours, texture, cutoff = appearance_of(mesh)
     corners = np.concatenate([positions[corner], corner_normals(positions, faces), uv, colours], axis=1)

@@ -53,11 +53,7 @@ class Templates(NamedTuple):
 
 
 def render_templates(
-    renderer: Renderer,
-    mesh: trimesh.Trimesh | MeshHandle,
-    *,
-    views: int = 12,
-    size: int = TEMPLATE_SIZE,
+    renderer: Renderer, mesh: trimesh.Trimesh | MeshHandle, *, views: int = 12, size: int = TEMPLATE_SIZE
 ) -> Templates:
     """Draw an object in metres from icosphere directions, seen by TUD-L's camera at a distance that fits.
 
@@ -133,11 +129,7 @@ def _pixels(
 
 
 def _too_dark(
-    renderer: Renderer,
-    handle: MeshHandle,
-    rgba: NDArray[np.uint8],
-    poses: NDArray[np.float64],
-    K: NDArray[np.float64],
+    renderer: Renderer, handle: MeshHandle, rgba: NDArray[np.uint8], poses: NDArray[np.float64], K: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
     """Return which views (V,) are dark though the object's colours, drawn without shading, are not."""
     dark = _brightness(rgba) < DIM

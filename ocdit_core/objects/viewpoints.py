@@ -80,13 +80,11 @@ def look_at_poses(
     right /= np.linalg.norm(right, axis=1, keepdims=True)
     down = np.cross(forward, right)
     axes = np.stack([right, down, forward], axis=1)
-
     angle = np.broadcast_to(np.asarray(roll, dtype=np.float64), (n,))
     turn = np.zeros((n, 3, 3))
     turn[:, 0, 0] = turn[:, 1, 1] = np.cos(angle)
     turn[:, 0, 1], turn[:, 1, 0] = -np.sin(angle), np.sin(angle)
     turn[:, 2, 2] = 1
-
     poses = np.tile(np.eye(4), (n, 1, 1))
     poses[:, :3, :3] = turn @ axes
     poses[:, :3, 3] = -poses[:, :3, :3] @ np.asarray(centre, dtype=np.float64)

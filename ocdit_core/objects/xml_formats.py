@@ -13,24 +13,11 @@ from xml.etree import ElementTree
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from ocdit_core.objects.parts import (
-    BESIDE_TEXTURE,
-    MAX_FACES,
-    Material,
-    ParsedFile,
-    Part,
-    corners_of,
-    part_of,
-    scaled_colours,
-    strip_triangles,
-    with_emission,
-)
-from ocdit_core.objects.sources import SourceFiles
-from ocdit_core.objects.surfaces import linear_from_srgb
+from ocdit_core.objects.parts import Material, ParsedFile, Part, corners_of, part_of, strip_triangles, with_emission
+from ocdit_core.objects.sources import BESIDE_TEXTURE, MAX_FACES, Array, SourceFiles
+from ocdit_core.objects.surfaces import linear_from_srgb, scaled_colours
 
-Array = NDArray[Any]
 Element = ElementTree.Element
 
 

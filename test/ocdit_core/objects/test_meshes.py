@@ -9,7 +9,7 @@ from PIL import Image
 
 from ocdit_core.errors import ConfigError, MeshError
 from ocdit_core.objects.meshes import diameter, load_mesh, read_cad
-from ocdit_core.objects.parts import MAX_FACES
+from ocdit_core.objects.sources import MAX_FACES
 
 
 def textured_box(colour=(200, 40, 40), side=0.1, at=0.0):
