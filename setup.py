@@ -23,13 +23,7 @@ if "bdist_wheel" in sys.argv:
     data_files.append((f"lib/{PACKAGE}", sorted(glob("resource/lib/*"))))
 
 extras = {
-    "ros": [
-        "ros-rclpy[fastrtps]",
-        "ros-sensor-msgs",
-        "ros-std-msgs",
-        "ros-diagnostic-msgs",
-        "ros-lifecycle-msgs",
-    ],
+    "ros": ["ros-rclpy[fastrtps]", "ros-sensor-msgs", "ros-std-msgs", "ros-diagnostic-msgs", "ros-lifecycle-msgs"],
     # scipy for convex hulls, DracoPy for compressed glTF
     "render": ["trimesh>=4.6", "moderngl>=5.10", "scipy", "DracoPy"],
     # further mesh formats: STEP and IGES; USD; FBX, 3DS and others; glTF compressed with meshopt (builds from source)

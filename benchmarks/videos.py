@@ -71,10 +71,7 @@ class VideoFrame:
 
 
 def compose_video(
-    rng: np.random.Generator,
-    sprites: Sequence[Sprite],
-    settings: VideoSettings,
-    gone: Sequence[range] | None = None,
+    rng: np.random.Generator, sprites: Sequence[Sprite], settings: VideoSettings, gone: Sequence[range] | None = None
 ) -> Iterator[VideoFrame]:
     """Let sprites glide over a background; a later one covers an earlier one.
 

@@ -1,7 +1,5 @@
 """The command line `ocdit`, with the subcommands of `ocdit_core.commands`."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.metadata
 import io

@@ -1,7 +1,5 @@
 """Colours by which objects are told apart in images, pages and ROS messages."""
 
-from __future__ import annotations
-
 import colorsys
 import zlib
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Typed settings from YAML: dataclasses, validated when they are built; errors contain the dotted key."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

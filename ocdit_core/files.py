@@ -4,8 +4,6 @@ Each output folder has a hidden list of the files written to it, `.ocdit-files.j
 is replaced or removed only if it is listed and unchanged; anything else belongs to the user.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Read, decode, convert and write images; any common file or array becomes (H, W, 3) uint8 RGB."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Callable

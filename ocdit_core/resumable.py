@@ -3,8 +3,6 @@
 Several processes, also on several machines, may work on one folder: each takes its shard of the work.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path

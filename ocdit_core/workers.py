@@ -1,7 +1,5 @@
 """Work shared by processes: results and log records come in order; a process that dies costs one task."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import traceback

@@ -4,8 +4,6 @@ Importing this package makes ROS from PyPI wheels usable: rclpy finds message ty
 sourced ROS installation sets and the wheels do not.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

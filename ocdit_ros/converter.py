@@ -3,8 +3,6 @@
 No ROS is imported here: any object with the fields of the message is accepted.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os

@@ -6,8 +6,6 @@ The node runs in a process of its own, as on a robot, on a ROS domain of the dem
 receives the results.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """A camera made of image files, which it publishes in a loop: for `demo.launch.py`, for tests, for a first try."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ Callers get control back within milliseconds. Between `stop` and the next `start
 One thread, because PyTorch on a CPU becomes a quarter slower once a second thread has computed: docs/performance.md.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import itertools
@@ -368,12 +366,7 @@ class Worker:
             self._finish(job, result)
 
     def _segment(
-        self,
-        network: Any,
-        images: Sequence[np.ndarray],
-        objects: Any,
-        sources: Sequence[str | None],
-        uncertainty: bool,
+        self, network: Any, images: Sequence[np.ndarray], objects: Any, sources: Sequence[str | None], uncertainty: bool
     ) -> list[Segmentation]:
         """Segment images at once; when memory runs out, in smaller batches from then on, and a single image again."""
         found: list[Segmentation] = []

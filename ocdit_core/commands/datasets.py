@@ -9,15 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ocdit_core.commands.options import (
-    add_command,
-    add_dataset,
-    add_workers,
-    counted,
-    fraction,
-    positive,
-    print_table,
-)
+from ocdit_core.commands.options import add_command, add_dataset, add_workers, counted, fraction, positive, print_table
 from ocdit_core.errors import DataError
 
 if TYPE_CHECKING:

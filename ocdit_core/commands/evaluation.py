@@ -116,9 +116,7 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="output folder")
     parser.add_argument("--objects", type=Path, metavar="LIBRARY", help="object library, made by `ocdit render`")
     parser.add_argument(
-        "--threshold",
-        type=fraction,
-        help="score threshold for all metrics but AP and AR (default: that of the method)",
+        "--threshold", type=fraction, help="score threshold for all metrics but AP and AR (default: that of the method)"
     )
 
 

@@ -3,8 +3,6 @@
 The format: https://github.com/thodan/bop_toolkit/blob/master/docs/bop_datasets_format.md
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -107,11 +105,7 @@ class BopFolder:
         return (self[index] for index in range(len(self)))
 
     def frames(
-        self,
-        images: Iterable[ImageKey] | None = None,
-        *,
-        limit: int | None = None,
-        on_error: OnError | None = None,
+        self, images: Iterable[ImageKey] | None = None, *, limit: int | None = None, on_error: OnError | None = None
     ) -> Iterator[Frame]:
         """Yield frames in ascending order; see `Dataset.frames`. With a limit they are spread evenly over the scenes.
 

@@ -1,7 +1,5 @@
 """Interface of datasets of annotated images, and opening one by its path."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -35,11 +33,7 @@ class Dataset(Protocol):
         """Iterate over all frames; raises DataError for a damaged one."""
 
     def frames(
-        self,
-        images: Iterable[ImageKey] | None = None,
-        *,
-        limit: int | None = None,
-        on_error: OnError | None = None,
+        self, images: Iterable[ImageKey] | None = None, *, limit: int | None = None, on_error: OnError | None = None
     ) -> Iterator[Frame]:
         """Yield frames.
 

@@ -4,8 +4,6 @@ Nothing is decoded before it is needed. The format of the JSON entries:
 https://github.com/thodan/bop_toolkit/blob/master/docs/bop_datasets_format.md
 """
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Painted textures (palettes, paints, smooth noise, backgrounds) and the effects of a camera."""
 
-from __future__ import annotations
-
 import string
 from typing import Protocol
 
@@ -11,12 +9,7 @@ from numpy.typing import NDArray
 
 
 def smooth_noise(
-    rng: np.random.Generator,
-    size: tuple[int, int],
-    *,
-    cells: float = 4.0,
-    octaves: int = 3,
-    persistence: float = 0.5,
+    rng: np.random.Generator, size: tuple[int, int], *, cells: float = 4.0, octaves: int = 3, persistence: float = 0.5
 ) -> NDArray[np.float32]:
     """Return multi-octave value noise (H, W): zero mean, values mostly in -1..1.
 

@@ -73,11 +73,7 @@ class ShardDataset:
         return self.frames()
 
     def frames(
-        self,
-        images: Iterable[ImageKey] | None = None,
-        *,
-        limit: int | None = None,
-        on_error: OnError | None = None,
+        self, images: Iterable[ImageKey] | None = None, *, limit: int | None = None, on_error: OnError | None = None
     ) -> Iterator[Frame]:
         """Yield frames as they come in the shards; see `Dataset.frames`."""
         wanted = None if images is None else set(images)
@@ -170,12 +166,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _groups(
-    path: Path,
-    start: int = 0,
-    dropped: Collection[str] = (),
-    on_error: OnError | None = None,
-    *,
-    content: bool = True,
+    path: Path, start: int = 0, dropped: Collection[str] = (), on_error: OnError | None = None, *, content: bool = True
 ) -> Iterator[tuple[int, str, dict[str, bytes]]]:
     """Yield the offset, key and members {"rgb.jpg": bytes ...} of each frame; members are empty without `content`.
 

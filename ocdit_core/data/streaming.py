@@ -1,7 +1,5 @@
 """Endless training samples by number, mixed from several datasets, in batches for each of several processes."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections import Counter

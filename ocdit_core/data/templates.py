@@ -1,7 +1,5 @@
 """Cache of decoded templates for training."""
 
-from __future__ import annotations
-
 import logging
 from collections import OrderedDict
 from typing import Any

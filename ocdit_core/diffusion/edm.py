@@ -3,8 +3,6 @@
 Equation numbers are those of the OC-DiT paper.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Grids of settings: one evaluation per combination, each in its own folder."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ Their constants were found by random search on validation scenes of held-out obj
 average precision; `threshold` is the recommended score threshold.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import ClassVar

@@ -5,8 +5,6 @@ COCO's, a JSON list with one row per instance, plus `scene_id` and `time`. Rows 
 average precision depends on.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import secrets

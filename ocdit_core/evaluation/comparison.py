@@ -5,8 +5,6 @@ once: a resampled set is a weight for each image, and average precision with wei
 copy of a right result only adds a point to the curve below its envelope).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Failure analysis: classify the failures of a run, and draw them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

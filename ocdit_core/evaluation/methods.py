@@ -1,7 +1,5 @@
 """Methods that can be evaluated: OC-DiT with its settings, and two baselines."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256

@@ -3,8 +3,6 @@
 All metrics are computed from records alone. In a file they are JSON lines, one line per image.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Evaluation report: runs and grids of settings as one HTML page (template `report.html`)."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,14 +14,7 @@ from ocdit_core.evaluation.ablate import Ablation, Cell
 from ocdit_core.evaluation.bop_results import ImageKey
 from ocdit_core.evaluation.charts import line_chart, reliability_diagram
 from ocdit_core.evaluation.comparison import Compared, Comparison, Estimate, compare, comparison_table
-from ocdit_core.evaluation.failures import (
-    KINDS,
-    Failure,
-    draw_comparison,
-    draw_failure,
-    find_failures,
-    rank_images,
-)
+from ocdit_core.evaluation.failures import KINDS, Failure, draw_comparison, draw_failure, find_failures, rank_images
 from ocdit_core.evaluation.metrics import percent, significant
 from ocdit_core.evaluation.run import Run, require_same_task, unique_names
 from ocdit_core.evaluation.targets import image_key

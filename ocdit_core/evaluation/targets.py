@@ -1,7 +1,5 @@
 """Targets of an evaluation: the objects to find in each image, and their names in the library."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """Time of segmentation on this machine: by stage, number of objects, ensemble and image size."""
 
-from __future__ import annotations
-
 import dataclasses
 import platform
 import statistics

@@ -1,7 +1,5 @@
 """The coarse stage (paper 3.4, 4.2): probabilities of all targets in whole images and crops."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Crops of an image: test-time augmentation (paper 3.4, 4.2), and crops around proposals."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import cv2

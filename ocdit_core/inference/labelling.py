@@ -1,7 +1,5 @@
 """Labelling (paper table 3): the target object that each given box or mask shows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

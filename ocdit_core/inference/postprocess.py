@@ -1,7 +1,5 @@
 """From probabilities to instances: proposals, scores, and overlaps resolved."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

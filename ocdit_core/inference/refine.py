@@ -1,7 +1,5 @@
 """The refine stage (paper 3.3, 4.2): segments one object in the crop around each proposal."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Results of a segmentation, in pixels of the caller's image."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Inference settings, presets, and where a model's weights and recommended settings are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

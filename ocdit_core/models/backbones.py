@@ -4,8 +4,6 @@ Each gives one feature vector per cell of the latent grid, which is 16 times coa
 transformer with patch size p reaches that by resizing its input to p/16 of its size.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol

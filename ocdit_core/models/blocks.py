@@ -1,7 +1,5 @@
 """The transformer block of OC-DiT (paper fig. 4): attention to templates, attention over all objects, MLP."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

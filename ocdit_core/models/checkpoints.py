@@ -1,7 +1,5 @@
 """Models on disk: a folder with config.yaml and model.safetensors, and checkpoints in the published naming."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

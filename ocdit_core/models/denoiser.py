@@ -1,7 +1,5 @@
 """The denoiser: F_theta, a transformer over the query tokens of all target objects, preconditioned to D_theta."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

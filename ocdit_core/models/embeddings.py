@@ -1,7 +1,5 @@
 """Tokens of queries, templates and noise levels (paper 3.2), and their learned positions (paper 4.3, A.4)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

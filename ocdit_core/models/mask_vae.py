@@ -1,7 +1,5 @@
 """The mask VAE: binary masks to latents on a 16 times coarser grid, and back to probabilities (paper 3.2, A.2)."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 

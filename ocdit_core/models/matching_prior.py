@@ -6,8 +6,6 @@ cells, the back-projection of the objects' colours, and the soft mask that a sma
 embedding is added to the query tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -6,8 +6,6 @@ the image shows it, denoised together with the masks. It is zero for an absent t
 similarity to the templates' global features scores whether the object is present.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

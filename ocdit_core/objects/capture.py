@@ -1,7 +1,5 @@
 """From photographs to an object of a library, without CAD: cut out, cropped as rendered views are, and stored."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import logging

@@ -4,8 +4,6 @@ Several first guesses of where the object is are each settled by GrabCut (Rother
 differ, the one that the others agree with most is taken. All guesses are made at a small size, the rim at a larger one.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """What the web page of a library (templates/gallery.html) says of each object."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

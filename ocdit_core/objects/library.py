@@ -4,8 +4,6 @@ An object keeps its number and colour when it is rendered again: BOP results, RO
 objects by number. docs/objects.md documents the file.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import math

@@ -3,8 +3,6 @@
 http://paulbourke.net/dataformats/ply/
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from itertools import chain

@@ -1,7 +1,5 @@
 """The files that a CAD model is made of: the main one, and the materials, textures and buffers that it names."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import io

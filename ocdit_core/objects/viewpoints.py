@@ -4,8 +4,6 @@ Everything here is plain NumPy. Poses are camera-from-object transforms with Ope
 image coordinates are continuous, with (0, 0) at the outer corner of the first pixel.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

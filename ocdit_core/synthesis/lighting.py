@@ -1,7 +1,5 @@
 """Light of staged rooms: shadow maps of lamps and sky, and light baked from them once per scene."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

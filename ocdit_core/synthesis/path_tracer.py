@@ -4,8 +4,6 @@ Cameras, objects and lamps are those of `SceneRenderer`, whose labels and depth 
 ambient light comes from the ceiling, with indirect light from all surfaces.
 """
 
-from __future__ import annotations
-
 import logging
 import subprocess
 import sys

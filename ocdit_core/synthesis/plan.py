@@ -1,7 +1,5 @@
 """Settings of a generated dataset, and its division into tasks."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Literal, get_args

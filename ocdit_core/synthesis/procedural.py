@@ -1,7 +1,5 @@
 """Procedural objects, and mesh files painted if they have no colours."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -59,9 +57,7 @@ def procedural_object(seed: int, photographs: Photographs | None = None) -> trim
     return trimesh.Trimesh(vertices, faces, visual=visual, process=False)
 
 
-def _join(
-    solids: list[Solid],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+def _join(solids: list[Solid]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Return all patches as one mesh: vertices (n, 3), uv (n, 2), faces (m, 3), paint slot of each vertex (n,)."""
     vertices, uvs, faces, slots = [], [], [], []
     count = first_slot = 0

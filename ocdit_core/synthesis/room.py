@@ -3,8 +3,6 @@
 World axes: x and y along the table, z up, metres; the origin is the middle of the surface that objects lie on.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

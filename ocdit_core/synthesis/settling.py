@@ -191,11 +191,7 @@ class _Simulation:
     """A table, walls around its middle, and the objects."""
 
     def __init__(
-        self,
-        objects: Sequence[Sequence[Array]],
-        radii: Array,
-        area: Array,
-        half_size: tuple[float, float],
+        self, objects: Sequence[Sequence[Array]], radii: Array, area: Array, half_size: tuple[float, float]
     ) -> None:
         try:
             import mujoco

@@ -4,8 +4,6 @@ Objects are drawn into a buffer of surfaces first and shaded once per pixel afte
 16 pixels, most of which a small triangle does not cover. Rooms are large triangles and shaded as they are drawn.
 """
 
-from __future__ import annotations
-
 MAX_LIGHTS = 3
 LIGHT_SAMPLES = 6  # shadow maps of one light, from points all over it: their mean is its penumbra
 SKY_DIRECTIONS = 16  # shadow maps of the light that comes from everywhere

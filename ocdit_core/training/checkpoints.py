@@ -4,8 +4,6 @@ A checkpoint is a folder `step_00001000`: the tensors of model, average and opti
 `rank_N.pt` with the position in the data and the random states of each process.
 """
 
-from __future__ import annotations
-
 import logging
 import random
 import re

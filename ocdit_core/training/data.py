@@ -1,7 +1,5 @@
 """Training data of a run: endless, exactly resumable batches, held-out batches, and random numbers of samples."""
 
-from __future__ import annotations
-
 import itertools
 import signal
 from collections.abc import Callable, Iterator

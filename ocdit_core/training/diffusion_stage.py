@@ -1,7 +1,5 @@
 """Training of the denoiser (stages coarse and refine), with the matching prior and a backbone that is not frozen."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Devices, precision and processes: Lightning Fabric, FSDP2 sharding, and batch norm over all processes."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

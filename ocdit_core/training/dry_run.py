@@ -1,7 +1,5 @@
 """Dry run: some steps and a validation, to check a set-up and to estimate what a run will cost."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """Exported models: written from checkpoints, with a model card, and used to initialise a new model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Metrics of a run: TensorBoard, a JSONL file with the same values for programs, and optionally Weights & Biases."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """One training run, from its settings to the exported model."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Settings of a training run, as in the files of config/train."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Validation: masks against the ground truth, their metrics, and drawings."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -28,12 +28,7 @@ def run(tmp_path_factory):
         for key, split in names.items()
     ]
     configs = Path(__file__).parents[2] / "config" / "train"
-    common += [
-        "loop.steps=6",
-        "loop.checkpoint_every=3",
-        "loop.validate_every=3",
-        "diffusion_loss.prior_only_steps=0",
-    ]
+    common += ["loop.steps=6", "loop.checkpoint_every=3", "loop.validate_every=3", "diffusion_loss.prior_only_steps=0"]
     for stage, more in (("vae", []), ("coarse", [f"vae={folder / 'vae' / 'model'}"])):
         arguments = ["train", "--config", str(configs / f"smoke_{stage}.yaml")]
         assert main([*arguments, *set_options([f"run={folder / stage}", *common, *more])]) == 0
@@ -76,10 +71,7 @@ def test_a_vae_is_exported_whole_for_further_training(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        (["--step", "4"], "holds no checkpoint of step 4; it holds 3, 6"),
-        (["--step", "0"], "0 is not above 0"),
-    ],
+    [(["--step", "4"], "holds no checkpoint of step 4; it holds 3, 6"), (["--step", "0"], "0 is not above 0")],
 )
 def test_mistakes_get_one_line(run, tmp_path, capsys, arguments, message):
     try:

@@ -46,11 +46,7 @@ class NodeProcess:
         env = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
         env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{env.get('PYTHONPATH', '')}"
         self.process = subprocess.Popen(
-            [sys.executable, *command, *arguments],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            [sys.executable, *command, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         # A test that fails half-way shall leave nobody behind who talks to the tests after it.
         atexit.register(self.process.kill)

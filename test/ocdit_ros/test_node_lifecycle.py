@@ -186,12 +186,7 @@ def test_old_images_are_discarded_and_said_to_be(start):
 def test_the_reliability_is_a_parameter_and_a_mismatch_is_named():
     process = NodeProcess(
         STAND_IN,
-        parameters={
-            "library": "stand-in",
-            "autostart": True,
-            "image_reliability": "reliable",
-            "stale_after": 0.5,
-        },
+        parameters={"library": "stand-in", "autostart": True, "image_reliability": "reliable", "stale_after": 0.5},
     )
     client = Client(process, image="/elsewhere")
     try:

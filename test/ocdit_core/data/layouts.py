@@ -41,10 +41,7 @@ INFO = [
     },
 ]
 # By hand, column by column: the uncompressed run lengths that the BOP toolkit writes.
-RUNS = {
-    "0": {"counts": [13, 3, 3, 3, 3, 1, 22], "size": [6, 8]},
-    "1": {"counts": [26, 4, 2, 4, 12], "size": [6, 8]},
-}
+RUNS = {"0": {"counts": [13, 3, 3, 3, 3, 1, 22], "size": [6, 8]}, "1": {"counts": [26, 4, 2, 4, 12], "size": [6, 8]}}
 DEPTH = np.full((6, 8), 9000, np.uint16)  # 0.9 m in units of 0.1 mm
 DEPTH[VISIBLE[0]] = 5000
 DEPTH[VISIBLE[1]] = 4000

@@ -295,11 +295,7 @@ def test_a_depth_scale_that_is_none(scene, scale):
 
 
 @pytest.mark.parametrize(
-    ("scale", "message"),
-    [
-        (100.0, "the median depth is 900 m"),
-        (1e-5, "the median depth is 9e-05 m"),
-    ],
+    ("scale", "message"), [(100.0, "the median depth is 900 m"), (1e-5, "the median depth is 9e-05 m")]
 )
 def test_a_depth_scale_that_cannot_be(scene, scale, message):
     edit(scene / "scene_camera.json", lambda c: c["0"].update(depth_scale=scale))

@@ -77,8 +77,7 @@ def assert_in_place(probabilities: np.ndarray, image: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"crops": 7}, {"guided_crop": True}, {"crops": 2, "guided_crop": True, "image_size": (64, 64)}],
+    "settings", [{}, {"crops": 7}, {"guided_crop": True}, {"crops": 2, "guided_crop": True, "image_size": (64, 64)}]
 )
 def test_objects_of_all_runs_are_found_in_their_places(settings):
     stage = CoarseStage(ColourNetwork(), InferenceSettings(**settings))

@@ -200,15 +200,7 @@ def test_batches_on_a_cpu_are_bounded(monkeypatch):
     monkeypatch.setattr("ocdit_core.inference.network._DECODER_CELLS_ON_CPU", cells)
     network = make_network(model, ensemble=4)
     batches = Batches(network)
-    assert (
-        difference(
-            generate(
-                network,
-            ),
-            expected,
-        )
-        < 1e-6
-    )
+    assert difference(generate(network), expected) < 1e-6
     assert batches.units == [2, 2]
     assert batches.masks == [3, 3, 3, 3]
 

@@ -10,13 +10,7 @@ import torch
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.inference.network import Network
 from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.inference.targets import (
-    FeatureCache,
-    ObjectEncoder,
-    default_cache,
-    templates_digest,
-    weights_digest,
-)
+from ocdit_core.inference.targets import FeatureCache, ObjectEncoder, default_cache, templates_digest, weights_digest
 from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig

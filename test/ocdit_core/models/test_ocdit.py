@@ -158,8 +158,7 @@ def test_vit_features_lie_on_the_latent_grid(size):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "patch", "registers"),
-    [("dinov2", 14, 0), ("dinov2_with_registers", 14, 4), ("dinov3_vit", 16, 4)],
+    ("model_type", "patch", "registers"), [("dinov2", 14, 0), ("dinov2_with_registers", 14, 4), ("dinov3_vit", 16, 4)]
 )
 def test_pretrained_backbones_come_from_a_local_folder(tmp_path, model_type, patch, registers):
     """The real classes, with random weights: what a downloaded DINOv2 or DINOv3 folder holds."""

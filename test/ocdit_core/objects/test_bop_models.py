@@ -136,13 +136,7 @@ def test_a_damaged_description_is_refused_by_file_and_key(models, entries, reaso
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("{", "damaged"),
-        ("[]", "damaged"),
-        ("{}", "lacks the key '1'"),
-        ('{"1": 3}', "damaged"),
-    ],
+    ("text", "reason"), [("{", "damaged"), ("[]", "damaged"), ("{}", "lacks the key '1'"), ('{"1": 3}', "damaged")]
 )
 def test_a_description_that_is_none_is_refused(models, text, reason):
     (models / "models_info.json").write_text(text)

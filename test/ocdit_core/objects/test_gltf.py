@@ -217,9 +217,7 @@ def test_default_morph_weights_and_sparse_targets(tmp_path, place):
     )
     part = file.primitive(targets=[{"POSITION": len(file.json["accessors"]) - 1}])
     file.node(
-        part,
-        mesh={"weights": [0.5 if place == "mesh" else 0.0]},
-        **({"weights": [0.5]} if place == "node" else {}),
+        part, mesh={"weights": [0.5 if place == "mesh" else 0.0]}, **({"weights": [0.5]} if place == "node" else {})
     )
     mesh = read_cad(file.write(tmp_path / "a.glb")).mesh
     np.testing.assert_allclose(mesh.bounds, [[0, 0, 0], [0.1, 0.2, 0]], atol=1e-6)
