@@ -134,8 +134,8 @@ def _capture_tile(preview: Preview) -> np.ndarray:
     height, width = preview.image.shape[:2]
     scale = min(wide / width, cell / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    picture = cv2.resize(preview.image, size, interpolation=cv2.INTER_AREA)
-    tile[_SHEET_TITLE : _SHEET_TITLE + size[1], wide - size[0] : wide] = picture
+    shown = cv2.resize(preview.image, size, interpolation=cv2.INTER_AREA)
+    tile[_SHEET_TITLE : _SHEET_TITLE + size[1], wide - size[0] : wide] = shown
     right = np.s_[_SHEET_TITLE : _SHEET_TITLE + cell, wide + gap : wide + gap + cell]
     colour = (235, 235, 235)
     if preview.template is not None:
@@ -167,7 +167,7 @@ def _ascii(text: str) -> str:
 
 
 def _label(canvas: np.ndarray, text: str, box: Box, colour: Colour, placed: list[Box]) -> Box:
-    """Write a label at a box, inside the picture and clear of those placed already; returns its own rectangle."""
+    """Write a label at a box, inside the image and clear of those placed already; returns its own rectangle."""
     height, width = canvas.shape[:2]
     text = _ascii(text)
     scale = float(np.clip(min(height, width) / 800, 0.4, 2.0))
@@ -175,7 +175,7 @@ def _label(canvas: np.ndarray, text: str, box: Box, colour: Colour, placed: list
     (wide, high), below = cv2.getTextSize(text, _FONT, scale, stroke)
     pad = max(2, round(3 * scale))
     if wide + 2 * pad > width:
-        # A long name in a small picture is written smaller rather than cut.
+        # A long name in a small image is written smaller rather than cut.
         scale, stroke = max(scale * (width - 2 * pad) / wide, 0.2), 1
         (wide, high), below = cv2.getTextSize(text, _FONT, scale, stroke)
     size = (wide + 2 * pad, high + below + 2 * pad)

@@ -23,6 +23,15 @@ TINY_MODEL = OCDiTConfig(
     vae=MaskVAEConfig(channels=(8, 8, 8, 16, 16)),
     denoiser=DenoiserConfig(width=32, depth=1, heads=2, max_objects=4, max_views=4),
 )
+# DINOv2's own class at a size that needs no download.
+TINY_DINO = {
+    "model_type": "dinov2",
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 14,
+    "image_size": 56,
+}
 MESHES = {
     "box": (lambda: trimesh.creation.box((0.1, 0.06, 0.04)), (200, 40, 40, 255)),
     "can": (lambda: trimesh.creation.cylinder(0.03, 0.1), (40, 200, 40, 255)),

@@ -75,7 +75,7 @@ def add_workers(parser: argparse.ArgumentParser, work: str, *, jobs: int | None)
     """Add --jobs and --shard in a group of their own, and return it.
 
     Args:
-        parser: of the subcommand.
+        parser: parser of the subcommand.
         work: what is split into shards, such as "images".
         jobs: default number of processes; None: one for each core.
     """

@@ -278,7 +278,7 @@ class Frame(ABC):
         """Return the (H, W) mask of an object.
 
         Args:
-            index: of the object in `annotations`.
+            index: index of the object in `annotations`.
             visible: its visible part (modal); else its whole silhouette within the image (amodal).
 
         Raises:

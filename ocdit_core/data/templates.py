@@ -27,7 +27,7 @@ class TemplateCache:
     Args:
         library: templates of the dataset's objects; their numbers are those of its manifest (obj_000005 is number 5).
         size: side of a template in pixels, at most 128.
-        keep_views: of an object with more templates, so many that cover it best are kept in memory.
+        keep_views: most templates of an object in memory; of more, those that cover it best are kept.
         byte_limit: size of decoded templates in memory; one object is kept whatever its size.
 
     Attributes:

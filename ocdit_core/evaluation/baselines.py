@@ -5,6 +5,7 @@ average precision; `threshold` is the recommended score threshold.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -48,7 +49,7 @@ _MAX_OVERLAP = 0.53  # of two regions that share more of the smaller one, the lo
 _BATCH = 64  # crops in one forward pass
 
 
-class _Baseline:
+class _Baseline(ABC):
     """Base class: the target objects, their colour histograms, and the conversion of results."""
 
     threshold: ClassVar[float]
@@ -67,7 +68,6 @@ class _Baseline:
         if not object_ids:
             raise ConfigError("no target objects were named")
         selected = library.select(object_ids)
-        self._histograms = [_template_histograms(templates) for templates in selected]
         self._encode_templates(selected)
         self._names = tuple(object_ids)
 
@@ -96,11 +96,12 @@ class _Baseline:
         )
 
     def _encode_templates(self, selected: Sequence[ObjectTemplates]) -> None:
-        """Compute further features of the targets."""
+        """Compute the features of the targets."""
+        self._histograms = [_template_histograms(templates) for templates in selected]
 
+    @abstractmethod
     def _find(self, image: np.ndarray) -> list[tuple[int, float, np.ndarray]]:
         """Return index of the target, score and mask (h, w) at any size of each instance."""
-        raise NotImplementedError
 
 
 class ColourBackProjection(_Baseline):
@@ -150,6 +151,7 @@ class FeatureMatching(_Baseline):
         self._mean = torch.zeros(0)
 
     def _encode_templates(self, selected: Sequence[ObjectTemplates]) -> None:
+        super()._encode_templates(selected)
         self._templates = [self._encode(templates.rgb, templates.mask) for templates in selected]
         # The mean over all patches does not discriminate between objects.
         self._mean = torch.cat([patches[inside] for patches, inside in self._templates]).mean(0)

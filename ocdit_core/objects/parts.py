@@ -220,7 +220,7 @@ def part_of(
     Args:
         polygons: corners of each, as indices of `points`.
         points: (V, 3).
-        material: of all of them.
+        material: material of all polygons.
         uv: texture coordinates (N, 2), and the index of each corner (C,), counted through all the polygons.
         colours: sRGB colours (N, 3) or (N, 4) in 0..1, and the index of each corner (C,).
 

@@ -30,7 +30,7 @@ class Surface:
         alpha_cutoff: texels with less alpha than this are holes; 0 keeps all.
         vertices: (V, 3) metres, those that some face uses.
         centre: (3,) centre of the bounding sphere, metres.
-        radius: of the bounding sphere, metres.
+        radius: radius of the bounding sphere, metres.
         metallic, roughness: fraction of bare metal; 0 polished .. 1 matt; None: the file does not say.
     """
 

@@ -212,7 +212,7 @@ class BakedLight:
         Args:
             array: vertex array of position and normal, made for `corners`.
             pose: (4, 4) world-from-object, metres.
-            views: of the shadow maps.
+            views: views of the shadow maps.
 
         Returns:
             A buffer of (vertices, 8) float32: colour and visible fraction of the sky before the face, then behind.

@@ -24,7 +24,7 @@ class RayEngine:
     The dataset's folder must be at the same path on all machines, and this package installed on them.
 
     Args:
-        address: of the cluster, as `ray start --head` prints it; "auto" finds the one that this machine belongs to;
+        address: address of the cluster, as `ray start --head` prints it; "auto" finds the one of this machine;
             "local" starts a temporary one.
         jobs: actors; 0: one for each core of the cluster.
 

@@ -202,7 +202,7 @@ def prior_loss(maps: PriorMaps, masks: Tensor, latents: Tensor, present: Tensor)
     of the objects' presence.
 
     Args:
-        maps: of B images and O objects.
+        maps: matching maps of B images and O objects.
         masks: (B, O, H, W) in [0, 1].
         latents: (B, O, z, h, w), standardised latents of the masks.
         present: (B, O) bool.

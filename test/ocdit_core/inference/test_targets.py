@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from builders import TINY_DINO
 
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.inference.network import Network
@@ -27,15 +28,7 @@ CONV = OCDiTConfig(
     denoiser=DenoiserConfig(width=32, depth=1, heads=4, max_objects=4, max_views=3),
     matching_prior=MatchingPriorConfig(metric_channels=8, hidden_channels=8),
 )
-DINO = {
-    "model_type": "dinov2",
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "patch_size": 14,
-    "image_size": 56,
-}
-VIT = dataclasses.replace(CONV, backbone=BackboneConfig(kind="vit", architecture=DINO), matching_prior=None)
+VIT = dataclasses.replace(CONV, backbone=BackboneConfig(kind="vit", architecture=TINY_DINO), matching_prior=None)
 
 
 def make(config=CONV, seed=0):

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from builders import TINY_DINO
 
 from ocdit_core.errors import ConfigError, WeightsError
 from ocdit_core.models.backbones import BackboneConfig
@@ -20,15 +21,6 @@ TINY = OCDiTConfig(
     denoiser=DenoiserConfig(width=32, depth=2, heads=4, max_objects=4, max_views=3),
     matching_prior=MatchingPriorConfig(metric_channels=8, hidden_channels=8),
 )
-# DINOv2's own class at a size that needs no download.
-TINY_DINO = {
-    "model_type": "dinov2",
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "patch_size": 14,
-    "image_size": 56,
-}
 
 
 def make(config: OCDiTConfig = TINY) -> OCDiT:
