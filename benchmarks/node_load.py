@@ -30,7 +30,7 @@ CASES = {"640 x 480 at 30 Hz": (640, 480, 30.0), "1920 x 1080 at 15 Hz": (1920, 
 
 
 def run_camera(width: int, height: int, rate: float) -> None:
-    """Publish pictures until SIGTERM; then say how many."""
+    """Publish images until SIGTERM; then say how many."""
     import cv2
     import rclpy
     from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -51,7 +51,7 @@ def run_camera(width: int, height: int, rate: float) -> None:
         time.sleep(0.05)
     sent, start = 0, time.monotonic()
     while not stop.is_set():
-        # Each for a second, so that the network has soon seen all: how much memory it takes depends on the picture.
+        # Each for a second, so that the network has soon seen all: how much memory it takes depends on the image.
         message = pictures[int(sent / rate) % len(pictures)]
         message.header.stamp = node.get_clock().now().to_msg()
         publisher.publish(message)

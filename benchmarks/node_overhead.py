@@ -2,7 +2,7 @@
 
 python benchmarks/node_overhead.py
 
-Pictures go one by one to the node, in a process of its own, and to a segmenter in this process: in turns, so that both
+Images go one by one to the node, in a process of its own, and to a segmenter in this process: in turns, so that both
 see the same machine. In the node, a frame waits for its thread, is read, segmented, and published; all but the
 segmenting is what the node adds. Whether the network itself runs as fast in the node shows by its own time.
 """
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, client: Client, library: Path) -> tuple[list[dict[str, float]], np.ndarray]:
-    """Return the stages of each frame in the node, and the milliseconds of the bare segmenter on the same pictures."""
+    """Return the stages of each frame in the node, and the milliseconds of the bare segmenter on the same images."""
     import cv2
     from rclpy.qos import QoSProfile
     from sensor_msgs.msg import Image

@@ -26,7 +26,7 @@ ALLOWED = {
     "evaluation": {"base", "models", "objects", "inference", "data"},
     "commands": {"base", "objects", "models", "training", "inference", "evaluation", "data", "synthesis"},
 }
-# The facade's lazy names, the commands under the command line, and pictures of results.
+# The facade's lazy names, the commands under the command line, and images of results.
 EXCEPTIONS = {
     ("ocdit_core/__init__.py", "inference"),
     ("ocdit_core/__init__.py", "objects"),

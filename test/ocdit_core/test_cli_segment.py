@@ -14,7 +14,7 @@ from ocdit_core.masks import decode_mask
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A library of two objects, an untrained model, two pictures and a broken one."""
+    """A library of two objects, an untrained model, two images and a broken one."""
     folder = tmp_path_factory.mktemp("segment")
     for name, side in (("cube", 0.1), ("slab", 0.02)):
         trimesh.creation.box((0.1, 0.1, side)).export(folder / f"{name}.ply")
@@ -32,7 +32,7 @@ def segment(place, images, *more):
     return main(["segment", *paths, "--objects", f"{place}/lib", "--weights", f"{place}/model", *more])
 
 
-def test_pictures_become_masks_json_and_overlays(place, tmp_path, capsys):
+def test_images_become_masks_json_and_overlays(place, tmp_path, capsys):
     status = segment(place, ["a", "broken", "b"], "--out", str(tmp_path), "--device", "cpu", "--threshold", "0")
     caught = capsys.readouterr()
     assert status == 2, "one picture is broken"

@@ -26,7 +26,7 @@ def test_what_is_written_is_read_again(tmp_path, suffix):
     )
 
 
-def test_one_pixel_and_long_pictures(tmp_path):
+def test_one_pixel_and_long_images(tmp_path):
     for shape in [(1, 1, 3), (1, 5000, 3), (3000, 2, 3)]:
         write_image(tmp_path / "a.png", np.full(shape, 7, np.uint8))
         assert read_image(tmp_path / "a.png").shape == shape

@@ -48,7 +48,7 @@ def test_masks_are_tinted_and_the_rest_is_left_alone():
 
 
 @pytest.mark.parametrize("shape", [(240, 320), (60, 80), (1080, 1920), (16, 500), (500, 16), (3, 3)])
-def test_labels_stay_inside_pictures_of_any_shape(shape):
+def test_labels_stay_inside_images_of_any_shape(shape):
     height, width = shape
     image = np.full((*shape, 3), 90, np.uint8)
     corners = [

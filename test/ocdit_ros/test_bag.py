@@ -37,7 +37,7 @@ from ocdit_ros.bag_files import make
 
 @pytest.fixture(scope="module")
 def expected(place):
-    """What the library's way finds on the pictures."""
+    """What the library's way finds on the images."""
     settings = recommended_settings(place / "model", preset="fast")
     segmenter = Segmenter.from_pretrained(place / "model", settings=settings)
     segmenter.set_objects(ObjectLibrary(place / "library"), ["can", "box"])

@@ -169,7 +169,7 @@ def test_a_node_that_dies_is_started_again_when_asked(assets, tmp_path):
         client.segment_one(client.make_image("again", (480, 640)), STARTED_WITHIN)
 
 
-def test_demo_launch_plays_pictures(assets, tmp_path):
+def test_demo_launch_plays_images(assets, tmp_path):
     arguments = (
         f"pictures:={assets / 'pictures'}",
         f"params_file:={assets / 'segment.yaml'}",

@@ -1,4 +1,4 @@
-"""Pictures of every kind through the node: its overlay, with nothing found, is the picture that it saw."""
+"""Images of every kind through the node: its overlay, with nothing found, is the image that it saw."""
 
 import io
 import struct
@@ -61,7 +61,7 @@ def test_big_endian(client):
 
 
 @pytest.mark.parametrize("shape", [(2160, 3840), (1, 1), (1, 4000)])
-def test_pictures_from_one_pixel_to_4k(client, shape):
+def test_images_from_one_pixel_to_4k(client, shape):
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     message = Image(encoding="rgb8", height=shape[0], width=shape[1], step=3 * shape[1], data=pixels.tobytes())
     assert np.array_equal(seen_by_the_node(client, message), pixels)
@@ -80,7 +80,7 @@ def wait_for_error(client, needle, publish):
     raise AssertionError(f"{needle!r} is not in /diagnostics: {client.statuses()[-1:]}\n{client.process.output}")
 
 
-def test_pictures_without_pixels_are_refused(client):
+def test_images_without_pixels_are_refused(client):
     empty = Image(encoding="rgb8", height=0, width=64, step=192)
     wait_for_error(client, "no pixels: width 64, height 0", lambda: client.camera.publish(empty))
     assert seen_by_the_node(client, make_message("rgb8", width=66, height=34)).shape == (34, 66, 3)
@@ -103,7 +103,7 @@ def encoded(pixels, kind):
     return buffer.getvalue()
 
 
-def test_compressed_pictures_and_bombs(client):
+def test_compressed_images_and_bombs(client):
     assert client.transition("deactivate")
     assert client.set_parameter("image_transport", "compressed").successful
     assert client.transition("activate")

@@ -78,7 +78,7 @@ def test_images_come_round_with_their_names(camera, viewer):
     assert "broken.png" in camera.output
 
 
-def test_folders_without_pictures_are_refused(tmp_path):
+def test_folders_without_images_are_refused(tmp_path):
     with pytest.raises(OcditError, match="not set"):
         find_images("")
     with pytest.raises(OcditError, match="no such folder"):

@@ -1,6 +1,6 @@
 """Small data in BOP's two public layouts, written by hand: nothing here goes through the project's own writers.
 
-One picture of 8 x 6 pixels (width x height), two objects. Object 3 is a block of columns 2-4, rows 1-3; object 7 is
+One image of 8 x 6 pixels (width x height), two objects. Object 3 is a block of columns 2-4, rows 1-3; object 7 is
 columns 4-5, rows 2-5, and hides two pixels of it.
 """
 

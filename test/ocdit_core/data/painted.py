@@ -1,4 +1,4 @@
-"""Small BOP data for tests: flat shapes, each object in a colour of its own, so that a picture tells what is where."""
+"""Small BOP data for tests: flat shapes, each object in a colour of its own, so that an image tells what is where."""
 
 import colorsys
 from pathlib import Path
@@ -76,7 +76,7 @@ def paint(seed, object_ids=None, size=SIZE):
 
 
 def looks_like(image, object_id, tolerance=40):
-    """(H, W) bool of an (H, W, 3) picture: where its colour is that of the object."""
+    """(H, W) bool of an (H, W, 3) image: where its colour is that of the object."""
     return np.abs(image.astype(float) - colour_of(object_id)).max(axis=-1) < tolerance
 
 

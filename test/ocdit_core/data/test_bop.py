@@ -56,7 +56,7 @@ def test_a_frame_is_what_the_files_say(folder):
 
 
 @pytest.mark.parametrize(("suffix", "colour"), [(".jpg", "rgb"), (".tif", "gray"), (".png", "gray")])
-def test_pictures_of_all_kinds(tmp_path, suffix, colour):
+def test_images_of_all_kinds(tmp_path, suffix, colour):
     write_bop_scene(tmp_path, suffix=suffix, colour=colour)
     image = BopFolder(tmp_path, "test")[0].image()
     assert image.shape == (6, 8, 3)
@@ -65,7 +65,7 @@ def test_pictures_of_all_kinds(tmp_path, suffix, colour):
         assert (image == image[..., :1]).all()
 
 
-def test_reduced_decoding_halves_a_picture(tmp_path):
+def test_reduced_decoding_halves_an_image(tmp_path):
     write_bop_scene(tmp_path, suffix=".jpg")
     frame = BopFolder(tmp_path, "test")[0]
     assert frame.image(reduction=2).shape == (3, 4, 3)

@@ -35,7 +35,7 @@ def test_numbers_of_a_folder(tmp_path, capsys):
     visible = rows(text, "visible")
     assert {key: count for key, count in visible.items() if count} == {"70% .. 80%": 5, "90% and more": 5}
     assert len(visible) == 10
-    # Their longer sides are 3 and 4 pixels, of 6 on the shorter side of the picture: 50% and 67%.
+    # Their longer sides are 3 and 4 pixels, of 6 on the shorter side of the image: 50% and 67%.
     assert rows(text, "size in pixels")["0 .. 16"] == 10
     assert rows(text, "size / shorter side")["50% .. 75%"] == 10
 

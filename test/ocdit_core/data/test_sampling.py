@@ -87,7 +87,7 @@ def test_a_coarse_sample_has_the_tensors_that_training_takes(frames, templates):
 def test_masks_templates_and_numbers_of_a_coarse_sample_belong_together(
     frames, templates, random_crops, random_probability
 ):
-    """Colours tell: under a mask the picture has the object's, nowhere else, and so have its templates."""
+    """Colours tell: under a mask the image has the object's, nowhere else, and so have its templates."""
     random_crops(random_probability)
     seen = 0
     for seed in range(60):
@@ -145,7 +145,7 @@ def test_tight_crops_show_more_of_the_objects_than_the_whole_frame(frames, templ
 
 
 def test_refine_samples_show_one_object_or_none(frames, templates):
-    """The share of negatives is as asked for; in these the picture has nothing of the object."""
+    """The share of negatives is as asked for; in these the image has nothing of the object."""
     negatives = strangers = 0
     for seed in range(400):
         frame = frames[seed % FRAMES]

@@ -123,7 +123,7 @@ def test_outside_the_frame_the_border_is_repeated_and_masks_are_empty():
 
 
 def test_an_aligned_crop_is_the_same_on_the_reduced_frame():
-    """What is decoded at half the size shows the same part: a picture of its own coordinates tells."""
+    """What is decoded at half the size shows the same part: an image of its own coordinates tells."""
     x = np.tile(np.linspace(0, 255, 640, dtype=np.float32), (480, 1)).astype(np.uint8)
     image = np.repeat(x[..., None], 3, axis=2)
     half = image.reshape(240, 2, 320, 2, 3).mean(axis=(1, 3)).astype(np.uint8)

@@ -40,9 +40,9 @@ TURNED = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
 
 
 def truth(seed=0, *, depth=True):
-    """A picture of 32 x 24 with a box that the left border cuts, one that it hides in part, and one not seen at all."""
+    """An image of 32 x 24 with a box that the left border cuts, one that it hides in part, and one not seen at all."""
     rng = np.random.default_rng(seed)
-    canvas = np.zeros((3, 72, 96), bool)  # three times the picture: its first pixel is (32, 24)
+    canvas = np.zeros((3, 72, 96), bool)  # three times the image: its first pixel is (32, 24)
     canvas[0, 24 + 5 : 24 + 15, 32 - 4 : 32 + 6] = True
     canvas[1, 24 + 10 : 24 + 20, 32 + 3 : 32 + 13] = True
     canvas[2, 24 + 6 : 24 + 8, 32 + 1 : 32 + 3] = True  # behind the first
@@ -83,7 +83,7 @@ def test_info_by_hand():
         "bbox_obj": [-4, 5, 9, 9],
         "bbox_visib": [0, 5, 5, 9],
         "px_count_all": 100,
-        "px_count_valid": 59,  # 6 columns of 10 are in the picture, one pixel is not measured
+        "px_count_valid": 59,  # 6 columns of 10 are in the image, one pixel is not measured
         "px_count_visib": 60,
         "visib_fract": 0.6,
     }

@@ -1,4 +1,4 @@
-"""Held-out sets: meshes keep their part, targets are what the pictures show."""
+"""Held-out sets: meshes keep their part, targets are what the images show."""
 
 import hashlib
 import json

@@ -113,7 +113,7 @@ def test_transparency_is_a_mask(album, tmp_path):
     np.testing.assert_array_equal(own.rgb, given.rgb)
 
 
-def test_clicks_are_meant_in_the_picture_as_it_is_shown(tmp_path):
+def test_clicks_are_meant_in_the_image_as_it_is_shown(tmp_path):
     image, truth = photo(2, textured=True, size=(120, 160))
     upright = Image.fromarray(image)
     turned = upright.transpose(Image.Transpose.ROTATE_90)

@@ -13,7 +13,7 @@ def test_sound_views_have_no_problem():
 
 
 def moved(templates, views, shift):
-    """The same with the pictures of some views, masks included, shifted by pixels and wrapped around."""
+    """The same with the images of some views, masks included, shifted by pixels and wrapped around."""
     rgb, mask = templates.rgb.copy(), templates.mask.copy()
     rgb[views] = np.roll(rgb[views], shift, axis=(1, 2))
     mask[views] = np.roll(mask[views], shift, axis=(1, 2))

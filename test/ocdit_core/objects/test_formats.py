@@ -14,7 +14,7 @@ from ocdit_core.objects.sources import source_digest
 from ocdit_core.objects.surfaces import surface_of
 
 RED, GREEN, BLUE, YELLOW = (200, 30, 30), (30, 180, 40), (20, 40, 220), (220, 210, 30)
-# A unit square in the plane z = 0; a picture with a colour in each quarter, which tells left from right, up from down.
+# A unit square in the plane z = 0; an image with a colour in each quarter, which tells left from right, up from down.
 CORNERS = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)
 FACES = np.array([[0, 1, 2], [0, 2, 3]], np.uint32)
 

@@ -154,7 +154,7 @@ def test_more_views_and_their_best_twelve(folder, tmp_path):
         add_objects(tmp_path, [folder / "ball.glb"], views=13)
 
 
-def test_a_thin_sheet_has_a_picture_in_every_view(folder, tmp_path):
+def test_a_thin_sheet_has_an_image_in_every_view(folder, tmp_path):
     # Some icosphere directions look at it exactly edge-on.
     add_objects(tmp_path, [folder / "sheet.stl"])
     assert ObjectLibrary(tmp_path)["sheet"].mask.any(axis=(1, 2)).all()

@@ -46,7 +46,7 @@ def test_left_is_left_and_up_is_up(renderer):
     colours = [[255, 0, 0, 255], [0, 255, 0, 255], [0, 0, 255, 255], [255, 255, 255, 255]]
     views = renderer.render(plate(colours), front(), K, SIZE, FLAT)
     rgb = views.rgb[0].astype(int)
-    # The plate reaches from (20, 10) to (80, 70) in the picture: K scales 0.4 m at 1 m to 60 pixels.
+    # The plate reaches from (20, 10) to (80, 70) in the image: K scales 0.4 m at 1 m to 60 pixels.
     corners = {(67, 23): 0, (67, 76): 1, (12, 76): 2}
     for (row, column), channel in corners.items():
         assert rgb[row, column].argmax() == channel
@@ -102,7 +102,7 @@ def test_box_keeps_its_edges_and_ball_is_smooth():
     assert cosine.min() > 0.999
 
 
-def test_untextured_is_grey_and_pictures_repeat(renderer):
+def test_untextured_is_grey_and_images_repeat(renderer):
     mesh = trimesh.creation.capsule(0.1, 0.05)
     first, second = (render_templates(renderer, mesh, size=64) for _ in range(2))
     np.testing.assert_array_equal(first.rgb, second.rgb)

@@ -44,7 +44,7 @@ def test_materials_and_textures_are_sources(tmp_path):
     joined = b"".join((tmp_path / name).read_bytes() for name in model.sources)
     assert model.sha256 == hashlib.sha256(joined).hexdigest()
     assert source_digest(path, model.sources) == model.sha256
-    # The picture's first row is its top, v = 0 its bottom: red at the upper left, blue below.
+    # The image's first row is its top, v = 0 its bottom: red at the upper left, blue below.
     image, uv = np.asarray(model.mesh.visual.material.baseColorTexture), model.mesh.visual.uv
     for place, colour in (((0, 0.1), (250, 0, 0)), ((0.1, 0.1), (0, 250, 0)), ((0, 0), (0, 0, 250))):
         at = np.abs(model.mesh.vertices[:, :2] - place).sum(axis=1).argmin()
@@ -123,7 +123,7 @@ def test_a_texture_in_another_folder(tmp_path):
     assert source_digest(path, model.sources) == model.sha256
 
 
-def test_a_texture_that_is_no_picture_is_refused(tmp_path):
+def test_a_texture_that_is_no_image_is_refused(tmp_path):
     path = write_obj(tmp_path)
     (tmp_path / "wood.png").write_text("oak")
     with pytest.raises(MeshError, match=r"square\.obj: its texture wood\.png is damaged or no image") as caught:

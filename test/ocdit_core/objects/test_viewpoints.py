@@ -42,11 +42,11 @@ def test_poses_look_at_the_centre_upright():
     np.testing.assert_allclose((poses @ [*centre, 1])[:, :3], np.tile([0, 0, 2], (44, 1)), atol=1e-12)
     camera = -np.einsum("nji,nj->ni", rotation, poses[:, :3, 3])
     np.testing.assert_allclose(camera, centre + 2 * directions, atol=1e-12)
-    # The object's z axis points up in the picture (OpenCV's y points down), except straight from above or below.
+    # The object's z axis points up in the image (OpenCV's y points down), except straight from above or below.
     assert (rotation[:42, 1, 2] < 0.1).all()
 
 
-def test_roll_turns_the_picture_clockwise():
+def test_roll_turns_the_image_clockwise():
     upright, turned = (look_at_poses([[0.0, -1.0, 0.0]], 1.0, roll)[0] for roll in (0.0, np.pi / 2))
     above = [[0.0, 0.0, 0.1]]
     u, v = project(above, upright, TUDL_K)[0] - TUDL_K[:2, 2]

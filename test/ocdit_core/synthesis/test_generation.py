@@ -134,7 +134,7 @@ def test_both_layouts_hold_the_same(made):
 
 
 def test_models_in_their_poses_lie_where_masks_and_depth_say(made):
-    """The model that was written, through the pose that was written, is what the picture shows."""
+    """The model that was written, through the pose that was written, is what the image shows."""
     frames = BopFolder(made, "train_pbr")
     checked = 0
     for frame in (frames[i] for i in range(len(frames))):

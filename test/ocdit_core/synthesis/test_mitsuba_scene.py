@@ -7,7 +7,7 @@ from ocdit_core.synthesis import path_tracer as mitsuba_scene
 
 pytest.importorskip("mitsuba", reason="needs mitsuba")
 
-# As an LLVM that is too old for the processor does it, on the first picture.
+# As an LLVM that is too old for the processor does it, on the first image.
 ABORTS = "import os, sys; print('LLVM ERROR: Cannot select: f32 = fminimum', file=sys.stderr, flush=True); os.abort()"
 
 

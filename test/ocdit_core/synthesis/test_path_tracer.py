@@ -32,7 +32,7 @@ def test_only_the_colours_are_drawn_anew_and_show_the_same(scene):
             np.testing.assert_array_equal(a.visible, b.visible)
         np.testing.assert_array_equal(one.K, other.K)
         assert not np.array_equal(one.image, other.image)
-        # The same things in the same places in about the same light: a picture shifted by some pixels agrees less.
+        # The same things in the same places in about the same light: an image shifted by some pixels agrees less.
         ours, theirs = (cv2.GaussianBlur(i.image, (0, 0), 1.5).astype(float) for i in (one, other))
         agreement = np.corrcoef(ours.ravel(), theirs.ravel())[0, 1]
         shifted = np.corrcoef(ours[:, 8:].ravel(), theirs[:, :-8].ravel())[0, 1]
@@ -46,7 +46,7 @@ def test_the_same_scene_is_traced_the_same(scene):
         np.testing.assert_array_equal(one.image, other.image)
 
 
-def test_a_share_of_the_pictures_is_traced(scene):
+def test_a_share_of_the_images_is_traced(scene):
     none, some, all_of_them = scene(0.0), scene(0.6), scene(1.0)
     kinds = [
         (np.array_equal(b.image, a.image), np.array_equal(b.image, c.image))

@@ -111,7 +111,7 @@ def test_silhouettes_hold_what_is_seen_and_can_be_drawn_on_a_larger_canvas(rende
     wide = K + np.array([[0, 0, 320.0], [0, 0, 240.0], [0, 0, 0]])
     canvas = renderer.silhouettes(pose, wide, (720, 960))
     assert (canvas[:, 240:480, 320:640] != masks).sum() <= 20  # rounding along edges
-    assert canvas[1].sum() > masks[1].sum()  # the block reaches beyond the picture
+    assert canvas[1].sum() > masks[1].sum()  # the block reaches beyond the image
 
 
 def luma(view):
@@ -193,7 +193,7 @@ def test_the_same_scene_is_drawn_the_same(renderer, staged):
     assert first.depth.tobytes() == again.depth.tobytes()
 
 
-def test_the_preview_shows_what_the_picture_shows(renderer, staged):
+def test_the_preview_shows_what_the_image_shows(renderer, staged):
     pose = camera()
     light, labels = renderer.preview(pose, K, SIZE)
     view = renderer.draw(pose, K, SIZE, exposure=1.0)

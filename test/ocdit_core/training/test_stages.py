@@ -36,7 +36,7 @@ def test_coarse_stage_trains_the_denoiser_and_leaves_the_vae(lab, vae, coarse):
         assert torch.equal(value, trained[name].half().float()), name
 
 
-def test_a_run_logs_figures_by_noise_level_and_pictures(lab, coarse):
+def test_a_run_logs_figures_by_noise_level_and_images(lab, coarse):
     tags = lab.folder / "coarse" / "tensorboard"
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
