@@ -1,4 +1,4 @@
-# make demo   the main job, end to end, on the embedded model: pictures in, masks of objects it never saw out
+# make demo   the main job, end to end, on the embedded model: images in, masks of objects it never saw out
 # make test   all tests, in two processes          make lint   style, types, spelling          make clean   remove .venv and builds
 #
 # Each target sets itself up in .venv. PYTHON=python3.12 chooses another interpreter (3.10 to 3.13);
@@ -16,7 +16,7 @@ OUT := demo_output
 
 demo: $(VENV)/.ros
 	$(VENV)/bin/ocdit render examples/meshes/*.glb --unit m --out $(OUT)/objects
-	$(PY) -m ocdit_ros.demo --pictures examples/pictures --library $(OUT)/objects --out $(OUT)
+	$(PY) -m ocdit_ros.demo --images examples/images --library $(OUT)/objects --out $(OUT)
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile

@@ -12,7 +12,7 @@ data_files = [
     ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
     (f"share/{PACKAGE}", ["package.xml"]),
     (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py"))),
-    (f"share/{PACKAGE}/examples/pictures", sorted(glob("examples/pictures/*"))),
+    (f"share/{PACKAGE}/examples/images", sorted(glob("examples/images/*"))),
     (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml") + glob("config/*.rviz") + glob("config/*.xml"))),
     (f"share/{PACKAGE}/config/evaluate", sorted(glob("config/evaluate/*.yaml"))),
     # `ocdit bag` writes these messages, on machines without ROS too
@@ -88,7 +88,7 @@ setup(
         "console_scripts": [
             "ocdit = ocdit_core.cli:main",
             "segmentation_node = ocdit_ros.segmentation_node:main",
-            "picture_camera = ocdit_ros.picture_camera:main",
+            "image_player = ocdit_ros.image_player:main",
         ],
         "ocdit.commands": ["bag = ocdit_ros.bag"],
     },

@@ -46,7 +46,7 @@ def main() -> int:
     settings = build(InferenceSettings, apply_overrides(dataclasses.asdict(settings), options.settings))
     every = max(options.frames // 10, 1)
     with tempfile.TemporaryDirectory() as folder:
-        picture = cv2.resize(synthetic_scene(Path(folder), OBJECTS + 1), (2 * width, 2 * height))
+        image = cv2.resize(synthetic_scene(Path(folder), OBJECTS + 1), (2 * width, 2 * height))
         library = ObjectLibrary(folder)
         segmenter = Segmenter.from_pretrained(options.weights, device=options.device, settings=settings)
         means: list[tuple[float, float]] = []
@@ -55,7 +55,7 @@ def main() -> int:
             if frame % 100 == 0:
                 first = frame // 100 % 2
                 segmenter.set_objects(library, library.object_ids[first : first + OBJECTS])
-            segmenter.segment(picture if frame % 10 else picture[: height + 3])
+            segmenter.segment(image if frame % 10 else image[: height + 3])
             if frame % max(every // 100, 1) == 0:
                 seen.append((resident(), held(segmenter.device)))
             if (frame + 1) % every == 0:

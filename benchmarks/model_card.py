@@ -4,7 +4,7 @@
     python benchmarks/model_card.py runs/procedural --dataset data/held_out_procedural --out docs/ocdit-small
     python benchmarks/model_card.py --curve docs/ocdit-small/learning_curve.csv --out docs/ocdit-small
 
-A run is a folder of `ocdit evaluate`; the images are OUT/NAME_objects.png, NAME_failures.jpg, NAME_pictures.jpg and
+A run is a folder of `ocdit evaluate`; the images are OUT/NAME_objects.png, NAME_failures.jpg, NAME_images.jpg and
 NAME_reliability.svg. The table of the curve has the columns steps, ap and series. Needs matplotlib.
 """
 
@@ -45,9 +45,9 @@ def main() -> int:
     parser.add_argument("run", nargs="?", type=Path, help="folder of a finished `ocdit evaluate`")
     parser.add_argument("--dataset", type=Path, help="of the run; its library is in DATASET/templates")
     parser.add_argument("--split", default="test", help="default test")
-    parser.add_argument("--name", help="of the pictures (default: the dataset's)")
+    parser.add_argument("--name", help="of the images (default: the dataset's)")
     parser.add_argument("--curve", type=Path, metavar="CSV", help="table of the learning curve")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the images")
     options = parser.parse_args()
     if (options.run is None) != (options.dataset is None) or not (options.run or options.curve):
         parser.error("name a run together with its --dataset, or a --curve, or both")
@@ -98,7 +98,7 @@ def draw_run(run: Run, path: Path, split: str, out: Path, name: str) -> None:
         Tile(f"mean IoU {100 * iou:.0f}", draw_comparison(frames[key], asked[key], rows[key], names, threshold))
         for key, iou in chosen
     ]
-    save(drawn, 3, out / f"{name}_pictures.jpg", size=(5.4, 1.9))
+    save(drawn, 3, out / f"{name}_images.jpg", size=(5.4, 1.9))
 
 
 def objects(run: Run, library: ObjectLibrary, names: dict[int, str]) -> list[Tile]:

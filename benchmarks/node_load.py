@@ -45,14 +45,14 @@ def run_camera(width: int, height: int, rate: float) -> None:
     rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
     node = rclpy.create_node("camera")
     publisher = node.create_publisher(Image, "/image", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
-    paths = sorted((EXAMPLES / "pictures").glob("*.jpg"))
-    pictures = [topics.maker.from_rgb(cv2.resize(read_image(path), (width, height)), Header()) for path in paths]
+    paths = sorted((EXAMPLES / "images").glob("*.jpg"))
+    images = [topics.maker.from_rgb(cv2.resize(read_image(path), (width, height)), Header()) for path in paths]
     while not (publisher.get_subscription_count() or stop.is_set()):
         time.sleep(0.05)
     sent, start = 0, time.monotonic()
     while not stop.is_set():
         # Each for a second, so that the network has soon seen all: how much memory it takes depends on the image.
-        message = pictures[int(sent / rate) % len(pictures)]
+        message = images[int(sent / rate) % len(images)]
         message.header.stamp = node.get_clock().now().to_msg()
         publisher.publish(message)
         sent += 1

@@ -73,17 +73,17 @@ def measure(options: argparse.Namespace, client: Client, library: Path) -> tuple
 
     segmenter = Segmenter.from_pretrained(options.model, device=options.device)
     segmenter.set_objects(ObjectLibrary(library), options.targets)
-    paths = sorted((EXAMPLES / "pictures").glob("*.jpg"))
-    pictures = [cv2.resize(read_image(path), (WIDTH, HEIGHT)) for path in paths]
+    paths = sorted((EXAMPLES / "images").glob("*.jpg"))
+    images = [cv2.resize(read_image(path), (WIDTH, HEIGHT)) for path in paths]
     publisher = client.node.create_publisher(Image, "/image", QoSProfile(depth=1))
     while not publisher.get_subscription_count():
         time.sleep(0.05)
-    segmenter.segment(pictures[0])
+    segmenter.segment(images[0])
     frames, bare = [], []
     while len(frames) < options.frames:
-        picture = pictures[len(frames) % len(pictures)]
+        image = images[len(frames) % len(images)]
         stamp = client.node.get_clock().now().to_msg()
-        publisher.publish(topics.maker.from_rgb(picture, Header(stamp=stamp)))
+        publisher.publish(topics.maker.from_rgb(image, Header(stamp=stamp)))
         key, deadline = f"{stamp.sec}.{stamp.nanosec:09d}", time.monotonic() + 30
         while key not in client.frames and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace, client: Client, library: Path) -> tuple
             continue
         frames.append(client.frames[key])
         start = time.perf_counter()
-        segmenter.segment(picture)
+        segmenter.segment(image)
         bare.append(1000 * (time.perf_counter() - start))
     return frames, np.array(bare)
 

@@ -63,7 +63,7 @@ SCENE = SceneSettings(
 
 
 def main() -> None:
-    """Write examples/meshes and examples/pictures."""
+    """Write examples/meshes and examples/images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--textures", type=Path, help="folder of photographs for the room, beside painted ones")
     options = parser.parse_args()
@@ -76,7 +76,7 @@ def main() -> None:
         sources = OnlyObjects(meshes, there), OnlyObjects(meshes, others)
         with SceneMaker(sources[0], SCENE, seed=2024, textures=textures, distractors=sources[1]) as maker:
             (scene,) = maker.images(number, count=1)
-        image = HERE / "pictures" / f"{name}.jpg"
+        image = HERE / "images" / f"{name}.jpg"
         write_image(image, scene.rgb, guard=False)
         truth = {
             "image": image.name,

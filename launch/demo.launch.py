@@ -17,7 +17,7 @@ from launch import LaunchDescription
 
 SHARE = get_package_share_directory("ocdit_ros")
 ARGUMENTS = {
-    "pictures": (os.path.join(SHARE, "examples", "pictures"), "folder of images to publish"),
+    "images": (os.path.join(SHARE, "examples", "images"), "folder of images to publish"),
     "rate": ("1.0", "images per second"),
     "params_file": (os.path.join(SHARE, "config", "segment.yaml"), "parameters of the node"),
     "model": ("", "name of an embedded model, or a folder with config and weights"),
@@ -39,11 +39,11 @@ def generate_launch_description() -> LaunchDescription:
     )
     camera = Node(
         package="ocdit_ros",
-        executable="picture_camera",
-        name="picture_camera",
+        executable="image_player",
+        name="image_player",
         parameters=[
             {
-                "folder": ParameterValue(LaunchConfiguration("pictures"), value_type=str),
+                "folder": ParameterValue(LaunchConfiguration("images"), value_type=str),
                 "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
             }
         ],

@@ -1,6 +1,6 @@
 """The whole pipeline on any machine: images -> DDS -> segmentation node -> DDS -> overlays and a table.
 
-python -m ocdit_ros.demo --pictures examples/pictures --library demo_output/objects --out demo_output
+python -m ocdit_ros.demo --images examples/images --library demo_output/objects --out demo_output
 
 The node runs in a process of its own, as on a robot, on a ROS domain of the demo's own. This process is the camera and
 receives the results.
@@ -223,12 +223,12 @@ def run(options: argparse.Namespace, node_command: Sequence[str] = NODE_COMMAND)
         OcditError: invalid input, an output that would replace a file of others, or something did not arrive in time.
     """
     prepare_environment()
-    from ocdit_ros.picture_camera import find_images
+    from ocdit_ros.image_player import find_images
 
-    images = find_images(options.pictures)
+    images = find_images(options.images)
     truths = {name: read_ground_truth(path) for name, path in images.items()}
     overlays = {name: options.out / f"{name}_overlay.png" for name in images}
-    with protecting(options.pictures.iterdir()), tempfile.TemporaryDirectory(prefix="ocdit_demo_") as scratch:
+    with protecting(options.images.iterdir()), tempfile.TemporaryDirectory(prefix="ocdit_demo_") as scratch:
         check_output(*overlays.values(), options.out / "results.json")
         parameters = {
             "library": str(options.library),
@@ -339,7 +339,7 @@ def main(argv: list[str] | None = None, node_command: Sequence[str] = NODE_COMMA
     parser = argparse.ArgumentParser(
         prog="python -m ocdit_ros.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of images; <stem>.json: ground truth")
+    parser.add_argument("--images", type=Path, required=True, help="folder of images; <stem>.json: ground truth")
     parser.add_argument("--library", type=Path, required=True, help="folder made by `ocdit render`")
     parser.add_argument("--out", type=Path, required=True, help="folder for overlays and results.json")
     parser.add_argument("--model", default="ocdit-small", help="an embedded model, or a folder (default: ocdit-small)")

@@ -96,7 +96,7 @@ def summarise(records: Sequence[ImageRecord], *, threshold: float) -> dict[str, 
     return {
         **_plain(overall),
         "by_area": selected(AREAS, by_area),
-        "by_share_of_picture": selected(AREA_FRACTIONS, partial(by_area, relative=True)),
+        "by_image_fraction": selected(AREA_FRACTIONS, partial(by_area, relative=True)),
         "by_visibility": selected(VISIBILITY, by_visibility),
         "score_threshold": threshold,
         "at_threshold": total.rates(),
@@ -184,7 +184,7 @@ def table(metrics: dict[str, Any]) -> list[list[str]]:
     """Return the rows of the printed table: a name and up to five values; precision and recall in percent."""
     at, time, calibration = metrics["at_threshold"], metrics["time"], metrics["reliability"]
     rows = [["", "AP", "AP50", "AP75", "AR", "instances"], _row("all", metrics)]
-    for title, key in (("area", "by_area"), ("image", "by_share_of_picture"), ("visible", "by_visibility")):
+    for title, key in (("area", "by_area"), ("image", "by_image_fraction"), ("visible", "by_visibility")):
         rows += [_row(f"{title} {name.replace('_', ' ')}", part) for name, part in metrics[key].items()]
     rows += [
         [],

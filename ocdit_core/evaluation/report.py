@@ -35,7 +35,7 @@ MAX_LINES = 6
 
 _BREAKDOWNS = {
     "by_area": "AP by area in pixels",
-    "by_share_of_picture": "AP by fraction of the image area",
+    "by_image_fraction": "AP by fraction of the image area",
     "by_visibility": "AP by visible fraction",
 }
 _AT_THRESHOLD = {"mean_iou": "mean IoU", "precision": "precision", "recall": "recall", "f1": "F1"}

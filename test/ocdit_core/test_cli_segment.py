@@ -35,7 +35,7 @@ def segment(place, images, *more):
 def test_images_become_masks_json_and_overlays(place, tmp_path, capsys):
     status = segment(place, ["a", "broken", "b"], "--out", str(tmp_path), "--device", "cpu", "--threshold", "0")
     caught = capsys.readouterr()
-    assert status == 2, "one picture is broken"
+    assert status == 2, "one image is broken"
     assert [line for line in caught.err.splitlines() if "error" in line] == [
         line for line in caught.err.splitlines() if line.startswith("ocdit: error: ") and "broken.png" in line
     ]

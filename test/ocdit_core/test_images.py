@@ -142,7 +142,7 @@ def test_bad_files_are_refused_with_their_name(tmp_path):
     write_image(tmp_path / "whole.png", noise())
     write_image(tmp_path / "whole.jpg", noise())
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.png").write_text("not a picture at all")
+    (tmp_path / "text.png").write_text("not a image at all")
     (tmp_path / "folder.png").mkdir()
     for suffix in ("png", "jpg"):
         data = (tmp_path / f"whole.{suffix}").read_bytes()

@@ -36,7 +36,7 @@ def test_masks_are_tinted_and_the_rest_is_left_alone():
     image = np.full((240, 320, 3), 120, np.uint8)
     shown = result(instance("mug", 0.9, slice(100, 180), slice(40, 140), (240, 320)))
     drawn = overlay(image, shown)
-    assert (image == 120).all(), "the caller's picture was drawn on"
+    assert (image == 120).all(), "the caller's image was drawn on"
     assert drawn.shape == image.shape
     assert drawn.dtype == np.uint8
     colour = np.array(object_colours(["mug"])["mug"])

@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 
 from ocdit_core.cli import main
@@ -34,7 +34,7 @@ def image(time, pixels, encoding="bgr8"):
 
 def compressed(time, pixels, damaged=False):
     buffer = io.BytesIO()
-    Picture.fromarray(pixels).save(buffer, "PNG")
+    PILImage.fromarray(pixels).save(buffer, "PNG")
     data = np.frombuffer(buffer.getvalue(), np.uint8)
     data = data[: data.size // 2] if damaged else data
     return make(STORE, COMPRESSED, header=header(time), format="rgb8; png compressed bgr8", data=data)
@@ -84,11 +84,11 @@ def read_bag(path):
 
 
 TIMES = [START + number * SECOND // 10 for number in range(3)]
-PICTURES = np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), np.uint8)
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), np.uint8)
 
 
 def images(make_one=image, **changes):
-    return [make_one(time, picture, **changes) for time, picture in zip(TIMES, PICTURES, strict=True)]
+    return [make_one(time, pixels, **changes) for time, pixels in zip(TIMES, PIXELS, strict=True)]
 
 
 def run(place, recorded, out, *more):

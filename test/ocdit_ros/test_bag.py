@@ -13,7 +13,7 @@ from bags import (
     COMPRESSED,
     IMAGE,
     OURS,
-    PICTURES,
+    PIXELS,
     SECOND,
     STORE,
     STRING,
@@ -41,7 +41,7 @@ def expected(place):
     settings = recommended_settings(place / "model", preset="fast")
     segmenter = Segmenter.from_pretrained(place / "model", settings=settings)
     segmenter.set_objects(ObjectLibrary(place / "library"), ["can", "box"])
-    found = [segmenter.segment(picture) for picture in PICTURES]
+    found = [segmenter.segment(pixels) for pixels in PIXELS]
     assert all(segmentation.instances for segmentation in found)
     return found
 
@@ -80,7 +80,7 @@ def test_every_kind_of_bag_gets_the_results_of_its_images(place, expected, tmp_p
         for name in ("detections", "instances", "overlay", "classes")
     ]
     ids = []
-    for segmentation, picture, detections, label_image, drawn, classes in zip(expected, PICTURES, *topics, strict=True):
+    for segmentation, pixels, detections, label_image, drawn, classes in zip(expected, PIXELS, *topics, strict=True):
         assert (label_image.encoding, drawn.encoding) == ("mono16", "rgb8")
         labels = label_image.data.view(np.uint16).reshape(90, 120)
         assert len(detections.detections) == len(segmentation.instances)
@@ -91,7 +91,7 @@ def test_every_kind_of_bag_gets_the_results_of_its_images(place, expected, tmp_p
             assert detection.results[0].hypothesis.class_id == instance.object_id
             assert detection.results[0].hypothesis.score == pytest.approx(instance.score, abs=1e-6)
             assert np.array_equal(labels == int(detection.id), segmentation.label_map() == number)
-        assert np.array_equal(drawn.data.reshape(90, 120, 3), overlay(picture, segmentation))
+        assert np.array_equal(drawn.data.reshape(90, 120, 3), overlay(pixels, segmentation))
         numbers = [
             info.class_map[["box", "can", "mug"].index(one.object_id)].class_id for one in segmentation.instances
         ]
@@ -116,7 +116,7 @@ def test_ros_reads_what_the_node_would_have_written(place, expected, recorded, t
             name = connection.topic.rpartition("/")[2]
             read[name].append(serialization.deserialize_message(bytes(data), kinds[name]))
     first = 1
-    for number, (segmentation, picture) in enumerate(zip(expected, PICTURES, strict=True)):
+    for number, (segmentation, pixels) in enumerate(zip(expected, PIXELS, strict=True)):
         header = Header(frame_id="camera")
         header.stamp.sec, header.stamp.nanosec = divmod(TIMES[number], SECOND)
         ids = list(range(first, first + len(segmentation.instances)))
@@ -124,7 +124,7 @@ def test_ros_reads_what_the_node_would_have_written(place, expected, recorded, t
         assert read["detections"][number] == maker.to_detections(segmentation, ids, header)
         assert read["instances"][number] == maker.to_instances(segmentation, ids, header)
         assert read["classes"][number] == maker.to_classes(segmentation, {"box": 1, "can": 2, "mug": 3}, header)
-        assert read["overlay"][number] == maker.from_rgb(overlay(picture, segmentation), header)
+        assert read["overlay"][number] == maker.from_rgb(overlay(pixels, segmentation), header)
         if number == 0:
             labels = {"box": 1, "can": 2, "mug": 3}
             assert read["label_info"] == [maker.to_label_info(labels, 0.5, header)]
@@ -147,7 +147,7 @@ def test_fields_that_are_not_given_have_the_default_of_ros():
 
 
 def test_numbers_last_with_tracking_only(place, tmp_path):
-    still = [image(time, PICTURES[0]) for time in TIMES]
+    still = [image(time, PIXELS[0]) for time in TIMES]
     recorded = write_bag(tmp_path / "recorded.mcap", {"/image": (IMAGE, still)})
     ids = {}
     for name, more in (("apart", []), ("tracked", ["--tracking"])):

@@ -6,7 +6,7 @@ from bags import (
     COMPRESSED,
     IMAGE,
     OURS,
-    PICTURES,
+    PIXELS,
     SECOND,
     STRING,
     TIMES,
@@ -139,7 +139,7 @@ def test_damaged_images_are_named_and_counted_and_the_others_are_done(place, tmp
 
 
 def test_where_no_image_can_be_read_nothing_is_written(place, tmp_path, capsys):
-    damaged = [compressed(time, PICTURES[0], damaged=True) for time in TIMES]
+    damaged = [compressed(time, PIXELS[0], damaged=True) for time in TIMES]
     recorded = write_bag(tmp_path / "recorded.mcap", {"/image": (COMPRESSED, damaged)})
     assert run(place, recorded, tmp_path / "out.mcap") == 2
     lines = capsys.readouterr().err.splitlines()
@@ -171,7 +171,7 @@ def test_one_flipped_byte_in_a_chunk_is_noticed(place, tmp_path, capsys, compres
     recorded = write_bag(tmp_path / ("a.mcap" if compressed_chunks else "a"), {"/image": (IMAGE, images())})
     file = recorded if recorded.is_file() else next(recorded.glob("*.mcap"))
     good = file.read_bytes()
-    start = good.index(b"(\xb5/\xfd" if compressed_chunks else PICTURES[0][..., ::-1].tobytes()[:64]) + 20
+    start = good.index(b"(\xb5/\xfd" if compressed_chunks else PIXELS[0][..., ::-1].tobytes()[:64]) + 20
     rng = np.random.default_rng(0)
     for place_of_flip in start + rng.integers(0, 30_000, 12):
         data = bytearray(good)

@@ -31,8 +31,8 @@ def environment(monkeypatch):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     objects = {"kitchen": ("mug", "can"), "bench": ("drill", "mug"), "shelf": ("mug", "can")}
     for name, targets in objects.items():
@@ -50,10 +50,10 @@ def pictures(tmp_path):
     return folder
 
 
-def test_every_image_comes_back_from_the_node(pictures, tmp_path, capsys, monkeypatch):
+def test_every_image_comes_back_from_the_node(images, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("STAND_IN_SECONDS", "0.05")
     out = tmp_path / "out"
-    arguments = ["--pictures", str(pictures), "--library", "stand-in", "--out", str(out)]
+    arguments = ["--images", str(images), "--library", "stand-in", "--out", str(out)]
     assert demo.main(arguments, STAND_IN) == 0, capsys.readouterr().err
     text = capsys.readouterr().out
     assert "4 images, mean IoU 1.00 over 5 objects, 1 false alarms" in text
@@ -71,32 +71,32 @@ def test_every_image_comes_back_from_the_node(pictures, tmp_path, capsys, monkey
     ("library", "needle"),
     [("nowhere", "configure failed: nowhere: no such library"), (None, "no such folder of images")],
 )
-def test_what_goes_wrong_ends_it_with_one_line(pictures, tmp_path, capsys, library, needle):
-    folder = pictures if library else pictures / "missing"
-    arguments = ["--pictures", str(folder), "--library", str(library), "--out", str(tmp_path)]
+def test_what_goes_wrong_ends_it_with_one_line(images, tmp_path, capsys, library, needle):
+    folder = images if library else images / "missing"
+    arguments = ["--images", str(folder), "--library", str(library), "--out", str(tmp_path)]
     assert demo.main(arguments, STAND_IN) == 2
     error = capsys.readouterr().err
     assert needle in error
     assert error.count("\n") == 1
 
 
-def test_outputs_replace_no_file_of_others(pictures, tmp_path, capsys):
+def test_outputs_replace_no_file_of_others(images, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "bench_overlay.png").write_text("precious")
-    arguments = ["--pictures", str(pictures), "--library", "stand-in", "--out", str(out)]
+    arguments = ["--images", str(images), "--library", "stand-in", "--out", str(out)]
     assert demo.main(arguments, ("-c", "raise SystemExit('started in vain')")) == 2
     assert "bench_overlay.png: exists and was not written by ocdit" in capsys.readouterr().err
     assert [path.read_text() for path in out.iterdir()] == ["precious"]
 
 
 @pytest.mark.parametrize("name", ["results.json", "kitchen_overlay.png"])
-def test_files_of_others_stay_as_they_are(pictures, tmp_path, capsys, name):
+def test_files_of_others_stay_as_they_are(images, tmp_path, capsys, name):
     out = tmp_path / "out"
     out.mkdir()
     (out / name).write_text("mine")
     before = (out / name).stat()
-    arguments = ["--pictures", str(pictures), "--library", "stand-in", "--out", str(out)]
+    arguments = ["--images", str(images), "--library", "stand-in", "--out", str(out)]
     assert demo.main(arguments, STAND_IN) == 2
     assert f"{name}: exists and was not written by ocdit" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == [name]

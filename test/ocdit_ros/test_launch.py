@@ -51,8 +51,8 @@ def assets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("assets")
     make_library(folder / "library")
     make_untrained_model(folder / "model")
-    (folder / "pictures").mkdir()
-    write_image(folder / "pictures" / "desk.png", np.full((96, 128, 3), 100, np.uint8))
+    (folder / "images").mkdir()
+    write_image(folder / "images" / "desk.png", np.full((96, 128, 3), 100, np.uint8))
     parameters = f"/**:\n  ros__parameters:\n    model: {folder / 'model'}\n    score_threshold: 0.25\n"
     (folder / "segment.yaml").write_text(parameters)
     return folder
@@ -142,7 +142,7 @@ def test_a_node_in_a_namespace_on_compressed_images_and_simulated_time(assets, t
         assert client.get_parameter("use_sim_time") is True
         client.wait_until(lambda: {"/arm/wrist/image_raw/compressed", "/calibration"} <= topics(client))
         camera = client.node.create_publisher(CompressedImage, "/arm/wrist/image_raw/compressed", 1)
-        message = CompressedImage(format="png", data=(assets / "pictures" / "desk.png").read_bytes())
+        message = CompressedImage(format="png", data=(assets / "images" / "desk.png").read_bytes())
         message.header.frame_id = "simulated"
         client.wait_until(lambda: camera.publish(message) or client.detections)
         assert client.detections[0].header.frame_id == "simulated"
@@ -171,7 +171,7 @@ def test_a_node_that_dies_is_started_again_when_asked(assets, tmp_path):
 
 def test_demo_launch_plays_images(assets, tmp_path):
     arguments = (
-        f"pictures:={assets / 'pictures'}",
+        f"images:={assets / 'images'}",
         f"params_file:={assets / 'segment.yaml'}",
         f"library:={assets / 'library'}",
         "rate:=5.0",

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
@@ -219,7 +219,7 @@ def test_an_image_of_nan_is_refused_by_its_encoding():
 
 def compressed(image, kind, encoding=None):
     buffer = io.BytesIO()
-    Picture.fromarray(image).save(buffer, kind, quality=95)
+    PILImage.fromarray(image).save(buffer, kind, quality=95)
     return CompressedImage(format=encoding or kind.lower(), data=buffer.getvalue())
 
 
@@ -265,9 +265,9 @@ def test_a_compressed_16_bit_mosaic_gets_its_colours():
 def test_compressed_images_honour_the_exif_orientation_as_files_do(orientation, tmp_path):
     image = np.zeros((16, 32, 3), np.uint8)
     image[:8, :16] = 255
-    exif = Picture.Exif()
+    exif = PILImage.Exif()
     exif[0x112] = orientation
-    Picture.fromarray(image).save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    PILImage.fromarray(image).save(tmp_path / "photo.jpg", exif=exif, quality=95)
     found = converter.to_rgb(CompressedImage(format="jpeg", data=(tmp_path / "photo.jpg").read_bytes()))
     assert np.array_equal(found, read_image(tmp_path / "photo.jpg"))
     assert found.shape == ((16, 32, 3) if orientation < 5 else (32, 16, 3))

@@ -79,7 +79,7 @@ def test_a_camera_that_dies_shows_and_comes_back(client, tmp_path):
     def start_camera():
         return NodeProcess(
             "-m",
-            "ocdit_ros.picture_camera",
+            "ocdit_ros.image_player",
             parameters={"folder": tmp_path, "rate": 10.0},
             remappings=["image:=/right/image", "__node:=right_camera"],
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from harness import NODE, Client, NodeProcess
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from sensor_msgs.msg import CompressedImage, Image
 from test_messages import make_message, oracle, tolerance
 
@@ -99,7 +99,7 @@ def bomb(side):
 
 def encoded(pixels, kind):
     buffer = io.BytesIO()
-    Picture.fromarray(pixels).save(buffer, kind)
+    PILImage.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -113,7 +113,7 @@ def test_compressed_images_and_bombs(client):
     smooth = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None] * 3, 48, axis=0).repeat(3, axis=2)
     for kind, image, difference in (("PNG", pixels, 0), ("JPEG", smooth, 4)):
         buffer = io.BytesIO()
-        Picture.fromarray(image).save(buffer, kind)
+        PILImage.fromarray(image).save(buffer, kind)
         message = CompressedImage(format=kind.lower(), data=buffer.getvalue())
         assert np.abs(seen_by_the_node(client, message, camera).astype(int) - image).max() <= difference
     refused = {

@@ -85,7 +85,7 @@ sys.exit("not interrupted")
 
 @pytest.mark.parametrize(
     ("module", "imported"),
-    [("segmentation_node", "rclpy"), ("segmentation_node", "cv2"), ("picture_camera", "ocdit_ros.spinning")],
+    [("segmentation_node", "rclpy"), ("segmentation_node", "cv2"), ("image_player", "ocdit_ros.spinning")],
 )
 def test_an_interruption_during_its_imports_ends_it_quietly(module, imported):
     command = [sys.executable, "-c", INTERRUPTED, module, imported]

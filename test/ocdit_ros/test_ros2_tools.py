@@ -22,10 +22,10 @@ def robot(tmp_path_factory, ros_domain):
     folder = tmp_path_factory.mktemp("robot")
     make_library(folder / "library")
     make_untrained_model(folder / "model")
-    (folder / "pictures").mkdir()
-    write_image(folder / "pictures" / "desk.png", np.full((480, 640, 3), 100, np.uint8))
+    (folder / "images").mkdir()
+    write_image(folder / "images" / "desk.png", np.full((480, 640, 3), 100, np.uint8))
     node = ("segment.launch.py", f"library:={folder / 'library'}", f"model:={folder / 'model'}", "device:=cpu")
-    camera = ("picture_camera", "--ros-args", "-p", f"folder:={folder / 'pictures'}", "-p", "rate:=5.0")
+    camera = ("image_player", "--ros-args", "-p", f"folder:={folder / 'images'}", "-p", "rate:=5.0")
     logs, processes = {}, []
     for name, command in {"launch": ("launch", "ocdit_ros", *node), "run": ("run", "ocdit_ros", *camera)}.items():
         logs[name] = folder / f"{name}.log"
@@ -111,5 +111,5 @@ def test_node_info_and_interfaces(robot):
     assert f"{NODE}/segment: ocdit_interfaces/srv/Segment" in info
     assert "string[] object_ids" in ros2("interface", "show", "ocdit_interfaces/srv/SetTargetObjects")
     executables = ros2("pkg", "executables", "ocdit_ros").split("\n")
-    assert {"ocdit_ros segmentation_node", "ocdit_ros picture_camera"} <= set(executables)
+    assert {"ocdit_ros segmentation_node", "ocdit_ros image_player"} <= set(executables)
     assert "showing 1 images on /image" in robot["run"].read_text()

@@ -48,7 +48,7 @@ DEPTH[VISIBLE[1]] = 4000
 DEPTH[0, 0] = 0
 
 
-def picture(value: int = 100) -> np.ndarray:
+def photo(value: int = 100) -> np.ndarray:
     image = np.full((6, 8, 3), value, np.uint8)
     image[:, :, 0] += np.arange(8, dtype=np.uint8) * 4
     return image
@@ -67,7 +67,7 @@ def write_bop_scene(root, split="test", scene=2, images=(0, 5), *, suffix=".png"
         (folder / name).mkdir(parents=True)
     for image in images:
         kind = {".png": "PNG", ".jpg": "JPEG", ".tif": "TIFF"}[suffix]
-        pixels = picture(100 + image)
+        pixels = photo(100 + image)
         (folder / colour / f"{image:06d}{suffix}").write_bytes(
             encoded(pixels if colour == "rgb" else pixels[..., 0], kind)
         )
@@ -86,7 +86,7 @@ def write_bop_scene(root, split="test", scene=2, images=(0, 5), *, suffix=".png"
 
 def shard_members() -> dict[str, bytes]:
     return {
-        "rgb.png": encoded(picture()),
+        "rgb.png": encoded(photo()),
         "depth.png": encoded(DEPTH),
         "camera.json": json.dumps(CAMERA).encode(),
         "gt.json": json.dumps(TRUTH).encode(),

@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from layouts import DEPTH, SILHOUETTES, TRUTH, VISIBLE, encoded, picture, write_bop_scene
+from layouts import DEPTH, SILHOUETTES, TRUTH, VISIBLE, encoded, photo, write_bop_scene
 
 from ocdit_core.data.bop import BopFolder, model_paths, read_targets, splits_of
 from ocdit_core.errors import DataError
@@ -33,7 +33,7 @@ def test_a_frame_is_what_the_files_say(folder):
     frame = folder[1]
     assert (frame.dataset, frame.key, frame.scene_id, frame.image_id) == ("ycbv", "000002/000005", 2, 5)
     np.testing.assert_array_equal(frame.K, [[10, 0, 4], [0, 11, 3], [0, 0, 1]])
-    np.testing.assert_array_equal(frame.image(), picture(105))
+    np.testing.assert_array_equal(frame.image(), photo(105))
     assert frame.size == (6, 8)
 
     first, second = frame.annotations
@@ -237,19 +237,19 @@ DAMAGE = {
         lambda f: f.K,
         "only pinhole cameras",
     ),
-    "no picture": (lambda s: (s / "rgb/000000.png").unlink(), lambda f: f.image(), "000002: 0: has no image"),
-    "an empty picture": (
+    "no image": (lambda s: (s / "rgb/000000.png").unlink(), lambda f: f.image(), "000002: 0: has no image"),
+    "an empty image": (
         lambda s: (s / "rgb/000000.png").write_bytes(b""),
         lambda f: f.image(),
         "rgb/000000.png: the file is empty",
     ),
-    "a truncated picture": (
-        lambda s: (s / "rgb/000000.png").write_bytes(encoded(picture())[:-20]),
+    "a truncated image": (
+        lambda s: (s / "rgb/000000.png").write_bytes(encoded(photo())[:-20]),
         lambda f: f.image(),
         "rgb/000000.png: truncated or damaged image",
     ),
     "a truncated JPEG": (
-        lambda s: (s / "rgb/000000.png").write_bytes(encoded(picture(), "JPEG")[:-20]),
+        lambda s: (s / "rgb/000000.png").write_bytes(encoded(photo(), "JPEG")[:-20]),
         lambda f: f.image(),
         "rgb/000000.png: truncated or damaged image",
     ),
@@ -269,7 +269,7 @@ DAMAGE = {
         "depth/000000.png: the depth is 4 x 3, the image 8 x 6",
     ),
     "depth in colours": (
-        lambda s: (s / "depth/000000.png").write_bytes(encoded(picture())),
+        lambda s: (s / "depth/000000.png").write_bytes(encoded(photo())),
         lambda f: f.depth(),
         "not one channel of 16 bits",
     ),

@@ -65,7 +65,7 @@ def grown(mask, side=5):
     return cv2.dilate(mask.astype(np.uint8), np.ones((side, side))) > 0
 
 
-def picture(sample, crop=0):
+def photo(sample, crop=0):
     return sample["images"][crop].numpy().transpose(1, 2, 0)
 
 
@@ -98,7 +98,7 @@ def test_masks_templates_and_numbers_of_a_coarse_sample_belong_together(
             mask = sample["masks"][0, number].numpy() > 0
             present = bool(sample["present"][0, number])
             assert present == mask.any()
-            like = looks_like(picture(sample), object_id)
+            like = looks_like(photo(sample), object_id)
             inside, outside = shrunk(mask), ~grown(mask)
             if present:
                 seen += 1
@@ -152,7 +152,7 @@ def test_refine_samples_show_one_object_or_none(frames, templates):
         sample = make(frame, templates, rng(seed), mode="refine", negative_probability=0.4)
         (object_id,) = sample["object_ids"].tolist()
         mask = sample["masks"][0, 0].numpy() > 0
-        like = looks_like(picture(sample), object_id)
+        like = looks_like(photo(sample), object_id)
         if sample["present"].item():
             assert like[shrunk(mask)].mean() > 0.85
             assert mask.mean() > 0.02
@@ -213,7 +213,7 @@ def test_large_frames_are_decoded_small_where_that_is_enough(tmp_path, templates
     assert asked == [4]
     for number, object_id in enumerate(sample["object_ids"].tolist()):
         mask = shrunk(sample["masks"][0, number].numpy())
-        assert looks_like(picture(sample), object_id)[mask].mean() > 0.97
+        assert looks_like(photo(sample), object_id)[mask].mean() > 0.97
     make(frame, templates, rng(), mode="refine", size=(224, 224))
     assert asked == [4, 1]
 
@@ -239,7 +239,7 @@ def test_a_replaced_background_changes_all_but_the_objects(frames, templates, mo
         for changed in (False, True)
     )
     torch.testing.assert_close(sample["masks"], plain["masks"], rtol=0, atol=0)
-    before, after = picture(plain).astype(int), picture(sample).astype(int)
+    before, after = photo(plain).astype(int), photo(sample).astype(int)
     coloured = np.ptp(before, axis=2) > 60
     kept, far = shrunk(coloured, 5), ~grown(coloured, 7)
     assert np.mean(np.abs(after - before)[kept] > 2) < 0.003

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from layouts import CAMERA, DEPTH, SILHOUETTES, VISIBLE, encoded, picture, shard_members, write_tar
+from layouts import CAMERA, DEPTH, SILHOUETTES, VISIBLE, encoded, photo, shard_members, write_tar
 
 from ocdit_core.data.shards import ShardDataset, iterate_shard
 from ocdit_core.errors import DataError
@@ -29,7 +29,7 @@ def test_a_frame_is_what_its_members_say(shard):
     assert [frame.key for frame in frames] == ["000004_000000", "000004_000001", "000004_000002"]
     frame = frames[1]
     assert (frame.dataset, frame.scene_id, frame.image_id) == ("gso", 4, 1)
-    np.testing.assert_array_equal(frame.image(), picture())
+    np.testing.assert_array_equal(frame.image(), photo())
     np.testing.assert_array_equal(frame.K, np.reshape(CAMERA["cam_K"], (3, 3)))
     assert [a.object_id for a in frame.annotations] == [3, 7]
     assert frame.annotations[0].box_visible == (2, 1, 3, 3)
@@ -138,7 +138,7 @@ DAMAGE = {
         lambda f: f.mask(1),
         "mask_visib.json: 1: run lengths of a mask are damaged",
     ),
-    "a truncated picture": ("rgb.png", encoded(picture())[:-20], lambda f: f.image(), "truncated or damaged image"),
+    "a truncated image": ("rgb.png", encoded(photo())[:-20], lambda f: f.image(), "truncated or damaged image"),
     "a depth scale of 0": (
         "camera.json",
         json.dumps({**CAMERA, "depth_scale": 0}).encode(),

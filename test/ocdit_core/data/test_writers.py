@@ -241,8 +241,8 @@ def textured_box():
     mesh = trimesh.creation.box((0.1, 0.2, 0.06))
     mesh.apply_translation((0.01, 0, 0))
     uv = (np.asarray(mesh.vertices)[:, :2] + 0.2) / 0.4
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    material = trimesh.visual.material.PBRMaterial(baseColorTexture=picture)
+    texture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=texture)
     mesh.visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
     return mesh
 

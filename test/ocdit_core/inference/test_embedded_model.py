@@ -31,7 +31,7 @@ def library(tmp_path_factory):
 def scenes():
     """(image, names of the targets, mask of each visible target)."""
     found = []
-    for path in sorted((EXAMPLES / "pictures").glob("*.json")):
+    for path in sorted((EXAMPLES / "images").glob("*.json")):
         truth = json.loads(path.read_text())
         masks = {entry["object_id"]: decode_mask(entry["segmentation"]) for entry in truth["objects"]}
         found.append((read_image(path.parent / truth["image"]), truth["targets"], masks))

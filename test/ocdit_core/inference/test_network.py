@@ -21,7 +21,7 @@ from ocdit_core.models.ocdit import ImageFeatures, OCDiT, OCDiTConfig, TargetSet
 from ocdit_core.models.representation import RepresentationConfig
 
 CPU = torch.device("cpu")
-IMAGE = Path(__file__).parents[3] / "examples" / "pictures" / "table.jpg"
+IMAGE = Path(__file__).parents[3] / "examples" / "images" / "table.jpg"
 MEAN, HEUN = SamplerConfig(steps=0), SamplerConfig(steps=3)
 PRIOR = MatchingPriorConfig(metric_channels=8, hidden_channels=8)
 

@@ -97,11 +97,11 @@ def off(folder, feature):
 def dae(folder, feature):
     image(folder / "t.png", HOLES if feature == "holes" else QUARTERS)
     textured = POLYGON.replace(INPUTS, INPUTS + '<input semantic="TEXCOORD" source="#t" offset="0"/>')
-    picture = '<diffuse><texture texture="t.png" texcoord="UV"/></diffuse>'
-    masked = picture + '<transparent><texture texture="t.png" texcoord="UV"/></transparent>'
+    textured_effect = '<diffuse><texture texture="t.png" texcoord="UV"/></diffuse>'
+    masked = textured_effect + '<transparent><texture texture="t.png" texcoord="UV"/></transparent>'
     red = "<diffuse><color>0.98 0 0 1</color></diffuse>"
     made = {
-        "texture": (textured, {"materials": effect(picture)}),
+        "texture": (textured, {"materials": effect(textured_effect)}),
         "holes": (textured, {"materials": effect(masked)}),
         "vertex colour": (POLYGON.replace(INPUTS, INPUTS + '<input semantic="COLOR" source="#r" offset="0"/>'), {}),
         "face or material colour": (POLYGON, {"materials": effect(red)}),

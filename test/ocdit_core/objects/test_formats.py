@@ -78,12 +78,12 @@ def write_gltf(path, *, material=None, image=None, uv=True, nodes=None, **change
 
 
 def test_gltf_with_a_buffer_and_a_texture_beside_it(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    quarters().save(tmp_path / "pictures" / "four quarters.png")
-    write_gltf(tmp_path / "a.gltf", material={"baseColorTexture": {"index": 0}}, image="pictures/four%20quarters.png")
+    (tmp_path / "images").mkdir()
+    quarters().save(tmp_path / "images" / "four quarters.png")
+    write_gltf(tmp_path / "a.gltf", material={"baseColorTexture": {"index": 0}}, image="images/four%20quarters.png")
     model = read_cad(tmp_path / "a.gltf")
     assert (model.unit, model.guessed, model.warnings) == ("m", False, ())
-    assert model.sources == ("a.gltf", "square.bin", "pictures/four quarters.png")
+    assert model.sources == ("a.gltf", "square.bin", "images/four quarters.png")
     assert_quarters_in_place(model.mesh)
     assert source_digest(tmp_path / "a.gltf", model.sources) == model.sha256
     (tmp_path / "square.bin").unlink()

@@ -43,10 +43,10 @@ def test_all_views_of_all_objects_are_on_one_page(tmp_path):
         path, "gallery.html", title="my objects", cards=iter([mug_card, Card(name="drill", templates=drill), damaged])
     )
     found = Page(path.read_text())
-    pictures = found.of("img")
-    assert len(pictures) == 45
-    assert pictures[0]["alt"] == "mug, view 1"
-    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(pictures[1]["src"].split(",")[1]))).convert("RGB"))
+    images = found.of("img")
+    assert len(images) == 45
+    assert images[0]["alt"] == "mug, view 1"
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(images[1]["src"].split(",")[1]))).convert("RGB"))
     smooth = [np.asarray(Image.fromarray(v).resize((16, 16), Image.Resampling.BOX), float) for v in (shown, mug.rgb[1])]
     assert np.abs(smooth[0] - smooth[1]).mean() < 6
     assert [("data-problem" in article) for article in found.of("article")] == [True, False, True]

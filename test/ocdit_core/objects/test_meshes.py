@@ -179,10 +179,10 @@ def test_too_many_faces_are_refused(tmp_path):
 
 def test_a_truncated_texture_is_refused(tmp_path):
     textured_box().export(tmp_path / "a.obj")
-    picture = next(path for path in tmp_path.iterdir() if path.suffix in (".png", ".jpg", ".jpeg"))
+    photo = next(path for path in tmp_path.iterdir() if path.suffix in (".png", ".jpg", ".jpeg"))
     rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(picture)
-    picture.write_bytes(picture.read_bytes()[:2000])
+    Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(photo)
+    photo.write_bytes(photo.read_bytes()[:2000])
     with pytest.raises(MeshError, match=r"a\.obj"):
         load_mesh(tmp_path / "a.obj")
 

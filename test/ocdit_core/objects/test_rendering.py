@@ -76,13 +76,13 @@ def test_colours_survive_full_white_light(renderer):
 
 def test_both_sides_are_lit_whatever_the_winding(renderer):
     light = Lighting(ambient=(0.1, 0.1, 0.1), lights=(Light(direction=(0, 0, -1)),))
-    pictures = [
+    images = [
         renderer.render(plate([[200, 200, 200, 255]] * 4, flip=flip), pose, K, SIZE, light).rgb[0]
         for flip in (False, True)
         for pose in (front(), look_at_poses([[0.0, 1.0, 0.0]], 1.0))
     ]
-    for picture in pictures:
-        assert picture[40, 50, 0] > 180
+    for image in images:
+        assert image[40, 50, 0] > 180
 
 
 def test_light_comes_from_where_it_is(renderer):

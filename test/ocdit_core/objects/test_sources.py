@@ -15,13 +15,13 @@ FACES = "f 1/1 2/2 3/3\nf 1/1 3/3 4/4\n"
 GREY = 165
 
 
-def write_obj(folder, *, material="wood.mtl", lines="newmtl wood\nKd 0 0 0\nmap_Kd wood.png\n", picture=True):
+def write_obj(folder, *, material="wood.mtl", lines="newmtl wood\nKd 0 0 0\nmap_Kd wood.png\n", texture=True):
     """A textured square of 10 cm: square.obj, wood.mtl, wood.png; left as the file says where a part is None."""
     folder.mkdir(exist_ok=True)
     (folder / "square.obj").write_text(f"mtllib {material}\n{SQUARE}usemtl wood\n{FACES}")
     if lines is not None:
         (folder / "wood.mtl").write_text(lines)
-    if picture:
+    if texture:
         pixels = np.zeros((8, 8, 3), np.uint8)
         pixels[:4, :4], pixels[:4, 4:], pixels[4:] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
         Image.fromarray(pixels).save(folder / "wood.png")
@@ -84,7 +84,7 @@ def test_a_material_file_that_is_missing(tmp_path):
 
 
 def test_a_texture_that_is_missing(tmp_path, caplog):
-    path = write_obj(tmp_path, picture=False)
+    path = write_obj(tmp_path, texture=False)
     model = read_cad(path)
     assert model.warnings == ("square.obj: its texture wood.png is missing; drawn in neutral grey",)
     np.testing.assert_allclose(colours(model.mesh), GREY)  # not the black of Kd, which only tints
@@ -94,13 +94,13 @@ def test_a_texture_that_is_missing(tmp_path, caplog):
 
 
 def test_colours_without_a_texture(tmp_path):
-    path = write_obj(tmp_path, lines="newmtl wood\nKd 1 0.5 0\n", picture=False)
+    path = write_obj(tmp_path, lines="newmtl wood\nKd 1 0.5 0\n", texture=False)
     model = read_cad(path)
     assert model.warnings == ()
     np.testing.assert_allclose(colours(model.mesh), (255, 128, 0), atol=1)
-    write_obj(tmp_path, lines="newmtl wood\nKd 0.4 0.4 0.4\n", picture=False)
+    write_obj(tmp_path, lines="newmtl wood\nKd 0.4 0.4 0.4\n", texture=False)
     np.testing.assert_allclose(colours(read_cad(path).mesh), 102, atol=1)  # trimesh's own default, but meant
-    write_obj(tmp_path, lines="newmtl wood\nNs 10\n", picture=False)
+    write_obj(tmp_path, lines="newmtl wood\nNs 10\n", texture=False)
     np.testing.assert_allclose(colours(read_cad(path).mesh), GREY)
 
 

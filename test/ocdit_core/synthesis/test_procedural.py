@@ -12,8 +12,8 @@ def test_the_same_seed_gives_the_same_object():
         np.testing.assert_array_equal(first.faces, second.faces)
         if first.visual.kind == "texture":
             np.testing.assert_array_equal(first.visual.uv, second.visual.uv)
-            pictures = [np.asarray(mesh.visual.material.baseColorTexture) for mesh in (first, second)]
-            np.testing.assert_array_equal(*pictures)
+            images = [np.asarray(mesh.visual.material.baseColorTexture) for mesh in (first, second)]
+            np.testing.assert_array_equal(*images)
         else:
             np.testing.assert_array_equal(first.visual.vertex_colors, second.visual.vertex_colors)
 
@@ -44,6 +44,6 @@ def test_paints_use_their_palette():
     for _ in range(20):
         palette = random_palette(rng)
         assert 2 <= len(palette) <= 4
-        picture = random_paint(rng, palette, 64, plain=1.0)
-        assert picture.shape == (64, 64, 3)
-        assert np.abs(picture[0, 0] - palette).sum(axis=1).min() < 4
+        image = random_paint(rng, palette, 64, plain=1.0)
+        assert image.shape == (64, 64, 3)
+        assert np.abs(image[0, 0] - palette).sum(axis=1).min() < 4

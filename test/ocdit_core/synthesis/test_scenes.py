@@ -159,9 +159,9 @@ def test_cameras_stay_in_the_room():
 
 
 def test_textures_of_a_folder(tmp_path):
-    picture = np.zeros((40, 80, 3), np.uint8)
-    picture[:, 40:] = 255
-    write_image(tmp_path / "half.png", picture)
+    texture = np.zeros((40, 80, 3), np.uint8)
+    texture[:, 40:] = 255
+    write_image(tmp_path / "half.png", texture)
     pool = TexturePool(5, painted=2, folder=tmp_path, size=32)
     assert len(pool) == 3
     assert pool[2].shape == (32, 32, 3)

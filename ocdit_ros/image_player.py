@@ -20,7 +20,7 @@ with interruptible_imports():
     from ocdit_ros.worker import describe
 
 
-class PictureCamera(Node):
+class ImagePlayer(Node):
     """Publishes `image` (rgb8); frame_id is the file's name without suffix, the stamp is the current time.
 
     Parameters: `folder`, and `rate` in Hz.
@@ -30,7 +30,7 @@ class PictureCamera(Node):
     """
 
     def __init__(self) -> None:
-        super().__init__("picture_camera")
+        super().__init__("image_player")
         about = ParameterDescriptor(description="Folder of images", read_only=True)
         self._images = list(find_images(self.declare_parameter("folder", "", about).value).items())
         about = ParameterDescriptor(description="Images per second", read_only=True)
@@ -75,7 +75,7 @@ def find_images(folder: str | Path) -> dict[str, Path]:
 
 def main(args: list[str] | None = None) -> int:
     """Run the camera until it is told to stop; return the exit code."""
-    return run(PictureCamera, args)
+    return run(ImagePlayer, args)
 
 
 if __name__ == "__main__":

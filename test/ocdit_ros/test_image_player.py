@@ -11,7 +11,7 @@ from sensor_msgs.msg import Image
 
 from ocdit_core.errors import OcditError
 from ocdit_ros import converter
-from ocdit_ros.picture_camera import find_images
+from ocdit_ros.image_player import find_images
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def camera(folder):
-    process = NodeProcess("-m", "ocdit_ros.picture_camera", parameters={"folder": folder, "rate": 20.0})
+    process = NodeProcess("-m", "ocdit_ros.image_player", parameters={"folder": folder, "rate": 20.0})
     yield process
     assert process.stop() == 0, process.output
     assert "Traceback" not in process.output
@@ -88,7 +88,7 @@ def test_folders_without_images_are_refused(tmp_path):
 
 
 def test_a_missing_folder_ends_the_camera_with_one_line(tmp_path):
-    process = NodeProcess("-m", "ocdit_ros.picture_camera", parameters={"folder": tmp_path / "missing"})
+    process = NodeProcess("-m", "ocdit_ros.image_player", parameters={"folder": tmp_path / "missing"})
     assert process.process.wait(STARTED_WITHIN) == 2
     process.stop()
     assert process.output.strip().endswith("missing: no such folder of images")
