@@ -165,12 +165,15 @@ def instance_surface(mask: np.ndarray, points: np.ndarray) -> np.ndarray:
             farther |= difference > step
             support += np.abs(difference) <= step
     inside = inside & ~(nearer & farther) & (support >= MIN_SUPPORT)
-    kept[part] = inside & _main_depths(points[part], inside)
+    kept[part] = main_depths(points[part], inside)
     return kept
 
 
-def _main_depths(points: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Return the pixels (H, W) at depths of the largest group of chosen points that no gap divides."""
+def main_depths(points: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return which of the chosen pixels (H, W) are at depths of their largest group that no gap divides.
+
+    `points` (H, W, 3) are those of the pixels, in metres.
+    """
     z, own = points[..., 2], points[chosen]
     if not len(own):
         return chosen
@@ -180,7 +183,7 @@ def _main_depths(points: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     ends = np.append(np.flatnonzero(np.diff(ordered) > max(GAP, GAP_FRACTION * lateral)), len(ordered) - 1)
     largest = int(np.diff(ends, prepend=-1).argmax())
     first, last = ordered[ends[largest - 1] + 1 if largest else 0], ordered[ends[largest]]
-    return (z >= first - GAP) & (z <= last + GAP)
+    return chosen & (z >= first - GAP) & (z <= last + GAP)
 
 
 def instance_points(mask: np.ndarray, points: np.ndarray) -> np.ndarray:

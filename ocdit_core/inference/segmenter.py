@@ -12,6 +12,8 @@ import torch
 from ocdit_core.errors import ConfigError, OcditError
 from ocdit_core.images import as_rgb8
 from ocdit_core.inference.coarse import CoarseStage
+from ocdit_core.inference.depth import checked_camera, registered_depth
+from ocdit_core.inference.geometry import size_checked
 from ocdit_core.inference.labelling import LABEL_THRESHOLD, Label, label_regions
 from ocdit_core.inference.network import Network, collect_timings, lap
 from ocdit_core.inference.postprocess import Candidate, calibrated, coarse_candidates, propose, resolve, uncertainty_map
@@ -144,6 +146,8 @@ class Segmenter:
         *,
         score_threshold: float | None = None,
         uncertainty: bool = False,
+        depth: np.ndarray | None = None,
+        camera_matrix: np.ndarray | None = None,
     ) -> Segmentation:
         """Segment the target objects in an image.
 
@@ -152,15 +156,25 @@ class Segmenter:
             objects: target objects; default: those of `set_objects`.
             score_threshold: lowest score of an instance; default: that of the settings.
             uncertainty: compute the uncertainty of each pixel, too.
+            depth: (H, W) depth of the image's pixels (see `depth_in_metres`), to check the size of the objects;
+                default: none.
+            camera_matrix: (3, 3) intrinsics of the image in pixels, with `depth`.
 
         Returns:
             Instances with disjoint masks of the image's size.
 
         Raises:
-            ImageError: `image` is not an image.
+            ImageError: `image` is not an image, or the depth is not of its size or has no valid camera matrix.
             OcditError: no target objects have been set.
         """
-        return self.segment_batch([image], objects, score_threshold=score_threshold, uncertainty=uncertainty)[0]
+        return self.segment_batch(
+            [image],
+            objects,
+            score_threshold=score_threshold,
+            uncertainty=uncertainty,
+            depths=[depth],
+            camera_matrices=[camera_matrix],
+        )[0]
 
     @torch.inference_mode()
     def segment_batch(
@@ -170,21 +184,33 @@ class Segmenter:
         *,
         score_threshold: float | None = None,
         uncertainty: bool = False,
+        depths: Sequence[np.ndarray | None] | None = None,
+        camera_matrices: Sequence[np.ndarray | None] | None = None,
     ) -> list[Segmentation]:
         """Segment several images, which may differ in size; the coarse model runs once for all of them.
 
         Each result is that of `segment`, to rounding; its timings are those of the batch. Arguments and errors are
-        those of `segment`.
+        those of `segment`; `depths` and `camera_matrices` have one for each image, None where there is none.
         """
         objects = self._current(objects)
         images = [as_rgb8(image) for image in images]
         if not images:
             return []
+        measured = [
+            None if depth is None else (registered_depth(depth, image.shape[:2]), checked_camera(camera_matrix))
+            for image, depth, camera_matrix in zip(
+                images, depths or [None] * len(images), camera_matrices or [None] * len(images), strict=True
+            )
+        ]
         threshold = self._settings.score_threshold if score_threshold is None else score_threshold
         results = []
         with collect_timings() as seconds:
-            for image, probabilities in zip(images, self._coarse.segment(images, objects.runs), strict=True):
+            for image, depth, probabilities in zip(
+                images, measured, self._coarse.segment(images, objects.runs), strict=True
+            ):
                 candidates = self._candidates(image, probabilities, objects)
+                if depth is not None and self._settings.size_weight:
+                    candidates = size_checked(candidates, objects.geometry, *depth, self._settings.size_weight)
                 size = (image.shape[0], image.shape[1])
                 instances = resolve(
                     candidates,

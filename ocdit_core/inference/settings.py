@@ -119,6 +119,8 @@ class InferenceSettings:
             IoU of 0.5 with the object; default: none.
         score: kind of score.
         max_instances: most instances of one object in an image.
+        size_weight: with depth, exponent of the factor in the score that compares an instance's size with its object's;
+            0: no comparison.
         refine: settings of the refine stage.
         track: settings of a `Tracker`.
         precision: numerical precision of the network.
@@ -139,6 +141,7 @@ class InferenceSettings:
     score: Score = "mean"
     calibration: tuple[float, float] | None = None
     max_instances: int = 4
+    size_weight: float = 1.0
     refine: RefineSettings = field(default_factory=RefineSettings)
     track: TrackSettings = field(default_factory=TrackSettings)
     precision: Precision = "auto"
@@ -148,7 +151,7 @@ class InferenceSettings:
         _check_size(self.image_size)
         _check_size(self.fine_image_size)
         _check_at_least(1, ensemble=self.ensemble, max_instances=self.max_instances)
-        _check_at_least(0, crops=self.crops, distractors=self.distractors)
+        _check_at_least(0, crops=self.crops, distractors=self.distractors, size_weight=self.size_weight)
         _check_fractions(
             prior_weight=self.prior_weight, mask_threshold=self.mask_threshold, score_threshold=self.score_threshold
         )

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ocdit_core.errors import ConfigError, OutputError
 from ocdit_core.files import replacing
+from ocdit_core.inference.geometry import ObjectGeometry
 from ocdit_core.inference.network import Network
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.models.ocdit import OCDiT, TargetSet, TemplateFeatures, join_templates
@@ -44,11 +45,13 @@ class EncodedObjects:
         object_ids: names of the targets, in the order in which they were given.
         runs: sets of the coarse model, one run of the network each: the targets, then the distractors.
         singles: targets of the refine model, as sets of one object each; None without a refine model.
+        geometry: geometry of each target.
     """
 
     object_ids: tuple[str, ...]
     runs: tuple[TargetSet, ...]
     singles: TargetSet | None = None
+    geometry: tuple[ObjectGeometry, ...] = ()
 
     @property
     def count(self) -> int:
@@ -85,26 +88,30 @@ class TargetEncoder:
         capacity = self._coarse.network.model.config.denoiser.max_objects
         others = np.random.default_rng(0).permutation([name for name in library.object_ids if name not in names])
         distractors = others[: min(self._distractors, -len(names) % capacity)].tolist()
-        features = self._features(self._coarse, library, [*names, *distractors])
+        templates, features = self._features(self._coarse, library, [*names, *distractors])
+        geometry = tuple(ObjectGeometry(own) for own in templates[: len(names)])
         # More objects than learned positions take turns.
         parts = [features[begin : begin + capacity] for begin in range(0, len(features), capacity)]
         runs = [self._coarse.network.encode_targets(join_templates(part)) for part in parts]
         singles = None
         if self._refine is not None:
-            features = self._features(self._refine, library, names)
+            _, features = self._features(self._refine, library, names)
             singles = self._refine.network.encode_targets(join_templates(features, one_set=False))
-        return EncodedObjects(object_ids=names, runs=tuple(runs), singles=singles)
+        return EncodedObjects(object_ids=names, runs=tuple(runs), singles=singles, geometry=geometry)
 
-    def _features(self, encoder: ObjectEncoder, library: ObjectLibrary, names: Sequence[str]) -> list[TemplateFeatures]:
-        """Return the features of each object, with the same number of views for all."""
+    def _features(
+        self, encoder: ObjectEncoder, library: ObjectLibrary, names: Sequence[str]
+    ) -> tuple[list[ObjectTemplates], list[TemplateFeatures]]:
+        """Return the templates of each object and their features, with the same number of views for all."""
         library.require(names)
         # An object's archive may hold hundreds of views: only the chosen ones of each stay in memory.
         most = encoder.network.model.config.denoiser.max_views
         chosen = [library[name].best_views(most) for name in names]
         views = max(len(templates) for templates in chosen)
-        features = [encoder.encode(templates, views) for templates in chosen]
+        chosen = [templates.exactly(views) for templates in chosen]
+        features = [encoder.encode(templates) for templates in chosen]
         encoder.trim()
-        return features
+        return chosen, features
 
 
 class ObjectEncoder:

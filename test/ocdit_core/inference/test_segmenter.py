@@ -83,6 +83,34 @@ def test_results_are_well_formed_at_any_size(library, refine, size):
     assert set(result.timings) == (stages | refined if refine else stages)
 
 
+def test_depth_changes_the_scores_unless_it_is_missing_or_has_no_weight(library):
+    image, depth, K = (
+        image_of((96, 128)),
+        np.full((96, 128), 1000, np.uint16),
+        np.array([[90, 0, 64], [0, 90, 48], [0, 0, 1]]),
+    )
+    segmenter = make_segmenter(library, refine=True)
+
+    def scores(segmenter, *depths):
+        results = segmenter.segment_batch([image] * len(depths), depths=depths, camera_matrices=[K] * len(depths))
+        return [[instance.score for instance in result.instances] for result in results]
+
+    plain = [instance.score for instance in segmenter.segment(image).instances]
+    alone, with_depth, nothing = scores(segmenter, None, depth, 0 * depth)
+    assert alone == nothing == pytest.approx(plain)
+    # At 1 m, masks of half of the image are metres wide.
+    assert max(with_depth) < min(plain)
+    assert scores(make_segmenter(library, refine=True, size_weight=0.0), depth)[0] == pytest.approx(plain)
+    assert segmenter.segment(image, depth=depth / np.float32(1000), camera_matrix=K).instances[0].score < min(plain)
+    for wrong, camera, message in (
+        (depth[1:], K, "register it"),
+        (depth, None, "camera_matrix must"),
+        (image, K, "depth must"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            segmenter.segment(image, depth=wrong, camera_matrix=camera)
+
+
 @pytest.mark.parametrize(
     "settings",
     [{}, {"crops": 2, "ensemble": 2, "guided_crop": True}, {"sampler": SamplerConfig(steps=2)}],
