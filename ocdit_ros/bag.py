@@ -158,9 +158,7 @@ class Results:
         self._write("classes", self._maker.to_classes(segmentation, self._labels, header), time)
         self._write("detections", self._maker.to_detections(segmentation, numbers, header), time)
         if "overlay" in self._connections:
-            from ocdit_core.visualization import overlay
-
-            self._write("overlay", self._maker.from_rgb(overlay(image, segmentation), header), time)
+            self._write("overlay", self._maker.to_overlay(image, segmentation, header), time)
         self.images += 1
         self.found.update({instance.object_id for instance in segmentation.instances})
 

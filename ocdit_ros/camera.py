@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sensor_msgs.msg import CameraInfo
 
     from ocdit_ros.parameters import Settings
-    from ocdit_ros.worker import Result
+    from ocdit_ros.worker import Result, Worker
 
 KEEP_SECONDS = 10.0
 """How long an image and the CameraInfo of its stamp wait for one another."""
@@ -57,6 +57,7 @@ class CameraMonitor:
         publishing: seconds that its publication took.
         age: seconds from its stamp to its publication; None where it had no stamp.
         stale: age in seconds of the last frame discarded for its age, and when.
+        calibration: what is wrong with the calibration of the last frame, or "".
     """
 
     received_at: float = 0.0
@@ -65,6 +66,7 @@ class CameraMonitor:
     publishing: float = 0.0
     age: float | None = None
     stale: tuple[float, float] | None = None
+    calibration: str = ""
 
     def rate(self, now: float) -> float:
         """Return processed frames per second over the last 30 frames, falling while none comes."""
@@ -86,10 +88,14 @@ class Calibrations:
 
     Args:
         publish: called with the CameraInfo of a published frame.
+
+    Attributes:
+        newest: the last CameraInfo.
     """
 
     def __init__(self, publish: Callable[[CameraInfo], None]):
         self._publish = publish
+        self.newest: CameraInfo | None = None
         self._lock = threading.Lock()
         self._found: OrderedDict[Stamp, Calibration] = OrderedDict()
 
@@ -103,6 +109,7 @@ class Calibrations:
 
     def add_info(self, camera_info: CameraInfo) -> None:
         """Keep a CameraInfo, or publish it where the result of its image has been published."""
+        self.newest = camera_info
         calibration = self.of(camera_info)
         with self._lock:
             late = calibration.due and calibration.info is None
@@ -126,9 +133,10 @@ class Camera:
         node: the node.
         name: prefix of its topics NAME/image, NAME/camera_info and ~/NAME/...; "" for image, camera_info and ~/...
         group: callback group whose callbacks may run in parallel.
-        submit: `Worker.submit`.
+        worker: segments the images.
         numbers: numbers of instances without a track id.
         labels: object name -> number in ~/label_info.
+        settings: returns the values of the parameters.
     """
 
     def __init__(
@@ -136,9 +144,10 @@ class Camera:
         node: LifecycleNode,
         name: str,
         group: CallbackGroup,
-        submit: Callable[..., None],
+        worker: Worker,
         numbers: Iterator[int],
         labels: Mapping[str, int],
+        settings: Callable[[], Settings],
     ):
         self.name = name
         self.monitor = CameraMonitor()
@@ -146,25 +155,33 @@ class Camera:
         self._prefix = f"{name}/" if name else ""
         self._publishers = topics.create_publishers(node, f"~/{self._prefix}", topics.PER_FRAME, topics.FRAME_QOS)
         self._group = group
-        self._submit = submit
+        self._worker = worker
         self._numbers = numbers
         self._labels = labels
+        self._settings = settings
         self._calibrations = Calibrations(lambda camera_info: self._publishers["camera_info"].publish(camera_info))
         self._subscriptions: list[Any] = []
+        self._due = 0.0  # time.monotonic() from which the next image is taken, see max_rate
 
-    def topic(self, settings: Settings) -> str:
+    @property
+    def calibration(self) -> CameraInfo | None:
+        """The newest CameraInfo."""
+        return self._calibrations.newest
+
+    def topic(self) -> str:
         """Return the resolved image topic; image_transport puts the compressed one below the raw one."""
         topic: str = self._node.resolve_topic_name(f"{self._prefix}image")
-        return topic if settings.image_transport == "raw" else f"{topic}/compressed"
+        return topic if self._settings().image_transport == "raw" else f"{topic}/compressed"
 
-    def subscribe(self, settings: Settings) -> None:
+    def subscribe(self) -> None:
         """Subscribe to images and their calibrations."""
+        settings = self._settings()
         # Silence counts from now on.
         self.monitor = CameraMonitor(received_at=time.monotonic())
         qos = QoSProfile(depth=1, reliability=topics.RELIABILITY[settings.image_reliability])
         kind = topics.SUBSCRIBED["image" if settings.image_transport == "raw" else "image/compressed"].kind
         self._subscriptions = [
-            self._node.create_subscription(kind, self.topic(settings), self._on_image, qos, callback_group=self._group),
+            self._node.create_subscription(kind, self.topic(), self._on_image, qos, callback_group=self._group),
             self._node.create_subscription(
                 topics.SUBSCRIBED["camera_info"].kind,
                 f"{self._prefix}camera_info",
@@ -178,6 +195,7 @@ class Camera:
         """End the subscriptions."""
         while self._subscriptions:
             self._node.destroy_subscription(self._subscriptions.pop())
+        self._worker.drop_waiting(self.name)
 
     def destroy(self) -> None:
         """End the subscriptions and destroy the publishers."""
@@ -192,14 +210,12 @@ class Camera:
         self.monitor.stale = (age, time.monotonic())
         return True
 
-    def publish(self, result: Result, settings: Settings, threshold: float) -> None:
-        """Publish the instances of a frame whose score is at least `threshold`.
-
-        A result without instances is published too: downstream synchronisers wait for each frame.
-        """
-        started, header = time.monotonic(), result.frame.message.header
-        segmentation = topics.above(result.segmentation, threshold)
+    def publish(self, result: Result) -> None:
+        """Publish the instances of a frame; also if there are none: downstream synchronisers wait for each frame."""
+        started, header, settings = time.monotonic(), result.frame.message.header, self._settings()
+        segmentation = result.segmentation
         self._calibrations.publish(result.frame.calibration)
+        self.monitor.calibration = self._check_calibration(result)
         numbers = number(segmentation.instances, self._numbers)
         messages = {"instances": topics.maker.to_instances(segmentation, numbers, header)}
         if self._wanted("classes"):
@@ -213,16 +229,28 @@ class Camera:
         for name, message in messages.items():
             self._publishers[name].publish(message)
         if self._wanted("overlay"):
-            from ocdit_core.visualization import overlay
-
-            self._publishers["overlay"].publish(topics.maker.from_rgb(overlay(result.image, segmentation), header))
+            self._publishers["overlay"].publish(topics.maker.to_overlay(result.image, segmentation, header))
         now, monitor = time.monotonic(), self.monitor
         monitor.last_result, monitor.publishing, monitor.age = result, now - started, self._age(result.frame.message)
         monitor.processed_at.append(now)
 
-    def why_silent(self, settings: Settings) -> str:
+    def _check_calibration(self, result: Result) -> str:
+        """Return what is wrong with the calibration of a frame, or "": one that nobody uses may be missing."""
+        info = result.frame.calibration.info or self.calibration
+        topic = self._node.resolve_topic_name(f"{self._prefix}camera_info")
+        if info is None:
+            return f"no calibration on {topic}" if self._wanted("camera_info") else ""
+        height, width = result.segmentation.image_size
+        sides = (info.roi.width or info.width, info.roi.height or info.height)
+        sides = (sides[0] // max(1, info.binning_x), sides[1] // max(1, info.binning_y))
+        if sides != (width, height):
+            return f"the calibration on {topic} is for {sides[0]} x {sides[1]} pixels, the image has {width} x {height}"
+        return "" if min(info.k[0], info.k[4]) > 0 else f"the calibration on {topic} is empty: the focal length is 0"
+
+    def why_silent(self) -> str:
         """Return why no image can arrive, as far as the ROS graph shows it, or ""."""
-        publishers = self._node.get_publishers_info_by_topic(self.topic(settings))
+        settings = self._settings()
+        publishers = self._node.get_publishers_info_by_topic(self.topic())
         if not publishers:
             return "nobody publishes it"
         kind = "sensor_msgs/msg/Image" if settings.image_transport == "raw" else "sensor_msgs/msg/CompressedImage"
@@ -238,9 +266,15 @@ class Camera:
         return bool(self._publishers[name].get_subscription_count())
 
     def _on_image(self, message: Any) -> None:
-        self.monitor.received_at = time.monotonic()
+        self.monitor.received_at = now = time.monotonic()
+        rate = self._settings().max_rate
+        if now < self._due and rate:
+            self._worker.drop(self.name)
+            return
+        # Not `now` alone: of 30 images a second, a limit of 20 takes two of three, not one of two.
+        self._due = max(now, self._due + 1 / rate) if rate else 0.0
         frame = Frame(message, camera=self, calibration=self._calibrations.of(message))
-        self._submit(frame, self.name, uncertainty=self._wanted("uncertainty"))
+        self._worker.submit(frame, self.name, uncertainty=self._wanted("uncertainty"))
 
     def _age(self, message: Any) -> float | None:
         """Return the ROS time in seconds since the stamp; None without a stamp."""

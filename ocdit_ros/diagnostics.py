@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
@@ -24,11 +24,15 @@ EVENT_LASTS = 10.0
 
 @dataclass
 class Monitor:
-    """State of the node: why the last transition failed, and the last error and warning, with time.monotonic()."""
+    """State of the node: why the last transition failed, and the last error and warning, with time.monotonic().
+
+    `seen` holds when each object was last found since activation.
+    """
 
     failure: str = ""
     last_error: tuple[str, float] | None = None
     last_warning: tuple[str, float] | None = None
+    seen: dict[str, float] = field(default_factory=dict)
 
 
 def report(
@@ -44,7 +48,7 @@ def report(
 
     Args:
         name: fully qualified name of the node.
-        state: label of the lifecycle state.
+        state: label of the lifecycle state, or paused.
         settings: parameters.
         monitor: state of the node.
         cameras: cameras; none before configure.
@@ -69,6 +73,11 @@ def report(
         "model": settings.model,
         "targets": ", ".join(targets.object_ids) if targets else "",
         "targets version": str(targets.version) if targets else "",
+        # Whoever looks for an object sees here that it has not been found for long.
+        "last seen s": ", ".join(
+            f"{name} {f'{now - monitor.seen[name]:.1f}' if name in monitor.seen else 'never'}"
+            for name in (targets.object_ids if targets else ())
+        ),
         "rate Hz": f"{sum(camera.monitor.rate(now) for camera in cameras):.2f}",
         "images at once": str(worker.batch if worker is not None else 0),
         "memory MiB": f"{memory_mib():.0f}",
@@ -83,7 +92,7 @@ def report(
     statuses = [_status(level, f"{name}: segmentation", text, values["device"], own)]
     for camera in cameras:
         if camera.name:
-            condition, topic = conditions[camera.name], camera.topic(settings)
+            condition, topic = conditions[camera.name], camera.topic()
             own = {
                 "topic": topic,
                 "rate Hz": f"{camera.monitor.rate(now):.2f}",
@@ -97,14 +106,14 @@ def report(
 
 def _condition(camera: Camera, settings: Settings, now: float) -> str:
     """Return what is wrong with a camera of an active node, or ""."""
-    topic, monitor = camera.topic(settings), camera.monitor
+    topic, monitor = camera.topic(), camera.monitor
     silence = now - monitor.received_at
     if silence > settings.stale_after:
-        reason = camera.why_silent(settings)
+        reason = camera.why_silent()
         return f"no image on {topic} for {silence:.1f} s" + (f": {reason}" if reason else "")
     if monitor.stale and now - monitor.stale[1] < 2.0:
         return f"discarding images on {topic}: {monitor.stale[0]:.1f} s old, max_age {settings.max_age:g} s"
-    return ""
+    return monitor.calibration
 
 
 def memory_mib() -> float:

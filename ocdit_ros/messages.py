@@ -47,6 +47,12 @@ class MessageMaker:
         """Return an rgb8 message of an (H, W, 3) uint8 RGB image."""
         return self._image(image, "rgb8", header)
 
+    def to_overlay(self, image: np.ndarray, segmentation: Segmentation, header: Any) -> Any:
+        """Return an rgb8 message of an (H, W, 3) uint8 RGB image with masks, names and scores drawn over it."""
+        from ocdit_core.visualization import overlay
+
+        return self.from_rgb(overlay(image, segmentation), header)
+
     def to_detections(self, segmentation: Segmentation, numbers: Sequence[int], header: Any) -> Any:
         """Return the instances as detections, each with the header, `id` (its number in decimal), name and score.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,7 @@ class Spec:
         when: states of the node in which it can change.
         bounds: smallest and largest value of a number.
         check: returns why a value is refused, or "".
+        read: converts a value to that of `Settings`; default: a list of names to a tuple.
     """
 
     default: Any
@@ -33,6 +35,7 @@ class Spec:
     when: When
     bounds: tuple[float, float] | None = None
     check: Callable[[Any], str] | None = None
+    read: Callable[[Any], Any] | None = None
 
     def descriptor(self) -> ParameterDescriptor:
         """Return the ROS descriptor."""
@@ -73,6 +76,33 @@ def _camera_names(value: list[str]) -> str:
     return f"{twice[0]!r} is named twice" if twice else ""
 
 
+def _by_object(value: list[str]) -> dict[str, float]:
+    """Return the numbers of ["mug=0.7", ...] by name."""
+    return {name: float(number) for name, _, number in (item.rpartition("=") for item in names(value))}
+
+
+def _numbers_by_object(low: float, high: float, *, whole: bool = False) -> Callable[[list[str]], str]:
+    def check(value: list[str]) -> str:
+        for item in names(value):
+            name, _, text = item.rpartition("=")
+            try:
+                number = float(text)
+            except ValueError:
+                number = math.nan
+            if not name or not low <= number <= high or (whole and number != int(number)):
+                kind = "a whole number" if whole else "a number"
+                return f"{item!r} is not OBJECT=NUMBER with {kind} from {low:g} to {high:g}, such as mug=1"
+        return ""
+
+    return check
+
+
+def _region(value: list[int]) -> str:
+    if len(value) == 4 and (not any(value) or (min(value) >= 0 and min(value[2:]) > 0)):
+        return ""
+    return f"{list(value)} is not x, y, width, height in pixels; [0, 0, 0, 0] is the whole image"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The values of all parameters."""
@@ -100,6 +130,30 @@ class Settings:
     )
     score_threshold: float = _parameter(
         -1.0, "always", "Minimum score of an instance; below 0: the model's recommendation", bounds=(-1.0, 1.0)
+    )
+    object_thresholds: Mapping[str, float] = _parameter(
+        [""],
+        "always",
+        "Minimum scores of single objects, instead of score_threshold, each as 'mug=0.7'",
+        check=_numbers_by_object(0, 1),
+        read=_by_object,
+    )
+    object_limits: Mapping[str, float] = _parameter(
+        [""],
+        "always",
+        "Maximum numbers of instances of single objects, each as 'mug=1'",
+        check=_numbers_by_object(0, 1000, whole=True),
+        read=_by_object,
+    )
+    region_of_interest: tuple[int, ...] | None = _parameter(
+        [0, 0, 0, 0],
+        "always",
+        "Part of each camera's image to segment: x, y, width, height in pixels; zeros: all of it",
+        check=_region,
+        read=lambda value: tuple(value) if any(value) else None,
+    )
+    max_rate: float = _parameter(
+        0.0, "always", "Maximum number of frames of each camera per second; 0: no limit", bounds=(0, 1000)
     )
     mask_object: str = _parameter("", "always", "Object whose mask is published on ~/mask; empty: none")
     tracking: bool = _parameter(False, "unconfigured", "Track instances: an instance keeps its id from frame to frame")
@@ -152,7 +206,10 @@ def typed(values: dict[str, Any]) -> dict[str, Any]:
     """Return parameter values as `Settings` holds them: tuples of names, and paths with ~ expanded."""
     converted = dict(values)
     for name, value in values.items():
-        if isinstance(SPECS[name].default, list):
+        read = SPECS[name].read
+        if read is not None:
+            converted[name] = read(value)
+        elif isinstance(SPECS[name].default, list):
             converted[name] = names(value)
         elif name in PATHS:
             converted[name] = os.path.expanduser(value)

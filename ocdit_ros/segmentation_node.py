@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import socket
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any
 
 from ocdit_ros import interruptible_imports
@@ -31,6 +32,7 @@ with interruptible_imports():
     from ocdit_ros import converter, diagnostics, parameters, topics
     from ocdit_ros.camera import Camera, Frame
     from ocdit_ros.messages import instance_numbers, number
+    from ocdit_ros.network import Network, load_segmenter
     from ocdit_ros.spinning import run
     from ocdit_ros.worker import Result, StaleFrameError, Worker, describe
 
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ocdit_core.inference.results import Segmentation
-    from ocdit_core.inference.tracker import Tracker
 
 PROCESS = f"{socket.gethostname()}, process {os.getpid()}"
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -53,69 +54,6 @@ def load_library(settings: parameters.Settings) -> Any:
     from ocdit_core import ObjectLibrary
 
     return ObjectLibrary(settings.library)
-
-
-def load_segmenter(settings: parameters.Settings) -> Any:
-    """Load the network with the model's recommended settings and those of the parameters.
-
-    Raises:
-        WeightsError: the model is missing or damaged.
-        ConfigError: an inference setting is invalid.
-    """
-    import torch
-
-    from ocdit_core.inference.segmenter import Segmenter
-    from ocdit_core.inference.settings import recommended_settings
-
-    default = _default_threads()
-    torch.set_num_threads(settings.compute_threads or default)
-    inference = recommended_settings(
-        settings.model, preset=settings.preset or None, overrides=settings.inference_settings
-    )
-    return Segmenter.from_pretrained(settings.model, device=settings.device, settings=inference)
-
-
-@cache
-def _default_threads() -> int:
-    """Return PyTorch's number of threads before it was set."""
-    import torch
-
-    return torch.get_num_threads()
-
-
-class Network:
-    """The segmenter as the worker uses it, with a tracker for each camera; no `numbers` of instances: no tracking."""
-
-    def __init__(self, segmenter: Any, numbers: Iterator[int] | None):
-        self._segmenter = segmenter
-        self._numbers = numbers
-        self._trackers: dict[str, Tracker] = {}
-        self.encode_objects = segmenter.encode_objects
-
-    def segment_batch(
-        self, images: Sequence[np.ndarray], objects: Any, sources: Sequence[str | None], *, uncertainty: bool
-    ) -> list[Segmentation]:
-        """Segment images of several cameras; see `Segmenter.segment_batch`.
-
-        Args:
-            images: (H, W, 3) uint8 RGB images.
-            objects: features from `encode_objects`.
-            sources: camera whose video an image continues; None for a single image.
-            uncertainty: whether to compute the uncertainty maps.
-        """
-        # The node applies its own threshold, which can change while it runs.
-        found: list[Segmentation] = self._segmenter.segment_batch(
-            images, objects, score_threshold=0.0, uncertainty=uncertainty
-        )
-        if self._numbers is None:
-            return found
-        from ocdit_core.inference.tracker import Tracker
-
-        for index, source in enumerate(sources):
-            if source is not None:
-                tracker = self._trackers.setdefault(source, Tracker(self._segmenter, self._numbers))
-                found[index] = tracker.update(found[index], images[index])
-        return found
 
 
 class SegmentationNode(LifecycleNode):
@@ -143,12 +81,15 @@ class SegmentationNode(LifecycleNode):
         self._cameras: dict[str, Camera] = {}
         self._info: topics.Publishers = {}  # publishers of the latched topics
         self._monitor = diagnostics.Monitor()
+        self._enabled = True
         parameters.declare(self)
         self._settings = parameters.read(self)
         for name, callback in {
             "set_target_objects": self._on_set_target_objects,
             "list_objects": self._on_list_objects,
             "segment": self._on_segment,
+            "enable": self._on_enable,
+            "reset_tracking": self._on_reset_tracking,
         }.items():
             kind = topics.SERVICES[name].kind
             self.create_service(kind, f"~/{name}", callback, qos_profile=SERVICE_QOS, callback_group=self._group)
@@ -221,14 +162,16 @@ class SegmentationNode(LifecycleNode):
             raise OcditError("library is not set: it must name a folder made by `ocdit render`")
         self._library = self._load_library(settings)
         self._labels = {name: entry.id for name, entry in self._library.manifest.items()}
-        self._check_name(settings.mask_object)
+        self._check_names(vars(settings))
         worker = Worker(library=self._library, read=self._read, on_result=self._publish, on_error=self._on_worker_error)
         worker.set_targets(settings.target_objects)
         self._load(worker)
         self._worker = worker
         self._info = topics.create_publishers(self, "~/", topics.LATCHED, topics.LATCHED_QOS)
         for name in settings.cameras or ("",):
-            self._cameras[name] = Camera(self, name, self._group, worker.submit, self._numbers, self._labels)
+            self._cameras[name] = Camera(
+                self, name, self._group, worker, self._numbers, self._labels, lambda: self._settings
+            )
         self.get_logger().info(
             f"{self._model_name} on {self._device}, {len(self._library.object_ids)} objects in {settings.library}, "
             f"targets: {', '.join(self._targets())}; minimum score {self.score_threshold:g}; "
@@ -243,7 +186,8 @@ class SegmentationNode(LifecycleNode):
         segmenter = self._load_segmenter(self._settings)
         self._model_name, self._device = segmenter.model_name, segmenter.device
         self._recommended_threshold = segmenter.settings.score_threshold
-        return Network(segmenter, self._track_numbers if self._settings.tracking else None)
+        numbers = self._track_numbers if self._settings.tracking else None
+        return Network(segmenter, numbers, lambda: self._settings.region_of_interest)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the network if `deactivate` has freed it, and subscribe to the images."""
@@ -253,13 +197,20 @@ class SegmentationNode(LifecycleNode):
         except Exception as error:
             return self._failed("activate", error)
         self._monitor.failure = ""
+        self._monitor.seen.clear()
         result = super().on_activate(state)
-        for camera in self._cameras.values():
-            camera.subscribe(self._settings)
+        self._enable(True)
         self._publish_info()
-        found = ", ".join(camera.topic(self._settings) for camera in self._cameras.values())
+        found = ", ".join(camera.topic() for camera in self._cameras.values())
         self.get_logger().info(f"waiting for images on {found}")
         return result
+
+    def _enable(self, enabled: bool) -> None:
+        self._enabled = enabled
+        for camera in self._cameras.values():
+            camera.unsubscribe()
+            if enabled:
+                camera.subscribe()
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End the subscriptions and free the network; the frame in progress is not published."""
@@ -309,7 +260,12 @@ class SegmentationNode(LifecycleNode):
         return converter.to_rgb(frame.message, cv_bridge=True)
 
     def _publish(self, result: Result) -> None:
-        result.frame.camera.publish(result, self._settings, self.score_threshold)
+        segmentation = self._limited(result.segmentation, self.score_threshold)
+        self._monitor.seen.update((instance.object_id, time.monotonic()) for instance in segmentation.instances)
+        result.frame.camera.publish(dataclasses.replace(result, segmentation=segmentation))
+
+    def _limited(self, segmentation: Segmentation, threshold: float) -> Segmentation:
+        return topics.limited(segmentation, threshold, self._settings.object_thresholds, self._settings.object_limits)
 
     def _on_worker_error(self, text: str) -> None:
         self._monitor.last_error = (text, time.monotonic())
@@ -346,18 +302,66 @@ class SegmentationNode(LifecycleNode):
         return response
 
     def _on_segment(self, request: Any, response: Any) -> Any:
-        header = request.image.header
+        header, settings = request.image.header, self._settings
         try:
             worker = self._configured()
             if self.state != "active":
                 raise OcditError(f"the node is {self.state}: activate it first")
-            # A thread of the executor waits here; the worker limits how many requests wait.
-            result = worker.request(Frame(request.image)).result()
-            segmentation = topics.above(result.segmentation, self.score_threshold)
+            threshold, timeout = request.score_threshold, request.timeout
+            if not threshold <= 1:
+                raise OcditError(f"score_threshold {threshold:g} is not a score up to 1; below 0: as on the topics")
+            if not 0 <= timeout < math.inf:
+                raise OcditError(f"timeout {timeout:g} is not a number of seconds; 0: none")
+            reply = worker.request(Frame(request.image), request.object_ids)
+            try:
+                # A thread of the executor waits here; the worker limits how many requests wait.
+                result = reply.result(timeout or None)
+            except FutureTimeoutError:
+                reply.cancel()
+                raise OcditError(f"not segmented within {timeout:g} s") from None
+            if threshold < 0:
+                segmentation = self._limited(result.segmentation, self.score_threshold)
+            else:
+                segmentation = topics.limited(result.segmentation, threshold, {}, settings.object_limits)
             numbers = number(segmentation.instances, self._numbers)
             response.detections = topics.maker.to_detections(segmentation, numbers, header)
             response.instances = topics.maker.to_instances(segmentation, numbers, header)
+            if request.overlay:
+                response.overlay = topics.maker.to_overlay(result.image, segmentation, header)
+            response.camera_info = self._calibration_for(request)
             response.success = True
+        except Exception as error:
+            response.message = describe(error)
+        return response
+
+    def _calibration_for(self, request: Any) -> Any:
+        """Return the calibration of a request, or the newest one that a camera has sent for the frame of its image."""
+        found = [camera.calibration for camera in self._cameras.values() if camera.calibration is not None]
+        frame = request.image.header.frame_id
+        given = [request.camera_info] * bool(request.camera_info.width)
+        return next(
+            (info for info in given + found if info in given or info.header.frame_id == frame), request.camera_info
+        )
+
+    def _on_enable(self, request: Any, response: Any) -> Any:
+        with self._lock:
+            if self.state == "active":
+                self._enable(request.data)
+                response.success, response.message = (
+                    True,
+                    "enabled" if request.data else "paused; the network is loaded",
+                )
+            else:
+                response.message = f"the node is {self.state}: activate it first"
+        return response
+
+    def _on_reset_tracking(self, _request: Any, response: Any) -> Any:
+        try:
+            worker = self._configured()
+            if not self._settings.tracking:
+                raise OcditError("the parameter tracking is false: nothing is tracked")
+            worker.call(lambda network: network.reset_tracking()).result()
+            response.success, response.message = True, "the instances of the next frame get new ids"
         except Exception as error:
             response.message = describe(error)
         return response
@@ -371,9 +375,14 @@ class SegmentationNode(LifecycleNode):
         targets = self._worker.targets if self._worker is not None else None
         return list(targets.object_ids) if targets is not None else []
 
-    def _check_name(self, name: str) -> None:
-        if name and name not in self._library.object_ids:
-            raise UnknownObjectError([name], list(self._library.object_ids))
+    def _check_names(self, values: Mapping[str, Any]) -> None:
+        """Raise OcditError if one of these parameters names an object that the library lacks."""
+        known = list(self._library.object_ids)
+        for parameter in {"mask_object", "object_thresholds", "object_limits"} & values.keys():
+            value = values[parameter]
+            unknown = [name for name in ([value] if isinstance(value, str) else value) if name and name not in known]
+            if unknown:
+                raise OcditError(f"{parameter}: {UnknownObjectError(unknown, known)}")
 
     # Parameters, information and diagnostics.
 
@@ -382,15 +391,16 @@ class SegmentationNode(LifecycleNode):
         if any(reasons):
             return SetParametersResult(successful=False, reason="; ".join(filter(None, reasons)))
         new = parameters.typed({change.name: change.value for change in changes if change.name in parameters.SPECS})
-        name = "mask_object"
         try:
             if self._worker is not None:
-                self._check_name(new.get(name, ""))
-                name = "target_objects"
-                if name in new and list(new[name]) != self._targets():
-                    self._worker.set_targets(new[name]).result()
+                self._check_names(new)
+        except OcditError as error:
+            return SetParametersResult(successful=False, reason=describe(error))
+        try:
+            if self._worker is not None and list(new.get("target_objects", self._targets())) != self._targets():
+                self._worker.set_targets(new["target_objects"]).result()
         except Exception as error:
-            return SetParametersResult(successful=False, reason=f"{name}: {describe(error)}")
+            return SetParametersResult(successful=False, reason=f"target_objects: {describe(error)}")
         with self._lock:
             self._settings = dataclasses.replace(self._settings, **new)
         if new.keys() & {"score_threshold", "target_objects"}:
@@ -433,7 +443,8 @@ class SegmentationNode(LifecycleNode):
             "uptime s": f"{self._uptime():.3f}",
         }
         cameras, name = list(self._cameras.values()), self.get_fully_qualified_name()
-        status = diagnostics.report(name, self.state, self._settings, self._monitor, cameras, self._worker, values)
+        state = self.state if self._enabled or self.state != "active" else "paused"
+        status = diagnostics.report(name, state, self._settings, self._monitor, cameras, self._worker, values)
         message = DiagnosticArray(status=status)
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import math
+from collections import Counter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_srvs.srv import SetBool, Trigger
 from vision_msgs.msg import Detection2D, Detection2DArray, LabelInfo, ObjectHypothesisWithPose, VisionClass, VisionInfo
 
 from ocdit_interfaces.srv import ListObjects, Segment, SetTargetObjects  # type: ignore[attr-defined]
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rclpy.lifecycle import LifecycleNode
 
-    from ocdit_core.inference.results import Segmentation
+    from ocdit_core.inference.results import Instance, Segmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +75,8 @@ SUBSCRIBED = {
 DIAGNOSTICS = {
     "/diagnostics": Entry(
         DiagnosticArray,
-        "once a second: state, rate, latency by stage, frame counts, memory, last error, silent cameras",
+        "once a second: state, rate, latency by stage, frame counts, memory, last error, silent cameras, wrong "
+        "calibrations, when each target was last seen",
     )
 }
 
@@ -82,7 +86,12 @@ SERVICES = {
         "change the target set, all or nothing; replies when the new set is in force, or why it is not",
     ),
     "list_objects": Entry(ListObjects, "the objects of the library, and the targets"),
-    "segment": Entry(Segment, "segment one given image now, while the node is active"),
+    "segment": Entry(
+        Segment,
+        "segment one given image now, while the node is active; with targets, threshold and time-out of its own",
+    ),
+    "enable": Entry(SetBool, "false: pause, with the network loaded; true: go on; activation enables"),
+    "reset_tracking": Entry(Trigger, "forget all tracked instances: those of the next frame get new ids"),
 }
 
 RELIABILITY = {"reliable": ReliabilityPolicy.RELIABLE, "best_effort": ReliabilityPolicy.BEST_EFFORT}
@@ -111,10 +120,25 @@ maker = MessageMaker(
 """Makes the messages of rclpy."""
 
 
-def above(segmentation: Segmentation, threshold: float) -> Segmentation:
-    """Return the result without instances whose score is below a threshold in [0, 1]."""
-    kept = tuple(instance for instance in segmentation.instances if instance.score >= threshold)
-    return dataclasses.replace(segmentation, instances=kept)
+def limited(
+    segmentation: Segmentation, threshold: float, thresholds: Mapping[str, float], most: Mapping[str, float]
+) -> Segmentation:
+    """Return the result without instances below a threshold, and without those beyond an object's limit.
+
+    Args:
+        segmentation: the result, its instances by falling score.
+        threshold: minimum score in [0, 1].
+        thresholds: minimum score of single objects, instead of `threshold`.
+        most: maximum number of instances of single objects.
+    """
+    kept: list[Instance] = []
+    counts: Counter[str] = Counter()
+    for instance in segmentation.instances:
+        name = instance.object_id
+        if instance.score >= thresholds.get(name, threshold) and counts[name] < most.get(name, math.inf):
+            counts[name] += 1
+            kept.append(instance)
+    return dataclasses.replace(segmentation, instances=tuple(kept))
 
 
 Publishers = dict[str, Any]

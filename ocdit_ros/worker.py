@@ -55,13 +55,17 @@ class Counters:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """A waiting frame; `reply` receives the result of a single-frame request, and is None for a frame of a stream."""
+    """A waiting frame; `reply` receives the result of a single-frame request, and is None for a frame of a stream.
+
+    A request may name targets of its own.
+    """
 
     frame: Any
     source: str = ""
     submitted: float
     uncertainty: bool = False
     reply: Future[Any] | None = None
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +131,7 @@ class Worker:
         self._last_turn: dict[str, int] = {}  # of each camera
         self._targets: TargetSet | None = None
         self._wanted: tuple[tuple[str, ...], Future[TargetSet]] | None = None  # not yet encoded
+        self._tasks: deque[tuple[Callable[[Any], Any], Future[Any]]] = deque()
         self._batch = 1
         self._stopping = True
 
@@ -170,12 +175,15 @@ class Worker:
             self._drop_waiting()
             replies: list[Future[Any]] = [job.reply for job in self._requests if job.reply is not None]
             self._requests.clear()
+            replies += [reply for _, reply in self._tasks]
+            self._tasks.clear()
             if self._wanted is not None:
                 replies.append(self._wanted[1])
                 self._wanted = None
             self._changed.notify_all()
         for reply in replies:
-            reply.set_exception(OcditError("the node is stopping"))
+            if reply.set_running_or_notify_cancel():
+                reply.set_exception(OcditError("the node is stopping"))
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
@@ -194,21 +202,57 @@ class Worker:
                 self._drop_waiting()
             self._changed.notify_all()
 
-    def request(self, frame: Any) -> Future[Result]:
+    def drop(self, source: str = "") -> None:
+        """Count a frame of a camera that is not to be processed."""
+        with self._changed:
+            counters = self._counters.setdefault(source, Counters())
+            counters.received += 1
+            counters.dropped += 1
+
+    def drop_waiting(self, source: str = "") -> None:
+        """Drop the frame of a camera that waits."""
+        with self._changed:
+            if self._waiting.pop(source, None) is not None:
+                self._counters[source].dropped += 1
+
+    def request(self, frame: Any, object_ids: Sequence[str] = ()) -> Future[Result]:
         """Ask for a single frame, which is processed before the streams; an error comes out of the future.
+
+        Args:
+            frame: the frame.
+            object_ids: targets of this frame alone; default: the set in force.
 
         Raises:
             OcditError: too many requests wait already, or the worker does not run.
+            UnknownObjectError: the library does not hold one of the objects.
         """
+        targets = tuple(dict.fromkeys(object_ids))
+        self._require(targets)
         reply: Future[Result] = Future()
         with self._changed:
             if self._stopping:
                 raise OcditError("the node is stopping")
+            # The caller has stopped waiting for those that are cancelled.
+            self._requests = deque(job for job in self._requests if job.reply and not job.reply.cancelled())
             if len(self._requests) >= MAX_WAITING_REQUESTS:
                 raise OcditError(f"{MAX_WAITING_REQUESTS} requests wait already; ask again after their replies")
-            self._requests.append(_Job(frame=frame, submitted=time.monotonic(), reply=reply))
+            self._requests.append(_Job(frame=frame, submitted=time.monotonic(), reply=reply, targets=targets))
             self._changed.notify_all()
             return reply
+
+    def call(self, task: Callable[[Any], Any]) -> Future[Any]:
+        """Call `task(network)` in the worker's thread between two frames; its result comes out of the future.
+
+        Raises:
+            OcditError: the worker does not run.
+        """
+        reply: Future[Any] = Future()
+        with self._changed:
+            if self._stopping:
+                raise OcditError("the network is not loaded")
+            self._tasks.append((task, reply))
+            self._changed.notify_all()
+        return reply
 
     def set_targets(self, object_ids: Sequence[str]) -> Future[TargetSet]:
         """Change the target set; empty: all objects of the library. Returns at once.
@@ -223,11 +267,8 @@ class Worker:
         Raises:
             UnknownObjectError: the library does not hold one of them.
         """
-        known = self._library.object_ids
-        names = tuple(dict.fromkeys(object_ids)) or tuple(known)
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise UnknownObjectError(unknown, list(known))
+        names = tuple(dict.fromkeys(object_ids)) or tuple(self._library.object_ids)
+        self._require(names)
         reply: Future[TargetSet] = Future()
         with self._changed:
             if self._wanted is not None and self._wanted[0] == names:
@@ -258,6 +299,11 @@ class Worker:
         """Maximum number of frames segmented at once; it is halved when memory runs out."""
         return self._batch
 
+    def _require(self, names: Sequence[str]) -> None:
+        known = self._library.object_ids
+        if unknown := [name for name in names if name not in known]:
+            raise UnknownObjectError(unknown, list(known))
+
     def _drop_waiting(self) -> None:
         for source in self._waiting:
             self._counters[source].dropped += 1
@@ -265,8 +311,11 @@ class Worker:
 
     def _take(self) -> list[_Job]:
         """Return the next request alone, or else the newest frames of at most `batch` cameras, which take turns."""
-        if self._requests:
-            return [self._requests.popleft()]
+        while self._requests:
+            job = self._requests.popleft()
+            assert job.reply is not None
+            if job.reply.set_running_or_notify_cancel():
+                return [job]
         jobs = sorted(self._waiting.values(), key=lambda job: (self._last_turn.get(job.source, 0), job.submitted))
         for job in jobs[: self._batch]:
             del self._waiting[job.source]
@@ -295,15 +344,24 @@ class Worker:
         trimmed = time.monotonic()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._wanted or self._requests or self._waiting)
+                self._changed.wait_for(
+                    lambda: self._stopping or self._wanted or self._tasks or self._requests or self._waiting
+                )
                 if self._stopping:
                     return
                 wanted, self._wanted = self._wanted, None
-                jobs = [] if wanted is not None else self._take()
+                tasks = [self._tasks.popleft() for _ in range(len(self._tasks))]
+                jobs = [] if wanted is not None or tasks else self._take()
                 targets = self._targets
             assert targets is not None
             if wanted is not None:
                 objects = self._encode(network, wanted, targets, objects)
+            for task, reply in tasks:
+                try:
+                    reply.set_result(task(network))
+                except Exception as error:
+                    reply.set_exception(OcditError(describe(error)))
+            if not jobs:
                 continue
             self._process(network, jobs, targets, objects)
             if time.monotonic() - trimmed > TRIM_EVERY:
@@ -348,6 +406,9 @@ class Worker:
         try:
             sources = [job.source if job.reply is None else None for job, _, _ in ready]
             uncertainty = any(job.uncertainty for job, _, _ in ready)
+            if own := ready[0][0].targets:  # a request is processed alone
+                targets = replace(targets, object_ids=own)
+                objects = network.encode_objects(self._library, list(own))
             found = self._segment(network, [image for _, image, _ in ready], objects, sources, uncertainty)
         except Exception as error:
             # The next frame may succeed, so the thread goes on.

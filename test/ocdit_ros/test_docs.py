@@ -65,7 +65,9 @@ def test_the_running_node_has_this_interface_and_no_other():
         assert found("subscriber") == subscribed
         services = expected(topics.SERVICES, f"{NODE}/")
         client.wait_until(lambda: found("service").keys() >= services.keys())
-        assert {key: kind for key, kind in found("service").items() if kind.startswith("ocdit_interfaces/")} == services
+        assert {
+            key: kind for key, kind in found("service").items() if kind.startswith(("ocdit_interfaces/", "std_srvs/"))
+        } == services
 
         lister = client.node.create_client(ListParameters, f"{NODE}/list_parameters")
         client.services["list_parameters"] = lister

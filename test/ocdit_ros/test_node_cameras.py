@@ -36,7 +36,8 @@ def test_each_camera_has_its_topics_and_numbers_are_shared(client):
     numbers = []
     for turn in range(5):
         images = {name: client.make_image(f"{name} {turn}", (48, 64)) for name in ("left", "right")}
-        info = CameraInfo(header=images["right"].header)
+        info = CameraInfo(header=images["right"].header, width=64, height=48)
+        info.k[0] = info.k[4] = 50.0
 
         def arrived(images=images, info=info):
             client.camera.publish(images["left"])

@@ -8,8 +8,9 @@ import rclpy
 import torch
 from rclpy.lifecycle import TransitionCallbackReturn
 
-from ocdit_ros import segmentation_node
-from ocdit_ros.segmentation_node import Network, SegmentationNode, load_segmenter
+from ocdit_ros import network
+from ocdit_ros.network import Network, load_segmenter
+from ocdit_ros.segmentation_node import SegmentationNode
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -100,7 +101,7 @@ def test_bad_settings_are_named(make, parameters, reason):
 @pytest.mark.parametrize(("asked", "expected"), [(2, 2), (0, 3)])
 def test_the_network_takes_the_threads_asked_for(make, monkeypatch, asked, expected):
     default, found = torch.get_num_threads(), []
-    monkeypatch.setattr(segmentation_node, "_default_threads", lambda: 3)
+    monkeypatch.setattr(network, "_default_threads", lambda: 3)
     segment = Network.segment_batch
     monkeypatch.setattr(
         Network,

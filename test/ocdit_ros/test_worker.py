@@ -1,3 +1,4 @@
+import threading
 import time
 
 import numpy as np
@@ -225,3 +226,33 @@ def test_errors_are_one_line_without_addresses():
     assert describe(ValueError("cannot identify <_io.BytesIO object at 0x7f3a1c> here")) == (
         "ValueError: cannot identify _io.BytesIO here"
     )
+
+
+def test_a_request_has_targets_of_its_own_and_can_be_given_up(make_recorder):
+    recorder = make_recorder()
+    result = recorder.worker.request("asked", ["can", "box"]).result(10)
+    assert result.targets.object_ids == result.segmentation.target_ids == ("can", "box")
+    assert recorder.worker.targets.object_ids == ("mug",)
+    with pytest.raises(UnknownObjectError, match="'spoon'"):
+        recorder.worker.request("asked", ["spoon"])
+    recorder.hold()
+    given_up = [recorder.worker.request(f"given up {number}") for number in range(MAX_WAITING_REQUESTS)]
+    assert all(reply.cancel() for reply in given_up)
+    last = recorder.worker.request("asked")
+    recorder.segmenter.go_on.set()
+    assert last.result(10).frame == "asked"
+    assert len(recorder.segmenter.batches) == 4  # the warm-up, two requests, the frame: none that was given up
+
+
+def test_calls_run_in_the_network_s_thread_between_frames(make_recorder):
+    recorder = make_recorder()
+    recorder.hold()
+    reply = recorder.worker.call(lambda network: (threading.current_thread().name, network))
+    assert not reply.done()
+    recorder.segmenter.go_on.set()
+    assert reply.result(10) == ("ocdit-network", recorder.segmenter)
+    with pytest.raises(OcditError, match="ZeroDivisionError"):
+        recorder.worker.call(lambda network: 1 / 0).result(10)
+    assert recorder.worker.stop(10)
+    with pytest.raises(OcditError, match="the network is not loaded"):
+        recorder.worker.call(lambda network: None)
