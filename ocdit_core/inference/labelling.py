@@ -88,9 +88,13 @@ def _box(region: Box | np.ndarray, size: tuple[int, int], number: int) -> Box:
         if not region.any():
             raise ImageError(f"region {number}: the mask is empty")
         return tight_box(region)
-    if len(region) != 4:
-        raise ImageError(f"region {number}: {tuple(region)} is not a box (x, y, width, height)")
-    x, y, width, height = (int(value) for value in region)
+    try:
+        numbers = np.asarray(region)
+    except ValueError:  # lists of different lengths
+        numbers = np.empty(0)
+    if numbers.shape != (4,) or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
+        raise ImageError(f"region {number}: {region!r:.80} is neither a box (x, y, width, height) nor a bool mask")
+    x, y, width, height = (int(value) for value in numbers)
     if width < 1 or height < 1 or x < 0 or y < 0 or x + width > size[1] or y + height > size[0]:
         raise ImageError(
             f"region {number}: box {tuple(region)} (x, y, width, height) is not inside the image of "

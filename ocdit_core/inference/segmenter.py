@@ -262,7 +262,7 @@ class Segmenter:
             threshold: lowest score of a label.
 
         Raises:
-            ImageError: `image` is not an image, or a region is not inside it.
+            ImageError: `image` is not an image, or a region is malformed or not inside it.
             OcditError: no target objects have been set.
             ConfigError: there is no refine model, which labelling needs.
         """

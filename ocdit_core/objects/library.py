@@ -10,9 +10,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +54,8 @@ class _Manifest(NamedTuple):
 class ObjectLibrary:
     """A folder of rendered objects, as `ocdit render` makes it.
 
-    Opening it reads the names only; an archive is read and checked each time it is asked for. Thread-safe.
+    Opening it reads the names only; an archive is read and checked each time it is asked for. Objects that are added or
+    removed later are known after `refresh`. Thread-safe.
 
     Args:
         path: the folder.
@@ -66,21 +66,43 @@ class ObjectLibrary:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._ids = stored_names(self.path)
-        self._known = frozenset(self._ids)
-        if not self._ids:
-            raise LibraryError(f"{self.path}: holds no object (*{SUFFIX}); add some with `ocdit render MESH --out ...`")
+        self._archives = _archives(self.path)
+        self._manifest: _Manifest | None = None
+
+    def refresh(self) -> tuple[str, ...]:
+        """Read names and manifest again; return the sorted names of objects that were added, changed or removed.
+
+        No object gets the number of another one that this library has known; on an error, the library stays as it was.
+
+        Raises:
+            LibraryError: the folder is missing or holds no object any more, or its manifest is damaged.
+        """
+        before, after = self._archives, _archives(self.path)
+        changed = tuple(sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)))
+        stored = _read(self.path)
+        if self._manifest is not None:
+            # Numbers that no file holds yet.
+            taken = {*(entry.id for entry in stored.objects.values()), *stored.retired.values()}
+            unknown = {name: entry for name, entry in self._manifest.objects.items() if entry.id not in taken}
+            retired = {name: number for name, number in self._manifest.retired.items() if number not in taken}
+            stored = _Manifest(unknown | stored.objects, retired | stored.retired)
+        manifest = _completed(self.path, stored, after, refresh=changed)
+        self._archives, self._manifest = after, manifest
+        return changed
 
     @property
     def object_ids(self) -> tuple[str, ...]:
         """The objects' names, sorted."""
-        return self._ids
+        return tuple(self._archives)
 
-    @cached_property
+    @property
     def manifest(self) -> dict[str, ObjectEntry]:
         """Entry of each object by name, read from manifest.json once; LibraryError if that is damaged."""
-        # Objects that the file does not list yet, such as copied ones, get the numbers that the next write would give.
-        return _completed(self.path, _read(self.path), self._ids).objects
+        if self._manifest is None:
+            # Objects that the file does not list yet, such as copied ones, get the numbers that the next write would
+            # give.
+            self._manifest = _completed(self.path, _read(self.path), self._archives)
+        return self._manifest.objects
 
     def __getitem__(self, name: str) -> ObjectTemplates:
         """Read one object; raises what `select` does."""
@@ -100,18 +122,31 @@ class ObjectLibrary:
 
     def require(self, names: Iterable[str]) -> None:
         """Raise UnknownObjectError, which names all that the library lacks, unless it has all these objects."""
-        unknown = [name for name in names if name not in self._known]
+        known = self._archives
+        unknown = [name for name in names if name not in known]
         if unknown:
-            raise UnknownObjectError(unknown, list(self._ids))
+            raise UnknownObjectError(unknown, list(known))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._known
+        return name in self._archives
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._ids)
+        return iter(self._archives)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._archives)
+
+
+def _archives(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return what changes with each write of the objects' archives, by sorted name; LibraryError if there are none."""
+    found = {}
+    for name in stored_names(folder):
+        with suppress(FileNotFoundError):
+            status = (folder / f"{name}{SUFFIX}").stat()
+            found[name] = (status.st_mtime_ns, status.st_size, status.st_ino)
+    if not found:
+        raise LibraryError(f"{folder}: holds no object (*{SUFFIX}); add some with `ocdit render MESH --out ...`")
+    return found
 
 
 def update_manifest(folder: Path, changed: Iterable[str] = ()) -> dict[str, ObjectEntry]:

@@ -207,11 +207,27 @@ def test_a_region_that_fits_worse_scores_less():
     [
         ((0, 0, 0, 10), "not inside the image"),
         ((150, 100, 20, 20), "not inside the image"),
-        ((1, 2), r"is not a box \(x, y, width, height\)"),
+        *(
+            (wrong, r"is neither a box \(x, y, width, height\) nor a bool mask")
+            for wrong in (
+                (1, 2),
+                (1, float("nan"), 5, 5),
+                (1, 1, float("inf"), 5),
+                "box!",
+                ("1", "2", "3", "4"),
+                None,
+                [[1, 2, 3, 4]],
+                [[1], [2, 3]],
+                7,
+                (True, True, True, True),
+                {1: 2},
+            )
+        ),
+        (np.ones(4), "a mask must be bool"),
         (np.zeros(SIZE, bool), "the mask is empty"),
         (np.ones((48, 64), bool), "of the image's size"),
     ],
 )
-def test_regions_outside_the_image_are_refused(region, reason):
+def test_malformed_regions_and_those_outside_the_image_are_refused(region, reason):
     with pytest.raises(ImageError, match=f"region 2: .*{reason}"):
         label(draw(), [SQUARES["red"], region])

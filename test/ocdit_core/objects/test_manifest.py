@@ -142,6 +142,47 @@ def test_a_damaged_manifest_is_an_error_and_is_left_alone(tmp_path, content, rea
     assert (tmp_path / "manifest.json").read_text() == content
 
 
+def test_an_open_library_follows_the_folder(tmp_path):
+    fill(tmp_path, "a", "b")
+    library = ObjectLibrary(tmp_path)
+    assert library.refresh() == ()
+    assert [library.manifest[name].id for name in library] == [1, 2]
+    # Without a manifest, and by another process.
+    (tmp_path / "a.npz").unlink()
+    fill(tmp_path, "c")
+    assert library.object_ids == ("a", "b")
+    assert library.refresh() == ("a", "c")
+    assert library.object_ids == tuple(library) == ("b", "c")
+    assert {name: entry.id for name, entry in library.manifest.items()} == {"b": 2, "c": 3}
+    assert "a" not in library
+    fill(tmp_path, "a", "b", diameter=0.5)
+    assert library.refresh() == ("a", "b")
+    assert {name: entry.id for name, entry in library.manifest.items()} == {"a": 1, "b": 2, "c": 3}
+    assert library.manifest["b"].diameter == library["b"].diameter == 0.5
+    update_manifest(tmp_path)
+    remove_objects(tmp_path, ["c"])
+    fill(tmp_path, "d")
+    assert library.refresh() == ("c", "d")
+    assert library.manifest["d"].id == 4
+
+
+def test_a_library_that_cannot_be_refreshed_stays_as_it_was(tmp_path):
+    fill(tmp_path, "a")
+    library = ObjectLibrary(tmp_path)
+    before = library.manifest
+    fill(tmp_path, "b")
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(LibraryError, match=r"manifest\.json: damaged"):
+        library.refresh()
+    (tmp_path / "manifest.json").unlink()
+    for name in "ab":
+        (tmp_path / f"{name}.npz").unlink()
+    with pytest.raises(LibraryError, match="holds no object"):
+        library.refresh()
+    assert library.object_ids == ("a",)
+    assert library.manifest is before
+
+
 def test_forty_objects_have_forty_colours(tmp_path):
     for number in range(40):
         (tmp_path / f"{number:02d}.npz").write_bytes(b"not read")
