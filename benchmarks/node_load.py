@@ -171,7 +171,7 @@ def measure(case: str, options: argparse.Namespace, client: Client, node: Child)
     sent = int(camera.communicate(timeout=30)[0])
     time.sleep(3.0)
     counts = {name: count - before[name] for name, count in client.counts.items()}
-    return report(case, options.seconds, sent, counts, frames, answers + changes, memory)
+    return report(case, options.seconds, sent, counts, frames, answers, changes, memory)
 
 
 def report(
@@ -181,6 +181,7 @@ def report(
     counts: dict[str, int],
     frames: list[dict[str, float]],
     answers: list[float],
+    changes: list[float],
     memory: list[float],
 ) -> list[str]:
     """Return what was measured, line by line."""
@@ -201,6 +202,8 @@ def report(
         f"  memory          {early:.0f} -> {late:.0f} MiB ({100 * (late / early - 1):+.1f}%)",
         f"  services        {len(answers)} answers: median {np.median(answers):.1f} ms, "
         f"p99 {np.quantile(answers, 0.99):.1f} ms, most {max(answers):.1f} ms",
+        # set_target_objects answers when the new set is in force: after the frame in progress.
+        f"  target changes  {len(changes)}: median {np.median(changes):.0f} ms, most {max(changes):.0f} ms",
         f"  inference       median {np.median(inference):.0f} ms",
         f"  age beyond it   median {low:.1f} ms, p95 {median:.1f} ms, p99 {high:.1f} ms; "
         f"within 20 ms: {100 * np.mean(beyond <= 20):.0f}% (medians: {middle})",
