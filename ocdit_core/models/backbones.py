@@ -166,22 +166,28 @@ _CLAMP = 6.0  # standard deviations
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's "SAME" padding: asymmetric where the stride is 2 and the size is even."""
+    """Convolution with TensorFlow's "SAME" padding, asymmetric at stride 2 and an even size; then, perhaps, ReLU6."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, relu6: bool = False
+    ):
+        super().__init__(inputs, outputs, kernel, stride, kernel // 2 if stride == 1 else 0, groups=groups)
+        self.relu6 = relu6
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C', ceil(h / stride), ceil(w / stride))."""
+        x = super().forward(self.padded(x))
+        return F.relu6(x) if self.relu6 else x
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Return the input with the padding that `padding` does not add."""
         if self.stride[0] == 1:
-            return super().forward(x)
+            return x
         (bottom, top), (right, left) = (
             (total - total // 2, total // 2)
             for total in (max((-(-n // 2) - 1) * 2 + self.kernel_size[0] - n, 0) for n in x.shape[2:])
         )
-        return super().forward(F.pad(x, (left, right, top, bottom)))
-
-
-def _conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> SameConv2d:
-    padding = kernel // 2 if stride == 1 else 0
-    return SameConv2d(inputs, outputs, kernel, stride=stride, padding=padding, groups=groups)
+        return F.pad(x, (left, right, top, bottom))
 
 
 class MBConv(nn.Module):
@@ -190,15 +196,15 @@ class MBConv(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
         super().__init__()
         hidden = inputs * expansion
-        self.expand = _conv(inputs, hidden) if expansion > 1 else None
-        self.depthwise = _conv(hidden, hidden, kernel, stride, groups=hidden)
-        self.project = _conv(hidden, outputs)
+        self.expand = SameConv2d(inputs, hidden, relu6=True) if expansion > 1 else None
+        self.depthwise = SameConv2d(hidden, hidden, kernel, stride, groups=hidden, relu6=True)
+        self.project = SameConv2d(hidden, outputs)
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C', ceil(h / stride), ceil(w / stride))."""
-        hidden = x if self.expand is None else F.relu6(self.expand(x))
-        hidden = self.project(F.relu6(self.depthwise(hidden)))
+        hidden = x if self.expand is None else self.expand(x)
+        hidden = self.project(self.depthwise(hidden))
         return x + hidden if self.residual else hidden
 
 
@@ -215,7 +221,7 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _conv(3, 32, 3, 2)
+        self.stem = SameConv2d(3, 32, 3, 2, relu6=True)
         blocks, inputs = [], 32
         for count, kernel, stride, expansion, outputs in _LITE0_STAGES:
             for number in range(count):
@@ -235,7 +241,7 @@ class EfficientNetLite(nn.Module):
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in [0, 1] -> block outputs at strides 8 (40 channels), 16 (112) and 32 (320)."""
-        x = F.relu6(self.stem(self.normalise(images).contiguous(memory_format=torch.channels_last)))
+        x = self.stem(self.normalise(images).contiguous(memory_format=torch.channels_last))
         outputs = []
         for index, block in enumerate(self.blocks):
             x = block(x)

@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ocdit_core.inference import network
-from ocdit_core.inference.network import PackedLinear, can_pack, with_packed_layers
+from ocdit_core.inference.network import FusedConv, PackedLinear, can_pack, with_packed_layers
 from ocdit_core.inference.settings import find_weights
+from ocdit_core.models.backbones import SameConv2d
 from ocdit_core.models.ocdit import OCDiT
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this processor or this torch has no packed layers of oneDNN")
@@ -47,18 +48,29 @@ def test_weights_that_were_loaded_in_inference_mode():
     torch.testing.assert_close(PackedLinear(layer)(x), layer(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("relu6", [False, True])
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [(1, 1, 1), (3, 1, 8), (5, 2, 8), (3, 2, 1)])
+@pytest.mark.parametrize("size", [(24, 32), (25, 31)])
+@torch.inference_mode()
+def test_a_fused_convolution_computes_what_the_layers_compute(kernel, stride, groups, relu6, size):
+    torch.manual_seed(0)
+    conv = SameConv2d(8, 8, kernel, stride, groups, relu6=relu6)
+    x = 9 * torch.randn(2, 8, *size).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(FusedConv(conv)(x), conv(x), atol=1e-5, rtol=1e-5)
+
+
 @pytest.fixture
 def model():
     return OCDiT.from_pretrained(find_weights("ocdit-small"))
 
 
 def count(model):
-    return sum(isinstance(module, PackedLinear) for module in model.modules())
+    return sum(isinstance(module, PackedLinear | FusedConv) for module in model.modules())
 
 
 def test_a_model_with_packed_layers_has_the_same_weights_and_leaves_the_other_alone(model):
     packed = with_packed_layers(model)
-    assert (count(model), count(packed)) == (0, 24)
+    assert (count(model), count(packed)) == (0, 24 + 48)
     ours, theirs = packed.state_dict(), model.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
@@ -68,7 +80,7 @@ def test_packed_where_it_is_float32_on_the_cpu(model, monkeypatch):
     def packed(half):
         return count(network.prepare(model, CPU, half=half, compiled=False))
 
-    assert packed(half=False) == 24
+    assert packed(half=False) == 24 + 48
     assert packed(half=True) == 0
     monkeypatch.setattr(network, "can_pack", lambda: False)
     assert packed(half=False) == 0
