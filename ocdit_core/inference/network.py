@@ -290,8 +290,8 @@ def prepare(model: OCDiT, device: torch.device, *, half: bool, compiled: bool) -
     model = model.to(device).eval().requires_grad_(False)
     if compiled:
         model.denoiser.compile_transformer("reduce-overhead" if device.type == "cuda" else "default")
-    elif device.type == "cpu" and not half and can_pack():
-        model = with_packed_layers(model)
+    elif device.type == "cpu" and can_pack():
+        model = with_packed_layers(model, denoiser=not half)
     return model
 
 
@@ -374,11 +374,16 @@ def can_pack() -> bool:
         return False
 
 
-def with_packed_layers(model: OCDiT) -> OCDiT:
-    """Return a copy of the model with packed linear layers and fused convolutions, sharing all weights."""
+def with_packed_layers(model: OCDiT, *, denoiser: bool = True) -> OCDiT:
+    """Return a copy of the model with packed linear layers and fused convolutions, sharing all weights.
+
+    Args:
+        model: float32 model on the CPU.
+        denoiser: pack the denoiser's layers, too; False where they are bfloat16.
+    """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, shared)
-    for module in list(model.denoiser.modules()):
+    for module in list(model.denoiser.modules()) if denoiser else []:
         if isinstance(module, Attention):
             module.in_proj, module.out_proj = PackedLinear(module.in_proj), PackedLinear(module.out_proj)
         elif isinstance(module, MLP):
