@@ -43,7 +43,7 @@ class Box3D:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Pose:
-    """Approximate pose of an object, to initialise a pose refiner.
+    """Approximate pose of an object, to initialise a pose refiner; see `Segmenter.poses`.
 
     Attributes:
         rotation: (3, 3) float64 camera-from-object.
@@ -234,7 +234,7 @@ def lift(
         segmentation: the result for the image.
         depth: (H, W) depth of the image's pixels, see `depth_in_metres`.
         camera_matrix: (3, 3) intrinsics of the image in pixels.
-        poses: pose of each instance, whose boxes include the unseen side of the objects;
+        poses: pose of each instance (see `Segmenter.poses`), whose boxes include the unseen side of the objects;
             default: none.
 
     Raises:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 
+import cv2
 import numpy as np
 
 from ocdit_core.inference.depth import deproject, main_depths
@@ -16,6 +17,7 @@ from ocdit_core.objects.viewpoints import icosphere_directions, look_at_poses
 
 # Directions from which an object's visible points are known; cells across its diameter, of which each shows one point.
 DIRECTIONS, CELLS = 42, 24
+SYMMETRY_STEPS = 72  # of a rotation about an axis of symmetry
 # Quantiles of the distances between visible points that describe their size and shape; points that are used.
 QUANTILES, SIZE_POINTS = (0.25, 0.5, 0.75, 0.95), 100
 # Standard deviations of their logarithms: larger than the object can be, and smaller, which may be for a hidden part:
@@ -33,6 +35,30 @@ class ObjectGeometry:
     def __init__(self, templates: ObjectTemplates) -> None:
         self.points = templates.points
         self.diameter = templates.diameter
+        self.view_masks, self.view_rotations = templates.mask, templates.pose[:, :3, :3]
+        self._discrete, self._continuous = templates.symmetries_discrete, templates.symmetries_continuous
+
+    def seen_along(self, rotation: np.ndarray) -> np.ndarray:
+        """Return the indices of the points that a camera sees, for a rotation (3, 3) camera-from-object."""
+        return self.visible[int((icosphere_directions(DIRECTIONS) @ rotation[2]).argmin())]
+
+    def upright(self, rotation: np.ndarray, translation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pose of the smallest angle among those that the object's symmetries make equal."""
+        moves = self.symmetries
+        best = np.trace(rotation @ moves[:, :3, :3], axis1=1, axis2=2).argmax()
+        return rotation @ moves[best, :3, :3], rotation @ moves[best, :3, 3] + translation
+
+    @cached_property
+    def symmetries(self) -> np.ndarray:
+        """(S, 4, 4) transforms that leave the object looking alike, the identity first; rotations in steps."""
+        moves = np.concatenate([np.eye(4)[None], self._discrete])
+        for axis, point in self._continuous:
+            turns = np.tile(np.eye(4), (SYMMETRY_STEPS, 1, 1))
+            for move, angle in zip(turns, np.arange(SYMMETRY_STEPS) * 2 * np.pi / SYMMETRY_STEPS, strict=True):
+                move[:3, :3] = cv2.Rodrigues(angle * axis / np.linalg.norm(axis))[0]
+                move[:3, 3] = point - move[:3, :3] @ point
+            moves = (moves[:, None] @ turns).reshape(-1, 4, 4)
+        return moves
 
     @cached_property
     def visible(self) -> tuple[np.ndarray, ...]:

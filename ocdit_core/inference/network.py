@@ -68,6 +68,11 @@ class Network:
         lap(f"{self._stage}backbone", self.device)
         return features
 
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Return the backbone features (N, C, h / 16, w / 16) float32 of N images (N, h, w, 3) uint8 RGB."""
+        features: Tensor = self.model.backbone(self._to_tensor(images))
+        return features.float().cpu().numpy()
+
     def encode_templates(self, rgb: np.ndarray, masks: np.ndarray) -> TemplateFeatures:
         """Return the features of one object's templates: (V, h, w, 3) uint8 and (V, h, w) float32 in [0, 1]."""
         masks_on_device = torch.from_numpy(masks).to(self.device)

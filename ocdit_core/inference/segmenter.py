@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ocdit_core.errors import ConfigError, OcditError
+from ocdit_core.errors import ConfigError, ImageError, OcditError
 from ocdit_core.images import as_rgb8
 from ocdit_core.inference.coarse import CoarseStage
-from ocdit_core.inference.depth import checked_camera, registered_depth
+from ocdit_core.inference.depth import Pose, checked_camera, registered_depth
 from ocdit_core.inference.geometry import size_checked
 from ocdit_core.inference.labelling import LABEL_THRESHOLD, Label, label_regions
 from ocdit_core.inference.network import Network, collect_timings, lap
+from ocdit_core.inference.pose import PoseStage
 from ocdit_core.inference.postprocess import Candidate, calibrated, coarse_candidates, propose, resolve, uncertainty_map
 from ocdit_core.inference.refine import RefineStage
 from ocdit_core.inference.results import Segmentation
@@ -57,6 +58,7 @@ class Segmenter:
         self._objects: EncodedObjects | None = None
         network = Network(model, self._device, settings)
         self._coarse = CoarseStage(network, settings)
+        self._poses = PoseStage(network)
         self._refine: RefineStage | None = None
         refine_network: Network | None = None
         if refine is not None and settings.refine.enabled:
@@ -243,6 +245,41 @@ class Segmenter:
             candidates = self._refine.refine(image, proposals, objects.singles)
         lap("proposals")
         return calibrated(candidates, settings.calibration)
+
+    @torch.inference_mode()
+    def poses(
+        self,
+        image: np.ndarray,
+        segmentation: Segmentation,
+        camera_matrix: np.ndarray,
+        *,
+        depth: np.ndarray | None = None,
+        objects: EncodedObjects | None = None,
+    ) -> list[Pose | None]:
+        """Return an approximate pose of each instance, to initialise a pose refiner or complete 3D boxes (see `lift`).
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            segmentation: its result.
+            camera_matrix: (3, 3) intrinsics in pixels.
+            depth: (H, W) depth of the image's pixels (see `depth_in_metres`), without which poses are coarse.
+            objects: target objects of the result; default: those of `set_objects`.
+
+        Returns:
+            Poses in the order of the instances; None for objects from photographs, whose shape is not known.
+
+        Raises:
+            ImageError: `image` is not an image of the result's size, or the depth or camera matrix is not valid.
+            ConfigError: the result has instances of other objects.
+            OcditError: no target objects have been set.
+        """
+        objects, image = self._current(objects), as_rgb8(image)
+        size, metres = segmentation.image_size, None
+        if image.shape[:2] != size:
+            raise ImageError(f"the image is {image.shape[:2]} (H, W), the segmentation {size}")
+        if depth is not None:
+            metres = registered_depth(depth, size)
+        return self._poses.estimate(image, segmentation.instances, objects, checked_camera(camera_matrix), metres)
 
     @torch.inference_mode()
     def label(
