@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ocdit_ros import interruptible_imports
@@ -33,6 +34,7 @@ with interruptible_imports():
     from ocdit_ros.camera import Camera, Frame
     from ocdit_ros.messages import instance_numbers, number
     from ocdit_ros.network import Network, load_segmenter
+    from ocdit_ros.objects import LibraryEditor, numbers_of
     from ocdit_ros.spinning import run
     from ocdit_ros.worker import Result, StaleFrameError, Worker, describe
 
@@ -71,9 +73,11 @@ class SegmentationNode(LifecycleNode):
         self._load_segmenter = segmenter_loader
         # Held while settings change.
         self._lock = threading.RLock()
-        self._library: Any = None
         self._worker: Worker | None = None
         self._loaded = False
+        self._editor: LibraryEditor | None = None
+        # Numbers of objects by name: of the library, and all that a frame can show, of removed ones too.
+        self._known: dict[str, int] = {}
         self._labels: dict[str, int] = {}
         self._model_name = self._device = ""
         self._recommended_threshold = 0.0
@@ -87,6 +91,9 @@ class SegmentationNode(LifecycleNode):
         for name, callback in {
             "set_target_objects": self._on_set_target_objects,
             "list_objects": self._on_list_objects,
+            "add_object": self._on_add_object,
+            "remove_object": self._on_remove_object,
+            "reload_library": self._on_reload_library,
             "segment": self._on_segment,
             "enable": self._on_enable,
             "reset_tracking": self._on_reset_tracking,
@@ -160,20 +167,24 @@ class SegmentationNode(LifecycleNode):
                 raise OcditError(reason)
         if not settings.library:
             raise OcditError("library is not set: it must name a folder made by `ocdit render`")
-        self._library = self._load_library(settings)
-        self._labels = {name: entry.id for name, entry in self._library.manifest.items()}
-        self._check_names(vars(settings))
-        worker = Worker(library=self._library, read=self._read, on_result=self._publish, on_error=self._on_worker_error)
+        library = self._load_library(settings)
+        self._known = numbers_of(library)
+        self._labels = dict(self._known)
+        worker = Worker(library=library, read=self._read, on_result=self._publish, on_error=self._on_worker_error)
+        self._check_names(vars(settings), worker)
         worker.set_targets(settings.target_objects)
         self._load(worker)
         self._worker = worker
+        self._editor = LibraryEditor(
+            Path(settings.library), lambda: self._load_library(settings), worker, self._publish_numbers
+        )
         self._info = topics.create_publishers(self, "~/", topics.LATCHED, topics.LATCHED_QOS)
         for name in settings.cameras or ("",):
             self._cameras[name] = Camera(
                 self, name, self._group, worker, self._numbers, self._labels, lambda: self._settings
             )
         self.get_logger().info(
-            f"{self._model_name} on {self._device}, {len(self._library.object_ids)} objects in {settings.library}, "
+            f"{self._model_name} on {self._device}, {len(self._known)} objects in {settings.library}, "
             f"targets: {', '.join(self._targets())}; minimum score {self.score_threshold:g}; "
             f"image converter: {converter.converter_name()}"
         )
@@ -247,7 +258,7 @@ class SegmentationNode(LifecycleNode):
             camera.unsubscribe()
         self._unload()
         cameras, self._cameras = self._cameras, {}
-        self._worker = self._library = None
+        self._worker = self._editor = None
         for camera in cameras.values():
             camera.destroy()
         topics.destroy_publishers(self, self._info)
@@ -295,11 +306,72 @@ class SegmentationNode(LifecycleNode):
         return response
 
     def _on_list_objects(self, _request: Any, response: Any) -> Any:
-        library = self._library
-        response.object_ids = list(library.object_ids) if library is not None else []
+        response.object_ids = list(self._worker.library.object_ids) if self._worker is not None else []
         response.targets = self._targets()
         response.library = self._settings.library
         return response
+
+    def _on_add_object(self, request: Any, response: Any) -> Any:
+        try:
+            editor, _ = self._edited()
+            new = topics.read_object(request)
+            response.object_id, response.class_id = editor.add(new, target=request.target)
+            self._follow_library()
+            response.success = True
+            response.message = f"{response.object_id} is number {response.class_id} of {self._settings.library}"
+        except Exception as error:
+            response.message = describe(error)
+        return response
+
+    def _on_remove_object(self, request: Any, response: Any) -> Any:
+        try:
+            editor, _ = self._edited()
+            editor.remove(request.object_id)
+            self._follow_library()
+            response.success, response.message = True, f"{request.object_id} is removed"
+        except Exception as error:
+            response.message = describe(error)
+        response.targets = self._targets()
+        return response
+
+    def _on_reload_library(self, _request: Any, response: Any) -> Any:
+        try:
+            editor, worker = self._edited()
+            new, gone = editor.reload(everything=not self._settings.target_objects)
+            self._follow_library()
+            response.success = True
+            response.message = f"{len(worker.library.object_ids)} objects; new: {', '.join(new) or 'none'}; gone: "
+            response.message += f"{', '.join(gone) or 'none'}; looking for {', '.join(self._targets())}"
+        except Exception as error:
+            response.message = describe(error)
+        return response
+
+    def _edited(self) -> tuple[LibraryEditor, Worker]:
+        worker, editor = self._configured(), self._editor
+        if editor is None:
+            raise OcditError("the node is still being configured: ask again when it is inactive")
+        return editor, worker
+
+    def _follow_library(self) -> None:
+        """Take objects that the library lacks out of the parameters, and the present targets into them."""
+        with self._lock:
+            worker = self._configured()
+            known, targets = worker.library.object_ids, self._targets()
+            changed = {}
+            # An empty list stays so while all objects are targets.
+            if self._settings.target_objects or set(targets) != set(known):
+                changed["target_objects"] = targets
+            for name in ("object_thresholds", "object_limits"):
+                items = parameters.names(self.get_parameter(name).value)
+                changed[name] = [item for item in items if item.rpartition("=")[0] in known] or [""]
+            if self._settings.mask_object not in known:
+                changed["mask_object"] = ""
+            self.set_parameters([Parameter(name, value=value) for name, value in changed.items()])
+
+    def _publish_numbers(self, numbers: dict[str, int]) -> None:
+        self._known = numbers
+        self._labels.update(numbers)
+        self._publish_info()
 
     def _on_segment(self, request: Any, response: Any) -> Any:
         header, settings = request.image.header, self._settings
@@ -375,9 +447,9 @@ class SegmentationNode(LifecycleNode):
         targets = self._worker.targets if self._worker is not None else None
         return list(targets.object_ids) if targets is not None else []
 
-    def _check_names(self, values: Mapping[str, Any]) -> None:
+    def _check_names(self, values: Mapping[str, Any], worker: Worker) -> None:
         """Raise OcditError if one of these parameters names an object that the library lacks."""
-        known = list(self._library.object_ids)
+        known = list(worker.library.object_ids)
         for parameter in {"mask_object", "object_thresholds", "object_limits"} & values.keys():
             value = values[parameter]
             unknown = [name for name in ([value] if isinstance(value, str) else value) if name and name not in known]
@@ -393,7 +465,7 @@ class SegmentationNode(LifecycleNode):
         new = parameters.typed({change.name: change.value for change in changes if change.name in parameters.SPECS})
         try:
             if self._worker is not None:
-                self._check_names(new)
+                self._check_names(new, self._worker)
         except OcditError as error:
             return SetParametersResult(successful=False, reason=describe(error))
         try:
@@ -412,7 +484,7 @@ class SegmentationNode(LifecycleNode):
         if worker is None or not self._info:
             return
         header = Header(stamp=self.get_clock().now().to_msg())
-        self._info["label_info"].publish(topics.maker.to_label_info(self._labels, self.score_threshold, header))
+        self._info["label_info"].publish(topics.maker.to_label_info(self._known, self.score_threshold, header))
         info = VisionInfo(header=header, method=self._model_name, database_location=self._settings.library)
         info.database_version = worker.targets.version if worker.targets else 0
         self._info["vision_info"].publish(info)

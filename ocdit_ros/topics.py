@@ -9,6 +9,7 @@ import array
 import dataclasses
 import math
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import SetBool, Trigger
 from vision_msgs.msg import Detection2D, Detection2DArray, LabelInfo, ObjectHypothesisWithPose, VisionClass, VisionInfo
 
-from ocdit_interfaces.srv import ListObjects, Segment, SetTargetObjects  # type: ignore[attr-defined]
+from ocdit_interfaces.srv import AddObject, ListObjects, RemoveObject, Segment, SetTargetObjects  # type: ignore[attr-defined]
+from ocdit_ros import converter
 from ocdit_ros.messages import MessageMaker
+from ocdit_ros.objects import NewObject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from rclpy.lifecycle import LifecycleNode
 
     from ocdit_core.inference.results import Instance, Segmentation
+    from ocdit_core.masks import Box
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +90,11 @@ SERVICES = {
         "change the target set, all or nothing; replies when the new set is in force, or why it is not",
     ),
     "list_objects": Entry(ListObjects, "the objects of the library, and the targets"),
+    "add_object": Entry(
+        AddObject, "add an object to the library, from a CAD file or images, and look for it if asked to"
+    ),
+    "remove_object": Entry(RemoveObject, "remove an object from the library and the targets"),
+    "reload_library": Entry(Trigger, "read the library again after its folder was changed by others"),
     "segment": Entry(
         Segment,
         "segment one given image now, while the node is active; with targets, threshold and time-out of its own",
@@ -139,6 +148,25 @@ def limited(
             counts[name] += 1
             kept.append(instance)
     return dataclasses.replace(segmentation, instances=tuple(kept))
+
+
+def read_object(request: Any) -> NewObject:
+    """Return what a request of ~/add_object asks for; raises ImageError for an image that cannot be read."""
+    boxes: list[Box] = []
+    for box in request.boxes:
+        (x, y), size = (box.center.position.x, box.center.position.y), (box.size_x, box.size_y)
+        # A box over the columns 10 to 19 has the centre 14.5 and the size 10, as in `MessageMaker.to_detections`.
+        left, top = (round(middle - (side - 1) / 2) for middle, side in zip((x, y), size, strict=True))
+        boxes.append((left, top, round(size[0]), round(size[1])))
+    return NewObject(
+        name=request.name,
+        mesh=Path(request.mesh).expanduser() if request.mesh else None,
+        unit=request.unit or "auto",
+        images=[converter.to_rgb(image, cv_bridge=True) for image in request.images],
+        masks=[converter.to_rgb(mask, cv_bridge=True)[..., 0] > 127 for mask in request.masks],
+        boxes=boxes,
+        diameter=request.diameter or None,
+    )
 
 
 Publishers = dict[str, Any]

@@ -70,7 +70,7 @@ class _Job:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSet:
-    """Names of target objects; `version` grows with every change of the set in force, from 1."""
+    """Names of target objects; `version` grows with every change of the set in force or of the library, from 1."""
 
     version: int
     object_ids: tuple[str, ...]
@@ -96,6 +96,14 @@ class Result:
     segmentation: Segmentation
     targets: TargetSet
     timings: dict[str, float]
+
+
+@dataclass
+class _Loaded:
+    """The network and the features of the targets in force; only the worker's thread refers to them."""
+
+    network: Any
+    objects: Any
 
 
 class Worker:
@@ -131,7 +139,7 @@ class Worker:
         self._last_turn: dict[str, int] = {}  # of each camera
         self._targets: TargetSet | None = None
         self._wanted: tuple[tuple[str, ...], Future[TargetSet]] | None = None  # not yet encoded
-        self._tasks: deque[tuple[Callable[[Any], Any], Future[Any]]] = deque()
+        self._tasks: deque[tuple[Callable[[_Loaded], Any], Future[Any]]] = deque()
         self._batch = 1
         self._stopping = True
 
@@ -246,12 +254,50 @@ class Worker:
         Raises:
             OcditError: the worker does not run.
         """
-        reply: Future[Any] = Future()
         with self._changed:
             if self._stopping:
                 raise OcditError("the network is not loaded")
-            self._tasks.append((task, reply))
-            self._changed.notify_all()
+            return self._later(lambda loaded: task(loaded.network))
+
+    def change_library(self, library: Any, choose: Callable[[Sequence[str]], Sequence[str]]) -> Future[TargetSet]:
+        """Use another library, and the targets that `choose` returns for those in force, from the next frame on.
+
+        All its targets are encoded anew; if that fails, or `choose` raises, the library and the targets in force stay.
+        A stopped worker encodes them at the next `start`.
+
+        Returns:
+            A future of the set in force, whose version grows; it raises OcditError.
+        """
+
+        def change(loaded: _Loaded | None) -> TargetSet:
+            names = tuple(choose(self._targets.object_ids if self._targets else ()))
+            if loaded is not None:
+                loaded.objects = loaded.network.encode_objects(library, list(names))
+            with self._changed:
+                self._library = library
+                return self._put_in_force(names, anew=True)
+
+        with self._changed:
+            if not self._stopping:
+                return self._later(change)
+            reply: Future[TargetSet] = Future()
+            reply.set_result(change(None))
+            return reply
+
+    @property
+    def library(self) -> Any:
+        """The object library."""
+        return self._library
+
+    @property
+    def running(self) -> bool:
+        """Whether a network is loaded, or being loaded."""
+        return not self._stopping
+
+    def _later(self, task: Callable[[_Loaded], Any]) -> Future[Any]:
+        reply: Future[Any] = Future()
+        self._tasks.append((task, reply))
+        self._changed.notify_all()
         return reply
 
     def set_targets(self, object_ids: Sequence[str]) -> Future[TargetSet]:
@@ -322,8 +368,8 @@ class Worker:
             self._last_turn[job.source] = next(self._turns)
         return jobs[: self._batch]
 
-    def _put_in_force(self, names: tuple[str, ...]) -> TargetSet:
-        if self._targets is None or self._targets.object_ids != names:
+    def _put_in_force(self, names: tuple[str, ...], *, anew: bool = False) -> TargetSet:
+        if anew or self._targets is None or self._targets.object_ids != names:
             self._targets = TargetSet(version=self._targets.version + 1 if self._targets else 1, object_ids=names)
         return self._targets
 
@@ -333,9 +379,9 @@ class Worker:
             network = load()
             targets = self.targets
             assert targets is not None
-            objects = network.encode_objects(self._library, list(targets.object_ids))
+            loaded = _Loaded(network, network.encode_objects(self._library, list(targets.object_ids)))
             # The first run is many times slower (memory, kernels): do it before the first frame.
-            network.segment_batch([np.zeros(WARM_UP_SIZE, np.uint8)], objects, [None], uncertainty=False)
+            network.segment_batch([np.zeros(WARM_UP_SIZE, np.uint8)], loaded.objects, [None], uncertainty=False)
         except BaseException as error:
             ready.set_exception(error)
             del ready
@@ -350,20 +396,21 @@ class Worker:
                 if self._stopping:
                     return
                 wanted, self._wanted = self._wanted, None
-                tasks = [self._tasks.popleft() for _ in range(len(self._tasks))]
-                jobs = [] if wanted is not None or tasks else self._take()
+                task, reply = self._tasks.popleft() if self._tasks and wanted is None else (None, None)
+                jobs = [] if wanted is not None or task is not None else self._take()
                 targets = self._targets
             assert targets is not None
             if wanted is not None:
-                objects = self._encode(network, wanted, targets, objects)
-            for task, reply in tasks:
+                loaded.objects = self._encode(network, wanted, targets, loaded.objects)
+            elif task is not None and reply is not None:
                 try:
-                    reply.set_result(task(network))
+                    reply.set_result(task(loaded))
                 except Exception as error:
+                    # As text: the traceback references what has been allocated.
                     reply.set_exception(OcditError(describe(error)))
             if not jobs:
                 continue
-            self._process(network, jobs, targets, objects)
+            self._process(network, jobs, targets, loaded.objects)
             if time.monotonic() - trimmed > TRIM_EVERY:
                 trim_heap()
                 trimmed = time.monotonic()

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 FEATURES_VERSION = 2
 # A disk cache that grows larger loses its least recently used files.
 MAX_CACHE_BYTES = 2 << 30
+# As many objects stay in memory, about 2 MB each, beside those in use.
+MAX_MEMORY_OBJECTS = 128
 
 _SUFFIX = ".safetensors"
 
@@ -140,6 +142,7 @@ class ObjectEncoder:
         chosen = templates.exactly(len(templates) if views is None else views)
         key = templates_digest(chosen)
         if key in self._memory:
+            self._memory[key] = self._memory.pop(key)  # the last one is the one used last
             return self._memory[key]
         features = None if self._disk is None else self._disk.read(self._file(key), self.network.device)
         if features is None:
@@ -151,7 +154,9 @@ class ObjectEncoder:
         return features
 
     def trim(self) -> None:
-        """Bound the size of the disk cache."""
+        """Forget the features that have not been used for longest, beyond the bounds of memory and disk cache."""
+        for key in [*self._memory][:-MAX_MEMORY_OBJECTS]:
+            del self._memory[key]
         if self._disk is not None:
             self._disk.trim()
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ocdit_core.errors import ImageError
 from ocdit_core.images import as_rgb8, shrunk
-from ocdit_core.masks import mask_iou
+from ocdit_core.masks import Box, mask_iou
 
 Mask = NDArray[np.bool_]
 FloatImage = NDArray[np.float32]
@@ -28,15 +28,16 @@ _HOLE = 0.01  # fraction of the object: smaller holes are noise; larger ones sta
 _PART = 0.1  # fraction of the largest part: smaller ones are dropped
 
 
-def cut_out(image: np.ndarray, click: tuple[float, float] | None = None) -> Mask:
+def cut_out(image: np.ndarray, click: tuple[float, float] | None = None, box: Box | None = None) -> Mask:
     """Return which pixels (H, W) of a photograph show the object.
 
     Without a click the background has to be plain: one colour, with uneven light and soft shadows. With one, any
-    background will do, the better the more the object differs from it.
+    background will do, the better the more the object differs from it. A box around it serves as well.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         click: x, y of a point on the object, in pixels from the upper left corner.
+        box: x, y, width, height around the whole object in pixels, instead of a click.
 
     Raises:
         ImageError: it is no image, the click is outside it, or no object can be told from the background: nothing is
@@ -44,6 +45,8 @@ def cut_out(image: np.ndarray, click: tuple[float, float] | None = None) -> Mask
     """
     image = as_rgb8(image)
     height, width = image.shape[:2]
+    if box is not None:
+        return _boxed_cut(image, box)
     if click is not None and not (0 <= click[0] < width and 0 <= click[1] < height):
         raise ImageError(f"the click {click[0]:g},{click[1]:g} is outside the image of {width} x {height} pixels")
     # GrabCut starts its colour models by k-means on OpenCV's own random numbers: the same photograph, the same cut.
@@ -157,6 +160,30 @@ def _clicked_cut(scene: _Scene, column: int, row: int) -> Mask:
     agreement = [sum(float(mask_iou(one, other)) for other in cuts) for one in cuts]
     best = cuts[int(np.argmax(agreement))]
     return _without_false_holes(best, nowhere)
+
+
+def _boxed_cut(image: NDArray[np.uint8], box: Box) -> Mask:
+    x, y, w, h = box
+    if min(x, y) < 0 or min(w, h) < 16 or x + w > image.shape[1] or y + h > image.shape[0]:
+        size = f"{image.shape[1]} x {image.shape[0]}"
+        raise ImageError(
+            f"the box {box} (x, y, width, height) is not inside the image of {size} pixels, or below 16 pixels"
+        )
+    # Half of the box around it shows what the background is like.
+    part = np.s_[max(0, y - h // 2) : y + h + h // 2, max(0, x - w // 2) : x + w + w // 2]
+    inside = np.zeros(image.shape[:2], bool)
+    inside[y : y + h, x : x + w] = True
+    small = shrunk(np.ascontiguousarray(image[part]), SEARCH_SIDE)
+    own = cv2.resize(inside[part].astype(np.uint8), small.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
+    cv2.setRNGSeed(0)
+    cut = _grab_cut(small, np.where(own, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8), 5)
+    if cut is None:
+        raise ImageError(f"the box {box} leaves no background around the object; take the photo from farther away")
+    mask = _without_false_holes(_central_parts(cut), np.zeros_like(cut))
+    _check(mask, plain=False)
+    whole = np.zeros(image.shape[:2], bool)
+    whole[part] = _settle_rim(np.ascontiguousarray(image[part]), mask)
+    return whole
 
 
 def _grab_cut(image: NDArray[np.uint8], trimap: NDArray[np.uint8], rounds: int) -> Mask | None:

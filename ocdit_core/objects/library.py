@@ -4,6 +4,9 @@ An object keeps its number and colour when it is rendered again: BOP results, RO
 objects by number. docs/objects.md documents the file.
 """
 
+from __future__ import annotations
+
+import copy
 import fcntl
 import json
 import math
@@ -126,6 +129,14 @@ class ObjectLibrary:
         unknown = [name for name in names if name not in known]
         if unknown:
             raise UnknownObjectError(unknown, list(known))
+
+    def without(self, names: Iterable[str]) -> ObjectLibrary:
+        """Return the library as it is without these objects; the folder stays as it is."""
+        rest = copy.copy(self)
+        rest._ids = tuple(name for name in self._ids if name not in set(names))
+        rest._known = frozenset(rest._ids)
+        vars(rest).pop("manifest", None)
+        return rest
 
     def __contains__(self, name: object) -> bool:
         return name in self._archives

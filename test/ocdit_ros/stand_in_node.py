@@ -4,15 +4,13 @@ import sys
 
 from stand_in import StandInLibrary, StandInSegmenter
 
-from ocdit_core.errors import LibraryError
-from ocdit_ros.segmentation_node import SegmentationNode
+from ocdit_ros.segmentation_node import SegmentationNode, load_library
 from ocdit_ros.spinning import run
 
 
 def open_library(settings):
-    if settings.library != "stand-in":
-        raise LibraryError(f"{settings.library}: no such library")
-    return StandInLibrary()
+    """Return the stand-in's library, or the real one of a folder, whose objects the stand-in finds as well."""
+    return StandInLibrary() if settings.library == "stand-in" else load_library(settings)
 
 
 def make_node():

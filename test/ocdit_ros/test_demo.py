@@ -69,7 +69,7 @@ def test_every_image_comes_back_from_the_node(images, tmp_path, capsys, monkeypa
 
 @pytest.mark.parametrize(
     ("library", "needle"),
-    [("nowhere", "configure failed: nowhere: no such library"), (None, "no such folder of images")],
+    [("nowhere", "configure failed: nowhere: no such folder"), (None, "no such folder of images")],
 )
 def test_what_goes_wrong_ends_it_with_one_line(images, tmp_path, capsys, library, needle):
     folder = images if library else images / "missing"

@@ -4,7 +4,7 @@ import pytest
 from photographs import inner_point, photo
 
 from ocdit_core.errors import ImageError
-from ocdit_core.masks import mask_iou
+from ocdit_core.masks import mask_iou, tight_box
 from ocdit_core.objects.cutout import cut_out
 
 
@@ -93,3 +93,19 @@ def scene(*shapes):
 def test_what_cannot_be_cut_out_is_refused(image, click, reason):
     with pytest.raises(ImageError, match=reason):
         cut_out(image, click)
+
+
+def test_a_box_around_the_object_is_enough_on_textures():
+    overlaps = []
+    for seed in range(6):
+        image, truth = photo(seed, textured=True, size=(180, 240))
+        x, y, width, height = tight_box(truth)
+        left, top = max(x - 3, 0), max(y - 3, 0)
+        box = (left, top, min(width + 6, 240 - left), min(height + 6, 180 - top))
+        overlaps.append(mask_iou(cut_out(image, box=box), truth))
+    assert np.median(overlaps) > 0.85
+    for box in ((200, 100, 60, 60), (10, 10, 5, 50), (-1, 0, 50, 50)):
+        with pytest.raises(ImageError, match="is not inside the image of 240 x 180 pixels, or below 16 pixels"):
+            cut_out(image, box=box)
+    with pytest.raises(ImageError, match="leaves no background"):
+        cut_out(image, box=(0, 0, 240, 180))

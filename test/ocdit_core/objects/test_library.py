@@ -188,3 +188,13 @@ def test_too_few_views_are_repeated_in_turn():
     np.testing.assert_array_equal(twelve.pose[5:10], templates.pose)
     assert templates.exactly(5) is templates
     np.testing.assert_array_equal(templates.exactly(3).rgb, templates.best_views(3).rgb)
+
+
+def test_a_library_without_some_objects_leaves_the_folder_alone(rendered_library):
+    library = ObjectLibrary(rendered_library)
+    rest = library.without(["can"])
+    assert (library.object_ids, rest.object_ids) == (("box", "can", "mug"), ("box", "mug"))
+    assert rest.manifest == {name: entry for name, entry in library.manifest.items() if name != "can"}
+    with pytest.raises(UnknownObjectError, match="'can'"):
+        rest["can"]
+    assert ObjectLibrary(rendered_library).object_ids == library.object_ids
