@@ -43,9 +43,9 @@ $(VENV)/.core: $(VENV)/.system constraints.txt setup.py
 	touch $@
 
 # ROS 2 itself, from wheels, and the two message packages that no wheel carries. On a robot colcon does this instead.
-$(VENV)/.ros: $(VENV)/.core pip_home/requirements.txt $(wildcard pip_home/vision_msgs/msg/*) $(wildcard ocdit_interfaces/srv/*)
+$(VENV)/.ros: $(VENV)/.core pip_home/requirements.txt $(wildcard pip_home/*/msg/*) $(wildcard ocdit_interfaces/srv/*)
 	$(PIP) install -c constraints.txt -r pip_home/requirements.txt
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) install --no-build-isolation --no-deps ./pip_home/vision_msgs
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) install --no-build-isolation --no-deps ./pip_home/tf2_msgs ./pip_home/vision_msgs
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) install --no-build-isolation --no-deps ./ocdit_interfaces
 	touch $@
 

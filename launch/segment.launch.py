@@ -35,6 +35,10 @@ ARGUMENTS = {
         "",
         "topic of the calibration, republished with the masks; by default camera_info beside the images",
     ),
+    "depth": (
+        "",
+        "topic of the depth images, registered to the images, for results in 3D; with cameras:= as NAME=TOPIC, too",
+    ),
     "image_transport": ("", "raw or compressed; overrides params_file"),
     "cameras": (
         "",
@@ -84,15 +88,21 @@ def remap_cameras(text: str) -> dict[str, list[tuple[str, str]]]:
     Raises:
         RuntimeError: an item has another form, or a name occurs twice.
     """
-    cameras = {}
+    topics = topics_by_camera("cameras", text)
+    return {name: [(f"{name}/image", topic), (f"{name}/camera_info", beside(topic))] for name, topic in topics.items()}
+
+
+def topics_by_camera(argument: str, text: str) -> dict[str, str]:
+    """Return the topics in "left=/left/image_raw right=/right/image_raw" by the names; raises RuntimeError."""
+    topics: dict[str, str] = {}
     for item in text.replace(",", " ").split():
         name, _, topic = item.partition("=")
         if not name or not topic:
-            raise RuntimeError(f"cameras:={item} is not NAME=TOPIC, such as left=/left/image_raw")
-        if name in cameras:
-            raise RuntimeError(f"cameras:={text}: {name} is named twice")
-        cameras[name] = [(f"{name}/image", topic), (f"{name}/camera_info", beside(topic))]
-    return cameras
+            raise RuntimeError(f"{argument}:={item} is not NAME=TOPIC, such as left=/left/image_raw")
+        if name in topics:
+            raise RuntimeError(f"{argument}:={text}: {name} is named twice")
+        topics[name] = topic
+    return topics
 
 
 def beside(topic: str) -> str:
@@ -137,6 +147,12 @@ def set_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     else:
         calibration = values["camera_info"] or beside(values["image"])
         cameras = {"": [("image", values["image"]), ("camera_info", calibration)]}
+    depths = topics_by_camera("depth", values["depth"]) if values["cameras"] else {"": values["depth"]}
+    for name, topic in depths.items():
+        if name not in cameras:
+            raise RuntimeError(f"depth:={name}={topic}: no camera has this name; there are {', '.join(cameras)}")
+        if topic:
+            cameras[name].append((f"{name}/depth" if name else "depth", topic))
     node = LifecycleNode(
         package="ocdit_ros",
         executable="segmentation_node",
@@ -187,7 +203,7 @@ def set_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         configure = change_state(node, Transition.TRANSITION_CONFIGURE)
         actions = [*(RegisterEventHandler(handler) for handler in handlers), *actions, configure]
     if is_on("rviz", values["rviz"]):
-        name, ((_, image), _) = next(iter(cameras.items()))
+        name, ((_, image), *_) = next(iter(cameras.items()))
         actions.append(rviz(values["namespace"], name, image))
     return actions
 
@@ -219,7 +235,10 @@ def rviz(namespace: str, camera: str, image: str) -> LaunchDescriptionEntity:
         return LogInfo(msg="rviz2 is not installed: any image viewer can show ~/overlay instead")
     prefix = "".join(f"/{part}" for part in namespace.split("/") if part)
     outputs = "/".join(part for part in (f"{prefix}/ocdit_segmentation", camera) if part)
-    shown = {f"/ocdit_segmentation/{name}": f"{outputs}/{name}" for name in ("overlay", "instances")}
+    shown = {
+        f"/ocdit_segmentation/{name}": f"{outputs}/{name}"
+        for name in ("overlay", "instances", "points", "detections_3d")
+    }
     shown["/image"] = image if image.startswith("/") else f"{prefix}/{image}"
     return Node(
         package="rviz2",

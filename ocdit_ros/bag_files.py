@@ -18,11 +18,10 @@ import numpy as np
 
 from ocdit_core.errors import BagError, ImageError
 from ocdit_ros import converter, share_folder
-from ocdit_ros.messages import MessageMaker
+from ocdit_ros.messages import TYPES, MessageMaker
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 DEFINITIONS = "pip_home/vision_msgs/msg"
-VISION_TYPES = ("Detection2D", "Detection2DArray", "LabelInfo", "ObjectHypothesisWithPose", "VisionClass")
 
 
 class RecordedImages:
@@ -218,8 +217,7 @@ def load_typestore() -> Any:
 
 def message_maker(store: Any) -> MessageMaker:
     """Return what makes messages of a typestore from results."""
-    types = {name: partial(make, store, f"vision_msgs/msg/{name}") for name in VISION_TYPES}
-    types["Image"] = partial(make, store, "sensor_msgs/msg/Image")
+    types = {name: partial(make, store, f"{package}/msg/{name}") for package in TYPES for name in TYPES[package]}
     return MessageMaker(SimpleNamespace(**types), lambda pixels: pixels.reshape(-1).view(np.uint8))
 
 

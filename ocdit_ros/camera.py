@@ -5,20 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from rclpy.clock import Clock, ClockType
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 
+from ocdit_core.errors import ImageError
 from ocdit_ros import topics
+from ocdit_ros.depth import HOLD, Depth, DepthPairs, calibrated_size, read_depth
 from ocdit_ros.messages import number
+from ocdit_ros.space import Space, transformed
 
 if TYPE_CHECKING:
     from rclpy.callback_groups import CallbackGroup
     from rclpy.lifecycle import LifecycleNode
     from sensor_msgs.msg import CameraInfo
 
+    from ocdit_core.inference.depth import Instance3D
     from ocdit_ros.parameters import Settings
     from ocdit_ros.worker import Result, Worker
 
@@ -39,11 +45,15 @@ class Calibration:
 
 @dataclass(eq=False)
 class Frame:
-    """A sensor_msgs/Image or CompressedImage on its way through the node; one of ~/segment has no camera."""
+    """A sensor_msgs/Image or CompressedImage on its way through the node; one of ~/segment has no camera.
+
+    `depth` is the sensor_msgs/Image of its depth.
+    """
 
     message: Any
     camera: Camera | None = None
     calibration: Calibration | None = None
+    depth: Any = None
 
 
 @dataclass
@@ -58,6 +68,8 @@ class CameraMonitor:
         age: seconds from its stamp to its publication; None where it had no stamp.
         stale: age in seconds of the last frame discarded for its age, and when.
         calibration: what is wrong with the calibration of the last frame, or "".
+        depth: what is wrong with its depth, or "".
+        valid_depth: fraction of the mask's pixels that have a depth, by object, of its instances.
     """
 
     received_at: float = 0.0
@@ -67,6 +79,8 @@ class CameraMonitor:
     age: float | None = None
     stale: tuple[float, float] | None = None
     calibration: str = ""
+    depth: str = ""
+    valid_depth: dict[str, float] = field(default_factory=dict)
 
     def rate(self, now: float) -> float:
         """Return processed frames per second over the last 30 frames, falling while none comes."""
@@ -79,6 +93,22 @@ class CameraMonitor:
 def stamp_of(message: Any) -> Stamp:
     """Return a message's stamp as (seconds, nanoseconds)."""
     return message.header.stamp.sec, message.header.stamp.nanosec
+
+
+def nanoseconds(message: Any) -> int:
+    """Return a message's stamp in nanoseconds."""
+    seconds, rest = stamp_of(message)
+    return int(seconds) * 10**9 + int(rest)
+
+
+def lifted(result: Result, space: Space) -> tuple[list[Instance3D], Any, np.ndarray | None]:
+    """Return the instances of a result with depth in 3D, their header, and the transform to its frame; None: none."""
+    from ocdit_core.inference.depth import lift
+
+    assert result.depth is not None
+    header, transform = space.place(result.frame.message.header)
+    instances = lift(result.segmentation, result.depth.metres, result.depth.camera_matrix)
+    return transformed(instances, transform), header, transform
 
 
 class Calibrations:
@@ -137,6 +167,7 @@ class Camera:
         numbers: numbers of instances without a track id.
         labels: object name -> number in ~/label_info.
         settings: returns the values of the parameters.
+        space: moves 3D results into the target frame.
     """
 
     def __init__(
@@ -148,6 +179,7 @@ class Camera:
         numbers: Iterator[int],
         labels: Mapping[str, int],
         settings: Callable[[], Settings],
+        space: Space,
     ):
         self.name = name
         self.monitor = CameraMonitor()
@@ -159,8 +191,11 @@ class Camera:
         self._numbers = numbers
         self._labels = labels
         self._settings = settings
+        self._space = space
         self._calibrations = Calibrations(lambda camera_info: self._publishers["camera_info"].publish(camera_info))
         self._subscriptions: list[Any] = []
+        self._pairs = DepthPairs(self._submit, lambda: worker.drop(name), lambda: settings().depth_slop)
+        self._timer: Any = None
         self._due = 0.0  # time.monotonic() from which the next image is taken, see max_rate
 
     @property
@@ -189,12 +224,25 @@ class Camera:
                 qos_profile_sensor_data,
                 callback_group=self._group,
             ),
+            self._node.create_subscription(
+                topics.SUBSCRIBED["depth"].kind,
+                f"{self._prefix}depth",
+                lambda message: self._pairs.add_depth(nanoseconds(message), message),
+                qos_profile_sensor_data,
+                callback_group=self._group,
+            ),
         ]
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = self._node.create_timer(HOLD / 2, self._pairs.expire, callback_group=self._group, clock=steady)
 
     def unsubscribe(self) -> None:
         """End the subscriptions."""
         while self._subscriptions:
             self._node.destroy_subscription(self._subscriptions.pop())
+        if self._timer is not None:
+            self._node.destroy_timer(self._timer)
+            self._timer = None
+        self._pairs.clear()
         self._worker.drop_waiting(self.name)
 
     def destroy(self) -> None:
@@ -230,9 +278,42 @@ class Camera:
             self._publishers[name].publish(message)
         if self._wanted("overlay"):
             self._publishers["overlay"].publish(topics.maker.to_overlay(result.image, segmentation, header))
+        if result.depth is not None:
+            self._publish_3d(result, numbers)
         now, monitor = time.monotonic(), self.monitor
         monitor.last_result, monitor.publishing, monitor.age = result, now - started, self._age(result.frame.message)
         monitor.processed_at.append(now)
+
+    def _publish_3d(self, result: Result, numbers: Sequence[int]) -> None:
+        from ocdit_core.inference.depth import deproject
+
+        assert result.depth is not None
+        instances, header, transform = lifted(result, self._space)
+        self._publishers["detections_3d"].publish(topics.maker.to_detections_3d(instances, numbers, header))
+        self._space.broadcast(instances, numbers, header)
+        if self._wanted("points"):
+            scene = None
+            if self._settings().organized_points:
+                scene = deproject(result.depth.metres, result.depth.camera_matrix)
+                if transform is not None:
+                    scene = scene @ transform[:3, :3].T.astype(np.float32) + transform[:3, 3].astype(np.float32)
+            self._publishers["points"].publish(topics.maker.to_points(result.image, instances, numbers, header, scene))
+        self.monitor.valid_depth = {
+            each.instance.object_id: each.box.valid_depth if each.box is not None else 0.0 for each in instances
+        }
+
+    def read_depth(self, frame: Frame, image_size: tuple[int, ...]) -> Depth | None:
+        """Return the depth of a frame; None where there is none, or where it does not fit: /diagnostics says why."""
+        self.monitor.depth = self._pairs.problem
+        self.monitor.valid_depth = {}
+        if frame.depth is None:
+            return None
+        try:
+            info = (frame.calibration.info if frame.calibration else None) or self.calibration
+            return read_depth(frame.depth, info, image_size)
+        except ImageError as error:
+            self.monitor.depth = str(error)
+            return None
 
     def _check_calibration(self, result: Result) -> str:
         """Return what is wrong with the calibration of a frame, or "": one that nobody uses may be missing."""
@@ -241,8 +322,7 @@ class Camera:
         if info is None:
             return f"no calibration on {topic}" if self._wanted("camera_info") else ""
         height, width = result.segmentation.image_size
-        sides = (info.roi.width or info.width, info.roi.height or info.height)
-        sides = (sides[0] // max(1, info.binning_x), sides[1] // max(1, info.binning_y))
+        sides = calibrated_size(info)
         if sides != (width, height):
             return f"the calibration on {topic} is for {sides[0]} x {sides[1]} pixels, the image has {width} x {height}"
         return "" if min(info.k[0], info.k[4]) > 0 else f"the calibration on {topic} is empty: the focal length is 0"
@@ -274,6 +354,10 @@ class Camera:
         # Not `now` alone: of 30 images a second, a limit of 20 takes two of three, not one of two.
         self._due = max(now, self._due + 1 / rate) if rate else 0.0
         frame = Frame(message, camera=self, calibration=self._calibrations.of(message))
+        self._pairs.add_image(nanoseconds(message), frame)
+
+    def _submit(self, frame: Frame, depth: Any) -> None:
+        frame.depth = depth
         self._worker.submit(frame, self.name, uncertainty=self._wanted("uncertainty"))
 
     def _age(self, message: Any) -> float | None:

@@ -113,7 +113,7 @@ def _condition(camera: Camera, settings: Settings, now: float) -> str:
         return f"no image on {topic} for {silence:.1f} s" + (f": {reason}" if reason else "")
     if monitor.stale and now - monitor.stale[1] < 2.0:
         return f"discarding images on {topic}: {monitor.stale[0]:.1f} s old, max_age {settings.max_age:g} s"
-    return monitor.calibration
+    return monitor.calibration or monitor.depth
 
 
 def memory_mib() -> float:
@@ -160,5 +160,6 @@ def _last_frame_values(monitor: CameraMonitor) -> dict[str, str]:
         "frame stamp": f"{header.stamp.sec}.{header.stamp.nanosec:09d}",
         "frame targets": ", ".join(result.targets.object_ids),
         "frame targets version": str(result.targets.version),
+        "valid depth": ", ".join(f"{name} {fraction:.2f}" for name, fraction in monitor.valid_depth.items()),
         **{f"{stage} ms": f"{1000 * seconds:.1f}" for stage, seconds in timings.items()},
     }

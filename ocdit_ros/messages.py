@@ -9,10 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ocdit_ros.depth import quaternion
+
 if TYPE_CHECKING:
+    from ocdit_core.inference.depth import Instance3D
     from ocdit_core.inference.results import Instance, Segmentation
 
 MAX_MONO16 = 65535
+TYPES = {
+    "sensor_msgs": ("Image", "PointCloud2", "PointField"),
+    "vision_msgs": (
+        "Detection2D",
+        "Detection2DArray",
+        "Detection3D",
+        "Detection3DArray",
+        "LabelInfo",
+        "ObjectHypothesisWithPose",
+        "VisionClass",
+    ),
+}
+"""Messages of which results consist, by package."""
+
+POINT = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("rgb", "u4"), ("instance_id", "u4")])
 
 
 def instance_numbers(*, unique: bool) -> Iterator[int]:
@@ -30,12 +48,16 @@ def number(instances: Sequence[Instance], numbers: Iterator[int]) -> list[int]:
     return [next(numbers) if instance.track_id is None else instance.track_id for instance in instances]
 
 
+def _set_pose(pose: Any, position: np.ndarray, rotation: np.ndarray) -> None:
+    pose.position.x, pose.position.y, pose.position.z = position.tolist()
+    pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = quaternion(rotation)
+
+
 class MessageMaker:
     """Makes messages of rclpy in the node, and of rosbags for a recorded bag.
 
     Args:
-        types: namespace with the classes Image, Detection2DArray, Detection2D, ObjectHypothesisWithPose, LabelInfo and
-            VisionClass; they take fields by name and fill in ROS's defaults.
+        types: namespace with the classes of TYPES; they take fields by name and fill in ROS's defaults.
         as_data: converts contiguous pixels to the field `data` of an Image.
     """
 
@@ -72,6 +94,99 @@ class MessageMaker:
             result.hypothesis.score = float(instance.score)
             detection.results = [result]
             message.detections.append(detection)
+        return message
+
+    def to_detections_3d(self, instances: Sequence[Instance3D], numbers: Sequence[int], header: Any) -> Any:
+        """Return the instances that have a box as detections in 3D, in the frame of the header.
+
+        `bbox` is an oriented box in metres; the pose of the result is that of the object where it was estimated, else
+        the box's.
+        """
+        message = self._types.Detection3DArray(header=header)
+        for number, instance in zip(numbers, instances, strict=True):
+            box, pose = instance.box, instance.pose
+            if box is None:
+                continue
+            detection = self._types.Detection3D(header=header, id=str(number))
+            _set_pose(detection.bbox.center, box.center, box.rotation)
+            detection.bbox.size.x, detection.bbox.size.y, detection.bbox.size.z = box.size.tolist()
+            result = self._types.ObjectHypothesisWithPose()
+            result.hypothesis.class_id = instance.instance.object_id
+            result.hypothesis.score = float(instance.instance.score)
+            if pose is not None:
+                _set_pose(result.pose.pose, pose.translation, pose.rotation)
+            else:
+                _set_pose(result.pose.pose, box.center, box.rotation)
+            detection.results = [result]
+            message.detections.append(detection)
+        return message
+
+    def to_points(
+        self,
+        image: np.ndarray,
+        instances: Sequence[Instance3D],
+        numbers: Sequence[int],
+        header: Any,
+        scene: np.ndarray | None = None,
+    ) -> Any:
+        """Return a sensor_msgs/PointCloud2 of the instances: x, y, z (metres), rgb and instance_id.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            instances: the instances.
+            numbers: number of each instance.
+            header: header of the message.
+            scene: (H, W, 3) point of each pixel, NaN without depth: the cloud has one point for each pixel then, with
+                instance_id 0 outside of the instances.
+        """
+        colours = np.zeros(image.shape[:2], np.uint32)
+        for channel in range(3):
+            colours |= image[..., channel].astype(np.uint32) << np.uint32(16 - 8 * channel)
+        if scene is not None:
+            cloud = np.empty(image.shape[:2], POINT)
+            for axis, name in enumerate("xyz"):
+                cloud[name] = scene[..., axis]
+            cloud["rgb"], cloud["instance_id"] = colours, 0
+            for number, instance in zip(numbers, instances, strict=True):
+                cloud["instance_id"][instance.surface] = number
+        else:
+            cloud = np.empty((1, sum(len(instance.points) for instance in instances)), POINT)
+            start = 0
+            for number, instance in zip(numbers, instances, strict=True):
+                part = cloud[0, start : (start := start + len(instance.points))]
+                for axis, name in enumerate("xyz"):
+                    part[name] = instance.points[:, axis]
+                part["rgb"], part["instance_id"] = colours[instance.surface], number
+        height, width = cloud.shape
+        message = self._types.PointCloud2(header=header, height=height, width=width, is_dense=scene is None)
+        message.point_step, message.row_step = POINT.itemsize, POINT.itemsize * width
+        message.is_bigendian = sys.byteorder == "big"
+        # As rviz and PCL expect it, the bytes of rgb are declared as a float.
+        message.fields = [
+            self._types.PointField(name=name, offset=4 * index, datatype=6 if name == "instance_id" else 7, count=1)
+            for index, name in enumerate(POINT.names or ())
+        ]
+        message.data = self._as_data(cloud.view(np.uint8))
+        return message
+
+    def to_transforms(self, instances: Sequence[Instance3D], numbers: Sequence[int], header: Any) -> Any:
+        """Return a tf2_msgs/TFMessage with the frame `object_<id>` of each instance that has a pose or a box."""
+        message = self._types.TFMessage()
+        for number, instance in zip(numbers, instances, strict=True):
+            position, rotation = (
+                (instance.pose.translation, instance.pose.rotation)
+                if instance.pose is not None
+                else (instance.box.center, instance.box.rotation)
+                if instance.box is not None
+                else (None, None)
+            )
+            if position is None or rotation is None:
+                continue
+            transform = self._types.TransformStamped(header=header, child_frame_id=f"object_{number}")
+            part = transform.transform
+            part.translation.x, part.translation.y, part.translation.z = position.tolist()
+            part.rotation.x, part.rotation.y, part.rotation.z, part.rotation.w = quaternion(rotation)
+            message.transforms.append(transform)
         return message
 
     def to_instances(self, segmentation: Segmentation, numbers: Sequence[int], header: Any) -> Any:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ocdit_core.inference.results import Segmentation
     from ocdit_core.inference.tracker import Tracker
     from ocdit_core.masks import Box
+    from ocdit_ros.depth import Depth
     from ocdit_ros.parameters import Settings
 
 
@@ -67,7 +68,13 @@ class Network:
         self._trackers.clear()
 
     def segment_batch(
-        self, images: Sequence[np.ndarray], objects: Any, sources: Sequence[str | None], *, uncertainty: bool
+        self,
+        images: Sequence[np.ndarray],
+        objects: Any,
+        sources: Sequence[str | None],
+        *,
+        uncertainty: bool,
+        depths: Sequence[Depth | None] = (),
     ) -> list[Segmentation]:
         """Segment images of several cameras; see `Segmenter.segment_batch`.
 
@@ -76,6 +83,7 @@ class Network:
             objects: features from `encode_objects`.
             sources: camera whose video an image continues; None for a single image, which is segmented whole.
             uncertainty: whether to compute the uncertainty maps.
+            depths: depth of each image, or none.
 
         Raises:
             OcditError: the region of interest is outside an image.
@@ -90,13 +98,17 @@ class Network:
             for image, box in zip(images, boxes, strict=True)
         ]
         # The node applies its own threshold, which can change while it runs.
+        options: dict[str, Any] = {"score_threshold": 0.0, "uncertainty": uncertainty}
+        if any(depths):
+            own = [
+                depth and (depth if box is None else depth.part(*box)) for depth, box in zip(depths, boxes, strict=True)
+            ]
+            options["depths"] = [depth and depth.metres for depth in own]
+            options["camera_matrices"] = [depth and depth.camera_matrix for depth in own]
         found = [
             result if box is None else _placed(result, box, (image.shape[0], image.shape[1]))
             for result, box, image in zip(
-                self._segmenter.segment_batch(parts, objects, score_threshold=0.0, uncertainty=uncertainty),
-                boxes,
-                images,
-                strict=True,
+                self._segmenter.segment_batch(parts, objects, **options), boxes, images, strict=True
             )
         ]
         if self._numbers is None:

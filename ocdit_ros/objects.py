@@ -6,6 +6,7 @@ encodes it before it is stored, and puts it in force between two frames: no fram
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -71,16 +72,12 @@ class LibraryEditor:
 
     Args:
         folder: the library's folder.
-        open_library: opens it anew.
         worker: uses the library.
         publish: called with the numbers of all objects, by name, that frames may show from now on.
     """
 
-    def __init__(
-        self, folder: Path, open_library: Callable[[], Any], worker: Worker, publish: Callable[[dict[str, int]], None]
-    ):
+    def __init__(self, folder: Path, worker: Worker, publish: Callable[[dict[str, int]], None]):
         self._folder = folder
-        self._open = open_library
         self._worker = worker
         self._publish = publish
         self._making, self._changing = threading.Lock(), threading.Lock()
@@ -117,7 +114,7 @@ class LibraryEditor:
         save_templates(self._folder, templates)
         try:
             update_manifest(self._folder, [name])
-            library = self._open()
+            library = self._refreshed()
             self._publish(numbers_of(library))
             choose = (lambda names: [*names, name]) if target else list
             self._worker.change_library(library, choose).result()
@@ -126,6 +123,12 @@ class LibraryEditor:
             self._publish(numbers_of(before))
             raise
         return numbers_of(library)[name]
+
+    def _refreshed(self) -> ObjectLibrary:
+        """Return the library as its folder is now; the one in use stays as it is."""
+        library: ObjectLibrary = copy.copy(self._worker.library)
+        library.refresh()
+        return library
 
     def _require_absent(self, name: str) -> None:
         if name in stored_names(self._folder):
@@ -174,7 +177,7 @@ class LibraryEditor:
             return kept
 
         with self._changing:
-            before, library = self._worker.library, self._open()
+            before, library = self._worker.library, self._refreshed()
             known, found = numbers_of(before), numbers_of(library)
             self._publish(known | found)
             try:

@@ -155,6 +155,18 @@ class Settings:
     max_rate: float = _parameter(
         0.0, "always", "Maximum number of frames of each camera per second; 0: no limit", bounds=(0, 1000)
     )
+    depth_slop: float = _parameter(
+        0.02, "always", "Largest difference of the stamps of an image and its depth (s)", bounds=(0, 10)
+    )
+    organized_points: bool = _parameter(
+        False, "always", "~/points has a point for each pixel of the image, not only those of the instances"
+    )
+    publish_tf: bool = _parameter(
+        False, "unconfigured", "Publish the frame object_<id> of each instance on /tf; use it with tracking"
+    )
+    target_frame: str = _parameter(
+        "", "unconfigured", "Frame of the 3D results, by tf2; empty: the camera's, as without tf2 or its transform"
+    )
     mask_object: str = _parameter("", "always", "Object whose mask is published on ~/mask; empty: none")
     tracking: bool = _parameter(False, "unconfigured", "Track instances: an instance keeps its id from frame to frame")
     cameras: tuple[str, ...] = _parameter(

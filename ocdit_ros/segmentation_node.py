@@ -31,10 +31,12 @@ with interruptible_imports():
 
     from ocdit_core.errors import OcditError, UnknownObjectError
     from ocdit_ros import converter, diagnostics, parameters, topics
-    from ocdit_ros.camera import Camera, Frame
+    from ocdit_ros.camera import Calibration, Camera, Frame, lifted
+    from ocdit_ros.depth import Depth, read_depth
     from ocdit_ros.messages import instance_numbers, number
     from ocdit_ros.network import Network, load_segmenter
     from ocdit_ros.objects import LibraryEditor, numbers_of
+    from ocdit_ros.space import Space
     from ocdit_ros.spinning import run
     from ocdit_ros.worker import Result, StaleFrameError, Worker, describe
 
@@ -83,6 +85,7 @@ class SegmentationNode(LifecycleNode):
         self._recommended_threshold = 0.0
         self._track_numbers, self._frame_numbers = instance_numbers(unique=True), instance_numbers(unique=False)
         self._cameras: dict[str, Camera] = {}
+        self._space: Space | None = None
         self._info: topics.Publishers = {}  # publishers of the latched topics
         self._monitor = diagnostics.Monitor()
         self._enabled = True
@@ -170,18 +173,23 @@ class SegmentationNode(LifecycleNode):
         library = self._load_library(settings)
         self._known = numbers_of(library)
         self._labels = dict(self._known)
-        worker = Worker(library=library, read=self._read, on_result=self._publish, on_error=self._on_worker_error)
+        worker = Worker(
+            library=library,
+            read=self._read,
+            on_result=self._publish,
+            on_error=self._on_worker_error,
+            read_depth=self._read_depth,
+        )
         self._check_names(vars(settings), worker)
         worker.set_targets(settings.target_objects)
         self._load(worker)
         self._worker = worker
-        self._editor = LibraryEditor(
-            Path(settings.library), lambda: self._load_library(settings), worker, self._publish_numbers
-        )
+        self._editor = LibraryEditor(Path(settings.library), worker, self._publish_numbers)
         self._info = topics.create_publishers(self, "~/", topics.LATCHED, topics.LATCHED_QOS)
+        self._space = Space(self, settings.target_frame, broadcast=settings.publish_tf)
         for name in settings.cameras or ("",):
             self._cameras[name] = Camera(
-                self, name, self._group, worker, self._numbers, self._labels, lambda: self._settings
+                self, name, self._group, worker, self._numbers, self._labels, lambda: self._settings, self._space
             )
         self.get_logger().info(
             f"{self._model_name} on {self._device}, {len(self._known)} objects in {settings.library}, "
@@ -262,6 +270,9 @@ class SegmentationNode(LifecycleNode):
         for camera in cameras.values():
             camera.destroy()
         topics.destroy_publishers(self, self._info)
+        if self._space is not None:
+            self._space.close()
+            self._space = None
 
     # Callbacks of the worker, in its thread.
 
@@ -269,6 +280,13 @@ class SegmentationNode(LifecycleNode):
         if frame.camera is not None and frame.camera.is_stale(frame.message, self._settings.max_age):
             raise StaleFrameError("older than max_age")
         return converter.to_rgb(frame.message, cv_bridge=True)
+
+    def _read_depth(self, frame: Frame, image_size: tuple[int, ...]) -> Depth | None:
+        if frame.camera is not None:
+            return frame.camera.read_depth(frame, image_size)
+        if frame.depth is None:
+            return None
+        return read_depth(frame.depth, frame.calibration.info if frame.calibration else None, image_size)
 
     def _publish(self, result: Result) -> None:
         segmentation = self._limited(result.segmentation, self.score_threshold)
@@ -384,7 +402,11 @@ class SegmentationNode(LifecycleNode):
                 raise OcditError(f"score_threshold {threshold:g} is not a score up to 1; below 0: as on the topics")
             if not 0 <= timeout < math.inf:
                 raise OcditError(f"timeout {timeout:g} is not a number of seconds; 0: none")
-            reply = worker.request(Frame(request.image), request.object_ids)
+            info = self._calibration_for(request)
+            calibration = Calibration(since=0.0, info=info if info.width else None)
+            depth = request.depth if request.depth.width else None
+            frame = Frame(request.image, calibration=calibration, depth=depth)
+            reply = worker.request(frame, request.object_ids)
             try:
                 # A thread of the executor waits here; the worker limits how many requests wait.
                 result = reply.result(timeout or None)
@@ -400,7 +422,11 @@ class SegmentationNode(LifecycleNode):
             response.instances = topics.maker.to_instances(segmentation, numbers, header)
             if request.overlay:
                 response.overlay = topics.maker.to_overlay(result.image, segmentation, header)
-            response.camera_info = self._calibration_for(request)
+            if result.depth is not None and self._space is not None:
+                limited = dataclasses.replace(result, segmentation=segmentation)
+                instances, place, _ = lifted(limited, self._space)
+                response.detections_3d = topics.maker.to_detections_3d(instances, numbers, place)
+            response.camera_info = info
             response.success = True
         except Exception as error:
             response.message = describe(error)

@@ -9,19 +9,22 @@ import array
 import dataclasses
 import math
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import TransformStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_srvs.srv import SetBool, Trigger
-from vision_msgs.msg import Detection2D, Detection2DArray, LabelInfo, ObjectHypothesisWithPose, VisionClass, VisionInfo
+from tf2_msgs.msg import TFMessage
+from vision_msgs.msg import Detection2DArray, Detection3DArray, LabelInfo, VisionInfo
 
 from ocdit_interfaces.srv import AddObject, ListObjects, RemoveObject, Segment, SetTargetObjects  # type: ignore[attr-defined]
 from ocdit_ros import converter
-from ocdit_ros.messages import MessageMaker
+from ocdit_ros.messages import TYPES, MessageMaker
 from ocdit_ros.objects import NewObject
 
 if TYPE_CHECKING:
@@ -61,6 +64,12 @@ PER_FRAME = {
     "camera_info": Entry(CameraInfo, "the calibration of the image, in step with the results"),
     "overlay": Entry(Image, "rgb8: masks, names and scores drawn over the image; only while subscribed"),
     "uncertainty": Entry(Image, "32FC1, 0 (certain) to 1 (undecided) per pixel; only while subscribed"),
+    "detections_3d": Entry(
+        Detection3DArray, "with depth: one per instance: oriented box in metres, pose, `class_id`, score, `id`"
+    ),
+    "points": Entry(
+        PointCloud2, "with depth: points of the instances: x, y, z, rgb, instance_id (`id`); only while subscribed"
+    ),
 }
 """Published for each processed frame, with the header of the image."""
 
@@ -74,7 +83,12 @@ SUBSCRIBED = {
     "image": Entry(Image, "with `image_transport: raw`"),
     "image/compressed": Entry(CompressedImage, "with `image_transport: compressed`: JPEG, PNG, WebP, BMP, TIFF"),
     "camera_info": Entry(CameraInfo, "optional; republished with the results of the image of the same stamp"),
+    "depth": Entry(
+        Image, "optional; 16UC1 in millimetres or 32FC1 in metres, registered to the image, of the same size"
+    ),
 }
+
+TRANSFORMS = {"/tf": Entry(TFMessage, "with depth and `publish_tf`: the frame `object_<id>` of each instance")}
 
 DIAGNOSTICS = {
     "/diagnostics": Entry(
@@ -117,12 +131,9 @@ def _as_data(pixels: np.ndarray) -> array.array[int]:
 
 maker = MessageMaker(
     SimpleNamespace(
-        Image=Image,
-        Detection2DArray=Detection2DArray,
-        Detection2D=Detection2D,
-        ObjectHypothesisWithPose=ObjectHypothesisWithPose,
-        LabelInfo=LabelInfo,
-        VisionClass=VisionClass,
+        TransformStamped=TransformStamped,
+        TFMessage=TFMessage,
+        **{name: getattr(import_module(f"{package}.msg"), name) for package in TYPES for name in TYPES[package]},
     ),
     _as_data,
 )

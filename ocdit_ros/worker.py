@@ -22,6 +22,7 @@ import numpy as np
 
 from ocdit_core.errors import OcditError, UnknownObjectError
 from ocdit_core.inference.results import Segmentation
+from ocdit_ros.depth import Depth
 
 MAX_WAITING_REQUESTS = 4
 """Single-frame requests that may wait at a time."""
@@ -84,6 +85,7 @@ class Result:
         frame: the submitted frame.
         source: camera name.
         image: (H, W, 3) uint8 RGB, the segmented image.
+        depth: its depth; None where there is none.
         segmentation: instances and timings.
         targets: the target set in force when processing began.
         timings: seconds: "waiting" (arrival -> begin), "reading" (frame -> RGB), and the segmenter's own stages, which
@@ -96,6 +98,7 @@ class Result:
     segmentation: Segmentation
     targets: TargetSet
     timings: dict[str, float]
+    depth: Depth | None = None
 
 
 @dataclass
@@ -113,6 +116,7 @@ class Worker:
         library: object library; its `object_ids` are the names that can be targets.
         read: converts a frame to (H, W, 3) uint8 RGB; raises StaleFrameError for a frame that is too old, another
             OcditError for one that cannot be read.
+        read_depth: returns the depth of a frame whose image has the size (H, W); None: it has none.
         on_result: called with the Result of each frame of a stream.
         on_error: called with one line about each failure, of `on_result` too.
     """
@@ -124,9 +128,11 @@ class Worker:
         read: Callable[[Any], np.ndarray],
         on_result: Callable[[Result], None],
         on_error: Callable[[str], None],
+        read_depth: Callable[[Any, tuple[int, ...]], Depth | None] = lambda frame, size: None,
     ):
         self._library = library
         self._read = read
+        self._read_depth = read_depth
         self._on_result = on_result
         self._on_error = on_error
         self._thread: threading.Thread | None = None
@@ -436,13 +442,14 @@ class Worker:
 
     def _process(self, network: Any, jobs: list[_Job], targets: TargetSet, objects: Any) -> None:
         begun = time.monotonic()
-        ready: list[tuple[_Job, np.ndarray, dict[str, float]]] = []
+        ready: list[tuple[_Job, np.ndarray, Depth | None, dict[str, float]]] = []
         for job in jobs:
             try:
                 started = time.monotonic()
                 image = self._read(job.frame)
+                depth = self._read_depth(job.frame, image.shape[:2])
                 timings = {"waiting": begun - job.submitted, "reading": time.monotonic() - started}
-                ready.append((job, image, timings))
+                ready.append((job, image, depth, timings))
             except StaleFrameError:
                 with self._changed:
                     self._counters[job.source].stale += 1
@@ -451,18 +458,19 @@ class Worker:
         if not ready:
             return
         try:
-            sources = [job.source if job.reply is None else None for job, _, _ in ready]
-            uncertainty = any(job.uncertainty for job, _, _ in ready)
+            sources = [job.source if job.reply is None else None for job, *_ in ready]
+            uncertainty = any(job.uncertainty for job, *_ in ready)
             if own := ready[0][0].targets:  # a request is processed alone
                 targets = replace(targets, object_ids=own)
                 objects = network.encode_objects(self._library, list(own))
-            found = self._segment(network, [image for _, image, _ in ready], objects, sources, uncertainty)
+            images, depths = [image for _, image, _, _ in ready], [depth for _, _, depth, _ in ready]
+            found = self._segment(network, images, depths, objects, sources, uncertainty)
         except Exception as error:
             # The next frame may succeed, so the thread goes on.
-            for job, _, _ in ready:
+            for job, *_ in ready:
                 self._fail(job, error)
             return
-        for (job, image, timings), segmentation in zip(ready, found, strict=True):
+        for (job, image, depth, timings), segmentation in zip(ready, found, strict=True):
             result = Result(
                 frame=job.frame,
                 source=job.source,
@@ -470,19 +478,27 @@ class Worker:
                 segmentation=segmentation,
                 targets=targets,
                 timings={**timings, **segmentation.timings},
+                depth=depth,
             )
             self._finish(job, result)
 
     def _segment(
-        self, network: Any, images: Sequence[np.ndarray], objects: Any, sources: Sequence[str | None], uncertainty: bool
+        self,
+        network: Any,
+        images: Sequence[np.ndarray],
+        depths: Sequence[Depth | None],
+        objects: Any,
+        sources: Sequence[str | None],
+        uncertainty: bool,
     ) -> list[Segmentation]:
         """Segment images at once; when memory runs out, in smaller batches from then on, and a single image again."""
         found: list[Segmentation] = []
         while len(found) < len(images):
             part = images[len(found) :][: self._batch]
-            of = sources[len(found) :][: self._batch]
+            of, deep = (list(each[len(found) :][: self._batch]) for each in (sources, depths))
+            options: dict[str, Any] = {"depths": deep} if any(deep) else {}
             try:
-                found += network.segment_batch(part, objects, of, uncertainty=uncertainty)
+                found += network.segment_batch(part, objects, of, uncertainty=uncertainty, **options)
                 continue
             except Exception as error:
                 # By its name on a GPU: torch is not imported here.
@@ -491,7 +507,7 @@ class Worker:
             # Not in the except clause: the traceback references what is to be freed.
             free_memory()
             if len(part) == 1:
-                found += network.segment_batch(part, objects, of, uncertainty=uncertainty)
+                found += network.segment_batch(part, objects, of, uncertainty=uncertainty, **options)
                 self._on_error("out of memory on a frame; it was repeated after freeing unused memory")
             else:
                 with self._changed:

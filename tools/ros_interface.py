@@ -49,7 +49,8 @@ TABLES = {
     "subscribed": entries("topic", topics.SUBSCRIBED),
     "of a frame": entries("topic", topics.PER_FRAME, "~/"),
     "latched": entries(
-        "topic", {**{f"~/{name}": entry for name, entry in topics.LATCHED.items()}, **topics.DIAGNOSTICS}
+        "topic",
+        {**{f"~/{name}": entry for name, entry in topics.LATCHED.items()}, **topics.DIAGNOSTICS, **topics.TRANSFORMS},
     ),
     "services": entries("service", topics.SERVICES, "~/"),
     "parameters": parameter_table(),

@@ -133,9 +133,9 @@ class ObjectLibrary:
     def without(self, names: Iterable[str]) -> ObjectLibrary:
         """Return the library as it is without these objects; the folder stays as it is."""
         rest = copy.copy(self)
-        rest._ids = tuple(name for name in self._ids if name not in set(names))
-        rest._known = frozenset(rest._ids)
-        vars(rest).pop("manifest", None)
+        hidden = set(names)
+        rest._archives = {name: value for name, value in self._archives.items() if name not in hidden}
+        rest._manifest = None
         return rest
 
     def __contains__(self, name: object) -> bool:

@@ -18,7 +18,14 @@ os.environ.setdefault("ROS_DOMAIN_ID", str(FIRST_DOMAIN))
 
 HAVE_ROS = importlib.util.find_spec("rclpy") is not None
 # The core's tests run on a machine without ROS too; the logic of the node needs none.
-WITHOUT_ROS = {"test_bag.py", "test_bag_refusals.py", "test_worker.py", "test_worker_thread.py", "test_numbering.py"}
+WITHOUT_ROS = {
+    "test_bag.py",
+    "test_bag_refusals.py",
+    "test_worker.py",
+    "test_worker_thread.py",
+    "test_numbering.py",
+    "test_depth.py",
+}
 collect_ignore = sorted({path.name for path in Path(__file__).parent.glob("test_*.py")} - WITHOUT_ROS) * (not HAVE_ROS)
 
 

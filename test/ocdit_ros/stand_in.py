@@ -62,8 +62,9 @@ class StandInSegmenter:
             raise RuntimeError(f"out of memory for {self.fails_for}")
         return tuple(object_ids)
 
-    def segment_batch(self, images, objects, sources=None, *, score_threshold=None, uncertainty=False):
+    def segment_batch(self, images, objects, sources=None, *, score_threshold=None, uncertainty=False, **depth):
         """As a segmenter (images and objects), and as the network of a worker (all arguments)."""
+        self.depths = depth.get("depths")
         self.begun.set()
         self.batches.append(len(images))
         assert self.go_on.wait(10)

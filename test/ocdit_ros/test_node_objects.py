@@ -122,7 +122,7 @@ def test_images_with_masks_or_boxes_become_an_object(client, folder, what):
     [
         ({}, "give either mesh, the path of a CAD file, or images"),
         ({"mesh": "{meshes}/mug.ply", "diameter": 0.1}, "belong to images, not to a CAD file"),
-        ({"mesh": "{meshes}/none.ply"}, "none.ply: no such file"),
+        ({"mesh": "{meshes}/none.ply"}, "none.ply: no such mesh file"),
         ({"mesh": "{meshes}/broken.ply"}, "broken.ply: "),
         ({"mesh": "{meshes}/mug.ply", "name": "../mug"}, "object name '../mug': use 1 to 100 letters"),
         ({"mesh": "{meshes}/mug.ply", "unit": "mile"}, "'mile'"),
@@ -130,14 +130,17 @@ def test_images_with_masks_or_boxes_become_an_object(client, folder, what):
         ({"images": 3}, "object name ''"),
         ({"images": 3, "name": "disc", "masks": 2}, "2 masks were given for 3 images; give one for each"),
         ({"images": 3, "name": "disc", "masks": 3, "boxes": 3}, "masks and boxes were given; either is enough"),
-        ({"images": 3, "name": "disc"}, "image_1.png: "),
+        ({"images": 3, "name": "disc", "black": 3}, "no pixel is above 127"),
         ({"images": 3, "name": "disc", "diameter": -1.0, "masks": 3}, "diameter: -1 m is not a length above 0"),
     ],
 )
 def test_a_failure_is_reported_and_changes_nothing(client, folder, values, needle):
     images, masks, boxes = photographs(client)
-    given = {"images": images, "masks": masks, "boxes": boxes}
+    black = [topics.maker.from_rgb(np.zeros((120, 160, 3), np.uint8), mask.header) for mask in masks]
+    given = {"images": images, "masks": masks, "boxes": boxes, "black": black}
     values = {key: given[key][:value] if key in given else value for key, value in values.items()}
+    if "black" in values:
+        values["masks"] = values.pop("black")
     if "mesh" in values:
         values["mesh"] = values["mesh"].format(meshes=folder.parent)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".npz", ".json")}

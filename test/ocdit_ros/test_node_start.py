@@ -21,7 +21,7 @@ def test_a_failing_configure_can_be_tried_again():
         client.wait_for(
             lambda: any(level == DiagnosticStatus.ERROR for level, _, _ in client.statuses()), STARTED_WITHIN
         )
-        assert "configure failed: nowhere: no such folder" in [text for _, text, _ in client.statuses()]
+        assert any("configure failed: nowhere: no such folder" in text for _, text, _ in client.statuses())
         assert client.state() == "unconfigured"
         assert not client.transition("configure")
         assert client.set_parameter("library", "stand-in").successful
