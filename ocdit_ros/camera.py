@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from rclpy.clock import Clock, ClockType
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 
 from ocdit_core.errors import ImageError
-from ocdit_ros import topics
+from ocdit_ros import converter, topics
 from ocdit_ros.depth import HOLD, Depth, DepthPairs, calibrated_size, read_depth
 from ocdit_ros.messages import number
+from ocdit_ros.regions import Regions
 from ocdit_ros.space import Space, transformed
 
 if TYPE_CHECKING:
@@ -25,11 +27,15 @@ if TYPE_CHECKING:
     from sensor_msgs.msg import CameraInfo
 
     from ocdit_core.inference.depth import Instance3D
+    from ocdit_core.inference.results import Segmentation
     from ocdit_ros.parameters import Settings
     from ocdit_ros.worker import Result, Worker
 
 KEEP_SECONDS = 10.0
 """How long an image and the CameraInfo of its stamp wait for one another."""
+
+REGIONS = ("regions", "regions/instances")
+"""Topics of the regions of other detectors."""
 
 Stamp = tuple[int, int]
 
@@ -168,6 +174,7 @@ class Camera:
         labels: object name -> number in ~/label_info.
         settings: returns the values of the parameters.
         space: moves 3D results into the target frame.
+        on_error: called with one line about regions that could not be labelled.
     """
 
     def __init__(
@@ -180,6 +187,7 @@ class Camera:
         labels: Mapping[str, int],
         settings: Callable[[], Settings],
         space: Space,
+        on_error: Callable[[str], None],
     ):
         self.name = name
         self.monitor = CameraMonitor()
@@ -194,6 +202,8 @@ class Camera:
         self._space = space
         self._calibrations = Calibrations(lambda camera_info: self._publishers["camera_info"].publish(camera_info))
         self._subscriptions: list[Any] = []
+        self._publishers |= topics.create_publishers(node, f"~/{self._prefix}", topics.PER_REGIONS, topics.FRAME_QOS)
+        self._regions = Regions(worker, partial(converter.to_rgb, cv_bridge=True), self._publish_regions, on_error)
         self._pairs = DepthPairs(self._submit, lambda: worker.drop(name), lambda: settings().depth_slop)
         self._timer: Any = None
         self._due = 0.0  # time.monotonic() from which the next image is taken, see max_rate
@@ -232,6 +242,16 @@ class Camera:
                 callback_group=self._group,
             ),
         ]
+        self._subscriptions += [
+            self._node.create_subscription(
+                topics.SUBSCRIBED[name].kind,
+                f"{self._prefix}{name}",
+                self._regions.add_regions,
+                5,
+                callback_group=self._group,
+            )
+            for name in REGIONS
+        ]
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self._node.create_timer(HOLD / 2, self._pairs.expire, callback_group=self._group, clock=steady)
 
@@ -243,6 +263,7 @@ class Camera:
             self._node.destroy_timer(self._timer)
             self._timer = None
         self._pairs.clear()
+        self._regions.clear()
         self._worker.drop_waiting(self.name)
 
     def destroy(self) -> None:
@@ -327,6 +348,11 @@ class Camera:
             return f"the calibration on {topic} is for {sides[0]} x {sides[1]} pixels, the image has {width} x {height}"
         return "" if min(info.k[0], info.k[4]) > 0 else f"the calibration on {topic} is empty: the focal length is 0"
 
+    def _publish_regions(self, message: Any, result: Segmentation, numbers: list[int]) -> None:
+        header = message.header
+        self._publishers["regions/instances"].publish(topics.maker.to_instances(result, numbers, header))
+        self._publishers["regions/detections"].publish(topics.maker.to_detections(result, numbers, header))
+
     def why_silent(self) -> str:
         """Return why no image can arrive, as far as the ROS graph shows it, or ""."""
         settings = self._settings()
@@ -347,6 +373,8 @@ class Camera:
 
     def _on_image(self, message: Any) -> None:
         self.monitor.received_at = now = time.monotonic()
+        if any(self._node.count_publishers(f"{self._prefix}{name}") for name in REGIONS):
+            self._regions.add_image(message)
         rate = self._settings().max_rate
         if now < self._due and rate:
             self._worker.drop(self.name)

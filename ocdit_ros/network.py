@@ -62,6 +62,7 @@ class Network:
         self._region = region
         self._trackers: dict[str, Tracker] = {}
         self.encode_objects = segmenter.encode_objects
+        self.label = segmenter.label
 
     def reset_tracking(self) -> None:
         """Forget all tracked instances: those of the next frames get new numbers."""

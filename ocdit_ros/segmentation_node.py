@@ -189,7 +189,15 @@ class SegmentationNode(LifecycleNode):
         self._space = Space(self, settings.target_frame, broadcast=settings.publish_tf)
         for name in settings.cameras or ("",):
             self._cameras[name] = Camera(
-                self, name, self._group, worker, self._numbers, self._labels, lambda: self._settings, self._space
+                self,
+                name,
+                self._group,
+                worker,
+                self._numbers,
+                self._labels,
+                lambda: self._settings,
+                self._space,
+                self._on_worker_error,
             )
         self.get_logger().info(
             f"{self._model_name} on {self._device}, {len(self._known)} objects in {settings.library}, "

@@ -83,10 +83,20 @@ SUBSCRIBED = {
     "image": Entry(Image, "with `image_transport: raw`"),
     "image/compressed": Entry(CompressedImage, "with `image_transport: compressed`: JPEG, PNG, WebP, BMP, TIFF"),
     "camera_info": Entry(CameraInfo, "optional; republished with the results of the image of the same stamp"),
+    "regions": Entry(Detection2DArray, "optional; boxes of another detector, with the stamp of their image"),
+    "regions/instances": Entry(Image, "optional; masks of another detector: mono16, 0 is background"),
     "depth": Entry(
         Image, "optional; 16UC1 in millimetres or 32FC1 in metres, registered to the image, of the same size"
     ),
 }
+
+PER_REGIONS = {
+    "regions/detections": Entry(
+        Detection2DArray, "one per labelled region: box of its mask, `class_id`, score; `id` is the region's number"
+    ),
+    "regions/instances": Entry(Image, "mono16: each pixel is the number of its region, 0 is background"),
+}
+"""Published for each message with regions, with its header."""
 
 TRANSFORMS = {"/tf": Entry(TFMessage, "with depth and `publish_tf`: the frame `object_<id>` of each instance")}
 

@@ -265,6 +265,13 @@ class Worker:
                 raise OcditError("the network is not loaded")
             return self._later(lambda loaded: task(loaded.network))
 
+    def label(self, task: Callable[[Any, Any], Any]) -> Future[Any]:
+        """Call `task(network, objects)` with the features of the targets in force; see `call`."""
+        with self._changed:
+            if self._stopping:
+                raise OcditError("the network is not loaded")
+            return self._later(lambda loaded: task(loaded.network, loaded.objects))
+
     def change_library(self, library: Any, choose: Callable[[Sequence[str]], Sequence[str]]) -> Future[TargetSet]:
         """Use another library, and the targets that `choose` returns for those in force, from the next frame on.
 
@@ -394,6 +401,7 @@ class Worker:
             return
         ready.set_result(None)
         trimmed = time.monotonic()
+        frame_is_next = False
         while True:
             with self._changed:
                 self._changed.wait_for(
@@ -402,7 +410,10 @@ class Worker:
                 if self._stopping:
                     return
                 wanted, self._wanted = self._wanted, None
-                task, reply = self._tasks.popleft() if self._tasks and wanted is None else (None, None)
+                # Regions may come as fast as frames: they take turns.
+                skipped = wanted is not None or (frame_is_next and (self._requests or self._waiting))
+                task, reply = self._tasks.popleft() if self._tasks and not skipped else (None, None)
+                frame_is_next = task is not None
                 jobs = [] if wanted is not None or task is not None else self._take()
                 targets = self._targets
             assert targets is not None

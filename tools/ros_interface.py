@@ -48,6 +48,7 @@ def parameter_table() -> str:
 TABLES = {
     "subscribed": entries("topic", topics.SUBSCRIBED),
     "of a frame": entries("topic", topics.PER_FRAME, "~/"),
+    "of regions": entries("topic", topics.PER_REGIONS, "~/"),
     "latched": entries(
         "topic",
         {**{f"~/{name}": entry for name, entry in topics.LATCHED.items()}, **topics.DIAGNOSTICS, **topics.TRANSFORMS},

@@ -24,7 +24,7 @@ WITHOUT_ROS = {
     "test_worker.py",
     "test_worker_thread.py",
     "test_numbering.py",
-    "test_depth.py",
+    "test_depth_pairs.py",
 }
 collect_ignore = sorted({path.name for path in Path(__file__).parent.glob("test_*.py")} - WITHOUT_ROS) * (not HAVE_ROS)
 

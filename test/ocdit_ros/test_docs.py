@@ -56,7 +56,9 @@ def test_the_running_node_has_this_interface_and_no_other():
         del subscribed["/image/compressed"]
         # A node finds another one of its name there.
         subscribed |= expected(topics.DIAGNOSTICS, "")
-        published = expected(topics.PER_FRAME | topics.LATCHED, f"{NODE}/") | expected(topics.DIAGNOSTICS, "")
+        published = expected(topics.PER_FRAME | topics.PER_REGIONS | topics.LATCHED, f"{NODE}/") | expected(
+            topics.DIAGNOSTICS, ""
+        )
         of_every_node = {"/rosout", "/parameter_events", f"{NODE}/transition_event"}
         # The node is discovered first, then its topics one after the other.
         client.wait_until(lambda: found("publisher").keys() == published.keys() | of_every_node)
