@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ EVALUATE_EXAMPLES = """\
       --weights my_model --out runs/ycbv
   ocdit evaluate --dataset data/rooms --split test --objects data/rooms/templates --method colour --out runs/colour
   ocdit evaluate --dataset data/bop/ycbv --split test --results cnos_ycbv-test.json --out runs/cnos
+  ocdit evaluate ... --regions truth --out runs/crops       # the paper's table 3 (b); (a) with --labels
   ocdit evaluate ... --out runs/many --set ensemble=4 --set sampler.steps=9 --shard 0/8 --jobs 4
 
 OUT holds metrics.json, results.json (BOP results file), records.jsonl (each image and object) and evaluation.json (what
@@ -72,6 +74,11 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     text = "ocdit, or a baseline: colour, cnos (default: ocdit)"
     method.add_argument("--method", default="ocdit", metavar="NAME", help=text)
     add_model(method)
+    text = (
+        "label these regions instead of segmenting the image: truth (boxes of the ground truth), or a BOP results file"
+    )
+    method.add_argument("--regions", metavar="truth|FILE", help=text)
+    method.add_argument("--labels", action="store_true", help="with --regions: keep their objects, segment them only")
     text = "evaluate this BOP results file instead of a method"
     method.add_argument("--results", type=Path, metavar="FILE", help=text)
     add_workers(parser, "images", jobs=1)
@@ -134,9 +141,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from ocdit_core.evaluation.targets import choose_targets
 
     metrics: dict[str, Any] | None
+    regions, labels = arguments.regions, arguments.labels
+    if labels and regions is None:
+        raise ConfigError("--labels: keeps the objects of regions; give --regions, too")
+    if regions is not None and (arguments.method != "ocdit" or arguments.results is not None):
+        raise ConfigError("--regions: are labelled by --method ocdit alone, and without --results")
     dataset = open_dataset(arguments.dataset, arguments.split)
     if arguments.results is None:
-        task = _task_of(dataset, arguments)([])
+        task = replace(_task_of(dataset, arguments)([]), regions=regions, labels=labels)
         metrics = run.evaluate(arguments.out, task, jobs=arguments.jobs, shard=arguments.shard, progress=True)
     else:
         threshold = 0.5 if arguments.threshold is None else arguments.threshold

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ocdit_core import __version__
 from ocdit_core.data.dataset import Dataset, open_dataset
+from ocdit_core.data.frame import Frame
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.evaluation.bop_results import (
     PARTS,
@@ -36,9 +37,11 @@ from ocdit_core.evaluation.bop_results import (
 )
 from ocdit_core.evaluation.methods import MethodSpec
 from ocdit_core.evaluation.metrics import summarise
-from ocdit_core.evaluation.records import ImageRecord, read_records, record_image, write_records
+from ocdit_core.evaluation.records import MIN_VISIBLE, ImageRecord, read_records, record_image, write_records
 from ocdit_core.evaluation.targets import Targets, digest_of, image_key, objects_of
 from ocdit_core.files import write_text
+from ocdit_core.inference.results import Segmentation
+from ocdit_core.masks import Box, decode_mask, tight_box
 from ocdit_core.objects.archive import SUFFIX, ObjectTemplates
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.resumable import Shard, keep_plan, take_shard
@@ -48,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 PLAN, RESULTS, RECORDS, METRICS = "evaluation.json", "results.json", "records.jsonl", "metrics.json"
 SCHEMA_VERSION = 1
+TRUTH = "truth"
 _OUTPUTS = (RESULTS, RECORDS, METRICS, PARTS)
 _MAY_DIFFER = ("score_threshold", "versions")
 
@@ -63,6 +67,9 @@ class EvaluationTask:
         library: folder of the objects' templates.
         names: object name in the library by obj_id.
         method: method to evaluate.
+        regions: regions that are labelled instead of segmenting the image (paper table 3): TRUTH, the boxes of the
+            ground truth, or a BOP results file, whose masks' boxes are taken; None: segment.
+        labels: keep the objects' names of the regions, and segment them only.
     """
 
     dataset: str
@@ -71,6 +78,8 @@ class EvaluationTask:
     library: Path
     names: dict[int, str]
     method: MethodSpec
+    regions: str | None = None
+    labels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +151,11 @@ def evaluate(
     dataset = open_dataset(task.dataset, task.split)
     mine = take_shard(dataset.units(task.targets), shard)
     method = {"templates_digest": _digest_templates(task), **task.method.identity()}
+    if task.regions is not None:
+        method |= {"regions": task.regions, "labels": task.labels}
+        if task.regions != TRUTH:
+            read_results(task.regions, objects=objects_of(dataset))
+            method["regions"] = sha256(Path(task.regions).read_bytes()).hexdigest()[:16]
     plan = _plan(dataset, task.targets, **method, score_threshold=task.method.threshold)
     keep_plan(out / PLAN, plan, outputs=_OUTPUTS, may_differ=_MAY_DIFFER)
     done = read_parts(out)
@@ -312,9 +326,10 @@ def _open_worker(out: Path, task: EvaluationTask, jobs: int) -> Iterator[Work[st
     library = _CachedLibrary(task.library)
     numbers = {name: number for number, name in task.names.items()}
     method = task.method.open()
+    regions_of = _open_regions(task)
     current: tuple[int, ...] = ()
 
-    def segment(image: ImageKey, pixels: np.ndarray) -> ImageResult:
+    def segment(image: ImageKey, frame: Frame) -> ImageResult:
         nonlocal current
         objects = task.targets[image]
         if not objects:
@@ -322,8 +337,17 @@ def _open_worker(out: Path, task: EvaluationTask, jobs: int) -> Iterator[Work[st
         if objects != current:
             method.set_objects(library, [task.names[number] for number in objects])
             current = objects
+        pixels, regions = frame.image(), regions_of(frame)
         began = time.perf_counter()
-        segmentation = method.segment(pixels)
+        if regions is None:
+            segmentation = method.segment(pixels)
+        else:
+            if task.labels:
+                regions = [(box, number) for box, number in regions if number in objects]
+            named = [task.names[number] for _, number in regions] if task.labels else None
+            found = method.label(pixels, [box for box, _ in regions], threshold=0.0, names=named)
+            instances = tuple(label.instance for label in found if label.instance is not None)
+            segmentation = Segmentation(instances=instances, image_size=frame.size, target_ids=method.object_ids)
         seconds = time.perf_counter() - began
         rows = tuple(rows_of(image, segmentation, numbers, seconds))
         return ImageResult(image=image, rows=rows, time=seconds, timings=segmentation.timings)
@@ -336,12 +360,35 @@ def _open_worker(out: Path, task: EvaluationTask, jobs: int) -> Iterator[Work[st
         for frame in dataset.read(unit):
             image = image_key(frame)
             if image in task.targets and image not in done:
-                write_result(file, segment(image, frame.image()))
+                write_result(file, segment(image, frame))
                 count += 1
         return count
 
     with open_part(out) as file:
         yield work
+
+
+def _open_regions(task: EvaluationTask) -> Callable[[Frame], list[tuple[Box, int]] | None]:
+    """Return a function of a frame that returns boxes and obj_ids of its regions; None: there are no regions."""
+    rows: dict[ImageKey, list[ResultRow]] = defaultdict(list)
+    if task.regions is None:
+        return lambda frame: None
+    if task.regions != TRUTH:
+        for row in read_results(task.regions):
+            rows[row.image].append(row)
+
+    def detected(frame: Frame) -> list[tuple[Box, int]]:
+        masks = [(decode_mask(row.segmentation), row.category_id) for row in rows[image_key(frame)]]
+        if any(mask.shape != frame.size for mask, _ in masks):
+            raise DataError(f"{task.regions}: masks of {frame.key} are not of the image's size {frame.size} (H, W)")
+        return [(tight_box(mask), number) for mask, number in masks if mask.any()]
+
+    def truth(frame: Frame) -> list[tuple[Box, int]]:
+        shown = [(frame.visible_box(index), one) for index, one in enumerate(frame.annotations)]
+        # NaN, where the dataset does not say, is not below.
+        return [(box, one.object_id) for box, one in shown if box and not one.visible_fraction < MIN_VISIBLE]
+
+    return truth if task.regions == TRUTH else detected
 
 
 def _digest_templates(task: EvaluationTask) -> str:

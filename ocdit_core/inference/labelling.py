@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ocdit_core.errors import ImageError
+from ocdit_core.errors import ConfigError, ImageError
 from ocdit_core.inference.postprocess import Candidate, candidate_in
 from ocdit_core.inference.refine import RefineStage
 from ocdit_core.inference.results import Instance
@@ -23,7 +23,7 @@ class Label:
 
     Attributes:
         instance: the target object with its score and mask; None: the region shows none of the targets.
-        scores: score of each target in [0, 1].
+        scores: score in [0, 1] of each target, or of the one that the region is known to show.
     """
 
     instance: Instance | None
@@ -38,6 +38,7 @@ def label_regions(
     names: Sequence[str],
     settings: InferenceSettings,
     threshold: float,
+    known: Sequence[str] | None,
 ) -> tuple[Label, ...]:
     """Segment each region for every target, and return the best target of each region; see `Segmenter.label`.
 
@@ -51,16 +52,21 @@ def label_regions(
         names: names of the targets.
         settings: inference settings.
         threshold: lowest score of a label.
+        known: name of the target that each region shows; None: any.
     """
+    if known is not None and (len(known) != len(regions) or not set(known) <= set(names)):
+        raise ConfigError(f"names: {', '.join(map(str, known))[:80]} are not one of the targets for each region")
     size = (image.shape[0], image.shape[1])
     boxes = [_box(region, size, number) for number, region in enumerate(regions, start=1)]
-    pairs = [(box, target) for box in boxes for target in range(len(names))]
+    asked = [range(len(names))] * len(boxes) if known is None else [[names.index(name)] for name in known]
+    pairs = [(box, target) for box, targets in zip(boxes, asked, strict=True) for target in targets]
     segmented = iter(stage.segment(image, [box for box, _ in pairs], [target for _, target in pairs], objects))
     labels = []
-    for region in regions:
+    for region, targets in zip(regions, asked, strict=True):
         scores: dict[str, float] = {}
         best: Instance | None = None
-        for target, name in enumerate(names):
+        for target in targets:
+            name = names[target]
             candidate = candidate_in(target, *next(segmented), size, settings)
             instance = None if candidate is None else _instance(candidate, name, region, size)
             scores[name] = instance.score if instance else 0.0

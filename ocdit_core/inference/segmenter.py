@@ -289,6 +289,7 @@ class Segmenter:
         objects: EncodedObjects | None = None,
         *,
         threshold: float = LABEL_THRESHOLD,
+        names: Sequence[str] | None = None,
     ) -> tuple[Label, ...]:
         """Return the target object that each region shows, for boxes or masks of any detector.
 
@@ -297,17 +298,19 @@ class Segmenter:
             regions: boxes (x, y, width, height) in pixels, or (H, W) bool masks.
             objects: target objects; default: those of `set_objects`.
             threshold: lowest score of a label.
+            names: name of the target that each region shows, where the detector tells: only its mask is generated then.
 
         Raises:
             ImageError: `image` is not an image, or a region is malformed or not inside it.
             OcditError: no target objects have been set.
-            ConfigError: there is no refine model, which labelling needs.
+            ConfigError: there is no refine model, which labelling needs, or a name is none of the targets.
         """
         objects = self._current(objects)
         if self._refine is None or objects.singles is None:
             raise ConfigError(f"labelling needs a refine model, and {self.model_name} has none, or it is not enabled")
+        image, settings = as_rgb8(image), self._settings
         return label_regions(
-            as_rgb8(image), regions, self._refine, objects.singles, objects.object_ids, self._settings, threshold
+            image, regions, self._refine, objects.singles, objects.object_ids, settings, threshold, names
         )
 
     @torch.inference_mode()

@@ -67,9 +67,33 @@ def test_the_cnos_like_baseline(place, tmp_path):
     assert metrics["at_threshold"]["instances"] == 4
 
 
+def test_regions_of_the_truth_and_of_another_program_are_labelled(place, tmp_path):
+    shared = [*objects(place), "--targets", "targets.json", "--device", "cpu", "--set", "refine.image_size=[96,96]"]
+    found = {}
+    for name, more in (("any", ["--regions", "truth"]), ("named", ["--regions", "truth", "--labels"])):
+        assert evaluate(place, tmp_path / name, *shared, *more) == 0
+        found[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert found[name]["run"]["regions"] == "truth"
+        assert found[name]["run"]["labels"] == (name == "named")
+        rows = json.loads((tmp_path / name / "results.json").read_text())
+        # Image 0 of scene 7 has one target, but two regions; image 1 three of each.
+        assert {(row["scene_id"], row["image_id"]) for row in rows} <= {(7, 0), (7, 1)}
+        assert len(rows) <= 5
+    assert found["named"]["ap"] >= found["any"]["ap"]
+    assert found["named"]["at_threshold"]["instances"] == 4
+    # The results, as regions of another program: each has one.
+    file = tmp_path / "named" / "results.json"
+    assert evaluate(place, tmp_path / "file", *shared, "--regions", str(file)) == 0
+    assert len(json.loads((tmp_path / "file" / "results.json").read_text())) <= len(json.loads(file.read_text()))
+    assert evaluate(place, tmp_path / "file", *shared, "--regions", "truth") == 2
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
+        (["--regions", "nowhere.json"], "nowhere.json: cannot be read"),
+        (["--regions", "truth", "--method", "colour"], "--regions: are labelled by --method ocdit alone"),
+        (["--labels"], "--labels: keeps the objects of regions; give --regions, too"),
         ([], "--objects is missing"),
         (["--objects", "nowhere"], "nowhere"),
         (["--method", "magic"], "method: 'magic' is unknown; use ocdit, colour, cnos"),

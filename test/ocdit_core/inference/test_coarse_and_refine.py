@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ocdit_core.errors import ImageError
+from ocdit_core.errors import ConfigError, ImageError
 from ocdit_core.inference.coarse import CoarseStage
 from ocdit_core.inference.labelling import label_regions
 from ocdit_core.inference.postprocess import Candidate
@@ -175,9 +175,20 @@ def test_the_best_proposals_are_refined_and_equal_results_count_once():
     assert len(stage.refine(draw(), [good[0], proposal("green", SQUARES["green"], 0.1)], SINGLES)) == 2
 
 
-def label(image, regions, threshold=0.5):
+def label(image, regions, threshold=0.5, known=None):
     settings = InferenceSettings()
-    return label_regions(image, regions, refine_stage(), SINGLES, NAMES, settings, threshold)
+    return label_regions(image, regions, refine_stage(), SINGLES, NAMES, settings, threshold, known)
+
+
+def test_a_region_whose_object_is_known_is_segmented_for_it_alone():
+    image = draw()
+    boxes = [SQUARES["red"], SQUARES["green"]]
+    right, wrong = label(image, boxes, known=["red", "red"])
+    assert (right.instance.object_id, set(right.scores), wrong.instance) == ("red", {"red"}, None)
+    assert right.scores["red"] == label(image, boxes)[0].scores["red"]
+    for known in (["red"], ["red", "hammer"]):
+        with pytest.raises(ConfigError, match="are not one of the targets for each region"):
+            label(image, boxes, known=known)
 
 
 @pytest.mark.parametrize("kind", ["boxes", "masks"])
