@@ -1,4 +1,4 @@
-"""`ocdit train` and `ocdit export`: training runs, and the models that they made."""
+"""`ocdit train`, `ocdit export` and `ocdit convert`: training runs, the models that they made, and those of others."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ training/train.py is the same program, for launchers such as torchrun.
 EXPORT_EXAMPLES = """\
   ocdit export runs/coarse --out my_model
   ocdit export runs/coarse --out my_model --step 120000 --full
+"""
+CONVERT_EXAMPLES = """\
+  ocdit convert ocdit_coarse.pth --out models/coarse
+  ocdit convert ocdit_refine.ckpt --image-size 224 224 --backbone dinov2_vits14_pretrain.pth --out models/coarse/refine
 """
 
 
@@ -40,6 +44,18 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     precision.add_argument("--half", action="store_const", const=True, help="store float16 (default, except for a VAE)")
     precision.add_argument("--full", dest="half", action="store_const", const=False, help="store float32")
     parser.set_defaults(run=export, half=None)
+
+    summary = "write a model folder from a checkpoint in the naming of the published OC-DiT code"
+    parser = add_command(subparsers, "convert", summary, CONVERT_EXAMPLES)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="state dict: .pth, .ckpt or .safetensors")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="model folder")
+    for name, size in (("image", [480, 640]), ("template", [128, 128])):
+        text = f"size of training {name}s in pixels (default: {size[0]} {size[1]})"
+        parser.add_argument(f"--{name}-size", nargs=2, type=positive, metavar=("H", "W"), default=size, help=text)
+    parser.add_argument("--heads", type=positive, help="attention heads (default: 16 for a width of 1024)")
+    text = "of a checkpoint without one: hub id, folder or DINOv2 checkpoint (default: facebook/dinov2-small)"
+    parser.add_argument("--backbone", default="facebook/dinov2-small", metavar="NAME", help=text)
+    parser.set_defaults(run=convert)
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -76,4 +92,33 @@ def export(arguments: argparse.Namespace) -> int:
         write_text(arguments.out / SETTINGS_FILE, text)
     size = (arguments.out / WEIGHTS_FILE).stat().st_size
     print(f"{arguments.out}: stage {stage}, step {step:,}, {size / 1e6:.1f} MB")
+    return 0
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Convert; return 0."""
+    from dataclasses import replace
+
+    from ocdit_core.config import to_yaml
+    from ocdit_core.files import check_output, write_text
+    from ocdit_core.inference.settings import PAPER, SETTINGS_FILE
+    from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE
+    from ocdit_core.models.ocdit import OCDiT
+
+    check_output(*(arguments.out / name for name in (CONFIG_FILE, WEIGHTS_FILE, SETTINGS_FILE)))
+    model = OCDiT.from_published(
+        arguments.checkpoint,
+        image_size=tuple(arguments.image_size),
+        template_size=tuple(arguments.template_size),
+        heads=arguments.heads,
+        backbone=arguments.backbone,
+    )
+    model.save_pretrained(arguments.out)
+    settings = to_yaml(replace(PAPER, image_size=model.config.image_size))
+    write_text(arguments.out / SETTINGS_FILE, f"# The settings of the paper (preset: paper).\n{settings}")
+    sizes, parameters = model.config.denoiser, sum(p.numel() for p in model.parameters())
+    print(
+        f"{arguments.out}: width {sizes.width}, {sizes.depth} blocks, {sizes.heads} heads, "
+        f"{sizes.max_objects} objects, {sizes.max_views} views, {parameters / 1e6:.1f} M parameters"
+    )
     return 0

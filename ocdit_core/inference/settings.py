@@ -8,8 +8,9 @@ from typing import Literal
 from ocdit_core.config import apply_overrides, as_dict, build, read_yaml
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import ConfigError, WeightsError
-from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE
+from ocdit_core.models.checkpoints import CONFIG_FILE
 from ocdit_core.models.mask_vae import DOWNSAMPLING
+from ocdit_core.models.published import SUFFIXES
 
 SETTINGS_FILE = "inference.yaml"
 REFINE_FOLDER = "refine"
@@ -219,9 +220,9 @@ def find_weights(name_or_path: str | Path) -> Path:
     import huggingface_hub
 
     try:
-        folder = huggingface_hub.snapshot_download(
-            str(name_or_path), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, SETTINGS_FILE, f"{REFINE_FOLDER}/*"]
-        )
+        # Also a checkpoint in the published naming, see `OCDiT.from_pretrained`.
+        patterns = [CONFIG_FILE, SETTINGS_FILE, f"{REFINE_FOLDER}/*", *(f"*{suffix}" for suffix in SUFFIXES)]
+        folder = huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=patterns)
     except Exception as error:  # many types, all of which mean that the model cannot be downloaded
         raise WeightsError(f"{complaint}, nor a hub id that can be reached ({type(error).__name__})") from error
     return Path(folder)

@@ -4,11 +4,14 @@ Each gives one feature vector per cell of the latent grid, which is 16 times coa
 transformer with patch size p reaches that by resizing its input to p/16 of its size.
 """
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,6 +68,21 @@ class _Normalise:
         return images * 2 - 1
 
 
+def _dinov2_positions(embeddings: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+    """Return the positions of DINOv2 without registers for an image of another size, as the original code does.
+
+    It resizes by the factor (cells + 0.1) / trained cells; transformers by the sizes alone, which shifts the positions.
+    """
+    table, patch = embeddings.get_parameter("position_embeddings"), int(embeddings.patch_size)
+    grid, side = (height // patch, width // patch), math.isqrt(table.shape[1] - 1)
+    if grid == (side, side):
+        return table
+    cells = rearrange(table[:, 1:].float(), "1 (h w) d -> 1 d h w", h=side)
+    factors = [(count + 0.1) / side for count in grid]
+    resized = F.interpolate(cells, scale_factor=factors, mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], rearrange(resized, "1 d h w -> 1 (h w) d").to(table.dtype)], dim=1)
+
+
 class ViTBackbone(_Normalise, nn.Module):
     """A vision transformer through the transformers library: patch tokens after the final norm."""
 
@@ -90,6 +108,8 @@ class ViTBackbone(_Normalise, nn.Module):
         self.patch = int(self.vit.config.patch_size)
         self.channels = int(self.vit.config.hidden_size)
         self.prefix = 1 + int(getattr(self.vit.config, "num_register_tokens", 0) or 0)
+        if self.vit.config.model_type == "dinov2":
+            self.vit.embeddings.interpolate_pos_encoding = partial(_dinov2_positions, self.vit.embeddings)
 
     def architecture(self) -> dict[str, Any]:
         """Return the transformers config that rebuilds this network without a hub."""

@@ -18,6 +18,15 @@ from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, check_state
 from ocdit_core.models.denoiser import Conditioning, Denoiser, DenoiserConfig, TargetTokens
 from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAE, MaskVAEConfig
 from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig, PriorMaps
+from ocdit_core.models.published import (
+    dinov2_architecture,
+    find_checkpoint,
+    find_dinov2,
+    load_dinov2,
+    load_published,
+    published_config,
+    read_checkpoint,
+)
 from ocdit_core.models.representation import target_crops
 
 
@@ -28,6 +37,8 @@ class OCDiTConfig:
     Attributes:
         image_size: (height, width) of training images in pixels, multiples of 16.
         template_size: (height, width) of templates in pixels, multiples of 16.
+        grid: (height, width) of the learned positions of image cells; default: image_size / 16, the cells themselves.
+        template_grid: the same for templates.
         backbone: backbone configuration.
         vae: mask VAE configuration.
         denoiser: denoiser configuration.
@@ -36,6 +47,8 @@ class OCDiTConfig:
 
     image_size: tuple[int, int] = (480, 640)
     template_size: tuple[int, int] = (128, 128)
+    grid: tuple[int, int] | None = None
+    template_grid: tuple[int, int] | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     vae: MaskVAEConfig = field(default_factory=MaskVAEConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
@@ -45,6 +58,9 @@ class OCDiTConfig:
         for name, size in (("image_size", self.image_size), ("template_size", self.template_size)):
             if any(side <= 0 or side % DOWNSAMPLING for side in size):
                 raise ConfigError(f"{name}: {list(size)} must be positive multiples of {DOWNSAMPLING}")
+        for name, grid in (("grid", self.grid), ("template_grid", self.template_grid)):
+            if grid is not None and min(grid) < 1:
+                raise ConfigError(f"{name}: {list(grid)} must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +148,8 @@ class OCDiT(nn.Module):
             config.denoiser,
             features=self.backbone.channels,
             latents=config.vae.latent_channels,
-            grid=_grid(config.image_size),
-            template_grid=_grid(config.template_size),
+            grid=config.grid or _grid(config.image_size),
+            template_grid=config.template_grid or _grid(config.template_size),
         )
         self.prior = (
             MatchingPrior(
@@ -259,11 +275,15 @@ class OCDiT(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> OCDiT:
         """Load a model from a folder with config.yaml and model.safetensors, float32 and in evaluation mode.
 
+        A folder without config.yaml, but with one checkpoint in the published naming, is loaded by `from_published`.
+
         Raises:
             WeightsError: a file is missing or damaged, or the weights do not fit.
             ConfigError: the configuration is not valid.
         """
         folder = Path(folder)
+        if folder.is_dir() and not (folder / CONFIG_FILE).exists() and (checkpoint := find_checkpoint(folder)):
+            return cls.from_published(checkpoint)
         for path in (folder, folder / CONFIG_FILE):
             if not path.exists():
                 raise WeightsError(f"{path}: missing; a model's folder has {CONFIG_FILE} and {WEIGHTS_FILE}")
@@ -272,6 +292,45 @@ class OCDiT(nn.Module):
         model = cls(config)
         check_state(model.state_dict(), state, str(folder / WEIGHTS_FILE))
         model.load_state_dict(state)
+        return model.eval()
+
+    @classmethod
+    def from_published(
+        cls,
+        path: str | Path,
+        *,
+        image_size: tuple[int, int] = (480, 640),
+        template_size: tuple[int, int] = (128, 128),
+        heads: int | None = None,
+        backbone: str | Path = BackboneConfig.name,
+    ) -> OCDiT:
+        """Load a checkpoint in the published naming (.pth, .ckpt, .safetensors), float32 and in evaluation mode.
+
+        All other sizes are inferred from the tensors.
+
+        Args:
+            path: the checkpoint.
+            image_size: (height, width) of the training images in pixels.
+            template_size: (height, width) of the templates in pixels.
+            heads: attention heads; None: the published 16, for the published width of 1024.
+            backbone: of a checkpoint without one: hub id, folder, or a DINOv2 checkpoint.
+
+        Raises:
+            WeightsError: a file is missing or damaged, or sizes or weights do not fit; the first key is named.
+        """
+        state, source = read_checkpoint(Path(path)), str(path)
+        vit = find_dinov2(state)
+        if not vit and Path(backbone).is_file():
+            source = str(backbone)
+            vit = find_dinov2(read_checkpoint(Path(backbone)))
+            if not vit:
+                raise WeightsError(f"{backbone}: no DINOv2 in it")
+        given = {"architecture": dinov2_architecture(vit, source)} if vit else {"name": str(backbone)}
+        sizes = published_config(state, str(path), image_size=image_size, template_size=template_size, heads=heads)
+        model = cls(build(OCDiTConfig, {**sizes, "backbone": given}))
+        load_published(model, state, str(path))
+        if vit and isinstance(model.backbone, ViTBackbone):
+            load_dinov2(model.backbone.vit, vit, source)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:

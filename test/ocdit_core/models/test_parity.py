@@ -13,9 +13,9 @@ from ocdit_core.diffusion.edm import SIGMA_DATA, SIGMA_MAX, SIGMA_MIN
 from ocdit_core.diffusion.samplers import SamplerConfig, sample
 from ocdit_core.errors import WeightsError
 from ocdit_core.models.backbones import BackboneConfig
-from ocdit_core.models.checkpoints import load_published, our_name
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, OCDiTConfig, TemplateFeatures
+from ocdit_core.models.published import load_published, our_name
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fill import array, value_of
