@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import cv2
 import numpy as np
@@ -77,6 +78,8 @@ class TargetEncoder:
         self._coarse = ObjectEncoder(coarse, cache)
         self._refine = None if refine is None else ObjectEncoder(refine, cache)
         self._distractors = settings.distractors
+        # Those in use: what they compute once is kept when other targets change.
+        self._geometry: WeakValueDictionary[int, ObjectGeometry] = WeakValueDictionary()
 
     @torch.inference_mode()
     def encode(self, library: ObjectLibrary, object_ids: Sequence[str]) -> EncodedObjects:
@@ -91,7 +94,7 @@ class TargetEncoder:
         others = np.random.default_rng(0).permutation([name for name in library.object_ids if name not in names])
         distractors = others[: min(self._distractors, -len(names) % capacity)].tolist()
         templates, features = self._features(self._coarse, library, [*names, *distractors])
-        geometry = tuple(ObjectGeometry(own) for own in templates[: len(names)])
+        geometry = tuple(self._geometry_of(own) for own in templates[: len(names)])
         # More objects than learned positions take turns.
         parts = [features[begin : begin + capacity] for begin in range(0, len(features), capacity)]
         runs = [self._coarse.network.encode_targets(join_templates(part)) for part in parts]
@@ -100,6 +103,11 @@ class TargetEncoder:
             _, features = self._features(self._refine, library, names)
             singles = self._refine.network.encode_targets(join_templates(features, one_set=False))
         return EncodedObjects(object_ids=names, runs=tuple(runs), singles=singles, geometry=geometry)
+
+    def _geometry_of(self, templates: ObjectTemplates) -> ObjectGeometry:
+        parts = (templates.points, templates.pose, templates.symmetries_discrete, templates.symmetries_continuous)
+        key = hash((templates.diameter, *(part.tobytes() for part in parts)))
+        return self._geometry.setdefault(key, ObjectGeometry(templates))
 
     def _features(
         self, encoder: ObjectEncoder, library: ObjectLibrary, names: Sequence[str]

@@ -1,7 +1,9 @@
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_segmenter import make_segmenter
 
 from ocdit_core import ObjectLibrary
 from ocdit_core.inference.geometry import ObjectGeometry, size_checked, visible_points
@@ -77,3 +79,13 @@ def test_without_depth_or_geometry_a_score_stays_as_it_is(library):
 def test_visible_points_are_the_nearest_of_their_cells():
     points = np.array([[0.1, 0.1, 2.0], [0.2, 0.3, 1.0], [1.5, 0.1, 3.0], [-0.5, 0.1, 1.0]])
     assert sorted(visible_points(points, 1.0).tolist()) == [1, 2, 3]
+
+
+def test_geometry_in_use_is_kept_when_the_targets_change(library):
+    segmenter = make_segmenter(library)
+    kept = segmenter.encode_objects(library, ["mug", "box"]).geometry[0]
+    assert segmenter.objects.geometry[library.object_ids.index("mug")] is kept
+    segmenter.set_objects(library, ["box"])
+    old = weakref.ref(kept)
+    del kept
+    assert old() is None
