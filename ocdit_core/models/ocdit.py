@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ocdit_core.config import build, read_yaml
+from ocdit_core.diffusion import edm
+from ocdit_core.diffusion.samplers import SamplerConfig, sample
 from ocdit_core.errors import ConfigError, WeightsError
 from ocdit_core.models.backbones import BackboneConfig, ViTBackbone, build_backbone
 from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, check_state, read_weights, write_checkpoint
 from ocdit_core.models.denoiser import Conditioning, Denoiser, DenoiserConfig, TargetTokens
+from ocdit_core.models.embeddings import random_positions
 from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAE, MaskVAEConfig
 from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig, PriorMaps
 from ocdit_core.models.published import (
@@ -128,10 +133,28 @@ class TargetSet:
 
 
 class OCDiT(nn.Module):
-    """The model: generates masks of target objects from an image and templates of the objects."""
+    """The model: generates masks of target objects from an image and templates of the objects.
 
-    def __init__(self, config: OCDiTConfig):
+    Args:
+        config: configuration; None: the published one, with the sizes below.
+        embed_dim: channels of the tokens.
+        depth: number of blocks.
+        num_heads: attention heads.
+        sizes: other fields of `OCDiTConfig`, such as image_size and template_size.
+    """
+
+    def __init__(
+        self,
+        config: OCDiTConfig | None = None,
+        *,
+        embed_dim: int = 1024,
+        depth: int = 12,
+        num_heads: int = 16,
+        **sizes: Any,
+    ):
         super().__init__()
+        if config is None:
+            config = OCDiTConfig(denoiser=DenoiserConfig(width=embed_dim, depth=depth, heads=num_heads), **sizes)
         self.backbone = build_backbone(config.backbone)
         if isinstance(self.backbone, ViTBackbone) and config.backbone.architecture is None:
             # A saved model is rebuilt without a hub.
@@ -270,6 +293,81 @@ class OCDiT(nn.Module):
     def decode_masks(self, latents: Tensor) -> Tensor:
         """Decode standardised latents (..., z, h, w) -> probabilities (..., 16 h, 16 w)."""
         return self.vae.decode(latents.flatten(0, -4)).unflatten(0, latents.shape[:-3])
+
+    def forward_loss(
+        self, images: Tensor, templates: Tensor, masks: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Return the training loss of eq. (6), with one noise level and random learned positions for each sample.
+
+        `training/train.py` adds what a run needs: data, schedule, averaged weights, the matching prior's losses.
+
+        Args:
+            images: (B, 3, H, W), normalised by mean 0.5 and standard deviation 0.5.
+            templates: (B, O, V, 3, h, w) templates on black, normalised the same way.
+            masks: (B, O, H, W) ground truth in [0, 1].
+            generator: random generator on the CPU; default: the global one.
+
+        Returns:
+            (B,) each: loss; loss_masks, the squared error of the denoised latents; logvar, u(sigma); and sigma.
+        """
+        (batch, objects), views, config = masks.shape[:2], templates.shape[2], self.config.denoiser
+        image, features = self._features(images, templates)
+        positions = (
+            random_positions(batch, count, capacity, generator).to(images.device)
+            for count, capacity in ((objects, config.max_objects), (views, config.max_views))
+        )
+        conditioning = self.condition(image, self.encode_targets(features, *positions))
+        with torch.no_grad():
+            clean = self.encode_masks(masks)[:, None]
+        sigma = edm.draw_sigma((batch, 1), generator=generator).to(clean)
+        level = sigma[:, :, None, None, None, None]
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        denoised = self.denoiser(clean + level * noise, sigma, conditioning).latents
+        logvar = self.denoiser.uncertainty(sigma)
+        loss = edm.denoising_loss(denoised, clean, edm.loss_weight(level), logvar[:, :, None, None, None, None])
+        return {
+            "loss": loss.flatten(1).mean(1),
+            "loss_masks": (denoised - clean).square().flatten(1).mean(1),
+            "logvar": logvar[:, 0],
+            "sigma": sigma[:, 0],
+        }
+
+    @torch.no_grad()
+    def generate_segmentations(
+        self,
+        images: Tensor,
+        templates: Tensor,
+        ensemble_size: int = 1,
+        *,
+        sampler: SamplerConfig = SamplerConfig(),  # noqa: B008 (frozen)
+        seed: int = 0,
+    ) -> Tensor:
+        """Return the mask probabilities of the objects, averaged over the ensemble: (B, O, H, W).
+
+        This is one call of the coarse stage; `Segmenter` adds crops, proposals, refinement and instances.
+
+        Args:
+            images: (B, 3, H, W), normalised by mean 0.5 and standard deviation 0.5; H and W are multiples of 16.
+            templates: (B, O, V, 3, h, w) templates on black, normalised the same way.
+            ensemble_size: samples of each image, from different noise.
+            sampler: sampler and noise schedule; default: the paper's.
+            seed: random seed of the noise, which is the same for all images.
+        """
+        image, features = self._features(images, templates)
+        conditioning = self.condition(image, self.encode_targets(features))
+        generator = torch.Generator().manual_seed(seed)
+        shape = (ensemble_size, templates.shape[1], self.config.vae.latent_channels, *conditioning.grid)
+        noise = torch.randn(shape, generator=generator).expand(len(images), *shape).to(images.device)
+        levels = functools.cache(self.denoiser.level)
+        latents = sample(
+            lambda x, sigma: self.denoiser(x, levels(sigma), conditioning).latents, noise, sampler, generator
+        )
+        return self.decode_masks(latents).mean(1)
+
+    def _features(self, images: Tensor, templates: Tensor) -> tuple[ImageFeatures, TemplateFeatures]:
+        """Return the features of normalised images and of normalised templates, whose masks are what is not black."""
+        views = templates * 0.5 + 0.5
+        return self.encode_image(images * 0.5 + 0.5), self.encode_templates(views, (views > 0).any(3).float())
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> OCDiT:

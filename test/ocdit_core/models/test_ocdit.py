@@ -1,10 +1,14 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from builders import TINY_DINO
 
+from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import ConfigError, WeightsError
+from ocdit_core.inference.network import Network
+from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.embeddings import PatchPosition
@@ -262,3 +266,60 @@ def test_noise_levels_prepared_ahead_give_what_the_network_computes_itself(repre
         assert torch.allclose(found.latents, expected.latents, atol=1e-5)
         if representation:
             assert torch.allclose(found.presence, expected.presence, atol=1e-5)
+
+
+def normalised(model: OCDiT, objects: int = 3, views: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and templates in [-1, 1], the templates on black."""
+    torch.manual_seed(1)
+    templates = torch.rand(2, objects, views, 3, *model.config.template_size)
+    templates[..., :8, :] = 0
+    return 2 * torch.rand(2, 3, *model.config.image_size) - 1, 2 * templates - 1
+
+
+@pytest.mark.parametrize("config", [TINY, dataclasses.replace(TINY, matching_prior=None)])
+def test_generated_segmentations_are_those_of_the_coarse_stage(config):
+    model = make(config)
+    images, templates = normalised(model)
+    found = model.generate_segmentations(images, templates, ensemble_size=3, sampler=SamplerConfig(steps=2))
+    assert found.shape == (2, 3, 64, 96)
+    settings = InferenceSettings(ensemble=3, sampler=SamplerConfig(steps=2), precision="float32")
+    network = Network(model, torch.device("cpu"), settings)
+    views = templates / 2 + 0.5
+    with torch.no_grad():
+        targets = network.model.encode_templates(views, (views > 0).any(3).float())
+        expected, _ = network.generate(network.model.encode_image(images / 2 + 0.5), network.encode_targets(targets))
+    assert np.abs(found.numpy() - expected[:, 0]).max() < 1e-4
+    assert not torch.equal(
+        found, model.generate_segmentations(images, templates, 3, sampler=SamplerConfig(steps=2), seed=1)
+    )
+
+
+def test_the_training_loss_falls_and_reaches_all_parts():
+    torch.manual_seed(0)
+    model = OCDiT(
+        image_size=(64, 96),
+        template_size=(32, 32),
+        embed_dim=32,
+        depth=2,
+        num_heads=4,
+        backbone=TINY.backbone,
+        vae=TINY.vae,
+    )
+    images, templates = normalised(model)
+    masks = torch.zeros(2, 3, 64, 96)
+    masks[:, 0, 10:40, 20:60] = 1
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(10):
+        parts = model.forward_loss(images, templates, masks, torch.Generator().manual_seed(0))
+        assert {name: tuple(value.shape) for name, value in parts.items()} == dict.fromkeys(parts, (2,))
+        loss = parts["loss"].mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0], losses
+    without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert all(name.startswith("vae.") for name in without)
+    with pytest.raises(ConfigError, match="heads: 5 does not divide width 32"):
+        OCDiT(embed_dim=32, num_heads=5)
