@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 CASES = {"640 x 480 at 30 Hz": (640, 480, 30.0), "1920 x 1080 at 15 Hz": (1920, 1080, 15.0)}
 
 
-def run_camera(width: int, height: int, rate: float) -> None:
-    """Publish images until SIGTERM; then say how many."""
+def run_camera(width: int, height: int, rate: float, *, depth: bool = False) -> None:
+    """Publish images, with depth and calibration if asked for, until SIGTERM; then say how many."""
     import cv2
     import rclpy
     from rclpy.qos import QoSProfile, ReliabilityPolicy
-    from sensor_msgs.msg import Image
+    from sensor_msgs.msg import CameraInfo, Image
     from std_msgs.msg import Header
 
     from ocdit_core.images import read_image
@@ -47,6 +48,19 @@ def run_camera(width: int, height: int, rate: float) -> None:
     publisher = node.create_publisher(Image, "/image", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
     paths = sorted((EXAMPLES / "images").glob("*.jpg"))
     images = [topics.maker.from_rgb(cv2.resize(read_image(path), (width, height)), Header()) for path in paths]
+    others: list[tuple[Any, Any]] = []
+    if depth:
+        # A table that rises from 0.6 m to 1 m, with noise and holes.
+        rng = np.random.default_rng(0)
+        metres = np.linspace(1.0, 0.6, height)[:, None] + rng.normal(0, 0.001, (height, width))
+        metres[rng.random((height, width)) < 0.05] = 0
+        plane = Image(height=height, width=width, encoding="16UC1", step=2 * width)
+        plane.data = array("B", (1000 * metres).astype(np.uint16).tobytes())
+        k = [1.1 * width, 0.0, width / 2, 0.0, 1.1 * width, height / 2, 0.0, 0.0, 1.0]
+        info = CameraInfo(height=height, width=width, k=k)
+        qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        for name, one in (("camera_info", info), ("depth", plane)):
+            others.append((node.create_publisher(type(one), f"/{name}", qos), one))
     while not (publisher.get_subscription_count() or stop.is_set()):
         time.sleep(0.05)
     sent, start = 0, time.monotonic()
@@ -54,6 +68,9 @@ def run_camera(width: int, height: int, rate: float) -> None:
         # Each for a second, so that the network has soon seen all: how much memory it takes depends on the image.
         message = images[int(sent / rate) % len(images)]
         message.header.stamp = node.get_clock().now().to_msg()
+        for other, more in others:
+            more.header.stamp = message.header.stamp
+            other.publish(more)
         publisher.publish(message)
         sent += 1
         stop.wait(max(0.0, start + sent / rate - time.monotonic()))
@@ -65,10 +82,11 @@ def run_camera(width: int, height: int, rate: float) -> None:
 class Client:
     """Listens to the node's diagnostics, and calls its services."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, depth: bool = False) -> None:
         import rclpy
         from diagnostic_msgs.msg import DiagnosticArray
         from rclpy.executors import SingleThreadedExecutor
+        from sensor_msgs.msg import PointCloud2
 
         from ocdit_interfaces.srv import ListObjects, SetTargetObjects
 
@@ -78,6 +96,9 @@ class Client:
         self.frames: dict[str, dict[str, float]] = {}
         self.counts: dict[str, int] = {}
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 200)
+        if depth:
+            # The node makes the points while somebody listens; they are not looked at here.
+            self.node.create_subscription(PointCloud2, f"{NODE}/points", lambda _: None, 1, raw=True)
         self.list_objects = self.node.create_client(ListObjects, f"{NODE}/list_objects")
         self.set_targets = self.node.create_client(SetTargetObjects, f"{NODE}/set_target_objects")
         self._executor = SingleThreadedExecutor()
@@ -128,8 +149,10 @@ def make_library(folder: Path) -> Path:
     return folder
 
 
-def start_node(library: Path, targets: list[str], model: str, folder: Path, device: str, threads: int = 0) -> Child:
-    """Start the node."""
+def start_node(
+    library: Path, targets: list[str], model: str, folder: Path, device: str, threads: int = 0, **more: Any
+) -> Child:
+    """Start the node; `more` are further parameters."""
     parameters = {
         "library": str(library),
         "target_objects": targets,
@@ -137,6 +160,7 @@ def start_node(library: Path, targets: list[str], model: str, folder: Path, devi
         "device": device,
         "compute_threads": threads,
         "autostart": True,
+        **more,
     }
     return Child("node", ("-m", "ocdit_ros.segmentation_node"), parameters, folder)
 
@@ -146,10 +170,37 @@ def resident_mib(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def points_cost() -> str:
+    """Return the CPU time of the 3D results of four objects, of 640 x 480 pixels."""
+    from std_msgs.msg import Header
+
+    from ocdit_core.inference.depth import lift
+    from ocdit_core.inference.results import Instance, Segmentation
+    from ocdit_core.masks import tight_box
+    from ocdit_ros import topics
+
+    y, x = np.mgrid[:480, :640]
+    masks = [(x - 120 - 130 * number) ** 2 + (y - 240) ** 2 < 50**2 for number in range(4)]
+    instances = tuple(Instance(object_id="one", score=1.0, box=tight_box(mask), mask=mask) for mask in masks)
+    found = Segmentation(instances=instances, image_size=(480, 640), target_ids=("one",))
+    metres = (0.8 + 0.0002 * y).astype(np.float32)
+    matrix = np.array([[600.0, 0, 319.5], [0, 600, 239.5], [0, 0, 1]])
+    image = np.zeros((480, 640, 3), np.uint8)
+    seconds = []
+    for _ in range(30):
+        start = time.thread_time()
+        lifted = lift(found, metres, matrix)
+        middle = time.thread_time()
+        message = topics.maker.to_points(image, lifted, range(1, 5), Header())
+        seconds.append((middle - start, time.thread_time() - middle))
+    boxes, points = 1000 * np.median(seconds, axis=0)
+    return f"four objects, {message.width} points: surfaces and boxes {boxes:.1f} ms, ~/points {points:.1f} ms"
+
+
 def measure(case: str, options: argparse.Namespace, client: Client, node: Child) -> list[str]:
     """Run one camera against the node; returns the report's lines."""
     width, height, rate = CASES[case]
-    command = [sys.executable, __file__, "--camera", str(width), str(height), str(rate)]
+    command = [sys.executable, __file__, "--camera", str(width), str(height), str(rate), *["--depth"] * options.depth]
     before = dict(client.counts)
     camera = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     while client.counts["processed"] - before["processed"] < 5:
@@ -196,6 +247,8 @@ def report(
     middle = ", ".join(f"{name} {np.median(values):.1f}" for name, values in parts.items())
     late_ones = beyond >= np.quantile(beyond, 0.9)
     slowest = ", ".join(f"{name} {np.mean(values[late_ones]):.1f}" for name, values in parts.items())
+    lifting = [frame["3D"] for frame in frames if "3D" in frame]
+    deep = f"; 3D results {np.median(lifting):.1f} ms later ({len(lifting)} of {len(frames)})" if lifting else ""
     low, median, high = np.quantile(beyond, (0.5, 0.95, 0.99))
     return [
         f"{case}, {seconds:.0f} s: {len(frames)} results, {len(frames) / seconds:.1f} a second",
@@ -206,7 +259,7 @@ def report(
         f"  target changes  {len(changes)}: median {np.median(changes):.0f} ms, most {max(changes):.0f} ms",
         f"  inference       median {np.median(inference):.0f} ms",
         f"  age beyond it   median {low:.1f} ms, p95 {median:.1f} ms, p99 {high:.1f} ms; "
-        f"within 20 ms: {100 * np.mean(beyond <= 20):.0f}% (medians: {middle})",
+        f"within 20 ms: {100 * np.mean(beyond <= 20):.0f}% (medians: {middle}){deep}",
         f"                  the latest tenth, means: {slowest}",
         f"  frames          {sent} sent, {sent - counts['received']} lost on the way, {counts['received']} received = "
         f"{counts['processed']} processed + {counts['dropped']} dropped + {counts['stale']} stale + "
@@ -225,18 +278,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of the network on the CPU (default: PyTorch's choice)")
     parser.add_argument("--case", choices=list(CASES), help="one camera only")
     parser.add_argument("--camera", nargs=3, metavar=("WIDTH", "HEIGHT", "RATE"), help=argparse.SUPPRESS)
+    parser.add_argument("--depth", action="store_true", help="publish depth and listen to the points, too")
     options = parser.parse_args()
     if options.camera:
-        run_camera(int(options.camera[0]), int(options.camera[1]), float(options.camera[2]))
+        run_camera(int(options.camera[0]), int(options.camera[1]), float(options.camera[2]), depth=options.depth)
         return
     prepare_environment()
     with tempfile.TemporaryDirectory(prefix="ocdit_load_") as scratch:
         library = options.library or make_library(Path(scratch) / "library")
         node = start_node(library, options.targets, options.model, Path(scratch), options.device, options.threads)
-        client = Client()
+        client = Client(depth=options.depth)
         try:
             client.wait_until_active(node)
             cores, load = os.cpu_count(), os.getloadavg()[0]
+            if options.depth:
+                print(points_cost())
             print(f"{options.model}, {len(options.targets)} targets; {cores} cores, load before the start {load:.1f}")
             for case in [options.case] if options.case else CASES:
                 print("\n".join(measure(case, options, client, node)), flush=True)
