@@ -96,11 +96,6 @@ def test_commands_look_for_objects_that_the_examples_have(page):
         assert set(names.replace(",", " ").split()) <= known, names
 
 
-def test_the_grasp_page_shows_the_example():
-    example = (ROOT / "examples" / "grasp_centre.py").read_text()
-    assert f"```python\n{example}```\n" in (ROOT / "docs" / "cad_to_grasp.md").read_text()
-
-
 @pytest.mark.parametrize(
     "words",
     [
