@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ocdit_core.inference.results import Segmentation
+    from ocdit_ros.depth import Depth
 
 NODE = "/ocdit_segmentation"
 EXAMPLES = """\
@@ -33,7 +34,7 @@ EXAMPLES = """\
   ros2 bag play results
 
 OUT holds what the node publishes: detections, instances, classes, overlay and label_info, with the stamps of the
-images.
+images; detections_3d and points, too, if BAG has depth registered to the images and their camera_info.
 """
 
 
@@ -49,6 +50,9 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "--image-topic", metavar="TOPIC", help="raw or compressed images (default: the only such topic)"
     )
+    parser.add_argument(
+        "--depth-topic", metavar="TOPIC", help="depth registered to the images (default: the only such topic, if any)"
+    )
     parser.add_argument("--no-overlay", action="store_true", help="leave out the overlay, by far the largest topic")
     parser.add_argument("--tracking", action="store_true", help="instances keep their number from image to image")
     parser.set_defaults(run=run)
@@ -59,13 +63,17 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ocdit_core.inference.tracker import Tracker
-    from ocdit_ros.bag_files import RecordedImages, load_typestore, new_bag, read_image
+    from ocdit_ros.bag_files import RecordedDepth, RecordedImages, load_typestore, new_bag, read_image
     from ocdit_ros.converter import EncodingError
+    from ocdit_ros.depth import read_depth
     from ocdit_ros.messages import instance_numbers
 
     store = load_typestore()
     library, targets = open_library(arguments)
-    with RecordedImages(arguments.bag, arguments.image_topic) as images:
+    with (
+        RecordedImages(arguments.bag, arguments.image_topic) as images,
+        RecordedDepth(arguments.bag, images.topic, store, arguments.depth_topic) as depths,
+    ):
         topic, count = images.topic, images.count
         # Once through all of it: a bag that is cut off is better refused now than after hours of work.
         for _ in tqdm(images, total=count, desc="checking", unit="image", disable=None, leave=False):
@@ -73,10 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
         with new_bag(arguments.out) as writer:
             labels = {name: entry.id for name, entry in library.manifest.items()}
             numbers = instance_numbers(unique=arguments.tracking)
-            results = Results(writer, store, labels, numbers, overlay=not arguments.no_overlay)
+            results = Results(
+                writer, store, labels, numbers, overlay=not arguments.no_overlay, depth=bool(depths.topic)
+            )
             # Only now: loading torch and the model takes seconds.
             segmenter = load_segmenter(arguments, library, targets)
-            segment = Tracker(segmenter, numbers).segment if arguments.tracking else segmenter.segment
+            tracker = Tracker(segmenter, numbers) if arguments.tracking else None
             failed = 0
             warned: set[str] = set()
             progress = tqdm(images, total=count, desc="segmenting", unit="image", disable=None)
@@ -92,12 +102,24 @@ def run(arguments: argparse.Namespace) -> int:
                     when = f"recorded at {time / 1e9:.3f}"
                     report(ImageError(f"{arguments.bag}: {topic}: image {number} of {count}, {when}: {error}"))
                     continue
+                depth: Depth | None = None
+                if depths.topic:
+                    message = depths.nearest(header.stamp.sec * 10**9 + header.stamp.nanosec)
+                    try:
+                        depth = message and read_depth(message, depths.info, image.shape[:2])
+                    except ImageError as error:
+                        warnings.append(f"{depths.topic}: {error}")
                 for text in set(warnings) - warned:
                     tqdm.write(f"ocdit: warning: image {number}: {text} (said once)", file=sys.stderr)
                 warned.update(warnings)
                 if not results.images:
                     results.write_labels(segmenter.settings.score_threshold, header, time)
-                results.write(image, segment(image), header, time)
+                segmentation = segmenter.segment(
+                    image, depth=depth and depth.metres, camera_matrix=depth and depth.camera_matrix
+                )
+                if tracker is not None:
+                    segmentation = tracker.update(segmentation, image)
+                results.write(image, segmentation, header, time, depth)
             if not results.images:
                 raise BagError(f"{arguments.bag}: {topic}: none of the {count} images can be read; nothing is written")
     print_table(["object", "found on images"], [[name, str(results.found[name])] for name in targets])
@@ -115,9 +137,19 @@ class Results:
         labels: object name -> number.
         numbers: numbers of instances without a track id.
         overlay: whether to write the images with the masks drawn over them.
+        depth: whether there is depth.
     """
 
-    def __init__(self, writer: Any, store: Any, labels: Mapping[str, int], numbers: Iterator[int], *, overlay: bool):
+    def __init__(
+        self,
+        writer: Any,
+        store: Any,
+        labels: Mapping[str, int],
+        numbers: Iterator[int],
+        *,
+        overlay: bool,
+        depth: bool = False,
+    ):
         from ocdit_ros.bag_files import message_maker, quality_of_service
 
         self.images = 0
@@ -133,6 +165,8 @@ class Results:
             "classes": "sensor_msgs/msg/Image",
             "overlay": "sensor_msgs/msg/Image",
             "label_info": "vision_msgs/msg/LabelInfo",
+            **({"detections_3d": "vision_msgs/msg/Detection3DArray"} if depth else {}),
+            **({"points": "sensor_msgs/msg/PointCloud2"} if depth else {}),
         }
         self._connections = {
             name: writer.add_connection(
@@ -149,7 +183,9 @@ class Results:
         """Write the names and numbers of the library's objects, and the score threshold."""
         self._write("label_info", self._maker.to_label_info(self._labels, threshold, header), time)
 
-    def write(self, image: np.ndarray, segmentation: Segmentation, header: Any, time: int) -> None:
+    def write(
+        self, image: np.ndarray, segmentation: Segmentation, header: Any, time: int, depth: Depth | None = None
+    ) -> None:
         """Write the result for an image, (H, W, 3) uint8 RGB, with its header and the time of its recording (ns)."""
         from ocdit_ros.messages import number
 
@@ -157,6 +193,12 @@ class Results:
         self._write("instances", self._maker.to_instances(segmentation, numbers, header), time)
         self._write("classes", self._maker.to_classes(segmentation, self._labels, header), time)
         self._write("detections", self._maker.to_detections(segmentation, numbers, header), time)
+        if depth is not None:
+            from ocdit_core.inference.depth import lift
+
+            instances = lift(segmentation, depth.metres, depth.camera_matrix)
+            self._write("detections_3d", self._maker.to_detections_3d(instances, numbers, header), time)
+            self._write("points", self._maker.to_points(image, instances, numbers, header), time)
         if "overlay" in self._connections:
             self._write("overlay", self._maker.to_overlay(image, segmentation, header), time)
         self.images += 1

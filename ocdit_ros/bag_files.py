@@ -7,6 +7,7 @@ import sqlite3
 import struct
 import tempfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,6 +19,8 @@ import numpy as np
 
 from ocdit_core.errors import BagError, ImageError
 from ocdit_ros import converter, share_folder
+from ocdit_ros.converter import DEPTH
+from ocdit_ros.depth import SLOP
 from ocdit_ros.messages import TYPES, MessageMaker
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
@@ -56,7 +59,8 @@ class RecordedImages:
         try:
             self._reader = Reader(path)
             self._reader.open()
-            images = [one for one in self._reader.connections if one.msgtype in IMAGE_TYPES]
+            depths = depth_topics(self._reader)
+            images = [one for one in self._reader.connections if one.msgtype in IMAGE_TYPES and one.topic not in depths]
             found = sorted({one.topic for one in images})
         except Exception as error:
             raise self._damaged(error) from error
@@ -101,6 +105,76 @@ class RecordedImages:
         text = " ".join(str(error).split()) or type(error).__name__
         hint = "; `mcap recover` saves what is left" if self._path.suffix == ".mcap" else ""
         return BagError(f"{self._path}: damaged, cut off, or no bag of ROS 2 ({text}){hint}")
+
+
+def depth_topics(reader: Any) -> list[str]:
+    """Return the topics of an open bag whose first image is a depth image."""
+    store = load_typestore()
+    found = []
+    for connection in reader.connections:
+        if connection.msgtype == "sensor_msgs/msg/Image":
+            first = next(iter(reader.messages([connection])), None)
+            # What cannot be read is found damaged in its turn.
+            with suppress(Exception):
+                if first is not None and store.deserialize_cdr(first[2], connection.msgtype).encoding in DEPTH:
+                    found.append(connection.topic)
+    return sorted(set(found))
+
+
+class RecordedDepth:
+    """The depth images of a bag and the calibration of its images, in a with statement.
+
+    Args:
+        path: the bag, which `RecordedImages` has checked.
+        image_topic: topic of the images.
+        store: typestore.
+        topic: topic of the depth images; None: the only one, if there is one.
+
+    Attributes:
+        topic: the same; "": there is no depth, or no calibration.
+        info: first message of the calibration beside the images, or else of the only one.
+
+    Raises:
+        BagError: the topic named is not there, or none was named and there are several.
+    """
+
+    def __init__(self, path: Path, image_topic: str, store: Any, topic: str | None):
+        from rosbags.rosbag2 import Reader
+
+        self._store = store
+        self._known: deque[tuple[int, Any]] = deque()
+        self._reader = Reader(path)
+        self._reader.open()
+        found = depth_topics(self._reader)
+        if topic is not None and topic not in found:
+            raise BagError(f"{path}: no topic of depth images {topic!r}; there are {', '.join(found) or 'none'}")
+        if topic is None and len(found) > 1:
+            raise BagError(f"{path}: has several topics of depth images, name one: {', '.join(found)}")
+        infos = [one for one in self._reader.connections if one.msgtype == "sensor_msgs/msg/CameraInfo"]
+        beside = f"{image_topic.removesuffix('/compressed').rpartition('/')[0]}/camera_info"
+        infos = [one for one in infos if one.topic == beside] or infos[: len(infos) == 1]
+        first = next(iter(self._reader.messages(infos)), None) if infos else None
+        self.info = None if first is None else store.deserialize_cdr(first[2], first[0].msgtype)
+        if topic is not None and self.info is None:
+            raise BagError(f"{path}: depth needs a calibration, and there is none on {beside}")
+        self.topic = (topic or (found[0] if found else "")) if self.info is not None else ""
+        self._coming = self._reader.messages([one for one in self._reader.connections if one.topic == self.topic])
+
+    def __enter__(self) -> RecordedDepth:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+    def nearest(self, stamp: int) -> Any:
+        """Return the depth image nearest to a stamp (ns), by rising stamps; None: none is within SLOP seconds."""
+        known = self._known
+        while (not known or known[-1][0] <= stamp) and (message := next(self._coming, None)) is not None:
+            depth = self._store.deserialize_cdr(message[2], message[0].msgtype)
+            known.append((depth.header.stamp.sec * 10**9 + depth.header.stamp.nanosec, depth))
+        while len(known) > 1 and abs(known[1][0] - stamp) <= abs(known[0][0] - stamp):
+            known.popleft()
+        return known[0][1] if known and abs(known[0][0] - stamp) <= SLOP * 1e9 else None
 
 
 def _check_database(path: Path) -> None:
@@ -237,7 +311,7 @@ def read_image(store: Any, kind: str, data: bytes, warn: Callable[[str], None]) 
     return message.header, converter.to_rgb(message, warn=warn)
 
 
-def make(store: Any, name: str, **fields: Any) -> Any:
+def make(store: Any, name: str, /, **fields: Any) -> Any:
     """Return a message of a type, such as "std_msgs/msg/Header"; fields that are not given have ROS's default."""
     for field, description in store.fielddefs[name][1]:
         if field not in fields:

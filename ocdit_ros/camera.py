@@ -72,6 +72,7 @@ class CameraMonitor:
         last_result: the last frame's result, for its latencies.
         publishing: seconds that its publication took.
         age: seconds from its stamp to its publication; None where it had no stamp.
+        lifting: seconds that its 3D results took after that; None without depth.
         stale: age in seconds of the last frame discarded for its age, and when.
         calibration: what is wrong with the calibration of the last frame, or "".
         depth: what is wrong with its depth, or "".
@@ -83,6 +84,7 @@ class CameraMonitor:
     last_result: Result | None = None
     publishing: float = 0.0
     age: float | None = None
+    lifting: float | None = None
     stale: tuple[float, float] | None = None
     calibration: str = ""
     depth: str = ""
@@ -113,7 +115,8 @@ def lifted(result: Result, space: Space) -> tuple[list[Instance3D], Any, np.ndar
 
     assert result.depth is not None
     header, transform = space.place(result.frame.message.header)
-    instances = lift(result.segmentation, result.depth.metres, result.depth.camera_matrix)
+    poses = [result.poses.get(id(instance)) for instance in result.segmentation.instances]
+    instances = lift(result.segmentation, result.depth.metres, result.depth.camera_matrix, poses)
     return transformed(instances, transform), header, transform
 
 
@@ -299,10 +302,12 @@ class Camera:
             self._publishers[name].publish(message)
         if self._wanted("overlay"):
             self._publishers["overlay"].publish(topics.maker.to_overlay(result.image, segmentation, header))
-        if result.depth is not None:
-            self._publish_3d(result, numbers)
         now, monitor = time.monotonic(), self.monitor
         monitor.last_result, monitor.publishing, monitor.age = result, now - started, self._age(result.frame.message)
+        monitor.lifting = None
+        if result.depth is not None:
+            self._publish_3d(result, numbers)
+            monitor.lifting = time.monotonic() - now
         monitor.processed_at.append(now)
 
     def _publish_3d(self, result: Result, numbers: Sequence[int]) -> None:

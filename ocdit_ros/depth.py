@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ocdit_core.inference.depth import Instance3D
 
 ENCODINGS = {"16UC1": "u2", "mono16": "u2", "32FC1": "f4"}
+SLOP = 0.02
+"""Default of the largest difference of the stamps of an image and its depth, in seconds."""
+
 KEPT = 16
 """Depth images that are kept for the image of their time."""
 

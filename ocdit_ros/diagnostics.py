@@ -155,6 +155,8 @@ def _last_frame_values(monitor: CameraMonitor) -> dict[str, str]:
     timings = {**result.timings, "publishing": monitor.publishing}
     if monitor.age is not None:
         timings["age"] = monitor.age
+    if monitor.lifting is not None:
+        timings["3D"] = monitor.lifting
     return {
         "frame id": header.frame_id,
         "frame stamp": f"{header.stamp.sec}.{header.stamp.nanosec:09d}",

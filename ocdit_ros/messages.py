@@ -53,6 +53,12 @@ def _set_pose(pose: Any, position: np.ndarray, rotation: np.ndarray) -> None:
     pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = quaternion(rotation)
 
 
+def _packed(colours: np.ndarray) -> np.ndarray:
+    """Return (...) uint32 0xRRGGBB of (..., 3) uint8 RGB."""
+    red, green, blue = (colours[..., channel].astype(np.uint32) for channel in range(3))
+    return red << np.uint32(16) | green << np.uint32(8) | blue
+
+
 class MessageMaker:
     """Makes messages of rclpy in the node, and of rosbags for a recorded bag.
 
@@ -139,14 +145,11 @@ class MessageMaker:
             scene: (H, W, 3) point of each pixel, NaN without depth: the cloud has one point for each pixel then, with
                 instance_id 0 outside of the instances.
         """
-        colours = np.zeros(image.shape[:2], np.uint32)
-        for channel in range(3):
-            colours |= image[..., channel].astype(np.uint32) << np.uint32(16 - 8 * channel)
         if scene is not None:
             cloud = np.empty(image.shape[:2], POINT)
             for axis, name in enumerate("xyz"):
                 cloud[name] = scene[..., axis]
-            cloud["rgb"], cloud["instance_id"] = colours, 0
+            cloud["rgb"], cloud["instance_id"] = _packed(image), 0
             for number, instance in zip(numbers, instances, strict=True):
                 cloud["instance_id"][instance.surface] = number
         else:
@@ -156,7 +159,9 @@ class MessageMaker:
                 part = cloud[0, start : (start := start + len(instance.points))]
                 for axis, name in enumerate("xyz"):
                     part[name] = instance.points[:, axis]
-                part["rgb"], part["instance_id"] = colours[instance.surface], number
+                x, y, width, height = instance.instance.box
+                box = np.s_[y : y + height, x : x + width]
+                part["rgb"], part["instance_id"] = _packed(image[box][instance.surface[box]]), number
         height, width = cloud.shape
         message = self._types.PointCloud2(header=header, height=height, width=width, is_dense=scene is None)
         message.point_step, message.row_step = POINT.itemsize, POINT.itemsize * width

@@ -12,6 +12,7 @@ import numpy as np
 from ocdit_core.errors import OcditError
 
 if TYPE_CHECKING:
+    from ocdit_core.inference.depth import Pose
     from ocdit_core.inference.results import Segmentation
     from ocdit_core.inference.tracker import Tracker
     from ocdit_core.masks import Box
@@ -54,12 +55,20 @@ class Network:
         segmenter: a `Segmenter`.
         numbers: numbers of tracked instances; None: no tracking.
         region: returns the part (x, y, width, height) of a camera's image to segment; None: all of it.
+        posed: returns a result with the instances whose poses are to be estimated.
     """
 
-    def __init__(self, segmenter: Any, numbers: Iterator[int] | None, region: Callable[[], Box | None]):
+    def __init__(
+        self,
+        segmenter: Any,
+        numbers: Iterator[int] | None,
+        region: Callable[[], Box | None],
+        posed: Callable[[Segmentation], Segmentation],
+    ):
         self._segmenter = segmenter
         self._numbers = numbers
         self._region = region
+        self._posed = posed
         self._trackers: dict[str, Tracker] = {}
         self.encode_objects = segmenter.encode_objects
         self.label = segmenter.label
@@ -67,6 +76,14 @@ class Network:
     def reset_tracking(self) -> None:
         """Forget all tracked instances: those of the next frames get new numbers."""
         self._trackers.clear()
+
+    def poses(self, image: np.ndarray, result: Segmentation, depth: Depth, objects: Any) -> dict[int, Pose]:
+        """Return approximate poses of instances of a result by the `id()` of the instance; see `Segmenter.poses`."""
+        posed = self._posed(result)
+        if not posed.instances:
+            return {}
+        found = self._segmenter.poses(image, posed, depth.camera_matrix, depth=depth.metres, objects=objects)
+        return {id(instance): pose for instance, pose in zip(posed.instances, found, strict=True) if pose is not None}
 
     def segment_batch(
         self,

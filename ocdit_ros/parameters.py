@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
+from ocdit_ros.depth import SLOP
+
 if TYPE_CHECKING:
     from rclpy.node import Node
 
@@ -156,7 +158,12 @@ class Settings:
         0.0, "always", "Maximum number of frames of each camera per second; 0: no limit", bounds=(0, 1000)
     )
     depth_slop: float = _parameter(
-        0.02, "always", "Largest difference of the stamps of an image and its depth (s)", bounds=(0, 10)
+        SLOP, "always", "Largest difference of the stamps of an image and its depth (s)", bounds=(0, 10)
+    )
+    estimate_poses: bool = _parameter(
+        False,
+        "always",
+        "With depth, estimate approximate poses, which complete the 3D boxes and initialise a pose refiner; takes time",
     )
     organized_points: bool = _parameter(
         False, "always", "~/points has a point for each pixel of the image, not only those of the instances"

@@ -214,7 +214,7 @@ class SegmentationNode(LifecycleNode):
         self._model_name, self._device = segmenter.model_name, segmenter.device
         self._recommended_threshold = segmenter.settings.score_threshold
         numbers = self._track_numbers if self._settings.tracking else None
-        return Network(segmenter, numbers, lambda: self._settings.region_of_interest)
+        return Network(segmenter, numbers, lambda: self._settings.region_of_interest, self._posed)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the network if `deactivate` has freed it, and subscribe to the images."""
@@ -300,6 +300,12 @@ class SegmentationNode(LifecycleNode):
         segmentation = self._limited(result.segmentation, self.score_threshold)
         self._monitor.seen.update((instance.object_id, time.monotonic()) for instance in segmentation.instances)
         result.frame.camera.publish(dataclasses.replace(result, segmentation=segmentation))
+
+    def _posed(self, segmentation: Segmentation) -> Segmentation:
+        """Return the result with the instances whose poses are to be estimated: those that are published, or none."""
+        if self._settings.estimate_poses:
+            return self._limited(segmentation, self.score_threshold)
+        return dataclasses.replace(segmentation, instances=())
 
     def _limited(self, segmentation: Segmentation, threshold: float) -> Segmentation:
         return topics.limited(segmentation, threshold, self._settings.object_thresholds, self._settings.object_limits)

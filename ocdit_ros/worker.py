@@ -4,6 +4,8 @@ Callers get control back within milliseconds. Between `stop` and the next `start
 One thread, because PyTorch on a CPU becomes a quarter slower once a second thread has computed: docs/performance.md.
 """
 
+from __future__ import annotations
+
 import ctypes
 import gc
 import itertools
@@ -12,17 +14,20 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ocdit_core.errors import OcditError, UnknownObjectError
 from ocdit_core.inference.results import Segmentation
 from ocdit_ros.depth import Depth
+
+if TYPE_CHECKING:
+    from ocdit_core.inference.depth import Pose
 
 MAX_WAITING_REQUESTS = 4
 """Single-frame requests that may wait at a time."""
@@ -86,6 +91,7 @@ class Result:
         source: camera name.
         image: (H, W, 3) uint8 RGB, the segmented image.
         depth: its depth; None where there is none.
+        poses: approximate poses of instances, by the `id()` of the instance.
         segmentation: instances and timings.
         targets: the target set in force when processing began.
         timings: seconds: "waiting" (arrival -> begin), "reading" (frame -> RGB), and the segmenter's own stages, which
@@ -99,6 +105,7 @@ class Result:
     targets: TargetSet
     timings: dict[str, float]
     depth: Depth | None = None
+    poses: Mapping[int, Pose] = field(default_factory=dict)
 
 
 @dataclass
@@ -412,14 +419,15 @@ class Worker:
                 wanted, self._wanted = self._wanted, None
                 # Regions may come as fast as frames: they take turns.
                 skipped = wanted is not None or (frame_is_next and (self._requests or self._waiting))
-                task, reply = self._tasks.popleft() if self._tasks and not skipped else (None, None)
-                frame_is_next = task is not None
-                jobs = [] if wanted is not None or task is not None else self._take()
+                call = self._tasks.popleft() if self._tasks and not skipped else None
+                frame_is_next = call is not None
+                jobs = [] if wanted is not None or call is not None else self._take()
                 targets = self._targets
             assert targets is not None
             if wanted is not None:
                 loaded.objects = self._encode(network, wanted, targets, loaded.objects)
-            elif task is not None and reply is not None:
+            elif call is not None:
+                task, reply = call
                 try:
                     reply.set_result(task(loaded))
                 except Exception as error:
@@ -476,12 +484,18 @@ class Worker:
                 objects = network.encode_objects(self._library, list(own))
             images, depths = [image for _, image, _, _ in ready], [depth for _, _, depth, _ in ready]
             found = self._segment(network, images, depths, objects, sources, uncertainty)
+            poses: list[Mapping[int, Pose]] = []
+            for (_, image, depth, timings), segmentation in zip(ready, found, strict=True):
+                started = time.monotonic()
+                poses.append({} if depth is None else network.poses(image, segmentation, depth, objects))
+                if depth is not None:
+                    timings["poses"] = time.monotonic() - started
         except Exception as error:
             # The next frame may succeed, so the thread goes on.
             for job, *_ in ready:
                 self._fail(job, error)
             return
-        for (job, image, depth, timings), segmentation in zip(ready, found, strict=True):
+        for (job, image, depth, timings), segmentation, own in zip(ready, found, poses, strict=True):
             result = Result(
                 frame=job.frame,
                 source=job.source,
@@ -490,6 +504,7 @@ class Worker:
                 targets=targets,
                 timings={**timings, **segmentation.timings},
                 depth=depth,
+                poses=own,
             )
             self._finish(job, result)
 

@@ -33,6 +33,7 @@ from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.inference.settings import recommended_settings
 from ocdit_core.visualization import overlay
 from ocdit_ros.bag_files import make
+from ocdit_ros.messages import POINT
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +203,72 @@ def test_the_core_alone_has_no_such_command():
     done = without("ocdit_ros")("--help")
     assert done.returncode == 0
     assert "bag" not in done.stdout
+
+
+INFO = "sensor_msgs/msg/CameraInfo"
+
+
+def depths(encoding="16UC1", shift=0):
+    """A plane at 0.7 m, recorded with the images, with stamps that differ by `shift` ns."""
+    values = np.full((90, 120), 700, np.uint16) if encoding == "16UC1" else np.full((90, 120), 0.7, np.float32)
+    return [image(time + shift, values, encoding) for time in TIMES]
+
+
+def calibrations(width=120):
+    k = np.array([100.0, 0, 59.5, 0, 100, 44.5, 0, 0, 1])
+    return [make(STORE, INFO, header=image(time, PIXELS[0]).header, height=90, width=width, k=k) for time in TIMES]
+
+
+@pytest.mark.parametrize("encoding", ["16UC1", "32FC1"])
+def test_recordings_with_depth_get_results_in_3d(place, tmp_path, encoding):
+    topics = {
+        "/color/image": (IMAGE, images()),
+        "/depth/image": (IMAGE, depths(encoding, 10**7)),
+        "/color/camera_info": (INFO, calibrations()),
+    }
+    recorded = write_bag(tmp_path / "recorded.mcap", topics)
+    # The depth topic is none of images to be segmented: nothing has to be named. What the untrained network finds has
+    # not the size of the objects, which lowers the scores.
+    assert run(place, recorded, tmp_path / "out.mcap", "--targets", "can", "box", "--set", "score_threshold=0") == 0
+    found, _ = read_bag(tmp_path / "out.mcap")
+    clouds = [message for _, message in found[f"{OURS}/points"]]
+    boxes = [message for _, message in found[f"{OURS}/detections_3d"]]
+    assert len(clouds) == len(boxes) == len(TIMES)
+    assert sum(len(message.detections) for message in boxes) > 0
+    for (_, flat), cloud, array in zip(found[f"{OURS}/detections"], clouds, boxes, strict=True):
+        assert cloud.header == array.header == flat.header
+        points = cloud.data.view(POINT)
+        assert points["z"] == pytest.approx(0.7, abs=1e-6)
+        assert {str(number) for number in set(points["instance_id"])} <= {one.id for one in flat.detections}
+        for one in array.detections:
+            assert one.bbox.center.position.z == pytest.approx(0.7, abs=1e-3)
+            assert one.id in {other.id for other in flat.detections}
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "needle"),
+    [
+        ({"/depth/image": (IMAGE, depths(shift=5 * 10**7))}, (), ""),
+        ({"/color/camera_info": (STRING, [])}, (), ""),
+        ({}, ("--depth-topic", "/none"), "no topic of depth images '/none'; there are /depth/image"),
+        ({"/color/camera_info": (STRING, [])}, ("--depth-topic", "/depth/image"), "depth needs a calibration"),
+        ({"/depth/other": (IMAGE, depths())}, (), "name one: /depth/image, /depth/other"),
+        ({"/color/camera_info": (INFO, calibrations(width=60))}, (), "the calibration is for 60 x 90 pixels"),
+    ],
+)
+def test_depth_that_does_not_fit_is_left_out_or_named(place, tmp_path, capfd, changes, more, needle):
+    topics = {
+        "/color/image": (IMAGE, images()),
+        "/depth/image": (IMAGE, depths()),
+        "/color/camera_info": (INFO, calibrations()),
+    }
+    recorded = write_bag(tmp_path / "recorded.mcap", topics | changes)
+    code = run(place, recorded, tmp_path / "out.mcap", *more)
+    assert needle in capfd.readouterr().err
+    if "topic" in needle or "calibration," in needle or "name one" in needle or more:
+        assert (code, (tmp_path / "out.mcap").exists()) == (2, False)
+        return
+    assert code == 0
+    found, _ = read_bag(tmp_path / "out.mcap")
+    assert len(found[f"{OURS}/detections"]) == len(TIMES)
+    assert not found.get(f"{OURS}/detections_3d")

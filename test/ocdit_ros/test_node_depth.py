@@ -123,6 +123,15 @@ def test_points_of_the_instances(client):
     assert set(cloud["instance_id"].ravel()) == {int(detection.id) for detection in boxes.detections}
 
 
+def test_no_instances_are_no_points(client):
+    assert client.set_parameter("score_threshold", 1.0).successful
+    try:
+        message = segment(client, "nothing", where=client.points)
+    finally:
+        assert client.set_parameter("score_threshold", -1.0).successful
+    assert (message.width, len(message.data)) == (0, 0)
+
+
 def test_organized_points_have_the_image_s_pixels(client):
     assert client.set_parameter("organized_points", True).successful
     try:

@@ -1,5 +1,6 @@
 """Objects that are added and removed while the node runs: real renderings and a real library, stand-in masks."""
 
+import threading
 from pathlib import Path
 
 import cv2
@@ -158,6 +159,47 @@ def test_what_cannot_be_removed_stays(client, folder, name, needle):
     assert (reply.success, list(reply.targets)) == (False, ["box"])
     assert needle in reply.message
     assert ObjectLibrary(folder).object_ids == ("box", "can")
+
+
+@pytest.mark.slow
+def test_no_frame_has_a_wrong_name_while_objects_come_and_go(client):
+    images, masks, _ = photographs(client)
+    stop = threading.Event()
+
+    def film():
+        while not stop.wait(0.05):
+            client.camera.publish(client.make_image("filmed"))
+
+    def now():
+        return client.node.get_clock().now().nanoseconds
+
+    camera = threading.Thread(target=film)
+    camera.start()
+    gone, numbers = {}, []
+    try:
+        for cycle in range(4):
+            reply = add(client, name=f"part_{cycle}", images=images, masks=masks, target=True)
+            assert reply.success, reply.message
+            numbers.append(reply.class_id)
+            refused = add(client, name=f"part_{cycle}", images=images, masks=masks, target=True)
+            assert (refused.success, "holds part_" in refused.message) == (False, True)
+            seen = len(client.detections)
+            client.wait_for(lambda seen=seen: len(client.detections) > seen + 2)
+            assert client.call("remove_object", RemoveObject.Request(object_id=f"part_{cycle}"))[0].success
+            gone[f"part_{cycle}"] = now()
+    finally:
+        stop.set()
+        camera.join()
+    assert numbers == sorted(set(numbers))
+    shown = set()
+    for array in client.detections:
+        if array.header.frame_id == "filmed":
+            stamp = array.header.stamp.sec * 10**9 + array.header.stamp.nanosec
+            names = {detection.results[0].hypothesis.class_id for detection in array.detections}
+            assert "box" in names
+            assert all(stamp <= gone[name] for name in names - {"box"})
+            shown |= names
+    assert shown == {"box", *gone}
 
 
 def test_a_library_changed_by_others_is_read_again(client, folder):

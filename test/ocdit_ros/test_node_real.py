@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from builders import make_library, make_untrained_model
 from harness import Client, NodeProcess
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.inference.settings import InferenceSettings
@@ -45,6 +45,27 @@ def test_a_frame_goes_through(client):
     for detection in array.detections:
         assert detection.results[0].hypothesis.class_id in ("box", "can", "mug")
         assert 0 <= detection.results[0].hypothesis.score <= 1
+
+
+def test_poses_and_boxes_of_the_real_segmenter(client):
+    assert client.set_parameter("estimate_poses", True).successful
+    image = client.make_image("posed", (480, 640), 120)
+    depth = Image(header=image.header, height=480, width=640, encoding="16UC1", step=1280)
+    depth.data = np.full((480, 640), 700, np.uint16).tobytes()
+    info = CameraInfo(header=image.header, height=480, width=640, k=[600.0, 0, 319.5, 0, 600, 239.5, 0, 0, 1])
+    reply, _ = client.call("segment", Segment.Request(image=image, depth=depth, camera_info=info), timeout=120)
+    assert client.set_parameter("estimate_poses", False).successful
+    assert reply.success, reply.message
+    assert reply.detections.detections, "the untrained model finds something at a threshold of 0"
+    found = {detection.id: detection for detection in reply.detections_3d.detections}
+    assert found
+    assert found.keys() <= {detection.id for detection in reply.detections.detections}
+    for detection in found.values():
+        turn, place = detection.results[0].pose.pose.orientation, detection.results[0].pose.pose.position
+        assert np.linalg.norm([turn.x, turn.y, turn.z, turn.w]) == pytest.approx(1)
+        assert place.z == pytest.approx(0.7, abs=0.2)
+        # A pose, not the box's centre, which lies on the plane.
+        assert detection.bbox.size.x > 0
 
 
 def test_services_answer_under_load(client):
