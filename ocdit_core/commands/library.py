@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -42,12 +43,16 @@ _MOST_NAMES = 12
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommands."""
     parser = add_command(subparsers, "render", "render CAD files into an object library", RENDER_EXAMPLES)
-    text = "GLB, glTF, OBJ, PLY, STL, OFF, DAE, 3MF, STEP, IGES or USD file, or a folder of BOP models"
+    text = (
+        "GLB, glTF, OBJ, PLY, STL, OFF, DAE, 3MF, STEP, IGES or USD file, or a folder of such: BOP, GSO, YCB, Objaverse"
+    )
     parser.add_argument("meshes", metavar="MESH", nargs="+", type=Path, help=text)
     parser.add_argument("--out", required=True, type=Path, metavar="LIBRARY", help="library folder")
     text = "length unit of the files (default: auto, the unit that a file states, else guessed from the size)"
     parser.add_argument("--unit", default="auto", choices=("auto", "m", "cm", "mm", "in"), help=text)
     parser.add_argument("--views", type=int, default=12, choices=(12, 42, 162), help="viewpoints (default: 12)")
+    text = "only the objects of this list: a JSON list of names, or one name a line"
+    parser.add_argument("--only", type=Path, metavar="FILE", help=text)
     text = "processes (default: one for each core, fewer for few objects)"
     parser.add_argument("--jobs", type=positive, metavar="N", help=text)
     parser.add_argument("--force", action="store_true", help="render unchanged objects as well")
@@ -83,6 +88,7 @@ def render(arguments: argparse.Namespace) -> int:
     check_pages(arguments)
     if arguments.name is not None and len(arguments.meshes) > 1:
         raise ConfigError(f"--name names one object, but {len(arguments.meshes)} meshes were given")
+    meshes = arguments.meshes if arguments.only is None else _chosen(arguments.meshes, arguments.only)
     failed: list[Path] = []
 
     def note(path: Path, error: OcditError) -> None:
@@ -91,7 +97,7 @@ def render(arguments: argparse.Namespace) -> int:
 
     added = add_objects(
         arguments.out,
-        arguments.meshes,
+        meshes,
         names=None if arguments.name is None else [arguments.name],
         unit=arguments.unit,
         views=arguments.views,
@@ -105,6 +111,26 @@ def render(arguments: argparse.Namespace) -> int:
     if names and (arguments.sheet is not None or arguments.html is not None):
         review(ObjectLibrary(arguments.out), names, arguments, quiet=True)
     return 2 if failed else 0
+
+
+def _chosen(meshes: list[Path], listed: Path) -> list[Path]:
+    """Return the mesh files whose objects a list names; raises ConfigError if it names one that is not there."""
+    from ocdit_core.objects.meshes import expand_meshes
+    from ocdit_core.objects.onboarding import object_names
+
+    text = listed.read_text(encoding="utf-8")
+    try:
+        wanted = dict.fromkeys(map(str, json.loads(text) if text.lstrip().startswith("[") else text.split("\n")))
+    except ValueError as error:
+        raise ConfigError(f"{listed}: neither a JSON list nor one name a line ({error})") from error
+    files = expand_meshes(meshes)
+    found = dict(zip(object_names(files), files, strict=True))
+    names = [name.strip() for name in wanted if name.strip()]
+    missing = [name for name in names if name not in found]
+    if missing or not names:
+        reason = f"{len(missing)} of its {len(names)} objects are not among the meshes, such as {missing[:1]}"
+        raise ConfigError(f"{listed}: {reason if names else 'names no object'}")
+    return [found[name] for name in names]
 
 
 def _summary(rendered: tuple[str, ...], unchanged: tuple[str, ...], failed: int) -> str:

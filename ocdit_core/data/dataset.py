@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Protocol
 
 from ocdit_core.data.bop import BopFolder, splits_of
-from ocdit_core.data.frame import Frame, ImageKey, OnError
+from ocdit_core.data.frame import Frame, ImageKey, OnError, read_json
 from ocdit_core.data.shards import ShardDataset
 from ocdit_core.errors import DataError
+
+MEGAPOSE = "gso_models.json"
 
 
 class Dataset(Protocol):
@@ -54,6 +56,23 @@ class Dataset(Protocol):
 
     def draw(self, seed: Sequence[int], number: int) -> Frame:
         """Return a frame of an endless random order, which depends on the seed alone; raises DataError."""
+
+
+def megapose_names(folder: Path) -> dict[int, str]:
+    """Return the name of each obj_id in gso_models.json (MegaPose) of a dataset's folder, or of the one above it.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    for path in (folder / MEGAPOSE, folder.resolve().parent / MEGAPOSE):
+        if path.is_file():
+            content = read_json(path)
+            try:
+                return {int(entry["obj_id"]): str(entry["gso_id"]) for entry in content}
+            except (KeyError, TypeError, ValueError) as error:
+                reason = "is not a list of entries with obj_id and gso_id"
+                raise DataError(f"{path}: {reason}", kind="damaged JSON") from error
+    return {}
 
 
 def open_dataset(path: str | Path, split: str | None = None) -> Dataset:

@@ -2,6 +2,7 @@
 
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -25,7 +26,9 @@ class TemplateCache:
     cache of its own.
 
     Args:
-        library: templates of the dataset's objects; their numbers are those of its manifest (obj_000005 is number 5).
+        library: templates of the dataset's objects.
+        names: name of each of the dataset's object numbers, where the dataset states them; default: the numbers of the
+            library's manifest (obj_000005 is number 5).
         size: side of a template in pixels, at most 128.
         keep_views: most templates of an object in memory; of more, those that cover it best are kept.
         byte_limit: size of decoded templates in memory; one object is kept whatever its size.
@@ -41,14 +44,21 @@ class TemplateCache:
     """
 
     def __init__(
-        self, library: ObjectLibrary, *, size: int = TEMPLATE_SIZE, keep_views: int = 12, byte_limit: int = 512 << 20
+        self,
+        library: ObjectLibrary,
+        *,
+        names: Mapping[int, str] | None = None,
+        size: int = TEMPLATE_SIZE,
+        keep_views: int = 12,
+        byte_limit: int = 512 << 20,
     ) -> None:
         if not 8 <= size <= TEMPLATE_SIZE:
             raise ConfigError(f"template_size: {size} is not in 8..{TEMPLATE_SIZE}, the size of stored templates")
         if keep_views < 1:
             raise ConfigError(f"keep_views: {keep_views} must be at least 1")
         self.library, self.size, self.keep_views, self.byte_limit = library, size, keep_views, byte_limit
-        self._names = {entry.id: name for name, entry in library.manifest.items()}
+        stated = {number: name for number, name in (names or {}).items() if name in library}
+        self._names = stated or {entry.id: name for name, entry in library.manifest.items()}
         self.object_ids: tuple[int, ...] = tuple(sorted(self._names))
         self._views: OrderedDict[int, _Views] = OrderedDict()  # the least recently used first
         self._histograms: dict[int, NDArray[np.float64]] = {}

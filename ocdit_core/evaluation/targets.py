@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ocdit_core.data.bop import model_paths, read_targets
-from ocdit_core.data.dataset import Dataset
+from ocdit_core.data.dataset import Dataset, megapose_names
 from ocdit_core.data.frame import Frame, read_json
 from ocdit_core.errors import DataError, LibraryError
 from ocdit_core.evaluation.bop_results import ImageKey
@@ -85,7 +85,8 @@ def names_of_objects(library: ObjectLibrary, dataset: Path) -> dict[int, str]:
     """Return the name in the library of each obj_id of a dataset.
 
     The obj_id is taken from names such as obj_000005; else from the dataset's objects.json, which `ocdit synthesize`
-    writes; else from the library's manifest.json, with a warning, because its numbers need not be the dataset's.
+    writes, or gso_models.json (MegaPose); else from the library's manifest.json, with a warning, because its numbers
+    need not be the dataset's.
 
     Args:
         library: the objects' templates.
@@ -98,6 +99,9 @@ def names_of_objects(library: ObjectLibrary, dataset: Path) -> dict[int, str]:
     numbered = {int(match[1]): name for name in library.object_ids if (match := _BOP_NAME.fullmatch(name))}
     if numbered:
         return numbered
+    found = {number: name for number, name in megapose_names(dataset).items() if name in library}
+    if found:
+        return found
     path = dataset / OBJECTS
     if path.is_file():
         content = read_json(path)

@@ -254,11 +254,17 @@ class ModelInfo:
     symmetries_continuous: NDArray[np.float64]
 
 
+_LAYOUTS = ("*/meshes/model.obj", "*/google_16k/textured.obj", "**/*.glb")
+
+
 def expand_meshes(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the mesh files meant: a file stays, a folder of BOP models becomes its obj_NNNNNN.ply, sorted.
+    """Return the mesh files meant: a file stays, a folder becomes the files of its layout, sorted.
+
+    The layouts: BOP models (obj_NNNNNN.ply), Google Scanned Objects as downloaded (NAME/meshes/model.obj), YCB
+    (NAME/google_16k/textured.obj), Objaverse (UID.glb, also in subfolders).
 
     Raises:
-        MeshError: a folder that holds no BOP models.
+        MeshError: a folder of another layout.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -270,10 +276,12 @@ def expand_meshes(paths: Iterable[str | Path]) -> list[Path]:
         except OSError as error:
             raise MeshError(f"{path}: cannot be listed ({error.strerror})") from error
         models = [path / name for name in names if _MODEL.fullmatch(name)]
+        for layout in _LAYOUTS:
+            models = models or sorted(path.glob(layout))
         if not models:
             inner = next((name for name in names if name.startswith("models") and (path / name).is_dir()), None)
             advice = f"give {path / inner}" if inner is not None else f"give mesh files, such as {path}/*.glb"
-            raise MeshError(f"{path}: is a folder that holds no BOP models (obj_000001.ply ...); {advice}")
+            raise MeshError(f"{path}: is a folder of no known layout (BOP's obj_000001.ply ...); {advice}")
         files += models
     return files
 

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # File names that data sets give to every object's mesh: there its folder is the name.
 _COMMON_STEMS = ("textured", "textured_simple", "nontextured", "model", "model_normalized", "mesh", "object", "scene")
+# Folders of the meshes of Google Scanned Objects and YCB: the folder above is the name.
+_MESH_FOLDERS = ("meshes", "google_16k", "google_64k", "google_512k")
 _NOT_IN_NAMES = re.compile(r"[^\w .()+@-]+")
 POINTS = 2048  # surface points stored for each object
 VIEWS_A_JOB = 300  # with so many views each, a further process saves more time than its start takes
@@ -111,7 +113,8 @@ def add_objects(
 
     Args:
         library: the folder.
-        meshes: CAD files; a folder of BOP models stands for all its models, unless names are given.
+        meshes: CAD files; a folder of a known layout (see `expand_meshes`) stands for all its models, unless names are
+            given.
         names: object names, one a file; default: `object_names`, and a file given twice counts once.
         unit: unit of all files: "auto", "m", "cm", "mm" or "in".
         views: viewpoints, evenly spread: 12, 42 or 162.
@@ -174,15 +177,15 @@ _Outcome = Literal["rendered", "unchanged"] | OcditError
 def object_names(paths: Sequence[str | Path]) -> list[str | None]:
     """Return a name for the object of each mesh file: the file's name without its suffix.
 
-    Files of one name are told apart by the first part of their paths that differs:
-    ycb/002_master_chef_can/google_16k/textured.obj is `002_master_chef_can`, left/wheel.stl is `left_wheel`. None
-    stands for files that no folder tells apart.
+    Of google_16k/textured.obj (YCB) and meshes/model.obj (Google Scanned Objects) it is the folder above. Files of one
+    name are told apart by the first part of their paths that differs: left/wheel.stl is `left_wheel`. None stands for
+    files that no folder tells apart.
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]
+    names: list[str | None] = [_own_name(path) for path in absolute]
     stems: dict[str, list[int]] = {}
-    for index, path in enumerate(absolute):
-        stems.setdefault(path.stem, []).append(index)
-    names: list[str | None] = [path.stem for path in absolute]
+    for index, name in enumerate(names):
+        stems.setdefault(name or "", []).append(index)
     for stem, members in stems.items():
         if len(members) > 1:
             labels = _apart([absolute[index].parent.parts for index in members])
@@ -190,6 +193,12 @@ def object_names(paths: Sequence[str | Path]) -> list[str | None]:
                 whole = label if label and stem.lower() in _COMMON_STEMS else f"{label or ''}_{stem}"
                 names[index] = None if label is None else _NOT_IN_NAMES.sub("_", whole).strip(" _")[:100]
     return [None if names.count(name) > 1 else name for name in names]
+
+
+def _own_name(path: Path) -> str:
+    if path.parent.name in _MESH_FOLDERS and path.stem in _COMMON_STEMS and path.parent.parent.name:
+        return _NOT_IN_NAMES.sub("_", path.parent.parent.name)
+    return path.stem
 
 
 def _apart(folders: list[tuple[str, ...]]) -> list[str | None]:
@@ -233,7 +242,8 @@ def _tasks(meshes: Sequence[str | Path], names: Sequence[str] | None) -> list[_T
         except ConfigError as error:
             tasks[index] = replace(task, error=ConfigError(f"{task.path}: {error}; or give one (--name)"))
         if chosen is None:
-            twin = next(o.path for i, o in enumerate(tasks) if i != index and o.path.stem == task.path.stem)
+            own = _own_name(task.path)
+            twin = next(o.path for i, o in enumerate(tasks) if i != index and _own_name(o.path) == own)
             reason = f"would be called {task.name!r}, as {twin} would; render them one by one (--name)"
             tasks[index] = replace(task, error=ConfigError(f"{task.path}: {reason}"))
     return tasks

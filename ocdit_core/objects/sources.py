@@ -49,7 +49,8 @@ class SourceFiles:
     r"""Reads a main file and what it names, and keeps the list.
 
     A name is looked up beside the file that names it, then beside the main one (a symbolic link: also beside its
-    target), as it stands and then by its last part alone (`C:\models\a.png`), in any case of letters.
+    target), then in ../materials/textures (Google Scanned Objects), as it stands and then by its last part alone
+    (`C:\models\a.png`), in any case of letters.
 
     Attributes:
         path: the main file.
@@ -119,7 +120,8 @@ class SourceFiles:
     def find(self, name: str, folder: str = "") -> str | None:
         """Return the path of a file that one in `folder` names, both relative to the main one's folder, or None."""
         here = self.path.parent
-        folders = dict.fromkeys([here / folder, here, self.path.resolve().parent])
+        scanned = here.parent / "materials" / "textures"
+        folders = dict.fromkeys([here / folder, here, self.path.resolve().parent, scanned])
         for candidate in _candidates(name):
             for base in folders:
                 path = base / candidate

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ocdit_core.data.dataset import open_dataset
+from ocdit_core.data.dataset import megapose_names, open_dataset
 from ocdit_core.data.streaming import Source, TrainingSamples, load_batches
 from ocdit_core.data.templates import TemplateCache
 from ocdit_core.objects.library import ObjectLibrary
@@ -86,13 +86,15 @@ def held_out_batches(settings: TrainSettings, *, rank: int = 0, world: int = 1) 
 
 
 def _source(dataset: BopDataset, settings: TrainSettings) -> Source:
+    frames = open_dataset(dataset.path)
     templates = TemplateCache(
         ObjectLibrary(dataset.library),
+        names=megapose_names(frames.path),
         size=settings.model.template_size[0],
         keep_views=max(settings.data.sample.views, 12),
         byte_limit=_CACHE_MB << 20,
     )
-    return Source(frames=open_dataset(dataset.path), templates=templates, weight=dataset.weight)
+    return Source(frames=frames, templates=templates, weight=dataset.weight)
 
 
 def _start_worker(worker: int) -> None:

@@ -48,10 +48,10 @@ def test_a_folder_of_models_becomes_its_files_sorted(models, tmp_path):
 
 
 def test_another_folder_is_refused_with_what_to_give(models, tmp_path):
-    with pytest.raises(MeshError, match=r"holds no BOP models.*give .*/models$"):
+    with pytest.raises(MeshError, match=r"of no known layout.*give .*/models$"):
         expand_meshes([tmp_path])
     (tmp_path / "cad").mkdir()
-    with pytest.raises(MeshError, match=r"cad: is a folder that holds no BOP models.*cad/\*\.glb"):
+    with pytest.raises(MeshError, match=r"cad: is a folder of no known layout.*cad/\*\.glb"):
         expand_meshes([tmp_path / "cad"])
 
 

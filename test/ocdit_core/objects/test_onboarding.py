@@ -2,12 +2,18 @@ import json
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
 
-from ocdit_core.errors import ConfigError, LibraryError, MeshError
+from ocdit_core.cli import main
+from ocdit_core.data.dataset import megapose_names
+from ocdit_core.data.templates import TemplateCache
+from ocdit_core.errors import ConfigError, DataError, LibraryError, MeshError
+from ocdit_core.evaluation.targets import names_of_objects
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.onboarding import _fitting_jobs, add_objects, object_names
 
@@ -104,6 +110,8 @@ def test_names_and_replacement(folder, tmp_path):
             ["ycb/002_can/google_16k/textured.obj", "ycb/003_box/google_16k/textured.obj", "mug.glb"],
             ["002_can", "003_box", "mug"],
         ),
+        (["gso/Red Cup/meshes/model.obj"], ["Red Cup"]),
+        (["a/Cup/meshes/model.obj", "b/Cup/meshes/model.obj", "Cup.glb"], ["a_Cup", "b_Cup", "Cup"]),
         (["gso/Red Cup/meshes/model.obj", "gso/Toy/meshes/model.obj"], ["Red Cup", "Toy"]),
         (
             ["shapenet/0289/a1/models/model_normalized.obj", "shapenet/0289/b2/models/model_normalized.obj"],
@@ -282,7 +290,7 @@ def test_a_folder_of_bop_models_becomes_numbered_objects(tmp_path):
     added = add_objects(tmp_path / "lib", [models, tmp_path], on_error=lambda path, error: failed.append(str(error)))
     assert added.rendered == ("obj_000002", "obj_000007")
     assert len(failed) == 1
-    assert "no BOP models" in failed[0]
+    assert "no known layout" in failed[0]
     library = ObjectLibrary(tmp_path / "lib")
     assert {name: entry.id for name, entry in library.manifest.items()} == {"obj_000002": 2, "obj_000007": 7}
     two, seven = library.select(["obj_000002", "obj_000007"])
@@ -303,3 +311,52 @@ def test_the_number_of_processes_follows_the_work(monkeypatch):
     assert _fitting_jobs(600) == 2
     assert _fitting_jobs(12_000) == 8
     assert _fitting_jobs(972) == 4
+
+
+def make_scanned(folder: Path, names: list[str]) -> None:
+    """Write boxes as Google Scanned Objects are downloaded, each with a texture of its own colour."""
+    for index, name in enumerate(names):
+        box = trimesh.creation.box((0.1, 0.08, 0.06 + 0.01 * (index % 5)))
+        uv = np.tile([[0.2, 0.2], [0.8, 0.8]], (4, 1))
+        box.visual = trimesh.visual.TextureVisuals(uv, image=Image.new("RGB", (8, 8), (200, 40 + 5 * index, 40)))
+        for part in ("meshes", "materials/textures"):
+            (folder / name / part).mkdir(parents=True)
+        meshes = folder / name / "meshes"
+        box.export(meshes / "model.obj")
+        material = next(meshes.glob("*.mtl")).read_text()
+        picture = next(path for path in meshes.iterdir() if path.suffix in (".png", ".jpg", ".jpeg"))
+        picture.rename(folder / name / "materials" / "textures" / "texture.png")
+        assert picture.name in material
+        next(meshes.glob("*.mtl")).write_text(material.replace(picture.name, "texture.png"))
+
+
+def test_raw_scans_keep_their_names_textures_and_megapose_ids(tmp_path, caplog, capsys):
+    names = ["Red_Cup", "Toy_Car", "Shoe", "Unused"]
+    make_scanned(tmp_path / "gso", names)
+    (tmp_path / "list.json").write_text(json.dumps(names[:3]))
+    command = ["render", str(tmp_path / "gso"), "--out", str(tmp_path / "lib"), "--only", str(tmp_path / "list.json")]
+    assert main(command) == 0
+    library = ObjectLibrary(tmp_path / "lib")
+    assert sorted(library.object_ids) == sorted(names[:3])
+    for name in names[:3]:
+        pixels = library[name].rgb[library[name].mask]
+        red, green, _ = np.median(pixels, axis=0)
+        assert red > 2 * green > 40, name
+        assert "../materials/textures/texture.png" in library[name].sources
+    assert "missing" not in caplog.text
+    shards = tmp_path / "megapose" / "train_pbr_web"
+    shards.mkdir(parents=True)
+    entries = [{"obj_id": number, "gso_id": name} for number, name in enumerate(names)]
+    (tmp_path / "megapose" / "gso_models.json").write_text(json.dumps(entries))
+    stated = dict(enumerate(names[:3]))
+    assert names_of_objects(library, shards) == stated
+    cache = TemplateCache(library, names=megapose_names(shards))
+    assert cache.object_ids == (0, 1, 2)
+    drawn = cache.draw(np.random.default_rng(0), 2, 1)[0, ..., :3]
+    assert any(np.array_equal(drawn, view) for view in library["Shoe"].rgb)
+    (tmp_path / "list.json").write_text("Red_Cup\nnobody\n")
+    assert main(command) == 2
+    assert "list.json: 1 of its 2 objects are not among the meshes, such as ['nobody']" in capsys.readouterr().err
+    (tmp_path / "megapose" / "gso_models.json").write_text('{"a": 1}')
+    with pytest.raises(DataError, match=r"gso_models\.json: is not a list of entries"):
+        megapose_names(shards)
