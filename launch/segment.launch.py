@@ -25,6 +25,7 @@ from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from ocdit_ros import profiles_variable
 
 SHARE = get_package_share_directory("ocdit_ros")
 YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
@@ -254,10 +255,7 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(name, default_value=default, description=text, choices=CHOICES.get(name))
         for name, (default, text) in ARGUMENTS.items()
     ]
-    # Without it, best-effort images above 512 KiB hardly ever arrive: config/fastdds.xml says why. Humble's Fast DDS
-    # knows the older name only; the newer ones warn about it.
-    vendor = "FASTRTPS" if os.environ.get("ROS_DISTRO") == "humble" else "FASTDDS"
-    variable = f"{vendor}_DEFAULT_PROFILES_FILE"
-    environment = {variable: os.path.join(SHARE, "config", "fastdds.xml"), **ALLOCATOR}
+    # Without it, best-effort images above 512 KiB hardly ever arrive: config/fastdds.xml says why.
+    environment = {profiles_variable(): os.path.join(SHARE, "config", "fastdds.xml"), **ALLOCATOR}
     actions += [SetEnvironmentVariable(name, value) for name, value in environment.items() if name not in os.environ]
     return LaunchDescription([*actions, OpaqueFunction(function=set_up)])

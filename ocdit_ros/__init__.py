@@ -30,6 +30,13 @@ def share_folder() -> Path:
     raise FileNotFoundError("ocdit_ros is not installed: no share/ocdit_ros/config/segment.yaml on AMENT_PREFIX_PATH")
 
 
+def profiles_variable() -> str:
+    """Return the environment variable that names Fast DDS's profiles; version 2 (Humble, Jazzy) has the older name."""
+    prefixes = filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep))
+    old = any((Path(prefix) / "share" / "fastrtps").is_dir() for prefix in prefixes)
+    return f"{'FASTRTPS' if old else 'FASTDDS'}_DEFAULT_PROFILES_FILE"
+
+
 @contextmanager
 def interruptible_imports() -> Iterator[None]:
     """End the process with code 0 on SIGINT while an executable imports ROS: nothing is there yet to be cleaned up."""

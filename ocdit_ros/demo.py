@@ -27,7 +27,7 @@ from ocdit_core.errors import DataError, OcditError
 from ocdit_core.files import check_output, protecting, write_text
 from ocdit_core.images import read_image, write_image
 from ocdit_core.masks import decode_mask, mask_iou
-from ocdit_ros import share_folder
+from ocdit_ros import profiles_variable, share_folder
 
 NODE = "/ocdit_segmentation"
 NODE_COMMAND = ("-m", "ocdit_ros.segmentation_node")
@@ -206,10 +206,7 @@ def prepare_environment() -> None:
     # Not the user's domain: a robot's own topics may be called /image too.
     os.environ["ROS_DOMAIN_ID"] = str(60 + os.getpid() % 40)
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    # Humble's Fast DDS knows the older name only; the newer ones warn about it.
-    variable = "FASTRTPS" if os.environ.get("ROS_DISTRO") == "humble" else "FASTDDS"
-    profile = share_folder() / "config" / "fastdds.xml"
-    os.environ.setdefault(f"{variable}_DEFAULT_PROFILES_FILE", str(profile))
+    os.environ.setdefault(profiles_variable(), str(share_folder() / "config" / "fastdds.xml"))
 
 
 def run(options: argparse.Namespace, node_command: Sequence[str] = NODE_COMMAND) -> None:

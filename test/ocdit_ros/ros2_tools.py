@@ -1,14 +1,15 @@
 """The command line tool `ros2`, for tests: where it is, and where it has found our package."""
 
 import importlib.util
-import os
 import sys
 
 import pytest
 
+from ocdit_ros import profiles_variable
+
 ROS2 = (sys.executable, "-c", "import sys; sys.argv[0] = 'ros2'; from ros2cli.cli import main; sys.exit(main())")
 
-PROFILES = f"{'FASTRTPS' if os.environ.get('ROS_DISTRO') == 'humble' else 'FASTDDS'}_DEFAULT_PROFILES_FILE"
+PROFILES = profiles_variable()
 """What this distribution's Fast DDS calls the variable that names its profiles."""
 
 
