@@ -10,7 +10,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -267,6 +267,7 @@ def quality_of_service(*, latched: bool) -> Any:
     )
 
 
+@cache
 def load_typestore() -> Any:
     """Return a typestore of rosbags that knows ROS's common messages and vision_msgs.
 

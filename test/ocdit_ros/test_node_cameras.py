@@ -8,7 +8,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from harness import NODE, Client, NodeProcess
 from sensor_msgs.msg import CameraInfo, Image
-from vision_msgs.msg import Detection2DArray
+from vision_msgs.msg import Detection2DArray, Detection3DArray
 
 from ocdit_ros import parameters
 
@@ -51,6 +51,29 @@ def test_each_camera_has_its_topics_and_numbers_are_shared(client):
         assert all(array.header.frame_id.startswith(name) for array in arrays)
         numbers += [int(detection.id) for array in arrays for detection in array.detections]
     assert len(numbers) == len(set(numbers))
+
+
+def test_depth_belongs_to_its_camera(client):
+    right = client.node.create_publisher(Image, "/right/image", 5)
+    depths = client.node.create_publisher(Image, "/right/depth", 5)
+    infos = client.node.create_publisher(CameraInfo, "/right/camera_info", 5)
+    found = {name: client.listen_to(Detection3DArray, f"{NODE}/{name}/detections_3d", 50) for name in ("left", "right")}
+    client.wait_until(lambda: all(one.get_subscription_count() for one in (right, depths, infos)))
+
+    def arrived():
+        image = client.make_image("right in depth")
+        depth = Image(header=image.header, height=48, width=64, encoding="32FC1", step=256)
+        depth.data = np.full((48, 64), 0.5, np.float32).tobytes()
+        info = CameraInfo(header=image.header, width=64, height=48, k=[50.0, 0, 31.5, 0, 50, 23.5, 0, 0, 1])
+        for publisher, message in ((infos, info), (depths, depth), (right, image), (client.camera, image)):
+            publisher.publish(message)
+        return found["right"]
+
+    client.wait_until(arrived)
+    detection = found["right"][0].detections[0]
+    assert found["right"][0].header.frame_id == "right in depth"
+    assert detection.bbox.center.position.z == pytest.approx(0.5, abs=0.01)
+    assert found["left"] == []
 
 
 def test_frames_of_both_are_counted_by_camera(client):

@@ -1,17 +1,23 @@
 """Depth in, 3D results out: boxes, points, frames; over DDS, around a stand-in segmenter."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import TransformStamped
 from harness import NODE, Client, NodeProcess
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 from vision_msgs.msg import Detection3DArray
 
 from ocdit_interfaces.srv import Segment
 from ocdit_ros.messages import POINT
+from ocdit_ros.space import Space
 
 STAND_IN = str(Path(__file__).with_name("stand_in_node.py"))
 HEIGHT, WIDTH = 48, 64
@@ -163,6 +169,39 @@ def test_without_tf2_the_camera_s_frame_stays_and_that_is_said_once(client):
         assert segment(client, f"still the camera's {turn}").header.frame_id == f"still the camera's {turn}"
     text = "3D results stay in the camera's frame until they can be moved to base: tf2_ros cannot be imported"
     assert client.process.output.count(text) == 1
+
+
+def test_with_tf2_results_move_into_the_target_frame(monkeypatch):
+    """The calls of tf2_ros, which no wheel carries, are answered by the test; the geometry is ours."""
+    known = TransformStamped()
+    known.transform.translation.x = 1.0
+    known.transform.rotation.z = known.transform.rotation.w = 0.5**0.5
+
+    class Buffer:
+        def lookup_transform(self, target, source, time):
+            if source != "eye" or time.nanoseconds != 5 * 10**9:
+                raise LookupError(f'"{source}" passed to lookupTransform does not exist.\n')
+            assert target == "base"
+            return known
+
+    listeners = []
+    fake = SimpleNamespace(Buffer=Buffer, TransformListener=lambda *arguments, **_: listeners.append(arguments))
+    monkeypatch.setitem(sys.modules, "tf2_ros", fake)
+    said = []
+    node = SimpleNamespace(create_lifecycle_publisher=None, get_logger=lambda: SimpleNamespace(warning=said.append))
+    space = Space(node, "base", broadcast=False)
+    assert listeners[0][1] is node
+    header = Header(frame_id="eye", stamp=Time(sec=5))
+    moved, transform = space.place(header)
+    assert (moved.frame_id, moved.stamp) == ("base", header.stamp)
+    assert transform @ (1, 0, 0, 1) == pytest.approx((1, 1, 0, 1))
+    for _ in range(2):
+        lost = Header(frame_id="other", stamp=Time(sec=5))
+        assert space.place(lost) == (lost, None)
+    assert len(said) == 1
+    assert 'moved to base: "other" passed to lookupTransform does not exist. (said once)' in said[0]
+    assert space.place(moved) == (moved, None)
+    space.close()
 
 
 def test_depth_of_another_time_is_a_warning_and_2d_results_go_on(client):
