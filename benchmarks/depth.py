@@ -65,12 +65,12 @@ def spoiled(depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def symmetries(templates: ObjectTemplates) -> np.ndarray:
     """Return turns (S, 3, 3) about one or two of its axes that leave an object's surface in place, nearly."""
-    points = (templates.points - (templates.points.min(axis=0) + templates.points.max(axis=0)) / 2)[::4]
+    points = templates.points - (templates.points.min(axis=0) + templates.points.max(axis=0)) / 2
     found = [np.eye(3)]
     for axis in np.eye(3):
         for angle in np.arange(15, 360, 15):
             turn = cv2.Rodrigues(np.radians(angle) * axis)[0]
-            if distances(points @ turn.T, points).mean() < 0.025 * templates.diameter:
+            if distances(points[::2] @ turn.T, points).mean() < 0.02 * templates.diameter:  # spacing of points: 0.015
                 found.append(turn)
     return np.concatenate([turn @ np.stack(found) for turn in found])
 
@@ -113,6 +113,13 @@ def shown(frame: object) -> list[tuple[Annotation, np.ndarray]]:
     return [(one, mask) for one, mask in both if mask.sum() >= MIN_PIXELS]
 
 
+def best_of(result: Segmentation, name: str, mask: np.ndarray) -> int | None:
+    """Return the index of the object's instance that has the largest IoU with a mask; None: below 0.5."""
+    overlaps = [float(mask_iou(one.mask, mask)) if one.object_id == name else 0.0 for one in result.instances] or [0.0]
+    best = int(np.argmax(overlaps))
+    return best if overlaps[best] >= MIN_IOU else None
+
+
 def measure_rooms(folder: Path, segmenter: Segmenter, images: int) -> Rows:
     """Return the errors of boxes and poses, of ground-truth masks and of the segmenter's."""
     library = ObjectLibrary(folder / "templates")
@@ -129,6 +136,10 @@ def measure_rooms(folder: Path, segmenter: Segmenter, images: int) -> Rows:
             for truth, mask in truths
         )
         found = segmenter.segment(image, depth=depth, camera_matrix=K)
+        without = segmenter.segment(image)
+        for truth, mask in truths:
+            if best_of(without, names[truth.object_id], mask) is not None:
+                rows["found without depth"].append((1.0,))
         for kind, result in (
             ("truth", Segmentation(instances=exact, image_size=frame.size, target_ids=segmenter.object_ids)),
             ("found", found),
@@ -138,13 +149,9 @@ def measure_rooms(folder: Path, segmenter: Segmenter, images: int) -> Rows:
             boxes = [lift(result, depth, K), lift(result, depth, K, poses)]
             for truth, mask in truths:
                 name = names[truth.object_id]
-                best = max(
-                    (i for i, one in enumerate(result.instances) if one.object_id == name),
-                    key=lambda i, mask=mask: float(mask_iou(result.instances[i].mask, mask)),
-                    default=None,
-                )
+                best = best_of(result, name, mask)
                 rows[f"{kind}: visible"].append((1.0,))
-                if best is None or mask_iou(result.instances[best].mask, mask) < MIN_IOU:
+                if best is None:
                     continue
                 for what, lifted in zip(("surface", "box"), boxes, strict=True):
                     rows[f"{kind}: {what}"].append(box_errors(lifted[best].box, truth, objects[name]))
@@ -160,8 +167,8 @@ def measure_twins(folder: Path, segmenter: Segmenter, images: int) -> dict[str, 
     """Return how many twins were found, and how many of these have the right name, without and with depth."""
     library = ObjectLibrary(folder / "templates")
     names = names_of_objects(library, folder)
-    sources = {name: library.manifest[name].source for name in library}
-    pair = {name: source.rsplit("_", 1)[0] for name, source in sources.items()}
+    origins = json.loads((folder / "objects.json").read_text(encoding="utf-8"))["objects"]
+    pair = {names[int(number)]: origin.rsplit("_", 1)[0] for number, origin in origins.items()}
     segmenter.set_objects(library)
     rng = np.random.default_rng(SEED)
     counts = {}
@@ -182,6 +189,18 @@ def measure_twins(folder: Path, segmenter: Segmenter, images: int) -> dict[str, 
     return counts
 
 
+def summary(kind: str, errors: np.ndarray) -> str:
+    """Return the medians of errors (N, ...) of one kind in words."""
+    medians = np.median(errors, axis=0)
+    if "pose" in kind:
+        angle, offset, _, fitness = medians
+        recall = (errors[:, 2] < 0.1).mean()
+        return (
+            f"rotation {angle:.1f} deg, centre {1000 * offset:.1f} mm, ADD-S recall {recall:.0%}, fitness {fitness:.2f}"
+        )
+    return f"centre {1000 * medians[0]:.1f} mm, sides {medians[1]:.1%}" if len(medians) == 2 else ""
+
+
 def main() -> int:
     """Run the benchmark and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,25 +216,14 @@ def main() -> int:
         make_sets(options.data, options.jobs)
         segmenter = Segmenter.from_pretrained(options.weights)
         rows = measure_rooms(options.data / "rooms", segmenter, options.images)
+        for kind, errors in rows.items():
+            print(f"{kind:<28}{len(errors):>5} objects  {summary(kind, np.array(errors))}", flush=True)
         twins = measure_twins(options.data / "twins", segmenter, options.images)
+        for kind, (right, found, total) in twins.items():
+            print(f"twins {kind:<22}{total:>5} objects, {found} found, {right} of them by the right name")
     except OcditError as error:
         print(f"depth.py: error: {error}", file=sys.stderr)
         return 2
-    for kind, errors in rows.items():
-        values = np.array(errors)
-        if "pose" in kind:
-            angle, offset, _, fitness = np.median(values, axis=0)
-            recall = (values[:, 2] < 0.1).mean()
-            text = f"rotation {angle:.1f} deg, centre {1000 * offset:.1f} mm, ADD-S recall {recall:.0%}, "
-            text += f"fitness {fitness:.2f}"
-        elif values.shape[1] == 2:
-            offset, extent = np.median(values, axis=0)
-            text = f"centre {1000 * offset:.1f} mm, sides {extent:.1%}"
-        else:
-            text = ""
-        print(f"{kind:<28}{len(values):>5} objects  {text}")
-    for kind, (right, found, total) in twins.items():
-        print(f"twins {kind:<22}{total:>5} objects, {found} found, {right} of them by the right name")
     if options.json:
         options.json.write_text(json.dumps({"rooms": rows, "twins": twins}, indent=1), encoding="utf-8")
     return 0
