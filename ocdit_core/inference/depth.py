@@ -239,10 +239,11 @@ def lift(
 
     Raises:
         ImageError: the depth is not of the image's size, or the camera matrix is not valid.
+        ValueError: there is another number of poses than of instances.
     """
     metres = registered_depth(depth, segmentation.image_size)
     lifted = []
-    for index, instance in enumerate(segmentation.instances):
+    for instance, pose in zip(segmentation.instances, poses or [None] * len(segmentation.instances), strict=True):
         x, y, width, height = instance.box
         # Two more pixels on each side, for the neighbours.
         left, top = max(x - 2, 0), max(y - 2, 0)
@@ -252,7 +253,6 @@ def lift(
         surface[part] = instance_surface(instance.mask[part], points)
         own = points[surface[part]]
         valid = float((metres[part] > 0)[instance.mask[part]].mean())
-        pose = poses[index] if poses else None
         if pose is not None and pose.fitness >= MIN_FITNESS:
             box: Box3D | None = dataclasses.replace(pose.box, valid_depth=valid)
         else:
