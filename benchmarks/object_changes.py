@@ -168,7 +168,11 @@ def run(client: Client, node: Any, cycles: int, scratch: Path) -> None:
             watch.spans[name][1] = watch.now()
         memory.append(resident_mib(node.pid))
         if cycle % 10 == 9:
-            print(f"{cycle + 1} cycles, {memory[-1]:.0f} MiB, {len(watch.wrong)} wrong names", flush=True)
+            print(
+                f"{cycle + 1} cycles, {memory[-1]:.0f} MiB, {len(watch.wrong)} wrong names, "
+                f"failures: {reported} reported, {len(silent)} not",
+                flush=True,
+            )
     tenth = max(1, cycles // 10)
     early, late = np.mean(memory[tenth : 2 * tenth]), np.mean(memory[-tenth:])
     print(
