@@ -1,4 +1,4 @@
-"""Average precision of masks by COCO's and BOP's rules, as in `eval_bop22_coco.py` of the BOP toolkit.
+"""Average precision of masks and boxes by COCO's and BOP's rules, as in `eval_bop22_coco.py` of the BOP toolkit.
 
 pycocotools matches results and instances. The curves are computed here, from the records, because pycocotools cannot
 restrict them to a visibility or weight images (for the bootstrap) without matching anew.
@@ -99,10 +99,13 @@ class Matches:
     Args:
         records: records of the images; results of equal score keep their order.
         thresholds: (T,) IoU thresholds.
+        boxes: match boxes instead of masks.
     """
 
-    def __init__(self, records: Iterable[ImageRecord], thresholds: NDArray[np.float64] = IOU_THRESHOLDS) -> None:
-        self.records = tuple(records)
+    def __init__(
+        self, records: Iterable[ImageRecord], thresholds: NDArray[np.float64] = IOU_THRESHOLDS, *, boxes: bool = False
+    ) -> None:
+        self.records, self._boxes = tuple(records), boxes
         self._matcher = COCOeval(iouType="segm")
         self._matcher.params.iouThrs = thresholds
         self._known: dict[tuple[int, bytes], NDArray[np.int64]] = {}
@@ -124,7 +127,8 @@ class Matches:
         instances = [{"id": n, "area": 1.0, "iscrowd": 0, "ignore": int(flag)} for n, flag in enumerate(mixed, 1)]
         results = [{"id": number, "area": 1.0, "score": score} for number, score in enumerate(target.scores, 1)]
         matcher._gts, matcher._dts = {place: instances}, {place: results}
-        matcher.ious = {place: target.overlaps if target.overlaps.size else []}
+        overlaps = target.box_overlaps if self._boxes and target.box_overlaps is not None else target.overlaps
+        matcher.ious = {place: overlaps if overlaps.size else []}
         found = matcher.evaluateImg(*place, (0.0, 1e10), MAX_DETECTIONS)
         self._known[key] = np.asarray(found["dtMatches"], np.int64) - 1
         return self._known[key]

@@ -95,6 +95,8 @@ def summarise(records: Sequence[ImageRecord], *, threshold: float) -> dict[str, 
     images = Counter(target.object_id for record in records for target in record.targets if target.asked)
     return {
         **_plain(overall),
+        # BOP's task of 2D detection
+        "boxes": _plain(Matches(records, boxes=True).average_precision()[0]),
         "by_area": selected(AREAS, by_area),
         "by_image_fraction": selected(AREA_FRACTIONS, partial(by_area, relative=True)),
         "by_visibility": selected(VISIBILITY, by_visibility),
@@ -184,6 +186,7 @@ def table(metrics: dict[str, Any]) -> list[list[str]]:
     """Return the rows of the printed table: a name and up to five values; precision and recall in percent."""
     at, time, calibration = metrics["at_threshold"], metrics["time"], metrics["reliability"]
     rows = [["", "AP", "AP50", "AP75", "AR", "instances"], _row("all", metrics)]
+    rows.append(_row("boxes", metrics["boxes"]))
     for title, key in (("area", "by_area"), ("image", "by_image_fraction"), ("visible", "by_visibility")):
         rows += [_row(f"{title} {name.replace('_', ' ')}", part) for name, part in metrics[key].items()]
     rows += [

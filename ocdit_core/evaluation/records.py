@@ -26,7 +26,7 @@ MAX_DETECTIONS = 100
 MIN_VISIBLE = 0.1
 """Visible fraction below which an instance is ignored: results for it are neither right nor wrong (BOP's rule)."""
 
-_ARRAYS = ("scores", "areas", "truth_areas", "visibility", "overlaps")
+_ARRAYS = ("scores", "areas", "truth_areas", "visibility", "overlaps", "box_overlaps")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +40,9 @@ class TargetRecord:
         areas: (D,) float64 pixels: area of each result's box, as in the BOP toolkit; of its mask if it has no box.
         truth_areas: (G,) float64 pixels: visible area of each instance, above 0.
         visibility: (G,) float64: visible fraction of each instance; NaN if the dataset does not state it.
-        overlaps: (D, G) float64: IoU.
+        overlaps: (D, G) float64: IoU of the masks.
+        box_overlaps: (D, G) float64: IoU of the boxes. An instance's box is that of its whole silhouette, where the
+            dataset states it (BOP's rule), else of its mask. None in records of older versions.
     """
 
     object_id: int
@@ -50,6 +52,7 @@ class TargetRecord:
     truth_areas: NDArray[np.float64]
     visibility: NDArray[np.float64]
     overlaps: NDArray[np.float64]
+    box_overlaps: NDArray[np.float64] | None = None
 
     @property
     def ignored(self) -> NDArray[np.bool_]:
@@ -106,12 +109,13 @@ def record_image(
     found: dict[int, list[ResultRow]] = defaultdict(list)
     for row in rows:
         found[row.category_id].append(row)
-    seen: dict[int, list[tuple[dict[str, Any], float]]] = defaultdict(list)
+    seen: dict[int, list[tuple[dict[str, Any], float, Sequence[float]]]] = defaultdict(list)
     for index, annotation in enumerate(frame.annotations):
         # Masks are needed even if the object has no results: the breakdown by size needs their areas.
         mask = encode_mask(frame.mask(index))
         if coco.area(mask):
-            seen[annotation.object_id].append((mask, annotation.visible_fraction))
+            box = annotation.box_object or coco.toBbox(mask).tolist()
+            seen[annotation.object_id].append((mask, annotation.visible_fraction, box))
     return ImageRecord(
         scene_id=frame.scene_id,
         image_id=frame.image_id,
@@ -125,13 +129,17 @@ def record_image(
 
 
 def _record(
-    number: int, asked: bool, rows: list[ResultRow], truths: list[tuple[dict[str, Any], float]]
+    number: int, asked: bool, rows: list[ResultRow], truths: list[tuple[dict[str, Any], float, Sequence[float]]]
 ) -> TargetRecord:
     # A stable sort, as COCO's.
     rows = sorted(rows, key=lambda row: -row.score)[:MAX_DETECTIONS]
     masks = [row.segmentation for row in rows]
-    truth_masks = [mask for mask, _ in truths]
-    overlaps = coco.iou(masks, truth_masks, [0] * len(truths)) if rows and truths else ()
+    truth_masks = [mask for mask, _, _ in truths]
+    boxes = [coco.toBbox(row.segmentation).tolist() if row.box is None else list(row.box) for row in rows]
+    overlaps, box_overlaps = (
+        coco.iou(ours, theirs, [0] * len(truths)) if rows and truths else ()
+        for ours, theirs in ((masks, truth_masks), (boxes, [list(map(float, box)) for _, _, box in truths]))
+    )
     areas = [float(coco.area(row.segmentation)) if row.box is None else row.box[2] * row.box[3] for row in rows]
     return TargetRecord(
         object_id=number,
@@ -139,8 +147,9 @@ def _record(
         scores=np.array([row.score for row in rows], np.float64),
         areas=np.array(areas, np.float64),
         truth_areas=np.array([coco.area(mask) for mask in truth_masks], np.float64),
-        visibility=np.array([fraction for _, fraction in truths], np.float64),
+        visibility=np.array([fraction for _, fraction, _ in truths], np.float64),
         overlaps=np.array(overlaps, np.float64).reshape(len(rows), len(truths)),
+        box_overlaps=np.array(box_overlaps, np.float64).reshape(len(rows), len(truths)),
     )
 
 
@@ -154,7 +163,7 @@ def write_records(path: str | Path, records: Iterable[ImageRecord]) -> None:
         for record in records:
             targets = [
                 {"obj_id": target.object_id, "asked": target.asked}
-                | {key: _without_nan(getattr(target, key)) for key in _ARRAYS}
+                | {key: _without_nan(value) for key in _ARRAYS if (value := getattr(target, key)) is not None}
                 for target in record.targets
             ]
             file.write(json.dumps(vars(record) | {"targets": targets}) + "\n")
@@ -191,9 +200,10 @@ def _from_json(entry: dict[str, Any]) -> ImageRecord:
     targets = []
     for target in entry["targets"]:
         # None becomes NaN.
-        arrays = {key: np.array(target[key], np.float64) for key in _ARRAYS}
+        arrays = {key: np.array(target[key], np.float64) for key in _ARRAYS if key in target or key != "box_overlaps"}
         results, instances = len(arrays["scores"]), len(arrays["truth_areas"])
-        arrays["overlaps"] = arrays["overlaps"].reshape(results, instances)
+        for key in set(_ARRAYS[4:]) & set(arrays):
+            arrays[key] = arrays[key].reshape(results, instances)
         if [arrays[key].shape for key in _ARRAYS[:4]] != [(results,), (results,), (instances,), (instances,)]:
             raise ValueError("columns of different lengths")
         targets.append(TargetRecord(object_id=int(target["obj_id"]), asked=bool(target["asked"]), **arrays))

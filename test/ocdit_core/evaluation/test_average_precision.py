@@ -6,6 +6,7 @@ import pytest
 import toolkit_case
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from pycocotools.mask import toBbox
 from small_sets import block, frame, truth
 
 from ocdit_core.data.bop import BopFolder
@@ -200,6 +201,29 @@ def test_curves_are_those_of_pycocotools(tmp_path, seed):
     assert 0.05 < value.ap < 0.95, "a case that tells something"
     np.testing.assert_allclose(np.nan_to_num(ours, nan=-1), theirs.stats[:6], atol=1e-12)
     assert value.ar == pytest.approx(theirs.stats[8], abs=1e-12)
+
+    # The same for boxes: those of whole silhouettes, as BOP's task of 2D detection has it.
+    whole = [
+        (frame.image_id, annotation)
+        for frame in BopFolder(tmp_path, "test")
+        for index, annotation in enumerate(frame.annotations)
+        if frame.mask(index).any()
+    ]
+    for entry, (image, annotation) in zip(expected.dataset["annotations"], whole, strict=True):
+        entry |= {"image_id": image, "category_id": annotation.object_id, "bbox": list(annotation.box_object)}
+    expected.createIndex()
+    found = [
+        {key: entry[key] for key in ("image_id", "category_id", "score")}
+        | {"bbox": toBbox(entry["segmentation"]).tolist()}
+        for entry in found
+    ]
+    theirs = COCOeval(expected, expected.loadRes(found), "bbox")
+    theirs.evaluate()
+    theirs.accumulate()
+    theirs.summarize()
+    boxes = Matches(records, boxes=True).average_precision()[0]
+    assert boxes.ap != pytest.approx(value.ap)
+    assert [boxes.ap, boxes.ap50, boxes.ap75, boxes.ar] == pytest.approx(theirs.stats[[0, 1, 2, 8]].tolist(), abs=1e-12)
 
 
 # What scripts/calc_gt_coco.py and scripts/eval_bop22_coco.py of the BOP toolkit (June 2026, with its fork of
