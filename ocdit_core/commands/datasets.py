@@ -1,4 +1,4 @@
-"""`ocdit synthesize` and `ocdit inspect`: make and check labelled datasets."""
+"""`ocdit synthesize`, `ocdit fetch` and `ocdit inspect`: make, download and check labelled datasets."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ SYNTHESIZE_EXAMPLES = """\
   ocdit synthesize --out data/train --images 20000 --meshes ~/cad
   ocdit synthesize --out data/shards --images 1000000 --objects 5000 --format shards --ray auto
 """
+FETCH_EXAMPLES = """\
+  ocdit fetch ycbv --out data/bop
+  ocdit fetch tudl --out data/bop --parts base models train_pbr
+"""
 INSPECT_EXAMPLES = """\
   ocdit inspect data/bop/ycbv --split test
   ocdit inspect data/scenes --html scenes.html
@@ -46,6 +50,12 @@ _WIDTH = 640
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommands."""
     _add_synthesize(subparsers)
+    parser = add_command(subparsers, "fetch", "download a public BOP dataset", FETCH_EXAMPLES)
+    parser.add_argument("name", metavar="NAME", help="short name of the dataset, such as ycbv, tudl, lmo or hb")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="folder for the dataset's folder")
+    text = "parts of the dataset (default: base models test_bop19)"
+    parser.add_argument("--parts", nargs="+", metavar="PART", help=text)
+    parser.set_defaults(run=fetch)
     parser = add_command(subparsers, "inspect", "count and check the contents of a dataset", INSPECT_EXAMPLES)
     add_dataset(parser, positional=True)
     parser.add_argument(
@@ -109,6 +119,15 @@ def _add_synthesize(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
         help='generate on a Ray cluster; "auto": that of this machine; without ADDRESS: a new one on this machine',
     )
     parser.set_defaults(run=synthesize)
+
+
+def fetch(arguments: argparse.Namespace) -> int:
+    """Download; return 0."""
+    from ocdit_core.data.fetch import PARTS, fetch_dataset
+
+    added = fetch_dataset(arguments.name, arguments.out, arguments.parts or PARTS)
+    print(f"{arguments.out / arguments.name}: added {', '.join(path.name for path in added) or 'nothing'}")
+    return 0
 
 
 def synthesize(arguments: argparse.Namespace) -> int:

@@ -254,14 +254,15 @@ class ModelInfo:
     symmetries_continuous: NDArray[np.float64]
 
 
-_LAYOUTS = ("*/meshes/model.obj", "*/google_16k/textured.obj", "**/*.glb")
+_DIGITS = "[0-9][0-9][0-9]"
+_LAYOUTS = ("*/meshes/model.obj", "*/google_16k/textured.obj", f"{_DIGITS}-{_DIGITS}/*.glb")
 
 
 def expand_meshes(paths: Iterable[str | Path]) -> list[Path]:
     """Return the mesh files meant: a file stays, a folder becomes the files of its layout, sorted.
 
     The layouts: BOP models (obj_NNNNNN.ply), Google Scanned Objects as downloaded (NAME/meshes/model.obj), YCB
-    (NAME/google_16k/textured.obj), Objaverse (UID.glb, also in subfolders).
+    (NAME/google_16k/textured.obj), Objaverse (000-023/UID.glb).
 
     Raises:
         MeshError: a folder of another layout.

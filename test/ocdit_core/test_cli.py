@@ -80,7 +80,7 @@ def test_unit_name_and_views_are_obeyed(cad, capsys):
         (["render", "{}/plate.ply", "--out", "{}/lib", "--unit", "mm"], "--unit"),
         (["render", "{}/plate.ply", "--out", "{}/rod.stl"], "rod.stl: is a file"),
         (["render", "{}/plate.ply", "--out", "{}/lib", "--sheet", "{}/sheet.gif2"], "--sheet needs"),
-        (["render", "{}", "--out", "{}/lib"], "no BOP models"),
+        (["render", "{}", "--out", "{}/lib"], "no known layout"),
         (["segment", "{}/a.png", "{}/b/a.jpg", "--objects", "{}", "--out", "{}/o"], "are called 'a'"),
         (["segment", "{}/a.png", "--objects", "{}/absent", "--out", "{}/o"], "no such folder"),
     ],

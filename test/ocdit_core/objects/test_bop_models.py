@@ -47,6 +47,15 @@ def test_a_folder_of_models_becomes_its_files_sorted(models, tmp_path):
     assert expand_meshes([models]) == wanted
 
 
+def test_folders_of_scans_and_of_objaverse_stand_for_their_objects(tmp_path):
+    names = ["a/meshes/model.obj", "b/meshes/model.obj", "ycb/1/google_16k/textured.obj", "glbs/000-012/x.glb"]
+    for name in [*names, "glbs/readme.glb", "c/model.obj"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [expand_meshes([tmp_path / folder]) for folder in ("", "ycb", "glbs")]
+    assert found == [[tmp_path / name for name in part] for part in (names[:2], names[2:3], names[3:])]
+
+
 def test_another_folder_is_refused_with_what_to_give(models, tmp_path):
     with pytest.raises(MeshError, match=r"of no known layout.*give .*/models$"):
         expand_meshes([tmp_path])
