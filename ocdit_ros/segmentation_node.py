@@ -23,6 +23,7 @@ with interruptible_imports():
     from rcl_interfaces.msg import SetParametersResult
     from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
     from rclpy.clock import Clock, ClockType
+    from rclpy.impl.implementation_singleton import rclpy_implementation
     from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
     from rclpy.parameter import Parameter
     from rclpy.qos import QoSProfile
@@ -149,6 +150,15 @@ class SegmentationNode(LifecycleNode):
             self.trigger_activate()
 
     # Lifecycle transitions.
+
+    def _LifecycleNodeMixin__change_state(self, transition_id: int) -> TransitionCallbackReturn:  # noqa: N802
+        """Refuse an impossible transition, as rclpy does from Kilted on; in Humble and Jazzy it would end the node."""
+        try:
+            result: TransitionCallbackReturn = super()._LifecycleNodeMixin__change_state(transition_id)
+        except rclpy_implementation.RCLError as error:
+            self.get_logger().error(f"transition {transition_id} is refused: {error}")
+            return TransitionCallbackReturn.ERROR
+        return result
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load library and weights, encode the targets, and run once; after a failure the node stays unconfigured."""
