@@ -106,7 +106,8 @@ def run(arguments: argparse.Namespace) -> int:
                 if depths.topic:
                     message = depths.nearest(header.stamp.sec * 10**9 + header.stamp.nanosec)
                     try:
-                        depth = message and read_depth(message, depths.info, image.shape[:2])
+                        if message is not None:
+                            depth = read_depth(message, depths.info, image.shape[:2])
                     except ImageError as error:
                         warnings.append(f"{depths.topic}: {error}")
                 for text in set(warnings) - warned:
@@ -114,9 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
                 warned.update(warnings)
                 if not results.images:
                     results.write_labels(segmenter.settings.score_threshold, header, time)
-                segmentation = segmenter.segment(
-                    image, depth=depth and depth.metres, camera_matrix=depth and depth.camera_matrix
-                )
+                measured = {"depth": depth.metres, "camera_matrix": depth.camera_matrix} if depth else {}
+                segmentation = segmenter.segment(image, **measured)
                 if tracker is not None:
                     segmentation = tracker.update(segmentation, image)
                 results.write(image, segmentation, header, time, depth)

@@ -147,7 +147,7 @@ class Settings:
         check=_numbers_by_object(0, 1000, whole=True),
         read=_by_object,
     )
-    region_of_interest: tuple[int, ...] | None = _parameter(
+    region_of_interest: tuple[int, int, int, int] | None = _parameter(
         [0, 0, 0, 0],
         "always",
         "Part of each camera's image to segment: x, y, width, height in pixels; zeros: all of it",

@@ -399,10 +399,10 @@ class SegmentationNode(LifecycleNode):
         with self._lock:
             worker = self._configured()
             known, targets = worker.library.object_ids, self._targets()
-            changed = {}
+            changed: dict[str, str | list[str]] = {}
             # An empty list stays so while all objects are targets.
             if self._settings.target_objects or set(targets) != set(known):
-                changed["target_objects"] = targets
+                changed["target_objects"] = list(targets)
             for name in ("object_thresholds", "object_limits"):
                 items = parameters.names(self.get_parameter(name).value)
                 changed[name] = [item for item in items if item.rpartition("=")[0] in known] or [""]

@@ -495,7 +495,7 @@ class Worker:
             for job, *_ in ready:
                 self._fail(job, error)
             return
-        for (job, image, depth, timings), segmentation, own in zip(ready, found, poses, strict=True):
+        for (job, image, depth, timings), segmentation, estimated in zip(ready, found, poses, strict=True):
             result = Result(
                 frame=job.frame,
                 source=job.source,
@@ -504,7 +504,7 @@ class Worker:
                 targets=targets,
                 timings={**timings, **segmentation.timings},
                 depth=depth,
-                poses=own,
+                poses=estimated,
             )
             self._finish(job, result)
 

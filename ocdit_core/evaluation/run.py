@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -41,6 +41,7 @@ from ocdit_core.evaluation.records import MIN_VISIBLE, ImageRecord, read_records
 from ocdit_core.evaluation.targets import Targets, digest_of, image_key, objects_of
 from ocdit_core.files import write_text
 from ocdit_core.inference.results import Segmentation
+from ocdit_core.inference.segmenter import Segmenter
 from ocdit_core.masks import Box, decode_mask, tight_box
 from ocdit_core.objects.archive import SUFFIX, ObjectTemplates
 from ocdit_core.objects.library import ObjectLibrary
@@ -345,9 +346,10 @@ def _open_worker(out: Path, task: EvaluationTask, jobs: int) -> Iterator[Work[st
             if task.labels:
                 regions = [(box, number) for box, number in regions if number in objects]
             named = [task.names[number] for _, number in regions] if task.labels else None
-            found = method.label(pixels, [box for box, _ in regions], threshold=0.0, names=named)
+            segmenter = cast(Segmenter, method)  # the only method that labels regions
+            found = segmenter.label(pixels, [box for box, _ in regions], threshold=0.0, names=named)
             instances = tuple(label.instance for label in found if label.instance is not None)
-            segmentation = Segmentation(instances=instances, image_size=frame.size, target_ids=method.object_ids)
+            segmentation = Segmentation(instances=instances, image_size=frame.size, target_ids=segmenter.object_ids)
         seconds = time.perf_counter() - began
         rows = tuple(rows_of(image, segmentation, numbers, seconds))
         return ImageResult(image=image, rows=rows, time=seconds, timings=segmentation.timings)

@@ -119,7 +119,7 @@ def deproject(depth: np.ndarray, camera_matrix: np.ndarray, origin: tuple[int, i
     return np.stack([x * z, y[:, None] * z, z], axis=-1)
 
 
-def checked_camera(camera_matrix: np.ndarray) -> np.ndarray:
+def checked_camera(camera_matrix: np.ndarray | None) -> np.ndarray:
     """Return a (3, 3) float64 camera matrix; raises ImageError unless it is that of a pinhole camera."""
     try:
         K = np.asarray(camera_matrix, np.float64).reshape(3, 3)

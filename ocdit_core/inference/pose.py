@@ -196,7 +196,9 @@ def fit(
     rotation, translation = geometry.upright(rotations[0], translations[0])
     fitness *= overlap(points @ rotation.T + translation, mask, camera_matrix, depth)
     low, high = points.min(axis=0), points.max(axis=0)
-    box = Box3D(center=rotation @ ((low + high) / 2) + translation, rotation=rotation, size=np.float64(high - low))
+    box = Box3D(
+        center=rotation @ ((low + high) / 2) + translation, rotation=rotation, size=(high - low).astype(np.float64)
+    )
     return Pose(rotation=rotation, translation=translation, fitness=fitness, box=box)
 
 
@@ -294,7 +296,7 @@ def overlap(seen: np.ndarray, mask: np.ndarray, camera_matrix: np.ndarray, depth
     at = at[((at >= 0) & (at < 3 * GRID)).all(axis=1)]
     silhouette = np.zeros((3 * GRID, 3 * GRID), np.uint8)
     silhouette[at[:, 1], at[:, 0]] = 1
-    silhouette = cv2.morphologyEx(silhouette, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    closed = cv2.morphologyEx(silhouette, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)).astype(bool)
     to_cells = np.array([[1 / cell, 0, GRID - x / cell], [0, 1 / cell, GRID - y / cell]])
-    own = cv2.warpAffine(mask.astype(np.uint8), to_cells, silhouette.shape, flags=cv2.INTER_NEAREST)
-    return float((silhouette & own).sum() / max((silhouette | own).sum(), 1))
+    own = cv2.warpAffine(mask.astype(np.uint8), to_cells, closed.shape, flags=cv2.INTER_NEAREST).astype(bool)
+    return float((closed & own).sum() / max((closed | own).sum(), 1))

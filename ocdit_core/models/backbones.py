@@ -68,7 +68,7 @@ class _Normalise:
         return images * 2 - 1
 
 
-def _dinov2_positions(embeddings: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+def _dinov2_positions(embeddings: Any, tokens: Tensor, height: int, width: int) -> Tensor:
     """Return the positions of DINOv2 without registers for an image of another size, as the original code does.
 
     It resizes by the factor (cells + 0.1) / trained cells; transformers by the sizes alone, which shifts the positions.

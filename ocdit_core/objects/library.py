@@ -150,7 +150,7 @@ class ObjectLibrary:
 
 def _archives(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return what changes with each write of the objects' archives, by sorted name; LibraryError if there are none."""
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for name in stored_names(folder):
         with suppress(FileNotFoundError):
             status = (folder / f"{name}{SUFFIX}").stat()
