@@ -115,8 +115,11 @@ def run(arguments: argparse.Namespace) -> int:
                 warned.update(warnings)
                 if not results.images:
                     results.write_labels(segmenter.settings.score_threshold, header, time)
-                measured = {"depth": depth.metres, "camera_matrix": depth.camera_matrix} if depth else {}
-                segmentation = segmenter.segment(image, **measured)
+                segmentation = segmenter.segment(
+                    image,
+                    depth=None if depth is None else depth.metres,
+                    camera_matrix=None if depth is None else depth.camera_matrix,
+                )
                 if tracker is not None:
                     segmentation = tracker.update(segmentation, image)
                 results.write(image, segmentation, header, time, depth)

@@ -162,7 +162,8 @@ class MessageMaker:
                 x, y, width, height = instance.instance.box
                 box = np.s_[y : y + height, x : x + width]
                 part["rgb"], part["instance_id"] = _packed(image[box][instance.surface[box]]), number
-        height, width = len(cloud), cloud.shape[1]
+        height = len(cloud)
+        width = cloud.size // height
         message = self._types.PointCloud2(header=header, height=height, width=width, is_dense=scene is None)
         message.point_step, message.row_step = POINT.itemsize, POINT.itemsize * width
         message.is_bigendian = sys.byteorder == "big"
