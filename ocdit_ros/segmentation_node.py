@@ -154,7 +154,7 @@ class SegmentationNode(LifecycleNode):
     def _LifecycleNodeMixin__change_state(self, transition_id: int) -> TransitionCallbackReturn:  # noqa: N802
         """Refuse an impossible transition, as rclpy does from Kilted on; in Humble and Jazzy it would end the node."""
         try:
-            result: TransitionCallbackReturn = super()._LifecycleNodeMixin__change_state(transition_id)
+            result: TransitionCallbackReturn = super()._LifecycleNodeMixin__change_state(transition_id)  # type: ignore[misc]
         except rclpy_implementation.RCLError as error:
             self.get_logger().error(f"transition {transition_id} is refused: {error}")
             return TransitionCallbackReturn.ERROR

@@ -226,7 +226,7 @@ def test_damaged_checkpoints_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"denoiser\.deepth: unknown setting; did you mean 'depth'"):
         OCDiT.from_pretrained(tmp_path)
     config.unlink()
-    with pytest.raises(WeightsError, match=r"config\.yaml: missing"):
+    with pytest.raises(WeightsError, match=r"is missing; no published OC-DiT, nor our folder with config\.yaml"):
         OCDiT.from_pretrained(tmp_path)
     with pytest.raises(WeightsError, match="nowhere: missing"):
         OCDiT.from_pretrained(tmp_path / "nowhere")
