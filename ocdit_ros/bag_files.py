@@ -64,6 +64,8 @@ class RecordedImages:
             found = sorted({one.topic for one in images})
         except Exception as error:
             raise self._damaged(error) from error
+        if not found and depths:
+            raise BagError(f"{path}: holds depth images only, on {', '.join(sorted(depths))}; images are needed, too")
         if not found:
             topics = ", ".join(sorted({one.topic for one in self._reader.connections})) or "none at all"
             raise BagError(f"{path}: no topic of images; the topics are {topics}")

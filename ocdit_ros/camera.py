@@ -331,8 +331,8 @@ class Camera:
     def read_depth(self, frame: Frame, image_size: tuple[int, ...]) -> Depth | None:
         """Return the depth of a frame; None where there is none, or where it does not fit: /diagnostics says why."""
         self.monitor.depth = self._pairs.problem
-        self.monitor.valid_depth = {}
         if frame.depth is None:
+            self.monitor.valid_depth = {}
             return None
         try:
             info = (frame.calibration.info if frame.calibration else None) or self.calibration

@@ -88,7 +88,7 @@ REFUSED = {
     "wrong": (bag_of(a=(IMAGE, images()), b=(STRING, [])), ["--image-topic", "/b"], "images '/b'; there are /a"),
     "silent": (bag_of(a=(IMAGE, []), b=(IMAGE, images())), ["--image-topic", "/a"], "no image was recorded on /a"),
     "encoding": (bag_of(image=(IMAGE, images(encoding="nv24"))), [], "/image: image encoding 'nv24' is not supported"),
-    "depth": (bag_of(image=(IMAGE, images(encoding="16UC1"))), [], "/image: '16UC1' is a depth image"),
+    "depth": (bag_of(image=(IMAGE, images(encoding="16UC1"))), [], "holds depth images only, on /image"),
     "target": (bag_of(image=(IMAGE, images())), ["--targets", "cup"], "unknown object 'cup': the library holds box"),
 }
 

@@ -255,13 +255,10 @@ def test_depth_that_cannot_be_used_is_a_warning(client, changes, needle):
 
 
 def test_the_valid_fraction_is_in_the_diagnostics(client):
-    segment(client, "valid")
     client.diagnostics.clear()
+    segment(client, "valid")
     client.wait_until(
-        lambda: (
-            segment(client, "valid")
-            and any(values.get("valid depth") == "box 0.90, mug 1.00" for _, _, values in client.statuses())
-        )
+        lambda: any(values.get("valid depth") == "box 0.90, mug 1.00" for _, _, values in client.statuses())
     )
 
 
