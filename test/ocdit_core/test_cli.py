@@ -1,3 +1,4 @@
+import argparse
 import json
 import subprocess
 import sys
@@ -6,9 +7,10 @@ import numpy as np
 import pytest
 import trimesh
 
-from ocdit_core import ObjectLibrary, __version__
+from ocdit_core import ObjectLibrary, __version__, cli
 from ocdit_core.cli import main
 from ocdit_core.commands.segment import table_rows, write_result
+from ocdit_core.errors import OcditError
 from ocdit_core.images import read_image, write_image
 from ocdit_core.inference.results import Instance, Segmentation
 from ocdit_core.masks import decode_mask, tight_box
@@ -122,6 +124,27 @@ def test_every_command_explains_itself(command, capsys):
     out = capsys.readouterr().out
     assert "examples:" in out
     assert f"ocdit {command}" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "verbose", "status", "line"),
+    [
+        (KeyboardInterrupt(), False, 130, "ocdit: interrupted"),
+        (OSError(28, "No space left on device", "out/a.png"), False, 2, "out/a.png: No space left on device"),
+        (OcditError("no library"), True, 2, "ocdit: error: no library"),
+    ],
+)
+def test_what_ends_a_command_is_one_line(monkeypatch, capsys, error, verbose, status, line):
+    def run(_):
+        raise error
+
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(run=run, verbose=verbose)
+    monkeypatch.setattr(cli, "build_parser", lambda: parser)
+    assert main([]) == status
+    caught = capsys.readouterr().err
+    assert line in caught.splitlines()[-1]
+    assert ("Traceback" in caught) is verbose
 
 
 def test_version_and_help_load_no_heavy_package():

@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 from small_sets import block, frame, truth, write_library, write_set
@@ -18,7 +19,7 @@ from ocdit_core.errors import DataError
 from ocdit_core.evaluation.bop_results import ResultRow
 from ocdit_core.evaluation.charts import line_chart
 from ocdit_core.evaluation.comparison import Estimate
-from ocdit_core.evaluation.failures import find_failures
+from ocdit_core.evaluation.failures import draw_failure, find_failures
 from ocdit_core.evaluation.report import PUBLISHED, PUBLISHED_METHODS, write_report
 from ocdit_core.evaluation.run import read_run
 from ocdit_core.masks import decode_mask, encode_mask
@@ -192,6 +193,11 @@ def test_each_failure_has_its_kind(tmp_path):
     scores = [one.score for one in failures if one.score is not None]
     assert scores == sorted(scores, reverse=True)
     assert [one.iou for one in failures if one.kind == "poor mask"] == pytest.approx([0.4])
+    poor = next(one for one in failures if one.kind == "poor mask")
+    drawn = draw_failure(np.full((64, 96, 3), 90, np.uint8), poor, side=128)
+    assert drawn.shape == (128, 128, 3)
+    for colour in ((60, 220, 90), (255, 70, 60)):  # ground truth, prediction
+        assert (np.abs(drawn.astype(int) - colour).sum(axis=2) < 30).sum() > 40
 
 
 def test_invalid_reports_are_refused(place, tmp_path, capsys):

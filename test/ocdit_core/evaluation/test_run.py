@@ -188,3 +188,6 @@ def test_objects_and_their_templates(place, tmp_path):
         names_of_objects(named, tmp_path)
     (tmp_path / "objects.json").write_text(json.dumps({"objects": {"5": "mug", "6": "jar"}}))
     assert names_of_objects(named, tmp_path) == {5: "mug"}
+    (tmp_path / "objects.json").write_text(json.dumps({"objects": ["mug"]}))
+    with pytest.raises(DataError, match=r"objects\.json: holds no names of objects by number"):
+        names_of_objects(named, tmp_path)

@@ -265,6 +265,24 @@ def test_the_embedded_settings_are_valid():
     assert find_weights("ocdit-small").is_dir()
 
 
+def test_a_hub_id_is_downloaded_or_refused(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
+    assert find_weights("owner/model") == tmp_path
+    assert asked == ["owner/model"]
+
+    def unreachable(*_, **__):
+        raise ConnectionError
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(WeightsError, match=r"no model 'owner/model': .*nor a hub id that can be reached"):
+        find_weights("owner/model")
+    with pytest.raises(WeightsError, match=r"no model 'small': neither a folder nor one of the embedded models"):
+        find_weights("small")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

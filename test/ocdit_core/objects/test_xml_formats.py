@@ -104,6 +104,9 @@ def test_3mf_textures_composites_and_what_is_not_drawn(tmp_path):
     )
     item = f'<object id="1" pid="6" pindex="0">{mesh_3mf()}</object>'
     check(read_cad(write_3mf(tmp_path / "b.3mf", base + mix + item)), {(0.05, 0.02): (125, 0, 125)})
+    several = '<m:multiproperties id="6" pids="5 9"><m:multi pindices="1 0"/></m:multiproperties>'
+    model = read_cad(write_3mf(tmp_path / "c.3mf", base + several + item))
+    check(model, {(0.05, 0.02): (0, 0, 250)}, ["c.3mf: not drawn: layers of properties other than colours"])
 
 
 def test_3mf_components_in_another_file(tmp_path):

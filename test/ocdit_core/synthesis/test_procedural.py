@@ -47,3 +47,13 @@ def test_paints_use_their_palette():
         image = random_paint(rng, palette, 64, plain=1.0)
         assert image.shape == (64, 64, 3)
         assert np.abs(image[0, 0] - palette).sum(axis=1).min() < 4
+
+
+def test_photographs_are_cropped_and_tinted():
+    photograph = np.zeros((40, 60, 3), np.uint8)
+    photograph[:, :30] = (200, 60, 60)
+    drawn = [random_paint(np.random.default_rng(seed), random_palette(np.random.default_rng(0)), 32, plain=0.0,
+                          photographs=[photograph]) for seed in range(30)]  # fmt: skip
+    assert all(texture.shape == (32, 32, 3) and texture.dtype == np.uint8 for texture in drawn)
+    halves = [texture for texture in drawn if len(np.unique(texture.reshape(-1, 3), axis=0)) == 2]
+    assert halves, "no crop shows the photograph's two colours alone"
