@@ -57,7 +57,7 @@ def label_regions(
     if known is not None and (len(known) != len(regions) or not set(known) <= set(names)):
         raise ConfigError(f"names: {', '.join(map(str, known))[:80]} are not one of the targets for each region")
     size = (image.shape[0], image.shape[1])
-    boxes = [_box(region, size, number) for number, region in enumerate(regions, start=1)]
+    boxes = [checked_box(region, size, f"region {number}") for number, region in enumerate(regions, start=1)]
     asked = [range(len(names))] * len(boxes) if known is None else [[names.index(name)] for name in known]
     pairs = [(box, target) for box, targets in zip(boxes, asked, strict=True) for target in targets]
     segmented = iter(stage.segment(image, [box for box, _ in pairs], [target for _, target in pairs], objects))
@@ -84,26 +84,26 @@ def _instance(candidate: Candidate, name: str, region: Box | np.ndarray, size: t
     return Instance(object_id=name, score=candidate.score * overlap, box=candidate.box, mask=mask)
 
 
-def _box(region: Box | np.ndarray, size: tuple[int, int], number: int) -> Box:
-    """Return the box of a region, checked."""
+def checked_box(region: Box | np.ndarray, size: tuple[int, int], where: str) -> Box:
+    """Return the box of a region; raises ImageError, whose message begins with `where`, if it is not in the image."""
     if isinstance(region, np.ndarray):
         if region.shape != size or region.dtype != bool:
             raise ImageError(
-                f"region {number}: a mask must be bool and of the image's size {size}, is {region.dtype} {region.shape}"
+                f"{where}: a mask must be bool and of the image's size {size}, is {region.dtype} {region.shape}"
             )
         if not region.any():
-            raise ImageError(f"region {number}: the mask is empty")
+            raise ImageError(f"{where}: the mask is empty")
         return tight_box(region)
     try:
         numbers = np.asarray(region)
     except ValueError:  # lists of different lengths
         numbers = np.empty(0)
     if numbers.shape != (4,) or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
-        raise ImageError(f"region {number}: {region!r:.80} is neither a box (x, y, width, height) nor a bool mask")
+        raise ImageError(f"{where}: {region!r:.80} is neither a box (x, y, width, height) nor a bool mask")
     x, y, width, height = (int(value) for value in numbers)
     if width < 1 or height < 1 or x < 0 or y < 0 or x + width > size[1] or y + height > size[0]:
         raise ImageError(
-            f"region {number}: box {tuple(region)} (x, y, width, height) is not inside the image of "
+            f"{where}: box {tuple(region)} (x, y, width, height) is not inside the image of "
             f"{size[1]} x {size[0]} pixels"
         )
     return x, y, width, height

@@ -18,6 +18,8 @@ from ocdit_core.inference.labelling import LABEL_THRESHOLD, Label, label_regions
 from ocdit_core.inference.network import Network, collect_timings, lap
 from ocdit_core.inference.pose import PoseStage
 from ocdit_core.inference.postprocess import Candidate, calibrated, coarse_candidates, propose, resolve, uncertainty_map
+from ocdit_core.inference.prompted import Evidence, prompted_candidates
+from ocdit_core.inference.prompts import Prompt, check_prompts
 from ocdit_core.inference.refine import RefineStage
 from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.settings import InferenceSettings, find_weights, load_settings, refine_weights
@@ -150,6 +152,7 @@ class Segmenter:
         uncertainty: bool = False,
         depth: np.ndarray | None = None,
         camera_matrix: np.ndarray | None = None,
+        prompts: Sequence[Prompt] = (),
     ) -> Segmentation:
         """Segment the target objects in an image.
 
@@ -161,12 +164,17 @@ class Segmenter:
             depth: (H, W) depth of the image's pixels (see `depth_in_metres`), to check the size of the objects;
                 default: none.
             camera_matrix: (3, 3) intrinsics of the image in pixels, with `depth`.
+            prompts: where targets are: of each object that these place, there are only the instances that they point
+                at, one for each prompt at most; the other targets are found as without prompts.
 
         Returns:
             Instances with disjoint masks of the image's size.
 
         Raises:
-            ImageError: `image` is not an image, or the depth is not of its size or has no valid camera matrix.
+            ImageError: `image` is not an image, the depth is not of its size or has no valid camera matrix, or a prompt
+                is not inside the image.
+            UnknownObjectError: a prompt is for an object that is none of the targets.
+            ConfigError: there are prompts, but no refine model, which they need.
             OcditError: no target objects have been set.
         """
         return self.segment_batch(
@@ -176,6 +184,7 @@ class Segmenter:
             uncertainty=uncertainty,
             depths=[depth],
             camera_matrices=[camera_matrix],
+            prompts=[prompts],
         )[0]
 
     @torch.inference_mode()
@@ -188,11 +197,13 @@ class Segmenter:
         uncertainty: bool = False,
         depths: Sequence[np.ndarray | None] | None = None,
         camera_matrices: Sequence[np.ndarray | None] | None = None,
+        prompts: Sequence[Sequence[Prompt]] | None = None,
     ) -> list[Segmentation]:
         """Segment several images, which may differ in size; the coarse model runs once for all of them.
 
         Each result is that of `segment`, to rounding; its timings are those of the batch. Arguments and errors are
-        those of `segment`; `depths` and `camera_matrices` have one for each image, None where there is none.
+        those of `segment`; `depths` and `camera_matrices` have one for each image, None where there is none, and
+        `prompts` those of each image.
         """
         objects = self._current(objects)
         images = [as_rgb8(image) for image in images]
@@ -204,13 +215,16 @@ class Segmenter:
                 images, depths or [None] * len(images), camera_matrices or [None] * len(images), strict=True
             )
         ]
+        asked = [()] * len(images) if prompts is None else prompts
+        for own, image in zip(asked, images, strict=True):
+            self._check_prompts(own, image, objects)
         threshold = self._settings.score_threshold if score_threshold is None else score_threshold
         results = []
         with collect_timings() as seconds:
-            for image, depth, probabilities in zip(
-                images, measured, self._coarse.segment(images, objects.runs), strict=True
+            for image, depth, own, probabilities in zip(
+                images, measured, asked, self._coarse.segment(images, objects.runs), strict=True
             ):
-                candidates = self._candidates(image, probabilities, objects)
+                candidates = self._candidates(image, probabilities, objects, own)
                 if depth is not None and self._settings.size_weight:
                     candidates = size_checked(candidates, objects.geometry, *depth, self._settings.size_weight)
                 size = (image.shape[0], image.shape[1])
@@ -219,7 +233,7 @@ class Segmenter:
                     objects.object_ids,
                     size,
                     score_threshold=threshold,
-                    max_instances=self._settings.max_instances,
+                    max_instances=max(self._settings.max_instances, len(own)),
                 )
                 targets = probabilities[: len(objects.object_ids)]
                 results.append(
@@ -233,16 +247,31 @@ class Segmenter:
                 lap("instances")
         return [dataclasses.replace(result, timings=dict(seconds)) for result in results]
 
-    def _candidates(self, image: np.ndarray, probabilities: np.ndarray, objects: EncodedObjects) -> list[Candidate]:
-        """Return candidates of all targets: proposals, refined where there is a refine stage."""
+    def _check_prompts(self, prompts: Sequence[Prompt], image: np.ndarray, objects: EncodedObjects) -> None:
+        """Raise the errors of `segment` for prompts."""
+        if prompts and (self._refine is None or objects.singles is None):
+            raise ConfigError(f"prompts need a refine model, and {self.model_name} has none, or it is not enabled")
+        check_prompts(prompts, objects.object_ids, (image.shape[0], image.shape[1]))
+
+    def _candidates(
+        self, image: np.ndarray, probabilities: np.ndarray, objects: EncodedObjects, prompts: Sequence[Prompt]
+    ) -> list[Candidate]:
+        """Return candidates of all targets: proposals, refined where there is a refine stage, or those of prompts."""
         settings, targets = self._settings, len(objects.object_ids)
         if self._refine is None or objects.singles is None:
             candidates = coarse_candidates(probabilities, targets, settings)
         else:
             fine = self._coarse.match(image, objects.runs)
-            proposals = propose([probabilities] if fine is None else [probabilities, fine], targets, settings)
+            maps = [probabilities] if fine is None else [probabilities, fine]
+            proposals = propose(maps, targets, settings)
+            evidence = [Evidence(prompt, objects.object_ids, probabilities.shape[1:]) for prompt in prompts]
+            placed = {one.target for one in evidence if one.places}
             lap("proposals")
-            candidates = self._refine.refine(image, proposals, objects.singles)
+            candidates = self._refine.refine(
+                image, [one for one in proposals if one.target not in placed], objects.singles
+            )
+            candidates = [one for one in candidates if not any(prompt.excludes(one) for prompt in evidence)]
+            candidates += prompted_candidates(image, maps, evidence, self._refine, objects.singles, settings)
         lap("proposals")
         return calibrated(candidates, settings.calibration)
 

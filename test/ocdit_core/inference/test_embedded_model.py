@@ -11,6 +11,7 @@ import pytest
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.images import read_image
+from ocdit_core.inference.prompts import Prompt
 from ocdit_core.inference.settings import recommended_settings
 from ocdit_core.masks import decode_mask, mask_iou, tight_box
 from ocdit_core.objects.archive import save_templates
@@ -120,3 +121,30 @@ def test_regions_get_their_names(segmenter, library, scenes):
     for regions in ([tight_box(masks[name]) for name in names], [masks[name] for name in names]):
         labels = [label.instance and label.instance.object_id for label in segmenter.label(image, regions)]
         assert sum(found == name for found, name in zip(labels, names, strict=True)) >= len(names) - 1
+
+
+def test_every_kind_of_prompt_places_its_object(segmenter, library, scenes):
+    image, targets, masks = scenes[0]
+    segmenter.set_objects(library, targets)
+
+    def row(mask) -> list[tuple[int, int]]:
+        """Return a line along a row of the mask."""
+        y = np.argwhere(mask)[mask.sum() // 2, 0]
+        across = np.flatnonzero(mask[y])
+        return [(across[len(across) // 4], y), (across[3 * len(across) // 4], y)]
+
+    for kind, of in (("points", lambda mask: row(mask)[:1]), ("scribble", row), ("box", tight_box), ("mask", np.array)):
+        prompts = [Prompt(object_id=name, **{kind: of(mask)}) for name, mask in masks.items()]
+        found = segmenter.segment(image, prompts=prompts, score_threshold=0.0).instances
+        assert sorted(one.object_id for one in found if one.object_id in masks) == sorted(masks)
+        assert all(mask_iou(one.mask, masks[one.object_id]) > 0.5 for one in found if one.object_id in masks)
+
+
+def test_a_prompt_on_background_finds_nothing(segmenter, library, scenes):
+    image, targets, masks = scenes[0]
+    segmenter.set_objects(library, targets)
+    distance = cv2.distanceTransform((~np.any([*masks.values()], axis=0)).astype(np.uint8), cv2.DIST_L2, 5)
+    free = np.argwhere(distance > distance.max() / 2)
+    places = free[:: len(free) // len(targets)]
+    prompts = [Prompt(object_id=name, points=[(x, y)]) for name, (y, x) in zip(targets, places, strict=False)]
+    assert not segmenter.segment(image, prompts=prompts).instances

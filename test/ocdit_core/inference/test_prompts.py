@@ -1,0 +1,155 @@
+"""Prompts: their form and their file, and the mechanics of what they do, with an untrained network."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from test_segmenter import image_of, make_segmenter
+
+from ocdit_core import ObjectLibrary
+from ocdit_core.errors import ConfigError, ImageError, UnknownObjectError
+from ocdit_core.inference.prompts import Prompt, parse_prompt, read_prompts
+from ocdit_core.masks import encode_mask
+
+SIZE = (96, 128)
+
+
+@pytest.fixture(scope="module")
+def segmenter(rendered_library):
+    return make_segmenter(ObjectLibrary(rendered_library), refine=True)
+
+
+@pytest.fixture(scope="module")
+def can(segmenter, rendered_library):
+    """One target: the masks of an untrained network cover each other."""
+    return segmenter.encode_objects(ObjectLibrary(rendered_library), ["can"])
+
+
+def mask_of(x, y, width, height) -> np.ndarray:
+    mask = np.zeros(SIZE, bool)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+def test_a_file_holds_prompts_of_every_kind(tmp_path):
+    entries = [
+        {"object_id": "can", "points": [[30, 20], [31.5, 22]], "negative": [[9, 9]]},
+        {"object_id": "can", "scribble": [[1, 2], [3, 4], [5, 6]]},
+        {"object_id": "box", "box": [10, 20, 30, 40]},
+        {"object_id": "mug", "mask": encode_mask(mask_of(5, 6, 7, 8))},
+    ]
+    (tmp_path / "prompts.json").write_text(json.dumps(entries))
+    points, scribble, box, mask = read_prompts(tmp_path / "prompts.json")
+    assert (points.object_id, points.points, points.negative) == ("can", ((30, 20), (31.5, 22)), ((9, 9),))
+    assert scribble.scribble == ((1, 2), (3, 4), (5, 6))
+    assert list(box.box) == [10, 20, 30, 40]
+    assert (mask.mask == mask_of(5, 6, 7, 8)).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"),
+        ("[", "damaged JSON"),
+        ("{}", "must be a list of prompts"),
+        ("[]", "must be a list of prompts"),
+        ('[{"object_id": "can", "points": [[1, 2]]}, 7]', "prompt 2: 7 has no object_id"),
+        ('[{"object_id": "can", "point": [1, 2]}]', "prompt 1: unknown key 'point'; use object_id, points, "),
+        ('[{"object_id": "can"}]', "prompt 1: prompt for can: has no points, scribble, box or mask"),
+        ('[{"object_id": "can", "points": [1, 2]}]', "points: [1, 2] is not a list of points (x, y)"),
+        ('[{"object_id": "can", "points": [[1, 2, 3]]}]', "is not a list of points"),
+        ('[{"object_id": "can", "scribble": [[1, NaN]]}]', "scribble: [[1, nan]] is not a list of points"),
+        ('[{"object_id": "can", "negative": "here"}]', "negative: 'here' is not a list of points"),
+        ('[{"object_id": "can", "mask": {"size": [2, 2], "counts": [9]}}]', "prompt 1: run lengths"),
+    ],
+)
+def test_malformed_files_are_refused_by_one_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "prompts.json").write_text(content)
+    with pytest.raises(ImageError, match=re.escape(message)) as error:
+        read_prompts(tmp_path / "prompts.json")
+    assert "prompts.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_texts_are_points_and_boxes():
+    point, box = parse_prompt("my@mug@320,240.5"), parse_prompt("drill@box:40,60,200,120")
+    assert (point.object_id, point.points) == ("my@mug", ((320, 240.5),))
+    assert (box.object_id, box.box, box.points) == ("drill", (40, 60, 200, 120), ())
+    for text in ("mug", "mug@", "@1,2", "mug@1", "mug@1,2,3", "mug@1,b", "mug@box:1,2,3", "mug@circle:1,2,3,4"):
+        with pytest.raises(ImageError, match="is not OBJECT@X,Y or OBJECT@box:X,Y,WIDTH,HEIGHT"):
+            parse_prompt(text)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"points": [(128, 5)]}, "point (128, 5) is outside the image of 128 x 96 pixels"),
+        ({"points": [(5, 5)], "negative": [(-1, 5)]}, "point (-1, 5) is outside"),
+        ({"scribble": [(5, 5), (5, 1e12)]}, "point (5, 1e+12) is outside"),
+        ({"box": (100, 5, 29, 10)}, "box (100, 5, 29, 10) (x, y, width, height) is not inside the image"),
+        ({"box": (5, 5, 0, 10)}, "is not inside the image"),
+        ({"box": (5, 5, 10)}, "is neither a box"),
+        ({"box": "5,5,10,10"}, "is neither a box"),
+        ({"mask": np.zeros(SIZE, bool)}, "the mask is empty"),
+        ({"mask": np.ones((9, 9), bool)}, "a mask must be bool and of the image's size"),
+        ({"mask": np.ones(SIZE, np.uint8)}, "a mask must be bool"),
+    ],
+)
+def test_prompts_outside_of_the_image_are_refused(segmenter, prompt, message):
+    with pytest.raises(ImageError, match=re.escape(message)) as error:
+        segmenter.segment(image_of(SIZE), prompts=[Prompt(object_id="can", **prompt)])
+    assert str(error.value).startswith("prompt for can: ")
+
+
+def test_objects_and_models_that_are_missing_are_named(segmenter, rendered_library):
+    with pytest.raises(UnknownObjectError, match="unknown object 'cup'"):
+        segmenter.segment(image_of(SIZE), prompts=[Prompt(object_id="cup", points=[(1, 1)])])
+    coarse = make_segmenter(ObjectLibrary(rendered_library))
+    with pytest.raises(ConfigError, match="prompts need a refine model, and untrained has none"):
+        coarse.segment(image_of(SIZE), prompts=[Prompt(object_id="can", points=[(1, 1)])])
+
+
+@pytest.mark.parametrize("kind", [{"box": (20, 10, 60, 50)}, {"mask": mask_of(20, 10, 60, 50)}])
+def test_boxes_and_masks_bound_their_instance(segmenter, can, kind):
+    (found,) = segmenter.segment(image_of(SIZE), can, prompts=[Prompt(object_id="can", **kind)]).instances
+    assert not (found.mask & ~mask_of(20, 10, 60, 50)).any()
+
+
+def test_a_prompt_restricts_its_own_object_alone(segmenter):
+    image = image_of(SIZE)
+    plain = segmenter.segment(image)
+    assert {one.object_id for one in plain.instances} == {"mug"}
+    # Every mask in the box shows a negative point.
+    everywhere = [(x, y) for x in range(128) for y in range(96)]
+    away = segmenter.segment(image, prompts=[Prompt(object_id="mug", box=(8, 8, 99, 80), negative=everywhere)])
+    assert away.target_ids == plain.target_ids
+    assert away.instances
+    assert "mug" not in {one.object_id for one in away.instances}
+    same = segmenter.segment(image, prompts=[Prompt(object_id="can", box=(8, 8, 99, 80), negative=everywhere)])
+    assert [one.box for one in same.instances] == [one.box for one in plain.instances]
+
+
+def test_two_prompts_are_two_instances(segmenter, can):
+    boxes = [(0, 0, 60, 96), (64, 0, 60, 96)]
+    prompts = [Prompt(object_id="can", box=box) for box in boxes]
+    masks = [one.mask for one in segmenter.segment(image_of(SIZE), can, prompts=prompts).instances]
+    assert len(masks) == 2
+    assert all(any(not (mask & ~mask_of(*box)).any() for mask in masks) for box in boxes)
+
+
+def test_negative_points_veto(segmenter, can):
+    plain = [one.mask for one in segmenter.segment(image_of(SIZE), can).instances]
+    y, x = np.argwhere(plain[0])[0]
+    away = segmenter.segment(image_of(SIZE), can, prompts=[Prompt(object_id="can", negative=[(x, y)])])
+    assert not any(one.mask[y, x] for one in away.instances)
+
+
+def test_prompts_of_a_batch_belong_to_their_images(segmenter):
+    images = [image_of(SIZE), image_of(SIZE, seed=1)]
+    prompt = Prompt(object_id="can", box=(20, 10, 60, 50))
+    plain, prompted = segmenter.segment_batch(images, prompts=[(), [prompt]])
+    alone = segmenter.segment(images[1], prompts=[prompt])
+    assert [one.box for one in prompted.instances] == [one.box for one in alone.instances]
+    assert [one.box for one in plain.instances] == [one.box for one in segmenter.segment(images[0]).instances]
