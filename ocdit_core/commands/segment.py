@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   ocdit segment table.jpg --objects my_objects/ --targets drill mug --out out/
+  ocdit segment table.jpg --objects my_objects/ --prompt mug@320,240 --prompt "drill@box:40,60,200,120" --out out/
   ocdit segment photos/*.png --objects my_objects/ --out out/ --threshold 0.5 --set ensemble=4 --device cuda
 
 For each image, OUT holds STEM_overlay.png, STEM.json (COCO run lengths, scores, boxes) and STEM/mask_N_OBJECT.png.
@@ -42,6 +43,13 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "--uncertainty", action="store_true", help="also write STEM_uncertainty.png: white where a pixel is undecided"
     )
+    group = parser.add_argument_group(
+        "prompts",
+        "where objects are in the one IMAGE, in pixels; these objects are targets, without --targets the only ones",
+    )
+    text = "OBJECT@X,Y, a point on it, or OBJECT@box:X,Y,WIDTH,HEIGHT; may be given several times"
+    group.add_argument("--prompt", action="append", default=[], metavar="PROMPT", help=text)
+    group.add_argument("--prompts", type=Path, metavar="FILE", help="JSON file of prompts of any kind")
     parser.set_defaults(run=run)
 
 
@@ -51,11 +59,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ocdit_core.files import check_output
     from ocdit_core.images import read_image
+    from ocdit_core.inference.prompts import parse_prompt, read_prompts
 
     twice = [stem for stem, count in Counter(path.stem for path in arguments.images).items() if count > 1]
     if twice:
         raise ConfigError(f"two images are called {twice[0]!r}: their results would have the same names")
     check_output(*(file for path in arguments.images for file in _outputs(arguments.out, path)))
+    prompts = [parse_prompt(text) for text in arguments.prompt]
+    prompts += read_prompts(arguments.prompts) if arguments.prompts else []
+    if prompts and len(arguments.images) > 1:
+        raise ConfigError("prompts are pixels of one image: give one IMAGE")
+    if prompts:
+        arguments.targets = [*(arguments.targets or ()), *(prompt.object_id for prompt in prompts)]
     library, targets = open_library(arguments)
     # Last, as loading torch and the model takes seconds.
     segmenter = load_segmenter(arguments, library, targets)
@@ -66,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in tqdm(arguments.images, desc="segmenting", unit="image", disable=hidden):
         try:
             image = read_image(path)
-            result = segmenter.segment(image, uncertainty=arguments.uncertainty)
+            result = segmenter.segment(image, uncertainty=arguments.uncertainty, prompts=prompts)
             write_result(arguments.out, path, image, result, model=segmenter.model_name)
         except (ImageError, OutputError) as error:
             failed += 1

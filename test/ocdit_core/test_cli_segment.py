@@ -69,9 +69,35 @@ def test_settings_reach_the_model_and_its_doubts_are_drawn(place, tmp_path):
     assert doubts.max() > doubts.min()
 
 
+def test_prompts_name_the_targets_and_bound_the_masks(place, tmp_path):
+    (tmp_path / "prompts.json").write_text('[{"object_id": "cube", "box": [60, 10, 50, 70]}]')
+    more = ["--prompt", "cube@box:5,10,50,70", "--prompts", f"{tmp_path}/prompts.json", "--threshold", "0"]
+    assert main(["segment", f"{place}/a.png", "--objects", f"{place}/lib", "--out", str(tmp_path), *more]) == 0
+    data = json.loads((tmp_path / "a.json").read_text())
+    assert data["targets"] == ["cube"]
+    for one in data["instances"]:
+        x, y, width, height = one["box"]
+        assert y >= 10
+        assert y + height <= 80
+        assert (x >= 5 and x + width <= 55) or (x >= 60 and x + width <= 110)
+
+
+def test_prompts_are_for_one_image_and_inside_it(place, tmp_path, capsys):
+    assert segment(place, ["a", "b"], "--out", str(tmp_path / "out"), "--prompt", "cube@1,2") == 2
+    assert "prompts are pixels of one image: give one IMAGE" in capsys.readouterr().err
+    command = ["segment", f"{place}/a.png", "--objects", f"{place}/lib", "--out", str(tmp_path / "out")]
+    assert main([*command, "--prompt", "cube@120,2"]) == 2
+    assert "prompt for cube: point (120, 2) is outside the image of 120 x 90 pixels" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
+        (["--prompt", "cube"], "prompt 'cube' is not OBJECT@X,Y or OBJECT@box:X,Y,WIDTH,HEIGHT"),
+        (["--prompt", "sphere@1,2"], "unknown object 'sphere': the library holds cube, slab"),
+        (["--prompt", "cube@1,2"], "prompts need a refine model, and model has none"),
+        (["--prompts", "no.json"], "no.json: cannot be read"),
         (["--preset", "quick"], "preset: 'quick' is not one of fast, paper"),
         (["--set", "ensembel=3"], "ensembel: unknown setting; did you mean 'ensemble'?"),
         (["--targets", "cube", "sphere"], "unknown object 'sphere': the library holds cube, slab"),
