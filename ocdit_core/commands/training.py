@@ -9,8 +9,8 @@ from ocdit_core.commands.options import add_command, add_settings, positive
 
 TRAIN_EXAMPLES = """\
   ocdit train --config config/train/smoke_vae.yaml --set loop.steps=200 --set run=runs/try
-  ocdit train --config config/train/coarse.yaml --dry-run
-  torchrun --nproc_per_node=8 training/train.py --config config/train/coarse.yaml --set loop.strategy=fsdp2
+  ocdit train --config config/train/paper_coarse.yaml --dry-run
+  torchrun --nproc_per_node=8 training/train.py --config config/train/paper_coarse.yaml --set loop.strategy=fsdp2
 
 SIGTERM, SIGINT and SIGUSR1 end a run after the current step, with a checkpoint; the same command continues it.
 training/train.py is the same program, for launchers such as torchrun.
@@ -32,6 +32,9 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--print-config", action="store_true", help="print the resulting settings and exit")
     parser.add_argument(
         "--dry-run", action="store_true", help="process one batch and print shapes, memory and time; write nothing"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda if there is one"
     )
     add_settings(parser, "a setting that replaces the one in the file, such as loop.steps=200")
     parser.set_defaults(run=train)
@@ -60,15 +63,15 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def train(arguments: argparse.Namespace) -> int:
     """Train; return 0."""
-    from ocdit_core.config import apply_overrides, build, read_yaml, to_yaml
+    from ocdit_core.config import apply_overrides, build, to_yaml
     from ocdit_core.training.main import run_training
-    from ocdit_core.training.settings import TrainSettings
+    from ocdit_core.training.settings import TrainSettings, read_settings
 
-    settings = build(TrainSettings, apply_overrides(read_yaml(arguments.config), arguments.settings))
+    settings = build(TrainSettings, apply_overrides(read_settings(arguments.config), arguments.settings))
     if arguments.print_config:
         print(to_yaml(settings), end="")
     else:
-        run_training(settings, dry=arguments.dry_run)
+        run_training(settings, dry=arguments.dry_run, device=arguments.device)
     return 0
 
 

@@ -60,6 +60,7 @@ class SampleSettings:
         negative_probability: refine: probability that the image does not show the object asked for.
         hard_negatives: refine: number of absent objects of which the one is asked for whose colours are most like
             those of the object in the crop; 1: any.
+        flip_probability: probability that the images and templates of a sample are mirrored, all of them.
     """
 
     objects: int = 4
@@ -69,6 +70,7 @@ class SampleSettings:
     absent_probability: float = 0.1
     negative_probability: float = 0.3
     hard_negatives: int = 1
+    flip_probability: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.objects, self.views, self.crops, self.hard_negatives) < 1:
@@ -76,7 +78,7 @@ class SampleSettings:
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"crop_scale: {self.crop_scale} must be two ascending numbers above 0 and up to 1")
-        for name in ("absent_probability", "negative_probability"):
+        for name in ("absent_probability", "negative_probability", "flip_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not in 0..1")
 
@@ -130,7 +132,12 @@ def make_sample(
             image = augment_image(rng, image)
         images.append(image)
         masks.append(np.stack([scene.union(indices, crop) for indices in instances]))
-    return pack_sample(images, masks, [templates.draw(rng, i, settings.views) for i in object_ids], object_ids)
+    views = [templates.draw(rng, i, settings.views) for i in object_ids]
+    if settings.flip_probability and rng.random() < settings.flip_probability:
+        # Together: a mirrored object is another object, which only its mirrored templates show.
+        images, masks = [image[:, ::-1] for image in images], [mask[..., ::-1] for mask in masks]
+        views = [view[:, :, ::-1] for view in views]
+    return pack_sample(images, masks, views, object_ids)
 
 
 def pack_sample(

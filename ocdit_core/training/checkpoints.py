@@ -125,6 +125,7 @@ class TrainingState:
             "scalars": scalar_names(self.model),
             "data": self.data.state_dict(),
             "random": random_states(),
+            "scaler": runtime.scaler.state_dict(),
         }
         torch.save(own, part / f"rank_{runtime.rank}.pt")
         with _quiet():
@@ -154,6 +155,8 @@ class TrainingState:
             # In place: into the memory of model, average and optimiser.
             dcp.load(tensors, checkpoint_id=path, process_group=runtime.hosts, no_dist=runtime.world == 1)
         self.step = first["step"]
+        if first.get("scaler"):
+            runtime.scaler.load_state_dict(first["scaler"])
         if first["world"] != runtime.world:
             logger.warning("saved by %d processes, continued by %d", first["world"], runtime.world)
             self.data.load_state_dict(first["data"])
@@ -290,7 +293,7 @@ def random_states() -> dict[str, Any]:
     kind, keys, *numbers = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
         "numpy": (str(kind), [int(key) for key in keys], *(float(number) for number in numbers)),
         "python": random.getstate(),
     }

@@ -47,7 +47,7 @@ class TrainingData:
         self._batches = 0
         workers = 0 if held_out else loop.workers
         # Without a generator of its own, a loader draws from the global one, whose state is saved and restored.
-        self._options: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
+        self._options: dict[str, Any] = {"pin_memory": torch.cuda.is_initialized(), "generator": torch.Generator()}
         if workers:
             self._options |= {"workers": workers, "prefetch_factor": _PREFETCH, "worker_init_fn": _start_worker}
         datasets, seed = (data.held_out, loop.seed + _HELD_OUT_SEED) if held_out else (data.datasets, loop.seed)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning_fabric.wrappers import _FabricModule as FabricModule
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.blocks import Block
+from ocdit_core.models.checkpoints import pick_device
 from ocdit_core.models.mask_vae import MaskVAE
 from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.training.data import Batch
@@ -46,13 +48,20 @@ class Runtime:
     Args:
         loop: settings; strategy, precision and compile are used here.
         unused: whether some trainable weights get no gradient in some steps.
+        device: auto (CUDA where available, else the CPU), cpu or cuda.
+
+    Attributes:
+        scaler: scales the loss and the gradients of float16; without effect for other precisions.
 
     Raises:
-        ConfigError: the strategy is not available.
+        ConfigError: the strategy or the device is not available.
     """
 
-    def __init__(self, loop: LoopSettings, *, unused: bool = True):
+    def __init__(self, loop: LoopSettings, *, unused: bool = True, device: str = "auto"):
         self._compile = loop.compile
+        kind, half = pick_device(device).type, loop.precision == "float16"
+        self.scaler = torch.amp.GradScaler(kind, enabled=half)
+        torch.set_float32_matmul_precision("high" if loop.precision == "tf32" else "highest")
         world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
         per_node = int(os.environ.get("LOCAL_WORLD_SIZE", str(world // int(os.environ.get("SLURM_NNODES", "1")))))
         if "WORLD_SIZE" not in os.environ and "SLURM_PROCID" not in os.environ:
@@ -66,13 +75,17 @@ class Runtime:
                     data_parallel_size=world,
                     tensor_parallel_size=1,
                 )
+        # Named by its precision alone, float16 on CPUs would become bfloat16.
+        plugins: list[Any] = [MixedPrecision("16-mixed", device=kind, scaler=self.scaler)] if half else []
+        if "WORLD_SIZE" in os.environ and world > 1:
+            plugins.append(TorchElasticEnvironment())
         self.fabric = Fabric(
-            accelerator="cuda" if torch.cuda.is_available() else "cpu",
+            accelerator=kind,
             devices=per_node,
             num_nodes=max(world // per_node, 1),
             strategy=strategy,
-            precision="bf16-mixed" if loop.precision == "bfloat16" else "32-true",
-            plugins=[TorchElasticEnvironment()] if "WORLD_SIZE" in os.environ and world > 1 else None,
+            precision={"bfloat16": "bf16-mixed", "float16": None}.get(loop.precision, "32-true"),
+            plugins=plugins,
         )
         self.fabric.launch()
         self.rank, self.world = self.fabric.global_rank, self.fabric.world_size

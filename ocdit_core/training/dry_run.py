@@ -52,7 +52,7 @@ def dry_run(settings: TrainSettings, stage: Stage, runtime: Runtime) -> Iterator
         found = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         yield f"validation  {_now(runtime) - started:.1f} s: {found}"
     seconds = loop.steps * (data + network) + (_now(runtime) - started) * (loop.steps // loop.validate_every + 1)
-    yield f"memory      peak {peak_memory() / 2**30:.2f} GiB ({'GPU' if torch.cuda.is_available() else 'process'})"
+    yield f"memory      peak {peak_memory() / 2**30:.2f} GiB ({'GPU' if torch.cuda.is_initialized() else 'process'})"
     groups = loop.batch_groups * loop.accumulate * runtime.world
     devices, duration = f"{runtime.world} {runtime.device.type}", timedelta(minutes=round(seconds / 60))
     yield f"run         {loop.steps} steps of {groups} groups on {devices}: about {duration}"

@@ -142,8 +142,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 
 def peak_memory() -> int:
-    """Return the peak memory of this process in bytes: of the GPU if there is one, else of main memory."""
-    if torch.cuda.is_available():
+    """Return the peak memory of this process in bytes: of the GPU if it uses one, else of main memory."""
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     # Linux counts in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -173,6 +173,7 @@ def training_step(
             loss, parts = module(stage.loss, batch, state.step)
             runtime.backward(loss / len(batches), module)
         values.append({"loss": loss.detach(), **parts})
+    runtime.scaler.unscale_(state.optimiser)
     norm = nn.utils.clip_grad_norm_([p for p in stage.model.parameters() if p.requires_grad], CLIP_NORM)
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
@@ -182,6 +183,7 @@ def training_step(
     # The fused kernel leaves weights and moments unchanged if this is 1, as for torch.amp.GradScaler.
     state.optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]
     state.optimiser.step()
+    runtime.scaler.update()
     state.optimiser.zero_grad(set_to_none=True)
     state.step += 1
     state.average.update(state.step)
@@ -200,10 +202,11 @@ def _make_optimiser(model: nn.Module, learning_rate: float) -> AdamW:
 
 
 def learning_rate_factor(step: int, loop: LoopSettings) -> float:
-    """Return the factor of the learning rate in a step: linear warm-up, then a cosine to FINAL_LEARNING_RATE."""
+    """Return the factor of the learning rate in a step: warm-up, constant, then a cosine to FINAL_LEARNING_RATE."""
     if step < loop.warmup_steps:
         return (step + 1) / loop.warmup_steps
-    progress = min((step - loop.warmup_steps) / max(loop.steps - loop.warmup_steps, 1), 1.0)
+    start = max(loop.warmup_steps, loop.decay_from * loop.steps)
+    progress = min(max(step - start, 0) / max(loop.steps - start, 1), 1.0)
     return FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

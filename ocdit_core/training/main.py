@@ -13,12 +13,13 @@ from ocdit_core.training.settings import TrainSettings
 from ocdit_core.training.vae_stage import VAEStage
 
 
-def run_training(settings: TrainSettings, *, dry: bool = False) -> None:
+def run_training(settings: TrainSettings, *, dry: bool = False, device: str = "auto") -> None:
     """Train, or resume a run.
 
     Args:
         settings: settings of the run.
         dry: run a few steps, print shapes, memory and time, and write nothing.
+        device: auto (CUDA where available, else the CPU), cpu or cuda.
 
     Raises:
         OcditError: the settings or the data are wrong, or the loss stays non-finite.
@@ -26,7 +27,7 @@ def run_training(settings: TrainSettings, *, dry: bool = False) -> None:
     # Fabric announces its launcher in five lines.
     for name in ("lightning_fabric", "lightning_fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    runtime = Runtime(settings.loop, unused=settings.stage != "vae")
+    runtime = Runtime(settings.loop, unused=settings.stage != "vae", device=device)
     try:
         seed_random_states(settings.loop.seed)
         stage: Stage = VAEStage(settings) if settings.stage == "vae" else DiffusionStage(settings)

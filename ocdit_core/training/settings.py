@@ -1,8 +1,10 @@
 """Settings of a training run, as in the files of config/train."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from ocdit_core.config import read_yaml
 from ocdit_core.data.sampling import SampleSettings
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.ocdit import OCDiTConfig
@@ -21,15 +23,17 @@ class LoopSettings:
         steps: optimiser steps of the whole run.
         batch_groups: groups in a batch of one process.
         accumulate: batches of each process whose gradients make one step.
-        learning_rate: learning rate after the warm-up; it then falls along a cosine to a hundredth.
+        learning_rate: learning rate after the warm-up; it later falls along a cosine to a hundredth.
         warmup_steps: steps of linear warm-up.
+        decay_from: fraction of the steps after which the cosine begins; until then the learning rate is constant.
         ema_decay: decay of the averaged weights, which are validated and exported; 0 disables the averaging.
         checkpoint_every: steps between checkpoints.
         validate_every: steps between validations.
         wandb: Weights & Biases project to log to, beside TensorBoard; empty: none.
         strategy: several processes: ddp, or fsdp2 (weights, gradients and optimiser states are sharded, too: for models
             that do not fit otherwise).
-        precision: float32, or bfloat16 by autocast.
+        precision: float32; tf32: the same with matrix products in TensorFloat-32 (NVIDIA A100 and newer); bfloat16
+            by autocast; float16 by autocast, with scaled gradients, for GPUs without bfloat16 (V100, T4).
         compile: compile the transformer's blocks (or the VAE's halves): slower to start, faster to run.
         workers: processes that load data, for each process of training; 0 loads in the main process.
         seed: random seed of weights, noise and data.
@@ -40,12 +44,13 @@ class LoopSettings:
     accumulate: int = 1
     learning_rate: float = 1e-4
     warmup_steps: int = 1000
+    decay_from: float = 0.0
     ema_decay: float = 0.999
     checkpoint_every: int = 500
     validate_every: int = 500
     wandb: str = ""
     strategy: Literal["ddp", "fsdp2"] = "ddp"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     compile: bool = False
     workers: int = 1
     seed: int = 0
@@ -59,8 +64,11 @@ class LoopSettings:
                 raise ConfigError(f"{name}: {getattr(self, name)} must not be negative")
         if self.learning_rate <= 0:
             raise ConfigError(f"learning_rate: {self.learning_rate} must be positive")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay: {self.ema_decay} is not in [0, 1)")
+        for name in ("ema_decay", "decay_from"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1)")
+        if self.precision == "float16" and self.strategy == "fsdp2":
+            raise ConfigError("precision: float16 needs the strategy ddp; for fsdp2 use bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,3 +164,23 @@ class TrainSettings:
                 f"model.denoiser.max_objects: {self.model.denoiser.max_objects} positions are too few for the "
                 f"{objects} objects of a sample"
             )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings of a file, on top of those of the file beside it that its key `base` names.
+
+    Raises:
+        ConfigError: a file is missing, or is no YAML mapping.
+    """
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    return values if base is None else _merged(read_yaml(path.parent / str(base)), values)
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with values replaced, those of nested mappings one by one."""
+    result = dict(base)
+    for key, value in values.items():
+        old = base.get(key)
+        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result

@@ -28,8 +28,8 @@ class VAEStage:
         """Return the negative ELBO of the masks that are not empty, and values to log; see `Stage.loss`."""
         scenes, objects, height, width = batch["masks"].shape[1:]
         random = SampleRandom(self.seed, batch["number"], batch["masks"].device)
-        # Random flips and affine maps (paper A.2).
-        matrices = random.each(lambda g: random_affine(scenes * objects, width / height, g)).flatten(0, 1)
+        # Random flips, affine maps and perspective (paper A.2).
+        matrices = random.each(lambda g: random_projections(scenes * objects, width / height, g)).flatten(0, 1)
         masks = warp_masks(batch["masks"].flatten(0, 2).float(), matrices)
         grid = (height // DOWNSAMPLING, width // DOWNSAMPLING)
         noise = random.normal(scenes * objects, self.model.config.latent_channels, *grid).flatten(0, 1)
@@ -71,8 +71,11 @@ def _shown(batch: Batch) -> Tensor:
     return shown if len(shown) else masks[:1]
 
 
-def random_affine(count: int, aspect: float, generator: torch.Generator | None = None) -> Tensor:
-    """Draw affine maps (count, 2, 3): flips, rotations, scales, shifts and shears; aspect is width / height."""
+def random_projections(count: int, aspect: float, generator: torch.Generator | None = None) -> Tensor:
+    """Draw projective maps (count, 3, 3) of coordinates in [-1, 1].
+
+    Flips, rotations, scales, shifts, shears and perspective; aspect is width / height.
+    """
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator) * 2 - 1
@@ -82,20 +85,27 @@ def random_affine(count: int, aspect: float, generator: torch.Generator | None =
     flip = torch.where(uniform(count) < 0, -1.0, 1.0)
     shear = uniform(count) * 0.3
     shift = uniform(count, 2) * 0.4
+    tilt = uniform(count, 2) * 0.25
     cos, sin = angle.cos() * scale, angle.sin() * scale
     return torch.stack(
         [
             torch.stack([cos * flip, -sin / aspect + shear, shift[:, 0]], dim=1),
             torch.stack([sin * aspect * flip, cos, shift[:, 1]], dim=1),
+            F.pad(tilt, (0, 1), value=1.0),
         ],
         dim=1,
     )
 
 
 def warp_masks(masks: Tensor, matrices: Tensor) -> Tensor:
-    """Warp masks (N, H, W) by affine maps (N, 2, 3); the results are 0 or 1."""
+    """Warp masks (N, H, W) by projective maps (N, 3, 3); the results are 0 or 1."""
     count, height, width = masks.shape
-    grid = F.affine_grid(matrices.to(masks), [count, 1, height, width], align_corners=False)
+    # Numerator and denominator of the projected coordinates, both linear in those of the pixels.
+    above, below = (
+        F.affine_grid(rows, [count, 1, height, width], align_corners=False)
+        for rows in (matrices[:, :2].to(masks), matrices[:, 2:].to(masks).expand(-1, 2, -1))
+    )
+    grid = above / below
     moved = F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
     return (moved > 0.5).float()
 

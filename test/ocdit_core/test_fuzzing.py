@@ -293,10 +293,10 @@ def test_libraries(tmp_path, rendered_library):
         try_all(folder / name, read)
 
 
-@pytest.mark.parametrize("name", ["config/train/coarse.yaml", "weights config.yaml", "weights inference.yaml"])
+@pytest.mark.parametrize("name", ["config/train/paper_coarse.yaml", "weights config.yaml", "weights inference.yaml"])
 def test_settings(tmp_path, request, name):
     root = request.config.rootpath
-    kind = {"coarse.yaml": TrainSettings, "config.yaml": OCDiTConfig, "inference.yaml": InferenceSettings}
+    kind = {"paper_coarse.yaml": TrainSettings, "config.yaml": OCDiTConfig, "inference.yaml": InferenceSettings}
     last = name.replace(" ", "/").rsplit("/", 1)[1]
     source = root / name
     if name.startswith("weights"):

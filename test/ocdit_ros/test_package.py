@@ -33,6 +33,16 @@ def test_one_name_version_and_licence():
     assert f'version = "{version}"' in (ROOT / "ocdit_interfaces" / "pyproject.toml").read_text()
 
 
+def test_the_requirement_files_point_to_what_setup_declares():
+    text = (ROOT / "setup.py").read_text()
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert lines == ["-c constraints.txt", "-e .[render,synthesize,train,report]"]
+    assert {"render", "synthesize", "train", "report"} <= set(re.findall(r'^    "(\w+)": \[', text, re.MULTILINE))
+    python, _, pip = yaml.safe_load((ROOT / "environment.yaml").read_text())["dependencies"]
+    assert int(python.removeprefix("python=3.")) >= int(re.search(r'python_requires=">=3\.(\d+)"', text)[1])
+    assert pip == {"pip": ["-r requirements.txt"]}
+
+
 def test_every_executable_exists_for_ros2_run():
     text = (ROOT / "setup.py").read_text()
     entries = re.findall(r'"(\w+) = ([\w.]+):(\w+)"', text)

@@ -246,6 +246,18 @@ def test_a_replaced_background_changes_all_but_the_objects(frames, templates, mo
     assert np.mean(np.abs(after - before)[far].max(axis=1) > 8) > 0.5
 
 
+@pytest.mark.parametrize("mode", ["coarse", "refine"])
+def test_a_mirrored_sample_is_mirrored_throughout(frames, templates, mode):
+    plain, mirrored = (make(frames[0], templates, rng(1), mode=mode, flip_probability=p) for p in (0.0, 1.0))
+    for name, value in plain.items():
+        axes = {"images": [3], "masks": [3], "templates": [4], "template_masks": [3]}.get(name, [])
+        assert torch.equal(mirrored[name], value.flip(axes)), name
+    flipped = [make(frames[0], templates, rng(s), flip_probability=0.3) for s in range(100)]
+    straight = [make(frames[0], templates, rng(s)) for s in range(100)]
+    count = sum(not torch.equal(a["images"], b["images"]) for a, b in zip(flipped, straight, strict=True))
+    assert 18 <= count <= 42
+
+
 def test_the_same_randomness_gives_the_same_sample_from_a_folder_and_from_a_shard(tmp_path, frames, templates):
     write_shard(tmp_path / "shard-000000.tar", [(f"000000_{i:06d}", paint(i)) for i in range(3)])
     for index, frame in enumerate(iterate_shard(tmp_path / "shard-000000.tar")):

@@ -60,6 +60,7 @@ def equal(a, b):
     [
         ("plain", 3, ["loop.workers=0"]),
         ("workers", 1, ["loop.workers=2"]),
+        ("float16", 2, ["loop.precision=float16", "loop.workers=0"]),
         ("accumulating", 4, ["loop.accumulate=2", "loop.batch_groups=1", "loop.workers=1"]),
     ],
 )

@@ -5,10 +5,11 @@ import torch
 import yaml
 
 from ocdit_core.config import build
-from ocdit_core.training.checkpoints import find_checkpoint, read_weights
+from ocdit_core.errors import ConfigError
+from ocdit_core.training.checkpoints import find_checkpoint, read_rank, read_weights
 from ocdit_core.training.diffusion_stage import DiffusionStage
 from ocdit_core.training.loop import learning_rate_factor
-from ocdit_core.training.settings import LoopSettings, TrainSettings
+from ocdit_core.training.settings import LoopSettings, TrainSettings, read_settings
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,9 @@ from ocdit_core.training.settings import LoopSettings, TrainSettings
         (["data.sample.objekts=2"], "data.sample.objekts: unknown setting; did you mean 'objects'"),
         (["loop.learning_rate=-1"], "loop.learning_rate: -1.0 must be positive"),
         (["loop.accumulate=0"], "loop.accumulate: 0 must be at least 1"),
+        (["loop.decay_from=1"], "loop.decay_from: 1.0 is not in [0, 1)"),
+        (["data.sample.flip_probability=2"], "data.sample.flip_probability: 2.0 is not in 0..1"),
+        (["loop.precision=float16", "loop.strategy=fsdp2"], "loop.precision: float16 needs the strategy ddp"),
         (["loop.strategy=fsdp"], "'fsdp' is not one of 'ddp', 'fsdp2'"),
         (["diffusion_loss.high_noise_share=2"], "diffusion_loss.high_noise_share: 2.0 is not in [0, 1]"),
         (["model.denoiser.mlp_ratio=4"], "model.denoiser.mlp_ratio: unknown setting"),
@@ -89,6 +93,23 @@ def test_a_step_whose_loss_is_not_finite_is_skipped(lab, vae, monkeypatch):
     assert lab.logged("spoilt", "train/skipped_steps") == {1: 0, 2: 1, 3: 0}
 
 
+def test_float16_halves_its_scale_where_gradients_overflow(lab, vae, monkeypatch):
+    spoil_loss(monkeypatch, {1})
+    overrides = [f"vae={vae}", "loop.steps=4", "diffusion_loss.prior_only_steps=0", "loop.validate_every=100"]
+    for precision in ("float16", "float32", "tf32"):
+        assert lab.train("smoke_coarse", precision, *overrides, f"loop.precision={precision}") == 0
+    assert lab.logged("float16", "train/skipped_steps") == {1: 0, 2: 1, 3: 0, 4: 0}
+    scaler = read_rank(find_checkpoint(lab.folder / "float16"), 0)["scaler"]
+    assert (scaler["scale"], scaler["_growth_tracker"]) == (2**15, 2)
+    expected = lab.logged("float32")
+    for step in (1, 3, 4):
+        assert lab.logged("float16")[step] == pytest.approx(expected[step], rel=0.02)
+        assert lab.logged("float16")[step] != expected[step]
+    gradients = lab.logged("float32", "train/gradient_norm")
+    assert lab.logged("float16", "train/gradient_norm")[1] == pytest.approx(gradients[1], rel=0.05)
+    assert lab.logged("tf32") == expected  # on a CPU
+
+
 def test_a_loss_that_stays_infinite_ends_the_run_and_leaves_the_batch_and_the_weights(lab, vae, capsys, monkeypatch):
     spoil_loss(monkeypatch, range(2, 99))
     overrides = [f"vae={vae}", "diffusion_loss.prior_only_steps=99"]
@@ -107,3 +128,28 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine():
     assert factors[9] == factors[10] == 1
     assert factors[60] == pytest.approx(0.505)
     assert factors[110] == pytest.approx(0.01)
+    loop = LoopSettings(steps=100, warmup_steps=10, decay_from=0.6)
+    assert {learning_rate_factor(step, loop) for step in range(10, 61)} == {1}
+    assert learning_rate_factor(80, loop) == pytest.approx(0.505)
+    assert learning_rate_factor(100, loop) == pytest.approx(0.01)
+    # Not before the end of the warm-up.
+    assert learning_rate_factor(10, LoopSettings(steps=20, warmup_steps=10, decay_from=0.1)) == 1
+
+
+def test_a_file_changes_the_settings_of_its_base(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "{run: a, loop: {steps: 5, seed: 1}, model: {matching_prior: {}}, data: [1, 2]}"
+    )
+    path = tmp_path / "own.yaml"
+    path.write_text("{base: base.yaml, run: b, loop: {steps: 6}, model: {matching_prior: null}, data: [3]}")
+    loop = {"steps": 6, "seed": 1}
+    assert read_settings(path) == {"run": "b", "loop": loop, "model": {"matching_prior": None}, "data": [3]}
+    path.write_text("base: other.yaml")
+    with pytest.raises(ConfigError, match=r"other\.yaml: no such file"):
+        read_settings(path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_a_missing_device_is_named(lab, vae, capsys):
+    assert lab.train("smoke_coarse", "bad", f"vae={vae}", "--device=cuda") == 2
+    assert "device: 'cuda' torch finds no CUDA device; use auto or cpu" in capsys.readouterr().err

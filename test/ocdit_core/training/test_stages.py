@@ -13,7 +13,7 @@ from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.training.data import SampleRandom, TrainingData, step_generator
 from ocdit_core.training.diffusion_stage import DiffusionStage, choose_targets
 from ocdit_core.training.export import start_from
-from ocdit_core.training.vae_stage import random_affine, warp_masks
+from ocdit_core.training.vae_stage import random_projections, warp_masks
 
 CONFIGS = Path(__file__).parents[3] / "config" / "train"
 
@@ -168,10 +168,28 @@ def test_augmented_masks_stay_binary_and_move():
     mask = torch.zeros(1, 32, 48)
     mask[:, 10:20, 10:30] = 1
     generator = torch.Generator().manual_seed(0)
-    moved = warp_masks(mask.expand(50, -1, -1), random_affine(50, 48 / 32, generator))
+    moved = warp_masks(mask.expand(50, -1, -1), random_projections(50, 48 / 32, generator))
     assert set(moved.unique().tolist()) <= {0.0, 1.0}
     assert (moved != mask).any(2).any(1).float().mean() > 0.9
     assert moved.sum((1, 2)).mean() == pytest.approx(mask.sum().item(), rel=0.5)
+
+
+def test_perspective_moves_masks_as_it_should():
+    mask = torch.zeros(1, 200, 200)
+    mask[:, :, :150] = 1  # up to x = 0.5
+    tilted = torch.eye(3)
+    tilted[2, :2] = torch.tensor([0.2, 0.1])
+    assert torch.equal(warp_masks(mask, torch.eye(3)[None]), mask)
+    # In row y, x / (1 + 0.2 x + 0.1 y) is -1 and 0.5 at the edges of the mask.
+    y = (2 * torch.arange(50, 150) + 1) / 200 - 1
+    width = (0.5 + 0.05 * y) / 0.9 + (1 + 0.1 * y) / 1.2
+    torch.testing.assert_close(warp_masks(mask, tilted[None])[0, 50:150].sum(1), 100 * width, atol=1.5, rtol=0)
+
+
+def test_the_cpu_test_of_the_training_loop(lab, vae):
+    assert lab.train("test_cpu", "test_cpu", f"vae={vae}", "--device=cpu", "loop.batch_groups=1") == 0
+    assert set(lab.logged("test_cpu")) == set(range(1, 11))
+    assert OCDiT.from_pretrained(lab.folder / "test_cpu" / "model").config.denoiser.width == 256
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml"), key=str), ids=lambda path: path.stem)
