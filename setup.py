@@ -39,6 +39,8 @@ extras = {
     "bag": ["rosbags>=0.11.9"],
     "train": ["tensorboard>=2.16", "lightning-fabric>=2.5"],
     "wandb": ["wandb>=0.17"],
+    # training/submit.py
+    "slurm": ["submitit>=1.5"],
     # `ocdit report`, `ocdit inspect`, the gallery of objects, charts of benchmarks
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
     "dev": [

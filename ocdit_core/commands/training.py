@@ -12,7 +12,7 @@ TRAIN_EXAMPLES = """\
   ocdit train --config config/train/paper_coarse.yaml --dry-run
   torchrun --nproc_per_node=8 training/train.py --config config/train/paper_coarse.yaml --set loop.strategy=fsdp2
 
-SIGTERM, SIGINT and SIGUSR1 end a run after the current step, with a checkpoint; the same command continues it.
+SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 end a run after the current step, with a checkpoint; the same command continues it.
 training/train.py is the same program, for launchers such as torchrun.
 """
 EXPORT_EXAMPLES = """\

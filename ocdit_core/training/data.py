@@ -21,7 +21,9 @@ Batch = dict[str, Tensor]
 (G, O, V, 3, h, w), template_masks (G, O, V, h, w), masks (G, S, O, H, W) uint8, present (G, S, O) bool, number (G,)
 int64, the index of each episode in the whole run, object_ids (G, O)."""
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that announce the end of a SLURM job's time."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *REQUEUE_SIGNALS)
 _VALIDATION_GROUPS = 16
 _HELD_OUT_SEED = 1_000_003  # added to the seed of held-out samples
 _PREFETCH = 8  # batches that each worker keeps ready

@@ -33,7 +33,7 @@ from ocdit_core.training.checkpoints import (
     read_weights,
     require_intact,
 )
-from ocdit_core.training.data import STOP_SIGNALS, Batch, TrainingData, held_out_batches
+from ocdit_core.training.data import REQUEUE_SIGNALS, STOP_SIGNALS, Batch, TrainingData, held_out_batches
 from ocdit_core.training.distributed import FabricModule, Runtime
 from ocdit_core.training.export import MODEL_FOLDER
 from ocdit_core.training.logger import LOG_FILE, MetricsLogger
@@ -123,8 +123,11 @@ def train(settings: TrainSettings, stage: Stage, runtime: Runtime) -> int:
         if saved != state.step:
             save(state, settings, stage, module, held_out, runtime)
     log.close()
-    if stop.requeue and state.step < loop.steps and runtime.rank == 0:
-        _requeue_job()
+    if stop.requeue is not None and state.step < loop.steps:
+        if callable(signal.getsignal(stop.requeue)):
+            signal.raise_signal(stop.requeue)  # to the launcher's handler, such as submitit's, which requeues the job
+        elif runtime.rank == 0:
+            _requeue_job()
     return state.step
 
 
@@ -304,14 +307,14 @@ def _save_batches(run: Path, step: int, batches: Sequence[Batch], rank: int) -> 
 
 
 class _StopSignals:
-    """Note SIGTERM, SIGINT and SIGUSR1, so that the current step ends and is saved.
+    """Note SIGTERM, SIGINT, SIGUSR1 and SIGUSR2, so that the current step ends and is saved.
 
     A second signal of the same kind ends the program at once.
     """
 
     def __init__(self) -> None:
         self.received = False
-        self.requeue = False
+        self.requeue: int | None = None
 
     def __enter__(self) -> _StopSignals:
         self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
@@ -323,8 +326,8 @@ class _StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = True
-        # `#SBATCH --signal=USR1@120` announces the end of a job's time.
-        self.requeue |= number == signal.SIGUSR1
+        if number in REQUEUE_SIGNALS:
+            self.requeue = number
         signal.signal(number, signal.SIG_DFL)
 
 
