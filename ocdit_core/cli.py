@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ocdit_core import __version__
-from ocdit_core.commands import benchmark, datasets, evaluation, library, segment, training
+from ocdit_core.commands import app, benchmark, datasets, evaluation, library, segment, training
 from ocdit_core.commands.options import error_line
 from ocdit_core.errors import OcditError
 from ocdit_core.files import protecting, reason
 
-COMMANDS = (library, segment, datasets, training, evaluation, benchmark)
+COMMANDS = (library, segment, app, datasets, training, evaluation, benchmark)
 """Modules with `add_parsers(subparsers)`; they import heavy packages only when a command runs."""
 
 PLUGINS = "ocdit.commands"

@@ -22,10 +22,10 @@ from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
 from vision_msgs.msg import Detection2DArray, Detection3DArray, LabelInfo, VisionInfo
 
+from ocdit_core.objects.making import NewObject
 from ocdit_interfaces.srv import AddObject, ListObjects, RemoveObject, Segment, SetTargetObjects  # type: ignore[attr-defined]
 from ocdit_ros import converter
 from ocdit_ros.messages import TYPES, MessageMaker
-from ocdit_ros.objects import NewObject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

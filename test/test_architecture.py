@@ -24,7 +24,8 @@ ALLOWED = {
     "synthesis": {"base", "objects", "data"},
     "training": {"base", "diffusion", "models", "objects", "data"},
     "evaluation": {"base", "models", "objects", "inference", "data"},
-    "commands": {"base", "objects", "models", "training", "inference", "evaluation", "data", "synthesis"},
+    "app": {"base", "objects", "inference", "commands"},
+    "commands": {"base", "objects", "models", "training", "inference", "evaluation", "data", "synthesis", "app"},
 }
 # The facade's lazy names, the commands under the command line, and images of results.
 EXCEPTIONS = {

@@ -77,6 +77,7 @@ class Interrupt:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for its background jobs
 sys.meta_path.insert(0, Interrupt())
 __import__(f"ocdit_ros.{sys.argv[1]}")
 sys.exit("not interrupted")
