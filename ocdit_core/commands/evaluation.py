@@ -79,6 +79,8 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     method.add_argument("--regions", metavar="truth|FILE", help=text)
     method.add_argument("--labels", action="store_true", help="with --regions: keep their objects, segment them only")
+    text = "give location prompts, drawn from the ground truth: point, scribble, box or mask"
+    method.add_argument("--prompts", metavar="KIND", choices=("point", "scribble", "box", "mask"), help=text)
     text = "evaluate this BOP results file instead of a method"
     method.add_argument("--results", type=Path, metavar="FILE", help=text)
     add_workers(parser, "images", jobs=1)
@@ -144,11 +146,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     regions, labels = arguments.regions, arguments.labels
     if labels and regions is None:
         raise ConfigError("--labels: keeps the objects of regions; give --regions, too")
-    if regions is not None and (arguments.method != "ocdit" or arguments.results is not None):
-        raise ConfigError("--regions: are labelled by --method ocdit alone, and without --results")
+    for option, given in (("--regions", regions), ("--prompts", arguments.prompts)):
+        if given is not None and (arguments.method != "ocdit" or arguments.results is not None):
+            raise ConfigError(f"{option}: is for --method ocdit alone, and without --results")
+    if regions is not None and arguments.prompts is not None:
+        raise ConfigError("--regions and --prompts: give one of them")
     dataset = open_dataset(arguments.dataset, arguments.split)
     if arguments.results is None:
-        task = replace(_task_of(dataset, arguments)([]), regions=regions, labels=labels)
+        task = replace(_task_of(dataset, arguments)([]), regions=regions, labels=labels, prompts=arguments.prompts)
         metrics = run.evaluate(arguments.out, task, jobs=arguments.jobs, shard=arguments.shard, progress=True)
     else:
         threshold = 0.5 if arguments.threshold is None else arguments.threshold

@@ -43,6 +43,7 @@ class Counts:
         right: results with an IoU of at least 0.5 with an instance of their own (true positives).
         wrong: other results, except those that match ignored instances (false positives).
         overlap: sum over the instances of the IoU with the matched result, 0 without one.
+        points: instances of which a result shows the point that is drawn for them.
         absent: pairs of an image and a target that the image does not show.
         false_masks: number of these with a result.
     """
@@ -51,6 +52,7 @@ class Counts:
     right: int = 0
     wrong: int = 0
     overlap: float = 0.0
+    points: int = 0
     absent: int = 0
     false_masks: int = 0
 
@@ -68,6 +70,7 @@ class Counts:
             "precision": _ratio(self.right, found),
             "recall": _ratio(self.right, self.instances),
             "f1": _ratio(2 * self.right, found + self.instances),
+            "points_in_masks": _ratio(self.points, self.instances),
             **counts,
             "false_mask_rate": _ratio(self.false_masks, self.absent),
         }
@@ -118,6 +121,7 @@ def counts_of(records: Sequence[ImageRecord], threshold: float) -> Iterator[tupl
         kept = target.scores >= threshold
         # Results that match an ignored instance are neither right nor wrong; index -1, no match, picks the last entry.
         counted = kept & ~np.append(target.ignored, False)[at_half]
+        points = np.full(len(target.ignored), np.nan) if target.point_scores is None else target.point_scores
         paired = np.flatnonzero(kept & (at_any >= 0))
         paired = paired[~target.ignored[at_any[paired]]]
         counts = Counts(
@@ -125,6 +129,7 @@ def counts_of(records: Sequence[ImageRecord], threshold: float) -> Iterator[tupl
             right=int(np.count_nonzero(counted & (at_half >= 0))),
             wrong=int(np.count_nonzero(counted & (at_half < 0))),
             overlap=float(target.overlaps[paired, at_any[paired]].sum()),
+            points=int(np.count_nonzero(points[~target.ignored] >= threshold)),
             absent=int(target.absent),
             false_masks=int(target.absent and bool(kept.any())),
         )
@@ -197,6 +202,7 @@ def table(metrics: dict[str, Any]) -> list[list[str]]:
             *(percent(at[name]) for name in ("mean_iou", "precision", "recall", "f1")),
             f"{percent(at['false_mask_rate'])} ({at['false_masks']} of {at['absent']} absent)",
         ],
+        ["points in masks", percent(at["points_in_masks"])],
     ]
     if calibration is not None:
         rows += [

@@ -4,6 +4,7 @@ All metrics are computed from records alone. In a file they are JSON lines, one 
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from pycocotools import mask as coco
 from ocdit_core.data.frame import Frame
 from ocdit_core.errors import DataError
 from ocdit_core.evaluation.bop_results import ResultRow
+from ocdit_core.evaluation.drawn_prompts import drawn_point
 from ocdit_core.files import replacing
-from ocdit_core.masks import encode_mask
+from ocdit_core.masks import decode_mask, encode_mask
 
 MAX_DETECTIONS = 100
 """Results of one object in one image that count, by descending score (COCO's rule)."""
@@ -26,7 +28,9 @@ MAX_DETECTIONS = 100
 MIN_VISIBLE = 0.1
 """Visible fraction below which an instance is ignored: results for it are neither right nor wrong (BOP's rule)."""
 
-_ARRAYS = ("scores", "areas", "truth_areas", "visibility", "overlaps", "box_overlaps")
+_ARRAYS = ("scores", "areas", "truth_areas", "visibility", "overlaps", "box_overlaps", "point_scores")
+_Truth = tuple[dict[str, Any], float, Sequence[float], tuple[int, int]]
+_LATER = ("box_overlaps", "point_scores")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,6 +47,8 @@ class TargetRecord:
         overlaps: (D, G) float64: IoU of the masks.
         box_overlaps: (D, G) float64: IoU of the boxes. An instance's box is that of its whole silhouette, where the
             dataset states it (BOP's rule), else of its mask. None in records of older versions.
+        point_scores: (G,) float64: highest score of a result whose mask shows the point that is drawn for the instance
+            (see `drawn_point`), NaN without one. None in records of older versions.
     """
 
     object_id: int
@@ -53,6 +59,7 @@ class TargetRecord:
     visibility: NDArray[np.float64]
     overlaps: NDArray[np.float64]
     box_overlaps: NDArray[np.float64] | None = None
+    point_scores: NDArray[np.float64] | None = None
 
     @property
     def ignored(self) -> NDArray[np.bool_]:
@@ -109,13 +116,15 @@ def record_image(
     found: dict[int, list[ResultRow]] = defaultdict(list)
     for row in rows:
         found[row.category_id].append(row)
-    seen: dict[int, list[tuple[dict[str, Any], float, Sequence[float]]]] = defaultdict(list)
+    seen: dict[int, list[_Truth]] = defaultdict(list)
     for index, annotation in enumerate(frame.annotations):
         # Masks are needed even if the object has no results: the breakdown by size needs their areas.
-        mask = encode_mask(frame.mask(index))
+        pixels = frame.mask(index)
+        mask = encode_mask(pixels)
         if coco.area(mask):
             box = annotation.box_object or coco.toBbox(mask).tolist()
-            seen[annotation.object_id].append((mask, annotation.visible_fraction, box))
+            point = drawn_point(frame, index, pixels)
+            seen[annotation.object_id].append((mask, annotation.visible_fraction, box, point))
     return ImageRecord(
         scene_id=frame.scene_id,
         image_id=frame.image_id,
@@ -128,18 +137,21 @@ def record_image(
     )
 
 
-def _record(
-    number: int, asked: bool, rows: list[ResultRow], truths: list[tuple[dict[str, Any], float, Sequence[float]]]
-) -> TargetRecord:
+def _record(number: int, asked: bool, rows: list[ResultRow], truths: list[_Truth]) -> TargetRecord:
     # A stable sort, as COCO's.
     rows = sorted(rows, key=lambda row: -row.score)[:MAX_DETECTIONS]
     masks = [row.segmentation for row in rows]
-    truth_masks = [mask for mask, _, _ in truths]
+    truth_masks = [mask for mask, *_ in truths]
     boxes = [coco.toBbox(row.segmentation).tolist() if row.box is None else list(row.box) for row in rows]
     overlaps, box_overlaps = (
         coco.iou(ours, theirs, [0] * len(truths)) if rows and truths else ()
-        for ours, theirs in ((masks, truth_masks), (boxes, [list(map(float, box)) for _, _, box in truths]))
+        for ours, theirs in ((masks, truth_masks), (boxes, [list(map(float, box)) for _, _, box, _ in truths]))
     )
+    shown = [decode_mask(row.segmentation) for row in rows] if truths else []
+    points = [
+        next((row.score for row, mask in zip(rows, shown, strict=True) if mask[y, x]), math.nan)
+        for *_, (x, y) in truths
+    ]
     areas = [float(coco.area(row.segmentation)) if row.box is None else row.box[2] * row.box[3] for row in rows]
     return TargetRecord(
         object_id=number,
@@ -147,9 +159,10 @@ def _record(
         scores=np.array([row.score for row in rows], np.float64),
         areas=np.array(areas, np.float64),
         truth_areas=np.array([coco.area(mask) for mask in truth_masks], np.float64),
-        visibility=np.array([fraction for _, fraction, _ in truths], np.float64),
+        visibility=np.array([fraction for _, fraction, *_ in truths], np.float64),
         overlaps=np.array(overlaps, np.float64).reshape(len(rows), len(truths)),
         box_overlaps=np.array(box_overlaps, np.float64).reshape(len(rows), len(truths)),
+        point_scores=np.array(points, np.float64),
     )
 
 
@@ -200,11 +213,14 @@ def _from_json(entry: dict[str, Any]) -> ImageRecord:
     targets = []
     for target in entry["targets"]:
         # None becomes NaN.
-        arrays = {key: np.array(target[key], np.float64) for key in _ARRAYS if key in target or key != "box_overlaps"}
+        arrays = {key: np.array(target[key], np.float64) for key in _ARRAYS if key in target or key not in _LATER}
         results, instances = len(arrays["scores"]), len(arrays["truth_areas"])
-        for key in set(_ARRAYS[4:]) & set(arrays):
+        for key in set(_ARRAYS[4:6]) & set(arrays):
             arrays[key] = arrays[key].reshape(results, instances)
-        if [arrays[key].shape for key in _ARRAYS[:4]] != [(results,), (results,), (instances,), (instances,)]:
+        columns = {"scores": results, "areas": results} | dict.fromkeys(
+            ("truth_areas", "visibility", "point_scores"), instances
+        )
+        if any(arrays[key].shape != (length,) for key, length in columns.items() if key in arrays):
             raise ValueError("columns of different lengths")
         targets.append(TargetRecord(object_id=int(target["obj_id"]), asked=bool(target["asked"]), **arrays))
     height, width = entry["size"]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ocdit_core import __version__
 from ocdit_core.data.dataset import Dataset, open_dataset
-from ocdit_core.data.frame import Frame
+from ocdit_core.data.frame import Annotation, Frame
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.evaluation.bop_results import (
     PARTS,
@@ -35,6 +35,7 @@ from ocdit_core.evaluation.bop_results import (
     write_result,
     write_results,
 )
+from ocdit_core.evaluation.drawn_prompts import draw_prompt
 from ocdit_core.evaluation.methods import MethodSpec
 from ocdit_core.evaluation.metrics import summarise
 from ocdit_core.evaluation.records import MIN_VISIBLE, ImageRecord, read_records, record_image, write_records
@@ -71,6 +72,7 @@ class EvaluationTask:
         regions: regions that are labelled instead of segmenting the image (paper table 3): TRUTH, the boxes of the
             ground truth, or a BOP results file, whose masks' boxes are taken; None: segment.
         labels: keep the objects' names of the regions, and segment them only.
+        prompts: kind of the location prompts (see `drawn_prompts`) that are given for the visible targets; None: none.
     """
 
     dataset: str
@@ -81,6 +83,7 @@ class EvaluationTask:
     method: MethodSpec
     regions: str | None = None
     labels: bool = False
+    prompts: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +160,8 @@ def evaluate(
         if task.regions != TRUTH:
             read_results(task.regions, objects=objects_of(dataset))
             method["regions"] = sha256(Path(task.regions).read_bytes()).hexdigest()[:16]
+    if task.prompts is not None:
+        method["prompts"] = task.prompts
     plan = _plan(dataset, task.targets, **method, score_threshold=task.method.threshold)
     keep_plan(out / PLAN, plan, outputs=_OUTPUTS, may_differ=_MAY_DIFFER)
     done = read_parts(out)
@@ -340,7 +345,15 @@ def _open_worker(out: Path, task: EvaluationTask, jobs: int) -> Iterator[Work[st
             current = objects
         pixels, regions = frame.image(), regions_of(frame)
         began = time.perf_counter()
-        if regions is None:
+        if task.prompts is not None:
+            prompts = [
+                draw_prompt(task.prompts, frame, index, task.names[one.object_id])
+                for index, one, _ in _visible(frame)
+                if one.object_id in objects
+            ]
+            began = time.perf_counter()
+            segmentation = cast(Segmenter, method).segment(pixels, prompts=prompts)
+        elif regions is None:
             segmentation = method.segment(pixels)
         else:
             if task.labels:
@@ -386,11 +399,18 @@ def _open_regions(task: EvaluationTask) -> Callable[[Frame], list[tuple[Box, int
         return [(tight_box(mask), number) for mask, number in masks if mask.any()]
 
     def truth(frame: Frame) -> list[tuple[Box, int]]:
-        shown = [(frame.visible_box(index), one) for index, one in enumerate(frame.annotations)]
-        # NaN, where the dataset does not say, is not below.
-        return [(box, one.object_id) for box, one in shown if box and not one.visible_fraction < MIN_VISIBLE]
+        return [(box, one.object_id) for _, one, box in _visible(frame)]
 
     return truth if task.regions == TRUTH else detected
+
+
+def _visible(frame: Frame) -> Iterator[tuple[int, Annotation, Box]]:
+    """Yield the index, annotation and box of each instance that counts."""
+    for index, one in enumerate(frame.annotations):
+        box = frame.visible_box(index)
+        # NaN, where the dataset does not say, is not below.
+        if box and not one.visible_fraction < MIN_VISIBLE:
+            yield index, one, box
 
 
 def _digest_templates(task: EvaluationTask) -> str:

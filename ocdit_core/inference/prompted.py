@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -19,54 +21,24 @@ from ocdit_core.models.ocdit import TargetSet
 # the regions that the coarse stage sees there from these probabilities on.
 _SQUARES = (0.06, 0.12, 0.24, 0.48)
 _LEVELS = (0.1, 0.3, 0.5)
-# Scales of a known box that are averaged.
-_SCALES = (0.8, 1.0, 1.3)
 # Two boxes around a point are the same from this IoU on.
 _SAME_BOX_IOU = 0.8
 # A point counts as inside a mask up to this distance, as a fraction of the same mean.
 _TOLERANCE = 0.005
-
-
-def prompted_candidates(
-    image: np.ndarray,
-    maps: Sequence[np.ndarray],
-    prompts: Sequence[Evidence],
-    stage: RefineStage,
-    objects: TargetSet,
-    settings: InferenceSettings,
-) -> list[Candidate]:
-    """Return a candidate for each prompt that says where its object is; prompts that nothing agrees with have none.
-
-    Around a point, the regions that the coarse stage sees there, and squares, are refined; the best of them gives the
-    box. A box, given or found, is segmented at three scales, whose mean is the candidate.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        maps: (O, H, W) probabilities of the coarse stage.
-        prompts: prompts for the image.
-        stage: the refine stage.
-        objects: all targets, as sets of one object each.
-        settings: inference settings.
-    """
-    size = (image.shape[0], image.shape[1])
-    jobs = [(one, box) for one in prompts if one.places for box in one.boxes(maps)]
-    boxes = {one: box for one, box in jobs if one.box is not None}
-    open_jobs = [(one, box) for one, box in jobs if one.box is None]
-    best: dict[Evidence, Candidate] = {}
-    segmented = stage.segment(image, [box for _, box in open_jobs], [one.target for one, _ in open_jobs], objects)
-    for (one, _), found in zip(open_jobs, segmented, strict=True):
-        candidate = one.candidate(*found, settings)
-        if candidate and (one not in best or candidate.score > best[one].score):
-            best[one] = candidate
-    boxes |= {one: candidate.box for one, candidate in best.items()}
-    scaled = [(one, _scaled(box, scale, size)) for one, box in boxes.items() for scale in _SCALES]
-    segmented = stage.segment(image, [box for _, box in scaled], [one.target for one, _ in scaled], objects)
-    candidates = []
-    for number, one in enumerate(boxes):
-        parts = segmented[number * len(_SCALES) : (number + 1) * len(_SCALES)]
-        found = one.candidate(*_mean(parts, size), settings)
-        candidates += [found] if found else []
-    return candidates
+# Scales of a box that are averaged, and of a box around a point outside of which nothing is of the instance.
+_SCALES = (0.8, 1.0, 1.3)
+_SLACK = 1.2
+# Snapping: probability from which on a pixel is surely of the instance, and the fraction of the box from which on the
+# probable pixels are the start, instead of the whole box.
+_CERTAIN = 0.8
+_LEAST_FOREGROUND = 0.1
+# Score: sigmoid of the weighted logarithms of the refine stage's score, of the agreement with the prompt, and of the
+# mean coarse probabilities in the mask of the object and of the other target that fits best (at least the floor; the
+# last value where there are no other targets), plus an offset. Fitted on right prompts, and on as many on background
+# and on other objects, of validation scenes.
+_WEIGHTS = (0.52, 4.11, 1.33, -2.51)
+_OFFSET = 1.8
+_OTHER_FLOOR, _NO_OTHER = 0.1, 0.25
 
 
 class Evidence:
@@ -81,114 +53,160 @@ class Evidence:
     def __init__(self, prompt: Prompt, names: Sequence[str], size: tuple[int, int]) -> None:
         self.target = names.index(prompt.object_id)
         self.places = prompt.places
-        self._size = size
-        self._mask = prompt.mask
         region = prompt.box if prompt.mask is None else prompt.mask
         self.box: Box | None = None if region is None else checked_box(region, size, "prompt")
-        self._on = self._drawn(prompt.points, prompt.scribble)
-        self._off = self._drawn(prompt.negative, ())
-        radius = max(round(_TOLERANCE * self._mean_side()), 1)
-        self._near = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-
-    def boxes(self, maps: Sequence[np.ndarray]) -> list[Box]:
-        """Return boxes in which the instance may lie: the known one, or else some around the points.
-
-        Args:
-            maps: (O, H, W) probabilities of the coarse stage.
-        """
-        if self.box is not None:
-            return [self.box]
-        x, y, width, height = tight_box(self._on)
-        boxes = []
-        for own in (one[self.target] for one in maps):
-            for level in _LEVELS:
-                _, labels = cv2.connectedComponents((own >= level).astype(np.uint8))
-                touched = np.setdiff1d(labels[self._on], [0])
-                if touched.size:
-                    boxes.append(tight_box(np.isin(labels, touched) | self._on))
-        for fraction in _SQUARES:
-            side = round(fraction * self._mean_side())
-            wide, high = max(side, width), max(side, height)
-            left, top = max(x + (width - wide) // 2, 0), max(y + (height - high) // 2, 0)
-            boxes.append((left, top, min(wide, self._size[1] - left), min(high, self._size[0] - top)))
-        kept: list[Box] = []
-        for box in boxes:
-            if all(box_iou(box, other) < _SAME_BOX_IOU for other in kept):
-                kept.append(box)
-        return kept
-
-    def candidate(
-        self, region: Box, probabilities: np.ndarray, presence: float, settings: InferenceSettings
-    ) -> Candidate | None:
-        """Return the instance in a segmented region that agrees best with the prompt; None: there is none.
-
-        Args:
-            region: part of the image in pixels.
-            probabilities: (height, width) float32 probabilities of the target in the region.
-            presence: probability of the target being in the region at all.
-            settings: inference settings.
-        """
-        x, y, width, height = region
-        part = (slice(y, y + height), slice(x, x + width))
-        if self.box is not None:
-            left, top, wide, high = self.box
-            inside = np.zeros(self._size, bool)
-            inside[top : top + high, left : left + wide] = True
-            probabilities = np.where(inside[part], probabilities, 0)
-        best: Candidate | None = None
-        for mask in grouped_parts(probabilities >= settings.refine.mask_threshold):
-            if mask.sum() < min_pixels(self._size):
-                continue
-            confidence = presence * score(probabilities, mask, settings.score) * self._agreement(mask, region)
-            if confidence > (best.score if best else 0.0):
-                best = Candidate(
-                    target=self.target, score=confidence, region=region, probabilities=probabilities, mask=mask
-                )
-        return best
+        self.mask = prompt.mask
+        self.on = _drawn(size, prompt.points, prompt.scribble)
+        self.off = _drawn(size, prompt.negative)
 
     def excludes(self, candidate: Candidate) -> bool:
         """Return whether a candidate is one of this target and shows a negative point."""
-        return candidate.target == self.target and bool((self._off[candidate.part] & candidate.mask).any())
+        return candidate.target == self.target and bool((self.off[candidate.part] & candidate.mask).any())
 
-    def _agreement(self, mask: np.ndarray, region: Box) -> float:
-        """Return how well a mask (height, width) in a region agrees with the prompt, in [0, 1]."""
-        whole = np.zeros(self._size, bool)
+    def agreement(self, mask: np.ndarray, region: Box) -> float:
+        """Return how well a mask (height, width) of a region agrees with the prompt, in [0, 1]."""
+        whole = np.zeros(self.on.shape, bool)
         x, y, width, height = region
         whole[y : y + height, x : x + width] = mask
-        if (whole & self._off).any():
+        if (whole & self.off).any():
             return 0.0
         agreement = 1.0
-        if self._on.any():
-            near = cv2.dilate(whole.astype(np.uint8), self._near).astype(bool)
-            agreement *= float(near[self._on].mean())
-        if self._mask is not None:
-            agreement *= float(mask_iou(whole, self._mask))
+        if self.on.any():
+            radius = max(round(_TOLERANCE * _mean_side(whole.shape)), 1)
+            near = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+            agreement = float(cv2.dilate(whole.astype(np.uint8), near)[self.on].mean())
+        if self.mask is not None:
+            agreement *= float(mask_iou(whole, self.mask))
         elif self.box is not None:
             agreement *= box_iou(tight_box(whole), self.box)
         return agreement
 
-    def _drawn(self, points: Sequence[Point], line: Sequence[Point]) -> np.ndarray:
-        """Return the (H, W) bool mask of points and a line."""
-        drawn = np.zeros(self._size, np.uint8)
-        for x, y in points:
-            drawn[round(y), round(x)] = 1
-        if line:
-            cv2.polylines(drawn, [np.rint(np.asarray(line)).astype(np.int32)[:, None]], False, 1)
-        return drawn.astype(bool)
 
-    def _mean_side(self) -> float:
-        return float(np.sqrt(self._size[0] * self._size[1]))
+def prompted_candidates(
+    image: np.ndarray,
+    maps: Sequence[np.ndarray],
+    prompts: Sequence[Evidence],
+    stage: RefineStage,
+    objects: TargetSet,
+    settings: InferenceSettings,
+) -> list[Candidate]:
+    """Return a candidate for each prompt that says where its object is; prompts that nothing agrees with have none.
+
+    Around a point, the regions that the coarse stage sees there, and squares, are refined; the best of them gives the
+    box. A box, given or found, is segmented at three scales, whose mean is snapped to the edges of the image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        maps: (O, H, W) probabilities of the coarse stage.
+        prompts: prompts for the image.
+        stage: the refine stage.
+        objects: all targets, as sets of one object each.
+        settings: inference settings.
+    """
+    size = (image.shape[0], image.shape[1])
+    boxes = {one: one.box for one in prompts if one.box is not None}
+    tries = [(one, box) for one in prompts if one.places and one.box is None for box in _boxes_around(one, maps)]
+    best: dict[Evidence, Candidate] = {}
+    segmented = stage.segment(image, [box for _, box in tries], [one.target for one, _ in tries], objects)
+    for (one, _), (region, probabilities, presence) in zip(tries, segmented, strict=True):
+        for mask in grouped_parts(probabilities >= settings.refine.mask_threshold):
+            candidate = _candidate(one, region, probabilities, mask, presence, settings)
+            if candidate and (one not in best or candidate.score > best[one].score):
+                best[one] = candidate
+    boxes |= {one: candidate.box for one, candidate in best.items()}
+    scaled = [(one, _scaled(box, scale, size)) for one, box in boxes.items() for scale in _SCALES]
+    segmented = stage.segment(image, [box for _, box in scaled], [one.target for one, _ in scaled], objects)
+    candidates = []
+    for number, (one, box) in enumerate(boxes.items()):
+        region, probabilities, presence = _mean(segmented[number * len(_SCALES) : (number + 1) * len(_SCALES)], size)
+        bounds = box if one.box else _scaled(box, _SLACK, size)
+        probabilities, mask = _snapped(image, one, bounds, region, probabilities, settings.refine.mask_threshold)
+        parts = grouped_parts(mask)
+        if parts:
+            mask = max(parts, key=lambda part: int(part.sum()))
+            candidate = _candidate(one, region, probabilities, mask, presence, settings)
+            candidates += [_scored(candidate, one, maps)] if candidate else []
+    return candidates
 
 
-def _scaled(box: Box, scale: float, size: tuple[int, int]) -> Box:
-    """Return a box scaled about its centre, inside the image."""
-    ends = []
-    for begin, length, most in ((box[0], box[2], size[1]), (box[1], box[3], size[0])):
-        half = scale * length / 2
-        centre = begin + length / 2
-        ends.append((max(round(centre - half), 0), min(max(round(centre + half), round(centre - half) + 1), most)))
-    (left, right), (top, bottom) = ends
-    return left, top, right - left, bottom - top
+def _boxes_around(prompt: Evidence, maps: Sequence[np.ndarray]) -> list[Box]:
+    """Return boxes of different sizes in which an instance that shows the points may lie."""
+    size = prompt.on.shape
+    x, y, width, height = tight_box(prompt.on)
+    boxes = []
+    for own in (one[prompt.target] for one in maps):
+        for level in _LEVELS:
+            _, labels = cv2.connectedComponents((own >= level).astype(np.uint8))
+            touched = np.setdiff1d(labels[prompt.on], [0])
+            if touched.size:
+                boxes.append(tight_box(np.isin(labels, touched) | prompt.on))
+    for fraction in _SQUARES:
+        side = round(fraction * _mean_side(size))
+        wide, high = max(side, width), max(side, height)
+        left, top = max(x + (width - wide) // 2, 0), max(y + (height - high) // 2, 0)
+        boxes.append((left, top, min(wide, size[1] - left), min(high, size[0] - top)))
+    kept: list[Box] = []
+    for box in boxes:
+        if all(box_iou(box, other) < _SAME_BOX_IOU for other in kept):
+            kept.append(box)
+    return kept
+
+
+def _snapped(
+    image: np.ndarray, prompt: Evidence, box: Box, region: Box, probabilities: np.ndarray, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probabilities (height, width) of a region, 0 outside of a box, and the mask at the edges of the image.
+
+    GrabCut starts from the probable pixels. Of a given mask, this one and the probable pixels, the majority counts.
+    """
+    x, y, width, height = region
+    part = np.s_[y : y + height, x : x + width]
+    bounds = np.zeros(prompt.on.shape, bool)
+    bounds[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = True
+    probabilities = np.where(bounds[part], probabilities, 0)
+    probable = probabilities >= threshold
+    labels = np.where(probable, np.uint8(cv2.GC_PR_FGD), np.uint8(cv2.GC_PR_BGD))
+    if probable.sum() < _LEAST_FOREGROUND * box[2] * box[3]:
+        labels[:] = cv2.GC_PR_FGD
+    labels[(probabilities >= _CERTAIN) | prompt.on[part]] = cv2.GC_FGD
+    labels[~bounds[part] | prompt.off[part]] = cv2.GC_BGD
+    # It needs pixels of both kinds.
+    if np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).any() and np.isin(labels, (cv2.GC_BGD, cv2.GC_PR_BGD)).any():
+        cv2.setRNGSeed(0)
+        cv2.grabCut(np.ascontiguousarray(image[part]), labels, None, *np.zeros((2, 1, 65)), 1, cv2.GC_INIT_WITH_MASK)
+    mask = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
+    if prompt.mask is not None:
+        mask = np.sum([mask, probable, prompt.mask[part]], axis=0) >= 2
+    return probabilities, mask
+
+
+def _candidate(
+    prompt: Evidence,
+    region: Box,
+    probabilities: np.ndarray,
+    mask: np.ndarray,
+    presence: float,
+    settings: InferenceSettings,
+) -> Candidate | None:
+    """Return a mask as a candidate; None: it is too small, or does not agree with the prompt."""
+    if mask.sum() < min_pixels(prompt.on.shape):
+        return None
+    confidence = presence * score(probabilities, mask, settings.score) * prompt.agreement(mask, region)
+    if not confidence:
+        return None
+    return Candidate(target=prompt.target, score=confidence, region=region, probabilities=probabilities, mask=mask)
+
+
+def _scored(candidate: Candidate, prompt: Evidence, maps: Sequence[np.ndarray]) -> Candidate:
+    """Return a candidate with the score of prompts: that of a right one, against one on something else."""
+    rows, columns = candidate.part
+    means = np.max([one[:, rows, columns][:, candidate.mask].mean(axis=1) for one in maps], axis=0)
+    others = np.delete(means, candidate.target)
+    agreement = prompt.agreement(candidate.mask, candidate.region)
+    other = max(float(others.max()), _OTHER_FLOOR) if others.size else _NO_OTHER
+    values = (candidate.score / agreement, agreement, float(means[candidate.target]), other)
+    logit = _OFFSET + sum(weight * math.log(max(value, 1e-3)) for weight, value in zip(_WEIGHTS, values, strict=True))
+    return replace(candidate, score=1 / (1 + math.exp(-logit)))
 
 
 def _mean(parts: Sequence[tuple[Box, np.ndarray, float]], size: tuple[int, int]) -> tuple[Box, np.ndarray, float]:
@@ -199,5 +217,28 @@ def _mean(parts: Sequence[tuple[Box, np.ndarray, float]], size: tuple[int, int])
         count[y : y + height, x : x + width] += 1
     x, y, width, height = region = tight_box(count > 0)
     part = np.s_[y : y + height, x : x + width]
-    mean = total[part] / np.maximum(count[part], 1)
-    return region, mean, sum(presence for *_, presence in parts) / len(parts)
+    return region, total[part] / np.maximum(count[part], 1), sum(presence for *_, presence in parts) / len(parts)
+
+
+def _scaled(box: Box, scale: float, size: tuple[int, int]) -> Box:
+    """Return a box scaled about its centre, inside the image."""
+    ends = []
+    for begin, length, most in ((box[0], box[2], size[1]), (box[1], box[3], size[0])):
+        low, high = (round(begin + length / 2 + side * scale * length / 2) for side in (-1, 1))
+        ends.append((max(min(low, most - 1), 0), min(max(high, low + 1), most)))
+    (left, right), (top, bottom) = ends
+    return left, top, right - left, bottom - top
+
+
+def _drawn(size: tuple[int, int], points: Sequence[Point], line: Sequence[Point] = ()) -> np.ndarray:
+    """Return the (H, W) bool mask of points and a line."""
+    drawn = np.zeros(size, np.uint8)
+    for x, y in points:
+        drawn[round(y), round(x)] = 1
+    if line:
+        cv2.polylines(drawn, [np.rint(np.asarray(line)).astype(np.int32)[:, None]], False, 1)
+    return drawn.astype(bool)
+
+
+def _mean_side(size: tuple[int, ...]) -> float:
+    return math.sqrt(size[0] * size[1])

@@ -258,6 +258,7 @@ class Segmenter:
     ) -> list[Candidate]:
         """Return candidates of all targets: proposals, refined where there is a refine stage, or those of prompts."""
         settings, targets = self._settings, len(objects.object_ids)
+        pointed: list[Candidate] = []
         if self._refine is None or objects.singles is None:
             candidates = coarse_candidates(probabilities, targets, settings)
         else:
@@ -271,9 +272,9 @@ class Segmenter:
                 image, [one for one in proposals if one.target not in placed], objects.singles
             )
             candidates = [one for one in candidates if not any(prompt.excludes(one) for prompt in evidence)]
-            candidates += prompted_candidates(image, maps, evidence, self._refine, objects.singles, settings)
+            pointed = prompted_candidates(image, maps, evidence, self._refine, objects.singles, settings)
         lap("proposals")
-        return calibrated(candidates, settings.calibration)
+        return calibrated(candidates, settings.calibration) + pointed
 
     @torch.inference_mode()
     def poses(

@@ -287,6 +287,7 @@ def test_truth_as_results_is_perfect_and_shuffled_labels_are_worth_nothing(toolk
         at = metrics["at_threshold"]
         assert low - 1e-9 <= at["f1"] <= high + 1e-9
         assert low - 1e-9 <= at["mean_iou"] <= high + 0.02
+        assert low <= at["points_in_masks"] <= high + 0.02
 
 
 def test_at_a_threshold_by_hand():

@@ -88,11 +88,24 @@ def test_regions_of_the_truth_and_of_another_program_are_labelled(place, tmp_pat
     assert evaluate(place, tmp_path / "file", *shared, "--regions", "truth") == 2
 
 
+def test_prompts_of_the_truth_place_the_masks(place, tmp_path):
+    shared = [*objects(place), "--targets", "targets.json", "--device", "cpu", "--set", "image_size=[96,128]"]
+    assert evaluate(place, tmp_path, *shared, "--prompts", "box", "--threshold", "0") == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["run"]["prompts"] == "box"
+    # Blocks of one colour: GrabCut has it easy.
+    assert metrics["at_threshold"]["mean_iou"] > 0.9
+    assert metrics["at_threshold"]["points_in_masks"] == 1
+    assert evaluate(place, tmp_path, *shared, "--prompts", "point", "--threshold", "0") == 2
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
         (["--regions", "nowhere.json"], "nowhere.json: cannot be read"),
-        (["--regions", "truth", "--method", "colour"], "--regions: are labelled by --method ocdit alone"),
+        (["--regions", "truth", "--method", "colour"], "--regions: is for --method ocdit alone"),
+        (["--prompts", "box", "--method", "colour"], "--prompts: is for --method ocdit alone"),
+        (["--prompts", "box", "--regions", "truth"], "--regions and --prompts: give one of them"),
         (["--labels"], "--labels: keeps the objects of regions; give --regions, too"),
         ([], "--objects is missing"),
         (["--objects", "nowhere"], "nowhere"),
