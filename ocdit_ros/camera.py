@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from ocdit_ros.depth import HOLD, Depth, DepthPairs, calibrated_size, read_depth
 from ocdit_ros.messages import number
 from ocdit_ros.regions import Regions
 from ocdit_ros.space import Space, transformed
+from ocdit_ros.worker import describe
 
 if TYPE_CHECKING:
     from rclpy.callback_groups import CallbackGroup
@@ -177,7 +179,7 @@ class Camera:
         labels: object name -> number in ~/label_info.
         settings: returns the values of the parameters.
         space: moves 3D results into the target frame.
-        on_error: called with one line about regions that could not be labelled.
+        on_error: called with one line about regions that could not be labelled, and points that show no target.
     """
 
     def __init__(
@@ -208,6 +210,8 @@ class Camera:
         self._publishers |= topics.create_publishers(node, f"~/{self._prefix}", topics.PER_REGIONS, topics.FRAME_QOS)
         self._regions = Regions(worker, partial(converter.to_rgb, cv_bridge=True), self._publish_regions, on_error)
         self._pairs = DepthPairs(self._submit, lambda: worker.drop(name), lambda: settings().depth_slop)
+        self.newest: Any = None  # the last image, while subscribed
+        self._on_error = on_error
         self._timer: Any = None
         self._due = 0.0  # time.monotonic() from which the next image is taken, see max_rate
 
@@ -255,6 +259,12 @@ class Camera:
             )
             for name in REGIONS
         ]
+        self._subscriptions += [
+            self._node.create_subscription(
+                entry.kind, f"~/{self._prefix}{name}", self._on_click, 5, callback_group=self._group
+            )
+            for name, entry in topics.CLICKED.items()
+        ]
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self._node.create_timer(HOLD / 2, self._pairs.expire, callback_group=self._group, clock=steady)
 
@@ -268,6 +278,7 @@ class Camera:
         self._pairs.clear()
         self._regions.clear()
         self._worker.drop_waiting(self.name)
+        self.newest = None
 
     def destroy(self) -> None:
         """End the subscriptions and destroy the publishers."""
@@ -378,6 +389,7 @@ class Camera:
 
     def _on_image(self, message: Any) -> None:
         self.monitor.received_at = now = time.monotonic()
+        self.newest = message
         if any(self._node.count_publishers(f"{self._prefix}{name}") for name in REGIONS):
             self._regions.add_image(message)
         rate = self._settings().max_rate
@@ -388,6 +400,28 @@ class Camera:
         self._due = max(now, self._due + 1 / rate) if rate else 0.0
         frame = Frame(message, camera=self, calibration=self._calibrations.of(message))
         self._pairs.add_image(nanoseconds(message), frame)
+
+    def _on_click(self, message: Any) -> None:
+        """Follow the target at a clicked point from the next frame on; a point that shows none changes nothing."""
+        point, image = getattr(message, "point", message), self.newest
+        try:
+            if image is None:
+                raise ImageError("no image has come yet")
+            self._worker.label(
+                lambda network, objects: network.follow(
+                    converter.to_rgb(image, cv_bridge=True), objects, self.name, (point.x, point.y)
+                )
+            ).add_done_callback(self._followed)
+        except Exception as error:
+            self._on_error(f"clicked_point: {describe(error)}")
+
+    def _followed(self, reply: Future[tuple[str, float]]) -> None:
+        error = reply.exception()
+        if error is not None:
+            self._on_error(f"clicked_point: {describe(error)}")
+            return
+        name, score = reply.result()
+        self._node.get_logger().info(f"clicked_point: following {name} (score {score:.2f})")
 
     def _submit(self, frame: Frame, depth: Any) -> None:
         frame.depth = depth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ocdit_core.errors import OcditError
+from ocdit_core.inference.prompts import Point, Prompt
 
 if TYPE_CHECKING:
     from ocdit_core.inference.depth import Pose
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from ocdit_core.masks import Box
     from ocdit_ros.depth import Depth
     from ocdit_ros.parameters import Settings
+
+log = logging.getLogger(__name__)
 
 
 def load_segmenter(settings: Settings) -> Any:
@@ -70,12 +74,42 @@ class Network:
         self._region = region
         self._posed = posed
         self._trackers: dict[str, Tracker] = {}
+        self._followed: dict[str, Followed] = {}
         self.encode_objects = segmenter.encode_objects
         self.label = segmenter.label
 
     def reset_tracking(self) -> None:
-        """Forget all tracked instances: those of the next frames get new numbers."""
+        """Forget all tracked instances and clicked points: the instances of the next frames get new numbers."""
         self._trackers.clear()
+        self._followed.clear()
+
+    def follow(self, image: np.ndarray, objects: Any, source: str, point: Point) -> tuple[str, float]:
+        """Follow the target at a point of a camera's image in its next frames, alone of its object's instances.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            objects: features from `encode_objects`.
+            source: the camera.
+            point: (x, y) in pixels.
+
+        Returns:
+            Name and score of the target.
+
+        Raises:
+            ImageError: the point is not inside the image.
+            OcditError: none of the targets is there; what was followed before still is.
+        """
+        region = self._region()
+        if region is not None and not _contains(_inside(region, image.shape), point):
+            raise OcditError(f"({point[0]:g}, {point[1]:g}) is outside of region_of_interest {list(region)}")
+        threshold = self._segmenter.settings.score_threshold
+        prompts = [Prompt(object_id=name, points=[point]) for name in objects.object_ids]
+        (result,) = self._segmenter.segment_batch([image], objects, score_threshold=threshold, prompts=[prompts])
+        if not result.instances:
+            raise OcditError(f"none of {', '.join(objects.object_ids)} is at ({point[0]:g}, {point[1]:g})")
+        best = result.instances[0]
+        self._followed[source] = Followed(best.object_id, inner_point(best.mask))
+        return best.object_id, best.score
 
     def poses(self, image: np.ndarray, result: Segmentation, depth: Depth, objects: Any) -> dict[int, Pose]:
         """Return approximate poses of instances of a result by the `id()` of the instance; see `Segmenter.poses`."""
@@ -93,6 +127,7 @@ class Network:
         *,
         uncertainty: bool,
         depths: Sequence[Depth | None] = (),
+        prompts: Sequence[Sequence[Prompt]] = (),
     ) -> list[Segmentation]:
         """Segment images of several cameras; see `Segmenter.segment_batch`.
 
@@ -102,6 +137,7 @@ class Network:
             sources: camera whose video an image continues; None for a single image, which is segmented whole.
             uncertainty: whether to compute the uncertainty maps.
             depths: depth of each image, or none.
+            prompts: prompts of each image, or none; those of a camera follow its clicked point.
 
         Raises:
             OcditError: the region of interest is outside an image.
@@ -123,12 +159,20 @@ class Network:
             ]
             options["depths"] = [depth and depth.metres for depth in own]
             options["camera_matrices"] = [depth and depth.camera_matrix for depth in own]
+        asked = [
+            [*given, *self._following(source, objects, box)]
+            for given, source, box in zip(prompts or [()] * len(images), sources, boxes, strict=True)
+        ]
+        if any(asked):
+            options["prompts"] = asked
         found = [
             result if box is None else _placed(result, box, (image.shape[0], image.shape[1]))
             for result, box, image in zip(
                 self._segmenter.segment_batch(parts, objects, **options), boxes, images, strict=True
             )
         ]
+        for source, result in zip(sources, found, strict=True):
+            self._update(source, result)
         if self._numbers is None:
             return found
         from ocdit_core.inference.tracker import Tracker
@@ -138,6 +182,61 @@ class Network:
                 tracker = self._trackers.setdefault(source, Tracker(self._segmenter, self._numbers))
                 found[index] = tracker.update(found[index], images[index])
         return found
+
+    def _following(self, source: str | None, objects: Any, box: Box | None) -> list[Prompt]:
+        """Return the prompt for what is followed, in pixels of the part `box` of the image; none: nothing is."""
+        followed = self._followed.get(source or "") if source is not None else None
+        if followed is None or followed.object_id not in objects.object_ids:
+            return []
+        x, y = followed.point
+        if box is not None:
+            if not _contains(box, followed.point):
+                return []
+            x, y = x - box[0], y - box[1]
+        return [Prompt(object_id=followed.object_id, points=[(x, y)])]
+
+    def _update(self, source: str | None, result: Segmentation) -> None:
+        """Move the point that is followed to where the instance is now; forget it when it is not found for long."""
+        followed = self._followed.get(source or "") if source is not None else None
+        if followed is None:
+            return
+        settings = self._segmenter.settings
+        instances = [one for one in result.instances if one.object_id == followed.object_id]
+        if instances and instances[0].score >= settings.score_threshold:
+            followed.point, followed.missed = inner_point(instances[0].mask), 0
+            return
+        followed.missed += 1
+        if followed.missed > settings.track.keep:
+            del self._followed[source or ""]
+            log.warning("the clicked %s is lost: all its instances are published again", followed.object_id)
+
+
+@dataclasses.dataclass
+class Followed:
+    """The instance that was clicked in the images of a camera.
+
+    Attributes:
+        object_id: name of its object.
+        point: the innermost pixel (x, y) of its last mask.
+        missed: frames since it was found.
+    """
+
+    object_id: str
+    point: Point
+    missed: int = 0
+
+
+def _contains(box: Box, point: Point) -> bool:
+    return 0 <= point[0] - box[0] < box[2] and 0 <= point[1] - box[1] < box[3]
+
+
+def inner_point(mask: np.ndarray) -> Point:
+    """Return the pixel (x, y) of a mask (H, W) that is farthest from its edge."""
+    import cv2
+
+    inner = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = np.unravel_index(int(inner.argmax()), inner.shape)
+    return float(x), float(y)
 
 
 def _part(box: Box) -> tuple[slice, slice]:

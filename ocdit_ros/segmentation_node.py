@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,7 @@ class SegmentationNode(LifecycleNode):
             "remove_object": self._on_remove_object,
             "reload_library": self._on_reload_library,
             "segment": self._on_segment,
+            "segment_prompted": self._on_segment_prompted,
             "enable": self._on_enable,
             "reset_tracking": self._on_reset_tracking,
         }.items():
@@ -416,31 +418,14 @@ class SegmentationNode(LifecycleNode):
         self._publish_info()
 
     def _on_segment(self, request: Any, response: Any) -> Any:
-        header, settings = request.image.header, self._settings
+        header = request.image.header
         try:
-            worker = self._configured()
-            if self.state != "active":
-                raise OcditError(f"the node is {self.state}: activate it first")
-            threshold, timeout = request.score_threshold, request.timeout
-            if not threshold <= 1:
-                raise OcditError(f"score_threshold {threshold:g} is not a score up to 1; below 0: as on the topics")
-            if not 0 <= timeout < math.inf:
-                raise OcditError(f"timeout {timeout:g} is not a number of seconds; 0: none")
+            worker = self._asked(request)
             info = self._calibration_for(request)
             calibration = Calibration(since=0.0, info=info if info.width else None)
             depth = request.depth if request.depth.width else None
             frame = Frame(request.image, calibration=calibration, depth=depth)
-            reply = worker.request(frame, request.object_ids)
-            try:
-                # A thread of the executor waits here; the worker limits how many requests wait.
-                result = reply.result(timeout or None)
-            except FutureTimeoutError:
-                reply.cancel()
-                raise OcditError(f"not segmented within {timeout:g} s") from None
-            if threshold < 0:
-                segmentation = self._limited(result.segmentation, self.score_threshold)
-            else:
-                segmentation = topics.limited(result.segmentation, threshold, {}, settings.object_limits)
+            result, segmentation = self._reply(worker.request(frame, request.object_ids), request)
             numbers = number(segmentation.instances, self._numbers)
             response.detections = topics.maker.to_detections(segmentation, numbers, header)
             response.instances = topics.maker.to_instances(segmentation, numbers, header)
@@ -455,6 +440,61 @@ class SegmentationNode(LifecycleNode):
         except Exception as error:
             response.message = describe(error)
         return response
+
+    def _on_segment_prompted(self, request: Any, response: Any) -> Any:
+        name = request.object_id
+        try:
+            worker = self._asked(request)
+            if name not in worker.library.object_ids:
+                raise UnknownObjectError([name], list(worker.library.object_ids))
+            prompt = topics.read_prompt(request)
+            camera = self._cameras.get(request.camera or next(iter(self._cameras)))
+            if camera is None:
+                raise OcditError(
+                    f"camera {request.camera!r} is none of {', '.join(self._cameras) or 'one without a name'}"
+                )
+            image = request.image if request.image.width else camera.newest
+            if image is None:
+                raise OcditError(f"no image has come on {camera.topic()} yet: give one, or wait")
+            # The targets in force compete for the place.
+            own = () if name in self._targets() else (name,)
+            result, found = self._reply(worker.request(Frame(image), own, [prompt]), request)
+            found = dataclasses.replace(found, instances=tuple(one for one in found.instances if one.object_id == name))
+            best = max((one.score for one in result.segmentation.instances if one.object_id == name), default=0.0)
+            numbers = number(found.instances, self._numbers)
+            response.detections = topics.maker.to_detections(found, numbers, image.header)
+            response.instances = topics.maker.to_instances(found, numbers, image.header)
+            response.message = f"{name} with the score {best:.2f}" + ("" if found.instances else ", which is too low")
+            response.success = True
+        except Exception as error:
+            response.message = describe(error)
+        return response
+
+    def _asked(self, request: Any) -> Worker:
+        """Return the worker for a request with a threshold and a time-out; raises OcditError."""
+        worker = self._configured()
+        if self.state != "active":
+            raise OcditError(f"the node is {self.state}: activate it first")
+        if not request.score_threshold <= 1:
+            raise OcditError(
+                f"score_threshold {request.score_threshold:g} is not a score up to 1; below 0: as on the topics"
+            )
+        if not 0 <= request.timeout < math.inf:
+            raise OcditError(f"timeout {request.timeout:g} is not a number of seconds; 0: none")
+        return worker
+
+    def _reply(self, reply: Future[Result], request: Any) -> tuple[Result, Segmentation]:
+        """Return the result of a request, and its instances that the request's threshold and the parameters leave."""
+        try:
+            # A thread of the executor waits here; the worker limits how many requests wait.
+            result = reply.result(request.timeout or None)
+        except FutureTimeoutError:
+            reply.cancel()
+            raise OcditError(f"not segmented within {request.timeout:g} s") from None
+        if request.score_threshold < 0:
+            return result, self._limited(result.segmentation, self.score_threshold)
+        limits = self._settings.object_limits
+        return result, topics.limited(result.segmentation, request.score_threshold, {}, limits)
 
     def _calibration_for(self, request: Any) -> Any:
         """Return the calibration of a request, or the newest one that a camera has sent for the frame of its image."""

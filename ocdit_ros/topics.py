@@ -15,15 +15,17 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import TransformStamped
+from geometry_msgs.msg import Point, PointStamped, TransformStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
 from vision_msgs.msg import Detection2DArray, Detection3DArray, LabelInfo, VisionInfo
 
+from ocdit_core.errors import ImageError
+from ocdit_core.inference.prompts import Prompt
 from ocdit_core.objects.making import NewObject
-from ocdit_interfaces.srv import AddObject, ListObjects, RemoveObject, Segment, SetTargetObjects  # type: ignore[attr-defined]
+from ocdit_interfaces.srv import AddObject, ListObjects, RemoveObject, Segment, SegmentPrompted, SetTargetObjects  # type: ignore[attr-defined]
 from ocdit_ros import converter
 from ocdit_ros.messages import TYPES, MessageMaker
 
@@ -90,6 +92,12 @@ SUBSCRIBED = {
     ),
 }
 
+CLICKED = {
+    "clicked_point": Entry(Point, "pixel (x, y) of the newest image; the target there is followed from then on"),
+    "clicked_point/stamped": Entry(PointStamped, "the same; the header is not used"),
+}
+"""Subscribed below `~/` while the node is active."""
+
 PER_REGIONS = {
     "regions/detections": Entry(
         Detection2DArray, "one per labelled region: box of its mask, `class_id`, score; `id` is the region's number"
@@ -123,8 +131,13 @@ SERVICES = {
         Segment,
         "segment one given image now, while the node is active; with targets, threshold and time-out of its own",
     ),
+    "segment_prompted": Entry(
+        SegmentPrompted, "segment one object where points or a box say that it is, in the newest image or a given one"
+    ),
     "enable": Entry(SetBool, "false: pause, with the network loaded; true: go on; activation enables"),
-    "reset_tracking": Entry(Trigger, "forget all tracked instances: those of the next frame get new ids"),
+    "reset_tracking": Entry(
+        Trigger, "forget all tracked instances and clicked points: the instances of the next frame get new ids"
+    ),
 }
 
 RELIABILITY = {"reliable": ReliabilityPolicy.RELIABLE, "best_effort": ReliabilityPolicy.BEST_EFFORT}
@@ -172,21 +185,43 @@ def limited(
     return dataclasses.replace(segmentation, instances=tuple(kept))
 
 
+def read_prompt(request: Any) -> Prompt:
+    """Return the prompt of a request of ~/segment_prompted; raises ImageError for what is none."""
+    points = [(point.x, point.y) for point in request.points]
+    labels = list(request.labels) or [1] * len(points)
+    if len(labels) != len(points) or not set(labels) <= {0, 1}:
+        raise ImageError(f"labels: {labels!s:.80} are not 0 or 1 for each of {len(points)} points")
+    box = request.box
+    given = any(value != 0 for value in (box.size_x, box.size_y, box.center.position.x, box.center.position.y))
+    return Prompt(
+        object_id=request.object_id,
+        points=[point for point, label in zip(points, labels, strict=True) if label],
+        negative=[point for point, label in zip(points, labels, strict=True) if not label],
+        box=corner_box(box) if given else None,
+    )
+
+
+def corner_box(box: Any) -> Box:
+    """Return a BoundingBox2D as (x, y, width, height); raises ImageError if its values are not finite.
+
+    A box over the columns 10 to 19 has the centre 14.5 and the size 10, as in `MessageMaker.to_detections`.
+    """
+    values = (box.center.position.x, box.center.position.y, box.size_x, box.size_y)
+    if not all(map(math.isfinite, values)):
+        raise ImageError(f"the box with center and size {list(values)} is no box")
+    x, y, width, height = values
+    return round(x - (width - 1) / 2), round(y - (height - 1) / 2), round(width), round(height)
+
+
 def read_object(request: Any) -> NewObject:
     """Return what a request of ~/add_object asks for; raises ImageError for an image that cannot be read."""
-    boxes: list[Box] = []
-    for box in request.boxes:
-        (x, y), size = (box.center.position.x, box.center.position.y), (box.size_x, box.size_y)
-        # A box over the columns 10 to 19 has the centre 14.5 and the size 10, as in `MessageMaker.to_detections`.
-        left, top = (round(middle - (side - 1) / 2) for middle, side in zip((x, y), size, strict=True))
-        boxes.append((left, top, round(size[0]), round(size[1])))
     return NewObject(
         name=request.name,
         mesh=Path(request.mesh).expanduser() if request.mesh else None,
         unit=request.unit or "auto",
         images=[converter.to_rgb(image, cv_bridge=True) for image in request.images],
         masks=[converter.to_rgb(mask, cv_bridge=True)[..., 0] > 127 for mask in request.masks],
-        boxes=boxes,
+        boxes=[corner_box(box) for box in request.boxes],
         diameter=request.diameter or None,
     )
 

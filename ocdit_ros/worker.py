@@ -28,6 +28,7 @@ from ocdit_ros.depth import Depth
 
 if TYPE_CHECKING:
     from ocdit_core.inference.depth import Pose
+    from ocdit_core.inference.prompts import Prompt
 
 MAX_WAITING_REQUESTS = 4
 """Single-frame requests that may wait at a time."""
@@ -63,7 +64,7 @@ class Counters:
 class _Job:
     """A waiting frame; `reply` receives the result of a single-frame request, and is None for a frame of a stream.
 
-    A request may name targets of its own.
+    A request may name targets of its own, and prompts.
     """
 
     frame: Any
@@ -72,6 +73,7 @@ class _Job:
     uncertainty: bool = False
     reply: Future[Any] | None = None
     targets: tuple[str, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,12 +238,13 @@ class Worker:
             if self._waiting.pop(source, None) is not None:
                 self._counters[source].dropped += 1
 
-    def request(self, frame: Any, object_ids: Sequence[str] = ()) -> Future[Result]:
+    def request(self, frame: Any, object_ids: Sequence[str] = (), prompts: Sequence[Prompt] = ()) -> Future[Result]:
         """Ask for a single frame, which is processed before the streams; an error comes out of the future.
 
         Args:
             frame: the frame.
             object_ids: targets of this frame alone; default: the set in force.
+            prompts: where targets are.
 
         Raises:
             OcditError: too many requests wait already, or the worker does not run.
@@ -257,7 +260,9 @@ class Worker:
             self._requests = deque(job for job in self._requests if job.reply and not job.reply.cancelled())
             if len(self._requests) >= MAX_WAITING_REQUESTS:
                 raise OcditError(f"{MAX_WAITING_REQUESTS} requests wait already; ask again after their replies")
-            self._requests.append(_Job(frame=frame, submitted=time.monotonic(), reply=reply, targets=targets))
+            self._requests.append(
+                _Job(frame=frame, submitted=time.monotonic(), reply=reply, targets=targets, prompts=tuple(prompts))
+            )
             self._changed.notify_all()
             return reply
 
@@ -483,7 +488,8 @@ class Worker:
                 targets = replace(targets, object_ids=own)
                 objects = network.encode_objects(self._library, list(own))
             images, depths = [image for _, image, _, _ in ready], [depth for _, _, depth, _ in ready]
-            found = self._segment(network, images, depths, objects, sources, uncertainty)
+            prompts = ready[0][0].prompts
+            found = self._segment(network, images, depths, objects, sources, uncertainty, prompts)
             poses: list[Mapping[int, Pose]] = []
             for (_, image, depth, timings), segmentation in zip(ready, found, strict=True):
                 started = time.monotonic()
@@ -516,6 +522,7 @@ class Worker:
         objects: Any,
         sources: Sequence[str | None],
         uncertainty: bool,
+        prompts: Sequence[Prompt],
     ) -> list[Segmentation]:
         """Segment images at once; when memory runs out, in smaller batches from then on, and a single image again."""
         found: list[Segmentation] = []
@@ -523,6 +530,7 @@ class Worker:
             part = images[len(found) :][: self._batch]
             of, deep = (list(each[len(found) :][: self._batch]) for each in (sources, depths))
             options: dict[str, Any] = {"depths": deep} if any(deep) else {}
+            options |= {"prompts": [prompts]} if prompts else {}
             try:
                 found += network.segment_batch(part, objects, of, uncertainty=uncertainty, **options)
                 continue

@@ -49,6 +49,7 @@ TABLES = {
     "subscribed": entries("topic", topics.SUBSCRIBED),
     "of a frame": entries("topic", topics.PER_FRAME, "~/"),
     "of regions": entries("topic", topics.PER_REGIONS, "~/"),
+    "clicked": entries("topic", topics.CLICKED, "~/"),
     "latched": entries(
         "topic",
         {**{f"~/{name}": entry for name, entry in topics.LATCHED.items()}, **topics.DIAGNOSTICS, **topics.TRANSFORMS},

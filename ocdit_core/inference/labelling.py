@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ocdit_core.errors import ConfigError, ImageError
+from ocdit_core.errors import ConfigError
 from ocdit_core.inference.postprocess import Candidate, candidate_in
+from ocdit_core.inference.prompts import checked_box
 from ocdit_core.inference.refine import RefineStage
 from ocdit_core.inference.results import Instance
 from ocdit_core.inference.settings import InferenceSettings
-from ocdit_core.masks import Box, box_iou, mask_iou, tight_box
+from ocdit_core.masks import Box, box_iou, mask_iou
 from ocdit_core.models.ocdit import TargetSet
 
 LABEL_THRESHOLD = 0.5
@@ -82,28 +83,3 @@ def _instance(candidate: Candidate, name: str, region: Box | np.ndarray, size: t
     mask[candidate.part] = candidate.mask
     overlap = float(mask_iou(mask, region)) if isinstance(region, np.ndarray) else box_iou(candidate.box, region)
     return Instance(object_id=name, score=candidate.score * overlap, box=candidate.box, mask=mask)
-
-
-def checked_box(region: Box | np.ndarray, size: tuple[int, int], where: str) -> Box:
-    """Return the box of a region; raises ImageError, whose message begins with `where`, if it is not in the image."""
-    if isinstance(region, np.ndarray):
-        if region.shape != size or region.dtype != bool:
-            raise ImageError(
-                f"{where}: a mask must be bool and of the image's size {size}, is {region.dtype} {region.shape}"
-            )
-        if not region.any():
-            raise ImageError(f"{where}: the mask is empty")
-        return tight_box(region)
-    try:
-        numbers = np.asarray(region)
-    except ValueError:  # lists of different lengths
-        numbers = np.empty(0)
-    if numbers.shape != (4,) or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
-        raise ImageError(f"{where}: {region!r:.80} is neither a box (x, y, width, height) nor a bool mask")
-    x, y, width, height = (int(value) for value in numbers)
-    if width < 1 or height < 1 or x < 0 or y < 0 or x + width > size[1] or y + height > size[0]:
-        raise ImageError(
-            f"{where}: box {tuple(region)} (x, y, width, height) is not inside the image of "
-            f"{size[1]} x {size[0]} pixels"
-        )
-    return x, y, width, height

@@ -9,9 +9,8 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from ocdit_core.inference.labelling import checked_box
 from ocdit_core.inference.postprocess import Candidate, grouped_parts, min_pixels, score
-from ocdit_core.inference.prompts import Point, Prompt
+from ocdit_core.inference.prompts import Point, Prompt, checked_box
 from ocdit_core.inference.refine import RefineStage
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.masks import Box, box_iou, mask_iou, tight_box

@@ -12,8 +12,7 @@ import numpy as np
 
 from ocdit_core.errors import ImageError, OcditError, UnknownObjectError
 from ocdit_core.files import reason
-from ocdit_core.inference.labelling import checked_box
-from ocdit_core.masks import Box, decode_mask
+from ocdit_core.masks import Box, decode_mask, tight_box
 
 Point = tuple[float, float]
 """(x, y) in pixels; the centre of the top left pixel is (0, 0)."""
@@ -148,3 +147,28 @@ def check_prompts(prompts: Sequence[Prompt], names: Sequence[str], size: tuple[i
         raise UnknownObjectError(unknown, list(names))
     for prompt in prompts:
         prompt.check(size)
+
+
+def checked_box(region: Box | np.ndarray, size: tuple[int, int], where: str) -> Box:
+    """Return the box of a region; raises ImageError, whose message begins with `where`, if it is not in the image."""
+    if isinstance(region, np.ndarray):
+        if region.shape != size or region.dtype != bool:
+            raise ImageError(
+                f"{where}: a mask must be bool and of the image's size {size}, is {region.dtype} {region.shape}"
+            )
+        if not region.any():
+            raise ImageError(f"{where}: the mask is empty")
+        return tight_box(region)
+    try:
+        numbers = np.asarray(region)
+    except ValueError:  # lists of different lengths
+        numbers = np.empty(0)
+    if numbers.shape != (4,) or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
+        raise ImageError(f"{where}: {region!r:.80} is neither a box (x, y, width, height) nor a bool mask")
+    x, y, width, height = (int(value) for value in numbers)
+    if width < 1 or height < 1 or x < 0 or y < 0 or x + width > size[1] or y + height > size[0]:
+        raise ImageError(
+            f"{where}: box {tuple(region)} (x, y, width, height) is not inside the image of "
+            f"{size[1]} x {size[0]} pixels"
+        )
+    return x, y, width, height

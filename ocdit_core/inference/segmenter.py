@@ -215,7 +215,7 @@ class Segmenter:
                 images, depths or [None] * len(images), camera_matrices or [None] * len(images), strict=True
             )
         ]
-        asked = [()] * len(images) if prompts is None else prompts
+        asked: Sequence[Sequence[Prompt]] = [()] * len(images) if prompts is None else prompts
         for own, image in zip(asked, images, strict=True):
             self._check_prompts(own, image, objects)
         threshold = self._settings.score_threshold if score_threshold is None else score_threshold
@@ -265,7 +265,8 @@ class Segmenter:
             fine = self._coarse.match(image, objects.runs)
             maps = [probabilities] if fine is None else [probabilities, fine]
             proposals = propose(maps, targets, settings)
-            evidence = [Evidence(prompt, objects.object_ids, probabilities.shape[1:]) for prompt in prompts]
+            size = (image.shape[0], image.shape[1])
+            evidence = [Evidence(prompt, objects.object_ids, size) for prompt in prompts]
             placed = {one.target for one in evidence if one.places}
             lap("proposals")
             candidates = self._refine.refine(

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from ocdit_core.errors import ConfigError
+from ocdit_core.inference.prompts import check_prompts
 from ocdit_core.inference.results import Instance, Segmentation
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.masks import tight_box
@@ -17,6 +18,12 @@ NAMES = ("box", "can", "drill", "mug")
 
 class OutOfMemoryError(RuntimeError):
     """By the name of torch's."""
+
+
+class Names(tuple):
+    """Encoded objects."""
+
+    object_ids = property(tuple)
 
 
 class StandInLibrary:
@@ -60,11 +67,16 @@ class StandInSegmenter:
         time.sleep(self.encode_seconds)
         if self.fails_for in object_ids:
             raise RuntimeError(f"out of memory for {self.fails_for}")
-        return tuple(object_ids)
+        return Names(object_ids)
 
-    def segment_batch(self, images, objects, sources=None, *, score_threshold=None, uncertainty=False, **depth):
+    def segment_batch(
+        self, images, objects, sources=None, *, score_threshold=0.0, uncertainty=False, prompts=None, **depth
+    ):
         """As a segmenter (images and objects), and as the network of a worker (all arguments)."""
         self.depths = depth.get("depths")
+        asked = prompts or [()] * len(images)
+        for image, own in zip(images, asked, strict=True):
+            check_prompts(own, objects, image.shape[:2])
         self.begun.set()
         self.batches.append(len(images))
         assert self.go_on.wait(10)
@@ -72,7 +84,10 @@ class StandInSegmenter:
             self.room = max(1, self.room)
             raise OutOfMemoryError("CUDA out of memory")
         time.sleep(self.seconds)
-        return [self._found(image, objects, uncertainty) for image in images]
+        return [
+            self._found(image, objects, uncertainty, own, score_threshold)
+            for image, own in zip(images, asked, strict=True)
+        ]
 
     def label(self, image, regions, objects):
         """Call even regions by the first target, and odd ones by none; a refined mask is the region's left half."""
@@ -91,12 +106,20 @@ class StandInSegmenter:
             labels.append(SimpleNamespace(instance=found, scores=dict.fromkeys(objects, 0.0)))
         return tuple(labels)
 
-    def _found(self, image, objects, uncertainty):
+    def _found(self, image, objects, uncertainty, prompts, score_threshold):
+        """Return each target's square; of prompted ones only what a point or a box shows of it, in place of that."""
         instances = []
         for number, name in enumerate(objects):
             mask = np.zeros(image.shape[:2], bool)
             mask[2:10, 2 + 12 * number : 12 + 12 * number] = True
-            if mask.any():
+            for prompt in (one for one in prompts if one.object_id == name):
+                on = [mask[round(y), round(x)] for x, y in prompt.points]
+                off = [mask[round(y), round(x)] for x, y in prompt.negative]
+                if prompt.box is not None:
+                    x, y, width, height = prompt.box
+                    on.append(mask[y : y + height, x : x + width].any())
+                mask &= all(on) and not any(off)
+            if mask.any() and 0.9 - 0.2 * number >= score_threshold:
                 instances.append(Instance(object_id=name, score=0.9 - 0.2 * number, box=tight_box(mask), mask=mask))
         return Segmentation(
             instances=tuple(instances),

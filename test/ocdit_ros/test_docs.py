@@ -55,7 +55,7 @@ def test_the_running_node_has_this_interface_and_no_other():
         subscribed = expected(topics.SUBSCRIBED, "/")
         del subscribed["/image/compressed"]
         # A node finds another one of its name there.
-        subscribed |= expected(topics.DIAGNOSTICS, "")
+        subscribed |= expected(topics.CLICKED, f"{NODE}/") | expected(topics.DIAGNOSTICS, "")
         published = expected(topics.PER_FRAME | topics.PER_REGIONS | topics.LATCHED, f"{NODE}/") | expected(
             topics.DIAGNOSTICS, ""
         )
