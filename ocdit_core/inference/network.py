@@ -25,7 +25,7 @@ from ocdit_core.inference.settings import InferenceSettings, Precision
 from ocdit_core.models.backbones import SameConv2d
 from ocdit_core.models.blocks import MLP, Attention, SplitLinear
 from ocdit_core.models.denoiser import Conditioning, NoiseLevel
-from ocdit_core.models.matching_prior import SUBCELL, PriorMaps
+from ocdit_core.models.matching_prior import SUBCELL, PriorMaps, without_empty_cells
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet, TemplateFeatures
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 # published sizes, a batch of the denoiser then takes 1.5 GB, and one of the decoder 1 GB.
 _DENOISER_CELLS_ON_CPU = 2**15
 _DECODER_CELLS_ON_CPU = 2**13
+# Cells where the matching prior gives an object at most this probability, as do their neighbours, keep its draft.
+RULED_OUT = 0.05
 
 
 class Network:
@@ -80,6 +82,8 @@ class Network:
 
     def encode_targets(self, templates: TemplateFeatures) -> TargetSet:
         """Return target objects for `generate`; see `OCDiT.encode_targets`."""
+        if templates.descriptors:
+            templates = dataclasses.replace(templates, descriptors=without_empty_cells(templates.descriptors))
         with self._autocast(self._half):
             return self.model.encode_targets(templates)
 
@@ -107,6 +111,12 @@ class Network:
         addition, maps = self.model.match(image, targets)
         with self._autocast(self._half):
             conditioning = self.model.denoiser.condition(image.features, targets.tokens, addition, maps)
+            # In several steps, noise would remain in the cells left out.
+            if maps is not None and self._settings.sampler.steps == 0:
+                cells, mask = relevant_cells(maps)
+                conditioning = dataclasses.replace(
+                    conditioning, cells=cells.unflatten(0, (sets, windows)), mask=mask.unflatten(0, (sets, windows))
+                )
 
             def denoise(x: Tensor, sigma: float) -> Tensor:
                 return self._denoise(x, self._level(sigma), conditioning)
@@ -173,6 +183,22 @@ def _masks(maps: PriorMaps) -> Tensor:
     return F.interpolate(maps.logits.float().sigmoid(), scale_factor=SUBCELL, mode="bilinear", align_corners=False)
 
 
+def relevant_cells(maps: PriorMaps) -> tuple[Tensor, Tensor]:
+    """Return the cells of each object that the matching prior does not rule out, and their neighbours.
+
+    Returns:
+        (B, O, P) int64 cells, as many for all objects; (B, O, P) bool, which of them count: at least one.
+    """
+    probable = F.max_pool2d(maps.logits.float().sigmoid(), SUBCELL)
+    probable = F.max_pool2d(probable, 3, stride=1, padding=1).flatten(2)
+    relevant = probable > RULED_OUT
+    most = max(int(relevant.sum(2).max()), 1)
+    values, cells = probable.topk(most, dim=2)
+    mask = values > RULED_OUT
+    mask[..., 0] = True
+    return cells, mask
+
+
 def _halves(x: Tensor, conditioning: Conditioning) -> list[tuple[Tensor, Conditioning]]:
     """Return both halves of a batch (B, W E, O, z, h, w): of its sets, or its crops, or else its members."""
     sets, crops = conditioning.queries.shape[:2]
@@ -197,6 +223,8 @@ def _select(conditioning: Conditioning, sets: slice, crops: slice) -> Conditioni
         queries=conditioning.queries[sets, crops],
         templates=tuple((keys[rows], values[rows]) for keys, values in conditioning.templates),
         draft=None if conditioning.draft is None else conditioning.draft[sets, crops],
+        cells=None if conditioning.cells is None else conditioning.cells[sets, crops],
+        mask=None if conditioning.mask is None else conditioning.mask[sets, crops],
     )
 
 

@@ -203,11 +203,10 @@ class SameConv2d(nn.Conv2d):
         """Return the input with the padding that `padding` does not add."""
         if self.stride[0] == 1:
             return x
-        (bottom, top), (right, left) = (
-            (total - total // 2, total // 2)
-            for total in (max((-(-n // 2) - 1) * 2 + self.kernel_size[0] - n, 0) for n in x.shape[2:])
-        )
-        return F.pad(x, (left, right, top, bottom))
+        # Sizes are tensors while the network is traced for export: no comparison of them.
+        vertical, horizontal = (self.kernel_size[0] - 2 + n % 2 for n in x.shape[2:])
+        top, left = vertical // 2, horizontal // 2
+        return F.pad(x, (left, horizontal - left, top, vertical - top))
 
 
 class MBConv(nn.Module):

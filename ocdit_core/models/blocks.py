@@ -63,10 +63,10 @@ class Attention(nn.Module):
         attended = F.scaled_dot_product_attention(q, *memory)
         return self.out_proj(rearrange(attended, "b a m d -> b m (a d)"))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Self-attention: (B, N, D) -> (B, N, D)."""
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Self-attention: (B, N, D) -> (B, N, D), to the tokens of the mask (B, N) bool; None: to all."""
         q, k, v = rearrange(self.in_proj(tokens), "b n (three a d) -> three b a n d", three=3, a=self.heads)
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None])
         return self.out_proj(rearrange(attended, "b a n d -> b n (a d)"))
 
 
@@ -145,13 +145,16 @@ class Block(nn.Module):
             self.mlp_modulation.fold(self.mlp_norm, noise_embedding),
         )
 
-    def forward(self, tokens: Tensor, noise: Tensor | BlockLevel, templates: KeysValues) -> Tensor:
+    def forward(
+        self, tokens: Tensor, noise: Tensor | BlockLevel, templates: KeysValues, mask: Tensor | None = None
+    ) -> Tensor:
         """Return the tokens after the block.
 
         Args:
             tokens: (B, E, O, P, D).
             noise: (B, E, D) noise embedding, or one noise level as `level` returns it.
             templates: keys and values of each object's own template tokens, (B O, heads, V T, D / heads).
+            mask: (B E, O P) bool, tokens that all attend to; None: all of them.
         """
         batch, members, objects, cells, _ = tokens.shape
         for_cross, for_self, for_mlp = (noise, noise, noise) if isinstance(noise, Tensor) else noise
@@ -163,7 +166,7 @@ class Block(nn.Module):
         tokens = torch.addcmul(tokens, gate, x)
 
         x, gate = modulate(self.self_norm, self.self_modulation, tokens, for_self)
-        x = self.self_attention(rearrange(x, "b e o p d -> (b e) (o p) d"))
+        x = self.self_attention(rearrange(x, "b e o p d -> (b e) (o p) d"), mask)
         x = rearrange(x, "(b e) (o p) d -> b e o p d", b=batch, e=members, o=objects, p=cells)
         tokens = torch.addcmul(tokens, gate, x)
 

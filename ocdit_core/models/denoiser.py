@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ocdit_core.diffusion import edm
@@ -68,6 +69,8 @@ class Conditioning:
         grid: (h, w) of the latents.
         prior: maps of the matching prior for each crop; None without it.
         draft: (B, W, O, z, h, w) the matching prior's estimate of the latents; None without it.
+        cells: (B, W, O, P) int64 cells of each object that are computed, F_theta being 0 in all others; None: all.
+        mask: (B, W, O, P) bool, with `cells`: which of them count; the rest fill up the rows.
     """
 
     queries: Tensor
@@ -75,6 +78,8 @@ class Conditioning:
     grid: tuple[int, int]
     prior: PriorMaps | None = None
     draft: Tensor | None = None
+    cells: Tensor | None = None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +246,11 @@ class Denoiser(nn.Module):
         if crops > 1:
             queries = queries.repeat_interleave(latents.shape[1] // crops, dim=1)
         tokens = self.query_embedding.latent_part(c_in * latents) + queries
+        chosen, mask = conditioning.cells, conditioning.mask
+        if chosen is not None and mask is not None:
+            members = latents.shape[1] // crops
+            chosen, mask = (part.repeat_interleave(members, dim=1)[..., None] for part in (chosen, mask))
+            tokens = tokens.gather(3, chosen.expand(-1, -1, -1, -1, tokens.shape[4]))
         cells = tokens.shape[3]
         if self.presence is not None:
             if presence is None:
@@ -248,7 +258,10 @@ class Denoiser(nn.Module):
             tokens = torch.cat([tokens, self.presence.tokens_in(presence, sigma).to(tokens.dtype)], dim=3)
 
         transform = self._compiled or self.transform
-        raw, tokens, middle = transform(tokens, of_blocks, of_head, conditioning.templates, cells)
+        raw, tokens, middle = transform(tokens, of_blocks, of_head, conditioning.templates, cells, mask)
+        if chosen is not None and mask is not None:
+            everywhere = raw.new_zeros(*raw.shape[:3], queries.shape[3], raw.shape[4])
+            raw = everywhere.scatter(3, chosen.expand_as(raw), raw * mask)
         raw = rearrange(raw, "b e o (h w) z -> b e o z h w", h=conditioning.grid[0])
         if self.presence is not None and presence is not None:
             presence = self.presence.denoised(tokens[:, :, :, cells:], presence, sigma, noise_embedding)
@@ -267,6 +280,7 @@ class Denoiser(nn.Module):
         of_head: Tensor | FoldedNorm,
         templates: Sequence[KeysValues],
         cells: int,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the blocks and the head.
 
@@ -275,18 +289,21 @@ class Denoiser(nn.Module):
             of_blocks: noise embedding or noise level for each block.
             of_head: noise embedding or noise level for the head.
             templates: keys and values for each block.
-            cells: number of cells, h w.
+            cells: number of queries of each object.
+            mask: (B, E, O, P, 1) bool, queries that all attend to; None: all of them.
 
         Returns:
-            (B, E, O, h w, z) F_theta; (B, E, O, P, D) tokens after the last block; `Denoised.middle`.
+            (B, E, O, cells, z) F_theta; (B, E, O, P, D) tokens after the last block; `Denoised.middle`.
         """
         middle, option = None, self.config.representation
+        attended = None if mask is None else F.pad(mask[..., 0], (0, tokens.shape[3] - cells), value=True)
+        attended = None if attended is None else rearrange(attended, "b e o p -> (b e) (o p)")
         of_all = zip(self._blocks(), of_blocks, templates, strict=True)
         for count, (block, noise, memory) in enumerate(of_all, start=1):
             if self.config.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, noise, memory, use_reentrant=False)
+                tokens = checkpoint(block, tokens, noise, memory, attended, use_reentrant=False)
             else:
-                tokens = block(tokens, noise, memory)
+                tokens = block(tokens, noise, memory, attended)
             projected = option is not None and count == (option.block or max(self.config.depth // 2, 1))
             if projected and self.projection is not None and self.training:
                 middle = tokens[:, :, :, :cells]

@@ -23,6 +23,8 @@ SUBCELLS = (DOWNSAMPLING // SUBCELL) ** 2
 # features of both.
 MEASURES = 6
 CHANNELS_PER_MEASURE = 4
+# The measures of single cells.
+_OF_CELLS = (0, 1, 4)
 # Number of best matching template cells that are averaged.
 TOP = 4
 # Channels of the projected image features that the read-out takes.
@@ -177,11 +179,12 @@ class MatchingPrior(nn.Module):
             background = self.background[number].expand(best.shape[0], 1, best.shape[2])
             scores = torch.cat([self.temperature * (best - best.mean(2, keepdim=True)), background], dim=1)
             assignment = scores.float().log_softmax(dim=1)
-            if best.shape[1] > 1:
-                first, second = best.topk(2, dim=1).values.chunk(2, dim=1)
-                margin = best - torch.where(best == first, second, first)
-            else:
-                margin = torch.zeros_like(best)
+            # A single object has itself as its rival, without a branch on the number of objects, which an exported
+            # graph would not have.
+            alone = torch.ones_like(best).sum(1, keepdim=True) == 1
+            rivals = torch.cat([best, best[:, :1].masked_fill(~alone, -torch.inf)], dim=1)
+            first, second = rivals.topk(2, dim=1).values.chunk(2, dim=1)
+            margin = best - torch.where(best == first, second, first)
             maps += [best, mean, assignment[:, :-1].exp(), margin]
             assignments.append(assignment)
         return torch.stack(maps, dim=2), torch.stack(assignments, dim=1)
@@ -192,7 +195,7 @@ class MatchingPrior(nn.Module):
         height, width = context.shape[2:]
         raw, assignments = self._similarities(image, templates)
         batch, objects = raw.shape[:2]
-        projected = F.pixel_unshuffle(back_projection(bins, templates[-1])[:, :, None], DOWNSAMPLING // SUBCELL)
+        projected = _unshuffled(back_projection(bins, templates[-1]))
         raw = torch.cat([raw.unflatten(3, (height, width)), projected], dim=2)
         channels = self.standardise(raw.flatten(0, 1))
         read = torch.cat([channels, context.repeat_interleave(objects, 0)], dim=1)
@@ -230,9 +233,27 @@ class MatchingPrior(nn.Module):
 
     def query_part(self, maps: PriorMaps) -> Tensor:
         """Return the embedding (B, O, h w, D) of the maps, which is added to the query tokens."""
-        logits = F.pixel_unshuffle(maps.logits.detach()[:, :, None] / 4, DOWNSAMPLING // SUBCELL)
-        cells = torch.cat([maps.channels, logits, maps.draft], dim=2)
+        cells = torch.cat([maps.channels, _unshuffled(maps.logits.detach() / 4), maps.draft], dim=2)
         return self.embed(rearrange(cells, "b o c h w -> b o (h w) c"))
+
+
+def without_empty_cells(templates: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return descriptors of objects (`describe_templates`) with less of the template cells that show no object.
+
+    Their similarity to all cells of an image is 0. TOP of them stay, so that the best ones are the same.
+    """
+    filled = templates[0].any(-1)
+    count = min(int(filled.sum(2).max()) + TOP, filled.shape[2])
+    order = filled.byte().argsort(dim=2, descending=True, stable=True)[:, :, :count, None]
+    return tuple(
+        part.take_along_dim(order, 2) if number in _OF_CELLS else part for number, part in enumerate(templates)
+    )
+
+
+def _unshuffled(values: Tensor) -> Tensor:
+    """Return the subcells of each cell side by side: (B, O, 4h, 4w) -> (B, O, 16, h, w)."""
+    cells = F.pixel_unshuffle(values.flatten(0, 1)[:, None], DOWNSAMPLING // SUBCELL)
+    return cells.unflatten(0, values.shape[:2])
 
 
 def _wide(cells: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """`Network.generate` against the plain computation, in any batches and precisions."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from plain_network import PlainNetwork
 
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.images import read_image
-from ocdit_core.inference.network import Network, collect_timings, lap
+from ocdit_core.inference.network import Network, collect_timings, lap, relevant_cells
 from ocdit_core.inference.settings import InferenceSettings, find_weights
 from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
-from ocdit_core.models.matching_prior import MatchingPriorConfig
+from ocdit_core.models.matching_prior import MatchingPriorConfig, PriorMaps
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, OCDiTConfig, TargetSet
 from ocdit_core.models.representation import RepresentationConfig
 
@@ -89,7 +90,10 @@ def assert_equals_plain(
     network = make_network(model, **settings)
     plain = PlainNetwork(model, InferenceSettings(**settings)).generate(*inputs(network, **case), crops)
     assert plain.std() > spread
-    assert difference(generate(network, crops=crops, **case), plain) < bar
+    with pytest.MonkeyPatch.context() as patch:
+        # The plain network computes all cells.
+        patch.setattr("ocdit_core.inference.network.RULED_OUT", -1.0)
+        assert difference(generate(network, crops=crops, **case), plain) < bar
 
 
 @pytest.mark.parametrize("prior", [None, PRIOR], ids=["published", "prior"])
@@ -122,6 +126,37 @@ def test_results_equal_those_of_the_plain_network_with_the_embedded_weights(samp
     case = {"windows": 2, "images": np.stack([image, image[:, ::-1]])}
     # Nothing of the random templates is in the image.
     assert_equals_plain(model, case, 2, bar, spread=1e-5, ensemble=2, sampler=sampler)
+
+
+@torch.inference_mode()
+def test_cells_that_do_not_count_change_nothing_and_cells_left_out_keep_the_draft():
+    model = make_model(prior=PRIOR)
+    conditioning = model.condition(*inputs(make_network(model), objects=2))
+    x, count = 80 * torch.randn(1, 2, 2, 8, 4, 6), torch.ones(1, 1, 2, 5, dtype=torch.bool)
+    some = torch.tensor([[[[3, 5, 11, 20, 7], [0, 2, 16, 9, 22]]]])
+
+    def denoised(cells, mask) -> torch.Tensor:
+        return model.denoiser(x, 80.0, dataclasses.replace(conditioning, cells=cells, mask=mask)).latents
+
+    full = denoised(None, None)
+    everything = torch.arange(23, -1, -1).expand(1, 1, 2, -1)
+    assert torch.allclose(denoised(everything, everything >= 0), full, atol=1e-5)
+    few = denoised(some, count)
+    assert torch.allclose(denoised(torch.cat([some, some + 1], 3), torch.cat([count, ~count], 3)), few, atol=1e-5)
+    kept = torch.zeros(1, 1, 2, 24, dtype=torch.bool).scatter(3, some, True).view(1, 1, 2, 1, 4, 6)
+    outside = ~kept.expand_as(few)
+    assert torch.allclose(few[outside], conditioning.draft.expand_as(few)[outside], atol=0.05)
+    assert (few - full).abs().max() > 0.05
+
+
+def test_cells_that_the_prior_rules_out_are_left_out():
+    logits = torch.full((1, 2, 16, 24), -9.0)
+    logits[0, 0, 5, 9] = 3.0
+    maps = PriorMaps(channels=logits, logits=logits, log_assignment=logits, draft=logits, presence=logits[0, 0])
+    cells, mask = relevant_cells(maps)
+    # The cell in row 1 and column 2 of 4 x 6, and its neighbours; one of an object that is nowhere.
+    assert sorted(cells[0, 0].tolist()) == [1, 2, 3, 7, 8, 9, 13, 14, 15]
+    assert mask.sum(2).tolist() == [[9, 1]]
 
 
 def test_a_result_does_not_depend_on_what_else_is_in_the_batch():
