@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,34 @@ def overlay(image: np.ndarray, segmentation: Segmentation) -> np.ndarray:
         text = f"{instance.object_id} {instance.score:.2f}"
         placed.append(_label(canvas, text, instance.box, colours[instance.object_id], placed))
     return canvas
+
+
+def denoising_strips(crops: np.ndarray, masks: Mapping[float, np.ndarray], object_ids: Sequence[str]) -> np.ndarray:
+    """Draw what `Segmenter.steps` returns: a row for each crop and member, a column for each noise level.
+
+    Args:
+        crops: (A + 1, h, w, 3) uint8 RGB.
+        masks: by noise level, probabilities ((A + 1) E, O, h', w').
+        object_ids: names of the O targets.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    rows, _, height, width = next(iter(masks.values())).shape
+    colours = np.array([object_colours(object_ids)[name] for name in object_ids], np.float32)
+    small = np.stack([cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA) for crop in crops])
+    base = small.repeat(rows // len(crops), axis=0).astype(np.float32)
+    columns = [base]
+    for found in masks.values():
+        drawn = base * 0.5
+        for colour, mask in zip(colours, np.moveaxis(found, 1, 0), strict=True):
+            drawn += mask[..., None] * (colour - drawn)
+        columns.append(drawn)
+    title = np.full((_SHEET_TITLE, len(columns) * width, 3), _SHEET_GREY, np.uint8)
+    for column, sigma in enumerate(masks, start=1):
+        text = f"sigma {sigma:.3g}"
+        cv2.putText(title, text, (column * width + 6, 16), _FONT, 0.45, (235, 235, 235), 1, cv2.LINE_AA)
+    return np.concatenate([title, *np.concatenate(columns, axis=2).clip(0, 255).astype(np.uint8)])
 
 
 class ContactSheets:

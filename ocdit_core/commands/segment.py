@@ -43,6 +43,8 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "--uncertainty", action="store_true", help="also write STEM_uncertainty.png: white where a pixel is undecided"
     )
+    text = "also write STEM_steps.png: masks of each crop and member of the ensemble at each noise level"
+    parser.add_argument("--steps", action="store_true", help=text)
     group = parser.add_argument_group(
         "prompts",
         "where objects are in the one IMAGE, in pixels; these objects are targets, without --targets the only ones",
@@ -58,8 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ocdit_core.files import check_output
-    from ocdit_core.images import read_image
+    from ocdit_core.images import read_image, write_image
     from ocdit_core.inference.prompts import parse_prompt, read_prompts
+    from ocdit_core.visualization import denoising_strips
 
     twice = [stem for stem, count in Counter(path.stem for path in arguments.images).items() if count > 1]
     if twice:
@@ -83,6 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
             image = read_image(path)
             result = segmenter.segment(image, uncertainty=arguments.uncertainty, prompts=prompts)
             write_result(arguments.out, path, image, result, model=segmenter.model_name)
+            if arguments.steps:
+                strips = denoising_strips(*segmenter.steps(image), result.target_ids)
+                write_image(_outputs(arguments.out, path)[3], strips)
         except (ImageError, OutputError) as error:
             failed += 1
             report(error)
@@ -124,7 +130,7 @@ def write_result(out: Path, path: Path, image: np.ndarray, result: Segmentation,
     from ocdit_core.images import write_image
     from ocdit_core.visualization import overlay
 
-    data, drawing, uncertainty = _outputs(out, path)
+    data, drawing, uncertainty, _ = _outputs(out, path)
     masks = {
         out / path.stem / f"mask_{number}_{instance.object_id}.png": instance.mask
         for number, instance in enumerate(result.instances, start=1)
@@ -141,8 +147,9 @@ def write_result(out: Path, path: Path, image: np.ndarray, result: Segmentation,
         write_image(uncertainty, (255 * result.uncertainty).round().astype("uint8"))
 
 
-def _outputs(out: Path, path: Path) -> tuple[Path, Path, Path]:
-    return out / f"{path.stem}.json", out / f"{path.stem}_overlay.png", out / f"{path.stem}_uncertainty.png"
+def _outputs(out: Path, path: Path) -> tuple[Path, ...]:
+    names = (".json", "_overlay.png", "_uncertainty.png", "_steps.png")
+    return tuple(out / f"{path.stem}{name}" for name in names)
 
 
 def as_json(path: Path, result: Segmentation, *, model: str) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from ocdit_core.inference.network import Network
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.models.ocdit import TargetSet
 
+_TILE = 192
+"""Width in pixels of the masks that `CoarseStage.steps` returns."""
+
 
 class CoarseStage:
     """Segments all targets at once.
@@ -31,22 +34,32 @@ class CoarseStage:
             images: (H, W, 3) uint8 RGB images, which may differ in size.
             runs: sets of target objects, one run of the network each.
         """
-        settings, input_size = self._settings, self._input_size
+        settings = self._settings
         jobs = []
         for image in images:
-            size = _size(image)
-            crops = [full_crop(size, input_size), *augmentation_crops(size, input_size, settings.crops)]
-            jobs.append((CropMean(sum(_objects(run) for run in runs), size), image, crops))
+            jobs.append((CropMean(sum(_objects(run) for run in runs), _size(image)), image, self._crops(image)))
         self._add(jobs, runs)
         if settings.guided_crop:
             guided = []
             for mean, image, _ in jobs:
-                crop = guided_crop(mean.result(), input_size, settings.mask_threshold)
+                crop = guided_crop(mean.result(), self._input_size, settings.mask_threshold)
                 if crop is not None:
                     guided.append((mean, image, [crop]))
             if guided:
                 self._add(guided, runs)
         return [mean.result() for mean, _, _ in jobs]
+
+    def steps(self, image: np.ndarray, runs: Sequence[TargetSet]) -> tuple[np.ndarray, dict[float, np.ndarray]]:
+        """Return the crops of an image and the masks of all runs' objects during sampling; see `Segmenter.steps`."""
+        crops = np.stack([crop.forward(image) for crop in self._crops(image)])
+        features = self._network.encode(crops)
+        size = round(_TILE * crops.shape[1] / crops.shape[2]), _TILE
+        found = [self._network.steps(features, run, size) for run in runs]
+        return crops, {sigma: np.concatenate([one[sigma] for one in found], axis=1) for sigma in found[0]}
+
+    def _crops(self, image: np.ndarray) -> list[Crop]:
+        size = _size(image)
+        return [full_crop(size, self._input_size), *augmentation_crops(size, self._input_size, self._settings.crops)]
 
     def match(self, image: np.ndarray, runs: Sequence[TargetSet]) -> np.ndarray | None:
         """Return the matching prior's probabilities (O, H, W) float32 at `fine_image_size`; None without either."""

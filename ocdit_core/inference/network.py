@@ -87,7 +87,14 @@ class Network:
         with self._autocast(self._half):
             return self.model.encode_targets(templates)
 
-    def generate(self, image: ImageFeatures, targets: TargetSet, crops: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    def generate(
+        self,
+        image: ImageFeatures,
+        targets: TargetSet,
+        crops: int = 1,
+        *,
+        trace: Callable[[float, Tensor], None] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Generate masks, averaged over the ensemble and, with `prior_weight`, with the matching prior's own.
 
         The initial noise is the same for all images and all sets of targets, so that a result does not depend on what
@@ -97,6 +104,7 @@ class Network:
             image: features of B W crops, W for each set of targets.
             targets: B sets of O objects.
             crops: crops of the same image, which have different noise; W is a multiple of it.
+            trace: called with the noise level and the denoised latents (B, W E, O, z, ...) of each evaluation.
 
         Returns:
             (B, W, O, h, w) float32 probabilities of the pixels showing each object; (B, W, O) float32 probabilities of
@@ -119,7 +127,10 @@ class Network:
                 )
 
             def denoise(x: Tensor, sigma: float) -> Tensor:
-                return self._denoise(x, self._level(sigma), conditioning)
+                denoised = self._denoise(x, self._level(sigma), conditioning)
+                if trace is not None:
+                    trace(sigma, denoised)
+                return denoised
 
             latents = sample(denoise, noise, self._settings.sampler, generator)
             lap(f"{self._stage}sampling", self.device)
@@ -132,6 +143,26 @@ class Network:
             presence = maps.presence.float().sigmoid().unflatten(0, (sets, windows))
         lap(f"{self._stage}decoding", self.device)
         return mean.cpu().numpy(), presence.cpu().numpy()
+
+    def steps(self, image: ImageFeatures, targets: TargetSet, size: tuple[int, int]) -> dict[float, np.ndarray]:
+        """Return the masks that the denoiser predicts at each noise level, falling, for W crops of one image.
+
+        Args:
+            image: features of the crops.
+            targets: one set of O objects.
+            size: height and width in pixels of the result.
+
+        Returns:
+            By noise level, (W E, O, height, width) float32 probabilities, the E members of a crop in succession.
+        """
+        latents: dict[float, Tensor] = {}  # of a method of second order, the last evaluation at each level
+        self.generate(image, targets, len(image.features), trace=lambda sigma, x: latents.update({sigma: x[0]}))
+        found = {}
+        for sigma, one in latents.items():
+            with self._autocast(self._half):
+                masks = self._decode(one.flatten(0, 1)).float().unflatten(0, one.shape[:2])
+            found[sigma] = F.interpolate(masks, size, mode="area").cpu().numpy()
+        return found
 
     def match(self, image: ImageFeatures, targets: TargetSet) -> np.ndarray | None:
         """Return the matching prior's own masks of B crops, one for each set of O objects: (B, O, h, w) float32.

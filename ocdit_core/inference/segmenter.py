@@ -278,6 +278,28 @@ class Segmenter:
         return calibrated(candidates, settings.calibration) + pointed
 
     @torch.inference_mode()
+    def steps(
+        self, image: np.ndarray, objects: EncodedObjects | None = None
+    ) -> tuple[np.ndarray, dict[float, np.ndarray]]:
+        """Return the masks that the coarse model predicts during sampling, before members and crops are averaged.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            objects: target objects; default: those of `set_objects`.
+
+        Returns:
+            The whole image and its A crops as the model sees them, (A + 1, h, w, 3) uint8; by noise level, falling,
+            ((A + 1) E, O, h', w') float32 probabilities of the targets in these, E members of the ensemble for each.
+
+        Raises:
+            ImageError: `image` is not an image.
+            OcditError: no target objects have been set.
+        """
+        objects = self._current(objects)
+        crops, masks = self._coarse.steps(as_rgb8(image), objects.runs)
+        return crops, {sigma: one[:, : len(objects.object_ids)] for sigma, one in masks.items()}
+
+    @torch.inference_mode()
     def poses(
         self,
         image: np.ndarray,

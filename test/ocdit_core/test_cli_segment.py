@@ -69,6 +69,15 @@ def test_settings_reach_the_model_and_its_doubts_are_drawn(place, tmp_path):
     assert doubts.max() > doubts.min()
 
 
+def test_the_steps_of_the_sampler_are_drawn(place, tmp_path):
+    more = ["--steps", "--set", "sampler.steps=3", "--set", "ensemble=2", "--set", "crops=1"]
+    assert segment(place, ["a"], "--out", str(tmp_path), *more) == 0
+    drawn = read_image(tmp_path / "a_steps.png")
+    # The crop and 3 noise levels of 192 pixels; 2 crops of 2 members under the title.
+    height = 192 * 64 // 80
+    assert drawn.shape[:2] == (22 + 4 * (height + 1), 4 * 192)
+
+
 def test_prompts_name_the_targets_and_bound_the_masks(place, tmp_path):
     (tmp_path / "prompts.json").write_text('[{"object_id": "cube", "box": [60, 10, 50, 70]}]')
     more = ["--prompt", "cube@box:5,10,50,70", "--prompts", f"{tmp_path}/prompts.json", "--threshold", "0"]

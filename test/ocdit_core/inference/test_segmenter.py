@@ -59,6 +59,23 @@ def image_of(size, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
 
 
+@pytest.mark.parametrize("method", ["heun", "dpm++2m"])
+def test_the_last_of_the_steps_is_what_the_result_averages(library, method):
+    sampler = SamplerConfig(steps=3, method=method)
+    settings = {"image_size": (96, 192), "ensemble": 2, "crops": 2, "sampler": sampler}
+    segmenter, image = make_segmenter(library, **settings), image_of((96, 192))
+    crops, masks = segmenter.steps(image)
+    assert crops.shape == (3, 96, 192, 3)
+    np.testing.assert_array_equal(crops[0], image)
+    assert list(masks) == pytest.approx([80, 1.75, 0.002], rel=0.01)
+    assert {one.shape for one in masks.values()} == {(6, len(library), 96, 192)}
+    whole = make_segmenter(library, **{**settings, "crops": 0})
+    (expected,) = whole._coarse.segment([image], whole.objects.runs)
+    _, masks = whole.steps(image)
+    np.testing.assert_allclose(list(masks.values())[-1].mean(0), expected, atol=1e-5)
+    assert np.abs(next(iter(masks.values())).mean(0) - expected).max() > 0.01
+
+
 @pytest.mark.parametrize("refine", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_results_are_well_formed_at_any_size(library, refine, size):
