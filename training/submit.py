@@ -13,6 +13,7 @@ import contextlib
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -61,7 +62,7 @@ def main() -> int:
     run = Path(settings["run"])
     options = [one.partition("=") for one in arguments.sbatch]
     try:
-        timeouts = {"slurm_max_num_timeout": _REQUEUES, "local_max_num_timeout": _REQUEUES}
+        timeouts: dict[str, Any] = {"slurm_max_num_timeout": _REQUEUES, "local_max_num_timeout": _REQUEUES}
         executor = AutoExecutor(folder=run / "jobs", **timeouts)
         executor.update_parameters(
             name=run.name,

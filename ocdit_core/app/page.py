@@ -113,7 +113,7 @@ def make_page(studio: Studio, examples: Sequence[Path]) -> gr.Blocks:
 
         # The file as it was dropped: `Visitor.open` says what is wrong with it. Gradio forgets this where an event
         # changes the component.
-        photo.preprocess = lambda payload: None if payload is None else payload.path
+        photo.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
         shown = [visitor, status, result, table, uncertainty, seconds]
 
         def show(visitor: Visitor, message: str) -> list[Any]:

@@ -172,7 +172,9 @@ def _snapped(
     # It needs pixels of both kinds.
     if np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).any() and np.isin(labels, (cv2.GC_BGD, cv2.GC_PR_BGD)).any():
         cv2.setRNGSeed(0)
-        cv2.grabCut(np.ascontiguousarray(image[part]), labels, None, *np.zeros((2, 1, 65)), 1, cv2.GC_INIT_WITH_MASK)
+        crop, models = np.ascontiguousarray(image[part]), np.zeros((2, 1, 65))
+        # The rectangle is not used with GC_INIT_WITH_MASK.
+        cv2.grabCut(crop, labels, (0, 0, 0, 0), models[0], models[1], 1, cv2.GC_INIT_WITH_MASK)
     mask = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
     if prompt.mask is not None:
         mask = np.sum([mask, probable, prompt.mask[part]], axis=0) >= 2
