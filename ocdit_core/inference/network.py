@@ -119,8 +119,9 @@ class Network:
         addition, maps = self.model.match(image, targets)
         with self._autocast(self._half):
             conditioning = self.model.denoiser.condition(image.features, targets.tokens, addition, maps)
-            # In several steps, noise would remain in the cells left out.
-            if maps is not None and self._settings.sampler.steps == 0:
+            # In several steps, noise would remain in the cells left out. A compiled network takes minutes for each
+            # number of cells.
+            if maps is not None and self._settings.sampler.steps == 0 and not self._settings.compile:
                 cells, mask = relevant_cells(maps)
                 conditioning = dataclasses.replace(
                     conditioning, cells=cells.unflatten(0, (sets, windows)), mask=mask.unflatten(0, (sets, windows))

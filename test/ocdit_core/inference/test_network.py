@@ -159,6 +159,13 @@ def test_cells_that_the_prior_rules_out_are_left_out():
     assert mask.sum(2).tolist() == [[9, 1]]
 
 
+@pytest.mark.parametrize("settings", [{"compile": True}, {"sampler": HEUN}], ids=["compiled", "several steps"])
+def test_compiled_networks_and_several_steps_leave_no_cells_out(monkeypatch, settings):
+    monkeypatch.setattr("ocdit_core.models.denoiser.Denoiser.compile_transformer", lambda *_: None)
+    monkeypatch.setattr("ocdit_core.inference.network.relevant_cells", lambda _: pytest.fail("cells are left out"))
+    generate(make_network(make_model(prior=PRIOR), **settings))
+
+
 def test_a_result_does_not_depend_on_what_else_is_in_the_batch():
     network = make_network(make_model(prior=PRIOR), ensemble=2, sampler=HEUN)
     images = np.random.default_rng(2).integers(0, 256, (4, 64, 96, 3), np.uint8)
