@@ -134,7 +134,8 @@ def make_page(studio: Studio, examples: Sequence[Path]) -> gr.Blocks:
             missed = sorted({one.object_id for one in visitor.prompts if one.places} - seen)
             if missed:
                 message += f" Nothing there looks like {', '.join(missed)}."
-            return show(visitor, _plain(message))
+            visitor.message = _plain(message)
+            return show(visitor, visitor.message)
 
         def open_image(visitor: Visitor, path: str | None, targets: list[str], threshold: float) -> list[Any]:
             # Gradio tells of some images twice.
@@ -142,7 +143,9 @@ def make_page(studio: Studio, examples: Sequence[Path]) -> gr.Blocks:
                 visitor.open(path)
             if path is None:
                 return show(visitor, "Choose an image.")
-            return show(visitor, "") if visitor.result is not None else segment(visitor, targets, threshold)
+            if visitor.result is not None:
+                return show(visitor, visitor.message)
+            return segment(visitor, targets, threshold)
 
         def open_example(visitor: Visitor, targets: list[str], threshold: float, event: gr.SelectData) -> list[Any]:
             return open_image(visitor, str(examples[event.index]), targets, threshold)

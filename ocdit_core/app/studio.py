@@ -50,6 +50,7 @@ class Visitor:
         prompts: where the visitor says that objects are.
         corner: first corner of a box that is being drawn.
         result: newest result for the image.
+        message: what the page said of it.
         encoded: names of the newest targets, and the targets.
     """
 
@@ -60,6 +61,7 @@ class Visitor:
     prompts: list[Prompt] = dataclasses.field(default_factory=list)
     corner: tuple[int, int] | None = None
     result: Segmentation | None = None
+    message: str = ""
     encoded: tuple[tuple[str, ...], EncodedObjects] | None = None
 
     def open(self, path: str | None) -> None:
