@@ -58,7 +58,7 @@ def _unpack(archive: Path, folder: Path) -> list[Path]:
         try:
             with zipfile.ZipFile(archive) as content:
                 content.extractall(temporary)
-        except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
             raise DataError(f"{archive}: damaged, or one of several parts ({error})", kind="damaged archive") from error
         # The archive of the base holds the dataset's folder, the others what is in it.
         inside = Path(temporary) / folder.name

@@ -411,7 +411,7 @@ class OCDiT(nn.Module):
             image_size: (height, width) of the training images in pixels.
             template_size: (height, width) of the templates in pixels.
             heads: attention heads; None: the published 16, for the published width of 1024.
-            backbone: of a checkpoint without one: hub id, folder, or a DINOv2 checkpoint.
+            backbone: backbone of a checkpoint that has none: hub id, folder, or a DINOv2 checkpoint.
 
         Raises:
             WeightsError: a file is missing or damaged, or sizes or weights do not fit; the first key is named.

@@ -324,10 +324,10 @@ def make_scanned(folder: Path, names: list[str]) -> None:
         meshes = folder / name / "meshes"
         box.export(meshes / "model.obj")
         material = next(meshes.glob("*.mtl")).read_text()
-        picture = next(path for path in meshes.iterdir() if path.suffix in (".png", ".jpg", ".jpeg"))
-        picture.rename(folder / name / "materials" / "textures" / "texture.png")
-        assert picture.name in material
-        next(meshes.glob("*.mtl")).write_text(material.replace(picture.name, "texture.png"))
+        texture = next(path for path in meshes.iterdir() if path.suffix in (".png", ".jpg", ".jpeg"))
+        texture.rename(folder / name / "materials" / "textures" / "texture.png")
+        assert texture.name in material
+        next(meshes.glob("*.mtl")).write_text(material.replace(texture.name, "texture.png"))
 
 
 def test_raw_scans_keep_their_names_textures_and_megapose_ids(tmp_path, caplog, capsys):
