@@ -25,8 +25,8 @@ if "bdist_wheel" in sys.argv:
 
 extras = {
     "ros": ["ros-rclpy[fastrtps]", "ros-sensor-msgs", "ros-std-msgs", "ros-diagnostic-msgs", "ros-lifecycle-msgs"],
-    # scipy for convex hulls, DracoPy for compressed glTF
-    "render": ["trimesh>=4.6", "moderngl>=5.10", "scipy", "DracoPy"],
+    # DracoPy for compressed glTF
+    "render": ["trimesh>=4.6", "moderngl>=5.10", "DracoPy"],
     # further mesh formats: STEP and IGES; USD; FBX, 3DS and others; glTF compressed with meshopt (builds from source)
     "cad": ["cascadio>=0.1.1"],
     "usd": ["usd-core>=24.5"],
@@ -86,6 +86,7 @@ setup(
         "einops>=0.7",
         "pillow>=10",
         "pycocotools>=2.0.7",
+        "scipy>=1.10",
         "tqdm>=4.64",
     ],
     extras_require=extras,

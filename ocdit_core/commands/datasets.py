@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SYNTHESIZE_EXAMPLES = """\
   ocdit synthesize --out data/train --images 2000 --objects 200
   ocdit synthesize --out data/train --images 20000 --meshes ~/cad
+  ocdit synthesize --out data/clips --images 480 --video --targets 2 6 --repeats 1 --bop-split test
   ocdit synthesize --out data/shards --images 1000000 --objects 5000 --format shards --ray auto
 """
 FETCH_EXAMPLES = """\
@@ -41,8 +42,10 @@ _RANGES = (
     ("--size", (480, 640), ("H", "W"), "image height and width in pixels"),
     ("--targets", (2, 16), ("MIN", "MAX"), "labelled objects in a scene"),
     ("--distractors", (0, 4), ("MIN", "MAX"), "unlabelled objects in a scene"),
-    ("--views-per-scene", (5, 20), ("MIN", "MAX"), "images of a scene"),
+    ("--views-per-scene", (5, 20), ("MIN", "MAX"), "images of a scene, except in clips"),
 )
+_CLIP = 24
+"""Images of a clip."""
 _WIDTH = 640
 """Width of drawn samples in pixels."""
 
@@ -96,6 +99,8 @@ def _add_synthesize(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
         scenes.add_argument(name, type=int, nargs=2, default=default, metavar=metavar, help=text)
     text = "probability that a target is a further instance of an object of the scene (default: 0)"
     scenes.add_argument("--repeats", type=fraction, default=0.0, metavar="PROBABILITY", help=text)
+    text = f"make clips of {_CLIP} frames: the camera moves, and two equal objects (--repeats) cross each other"
+    scenes.add_argument("--video", action="store_true", help=text)
     text = "good: four samples per pixel (default: fast)"
     scenes.add_argument("--quality", default="fast", choices=("fast", "good"), help=text)
     text = "fraction of the images to render by path tracing (Mitsuba), seconds for each (default: 0)"
@@ -161,7 +166,8 @@ def _settings(arguments: argparse.Namespace) -> SynthesisSettings:
         targets=tuple(arguments.targets),
         repeats=arguments.repeats,
         distractors=tuple(arguments.distractors),
-        views=tuple(arguments.views_per_scene),
+        views=(_CLIP, _CLIP) if arguments.video else tuple(arguments.views_per_scene),
+        video=arguments.video,
         format=arguments.format,
         depth=arguments.depth,
         quality=arguments.quality,

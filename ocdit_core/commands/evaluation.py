@@ -30,6 +30,7 @@ EVALUATE_EXAMPLES = """\
   ocdit evaluate --dataset data/rooms --split test --objects data/rooms/templates --method colour --out runs/colour
   ocdit evaluate --dataset data/bop/ycbv --split test --results cnos_ycbv-test.json --out runs/cnos
   ocdit evaluate ... --regions truth --out runs/crops       # the paper's table 3 (b); (a) with --labels
+  ocdit evaluate --dataset data/clips --split test --objects data/clips/templates --tracking --out runs/clips
   ocdit evaluate ... --out runs/many --set ensemble=4 --set sampler.steps=9 --shard 0/8 --jobs 4
 
 OUT holds metrics.json, results.json (BOP results file), records.jsonl (each image and object) and evaluation.json (what
@@ -81,6 +82,8 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     method.add_argument("--labels", action="store_true", help="with --regions: keep their objects, segment them only")
     text = "give location prompts, drawn from the ground truth: point, scribble, box or mask"
     method.add_argument("--prompts", metavar="KIND", choices=("point", "scribble", "box", "mask"), help=text)
+    text = "take the images of a scene for the frames of a video: run a tracker over the results, and measure the ids"
+    method.add_argument("--tracking", action="store_true", help=text)
     text = "evaluate this BOP results file instead of a method"
     method.add_argument("--results", type=Path, metavar="FILE", help=text)
     add_workers(parser, "images", jobs=1)
@@ -141,6 +144,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from ocdit_core.evaluation import run
     from ocdit_core.evaluation.metrics import table
     from ocdit_core.evaluation.targets import choose_targets
+    from ocdit_core.evaluation.tracking import evaluate_tracking, tracking_table
+    from ocdit_core.inference.settings import TrackSettings
 
     metrics: dict[str, Any] | None
     regions, labels = arguments.regions, arguments.labels
@@ -152,8 +157,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if regions is not None and arguments.prompts is not None:
         raise ConfigError("--regions and --prompts: give one of them")
     dataset = open_dataset(arguments.dataset, arguments.split)
+    track = TrackSettings()
     if arguments.results is None:
         task = replace(_task_of(dataset, arguments)([]), regions=regions, labels=labels, prompts=arguments.prompts)
+        track = track if task.method.settings is None else task.method.settings.track
         metrics = run.evaluate(arguments.out, task, jobs=arguments.jobs, shard=arguments.shard, progress=True)
     else:
         threshold = 0.5 if arguments.threshold is None else arguments.threshold
@@ -162,8 +169,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if metrics is None:
         print(f"{arguments.out}: this shard is done; the last of the others writes the metrics")
         return 0
+    if arguments.tracking:
+        finished = run.read_run(arguments.out)
+        metrics = run.add_metrics(finished, tracking=evaluate_tracking(dataset, finished, track))
     header, *rows = ([*row, *[""] * (6 - len(row))] for row in table(metrics))
     print_table(header, rows)
+    if arguments.tracking:
+        print()
+        print_table(*tracking_table(metrics["tracking"]))
     print(f"{arguments.out}: metrics.json, results of {metrics['images']:,} images")
     return 0
 

@@ -47,7 +47,8 @@ class MethodSpec:
         """Return what determines the results, as JSON values; the device is not included."""
         identity: dict[str, Any] = {"method": self.method}
         if self.settings is not None:
-            identity["settings"] = as_dict(self.settings)
+            # A tracker runs over the results: other settings of it do not change them.
+            identity["settings"] = {key: value for key, value in as_dict(self.settings).items() if key != "track"}
         if self.method != "colour":
             identity |= {"weights": self.weights, "weights_sha256": _digest(self.weights)}
         return identity

@@ -243,8 +243,19 @@ def write_metrics(
 ) -> dict[str, Any]:
     """Write metrics.json and return its content."""
     metrics = {"schema_version": SCHEMA_VERSION, "run": plan, **summarise(records, threshold=threshold)}
-    write_text(out / METRICS, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    _write(out, metrics)
     return metrics
+
+
+def add_metrics(run: Run, **more: Any) -> dict[str, Any]:
+    """Add metrics to the metrics.json of a finished evaluation and return its content."""
+    metrics = run.metrics | more
+    _write(run.path, metrics)
+    return metrics
+
+
+def _write(out: Path, metrics: dict[str, Any]) -> None:
+    write_text(out / METRICS, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_run(path: str | Path) -> Run:

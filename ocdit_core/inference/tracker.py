@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 
+from ocdit_core.errors import OcditError
 from ocdit_core.images import as_rgb8
 from ocdit_core.inference.results import Instance, Segmentation
 from ocdit_core.inference.settings import TrackSettings
@@ -48,13 +49,13 @@ class Tracker:
     Each frame is segmented on its own. A tracker must not be used by several threads at once.
 
     Args:
-        segmenter: model, settings and default targets.
+        segmenter: model, settings and default targets; or the settings alone, for `update`.
         numbers: rising numbers of new instances, by default 1, 2, ...; trackers that share it use no number twice.
     """
 
-    def __init__(self, segmenter: Segmenter, numbers: Iterator[int] | None = None) -> None:
-        self._segmenter = segmenter
-        self._settings = segmenter.settings.track
+    def __init__(self, segmenter: Segmenter | TrackSettings, numbers: Iterator[int] | None = None) -> None:
+        self._segmenter = None if isinstance(segmenter, TrackSettings) else segmenter
+        self._settings = segmenter if isinstance(segmenter, TrackSettings) else segmenter.settings.track
         self._numbers = itertools.count(1) if numbers is None else numbers
         self._tracks: list[Track] = []
         self._size: tuple[int, ...] = ()
@@ -75,8 +76,10 @@ class Tracker:
 
         Raises:
             ImageError: `image` is not an image.
-            OcditError: no target objects have been set.
+            OcditError: no target objects have been set, or there is no segmenter.
         """
+        if self._segmenter is None:
+            raise OcditError("this tracker has settings alone: give it a segmenter, or results to `update`")
         return self.update(self._segmenter.segment(image, objects), image)
 
     def update(self, result: Segmentation, image: np.ndarray) -> Segmentation:

@@ -437,10 +437,11 @@ def write_card(out: Path, settings: SynthesisSettings, objects: PreparedObjects)
     kinds = ["procedural ones"] * bool(settings.objects)
     if settings.meshes is not None:
         kinds.append(f"meshes of {Path(settings.meshes).name}, under their own licences")
+    contents = "Clips of rooms, rendered" if settings.video else "Rooms with objects at rest, rendered from many sides"
     text = f"""\
 # Synthetic scenes for object segmentation
 
-Rooms with objects at rest, rendered from many sides by `ocdit synthesize`; its settings are in {PLAN}.
+{contents} by `ocdit synthesize`; its settings are in {PLAN}.
 
 | | |
 |---|---|

@@ -16,6 +16,7 @@ from ocdit_core.data.writers import LabelledFrame, LabelledObject
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.masks import Box, tight_box
 from ocdit_core.objects.viewpoints import TUDL_K, TUDL_SIZE, look_at_poses, project
+from ocdit_core.synthesis.clips import Crossing, equal_pair, orbit
 from ocdit_core.synthesis.path_tracer import PathTracer, developed
 from ocdit_core.synthesis.renderer import Placed, SceneRenderer
 from ocdit_core.synthesis.room import Material, Room, random_room
@@ -52,7 +53,8 @@ KEPT_OBJECTS, KEPT_TEXTURES = 128, 64  # on the graphics card, from scene to sce
 
 _PREVIEW = 4  # the preview has a quarter of the image's width and height
 _LAYOUT_ATTEMPTS, _CAMERA_ATTEMPTS = 5, 8
-_LAYOUT, _CAMERAS, _EFFECTS, _TRACED = 1, 2, 3, 4  # each has random numbers of its own
+_CLIP_CAMERAS = 8  # of which the one that sees a crossing best is taken
+_LAYOUT, _CAMERAS, _EFFECTS, _TRACED, _MOTION = 1, 2, 3, 4, 5  # each has random numbers of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ class SceneSettings:
         quality: "fast", or "good": four samples per pixel.
         path_traced: probability that Mitsuba draws an image's colours.
         depth: write depth maps.
+        video: make clips: the camera moves, and two equal objects, where a scene has them, cross each other.
     """
 
     size: tuple[int, int] = (480, 640)
@@ -76,8 +79,11 @@ class SceneSettings:
     quality: Quality = "fast"
     path_traced: float = 0.0
     depth: bool = True
+    video: bool = False
 
     def __post_init__(self) -> None:
+        if self.video and self.path_traced:
+            raise ConfigError("path_traced: clips are not path-traced; leave it at 0 with video")
         if not 64 <= min(self.size) <= max(self.size) <= 4096:
             raise ConfigError(f"size: {self.size} must be 64 to 4096 pixels a side")
         for name, least in (("targets", 1), ("distractors", 0)):
@@ -183,6 +189,9 @@ class SceneMaker:
             MeshError: an object's file is missing or damaged.
             ImageError: a texture is damaged.
         """
+        if self.settings.video:
+            yield from self._clip(index, count)
+            return
         settings = self.settings
         room, objects = self.layout(index)
         textures = [part.texture for part in room.surfaces if part.texture is not None]
@@ -204,7 +213,41 @@ class SceneMaker:
                 light = self._tracer.draw(pose, K, settings.size, seed=number)
                 colours = developed(light, automatic_exposure(light, effects))
             yield self._frame(pose, K, exposure, colours, targets, effects)
-        # Only now: the scene needed them.
+        self._release_some()
+
+    def _clip(self, index: int, count: int) -> Iterator[LabelledFrame]:
+        """Yield the frames of a clip; the exposure and the effects of the camera stay."""
+        room, objects = self.layout(index)
+        textures = {part.texture: self._texture(part.texture) for part in room.surfaces if part.texture is not None}
+        rng, pair = self._rng(index, _MOTION), equal_pair(objects)
+        crossing: Crossing | None = None
+        if pair is None:
+            aims = [item.points for item in objects]
+        else:
+            settled = settle([self._object(objects[pair[0]].name)[1]], room.half_size, rng)
+            if not settled.kept[0]:
+                raise DataError(f"scene {index}: {objects[pair[0]].name} does not come to rest")
+            crossing = Crossing.draw(rng, room, objects, pair, settled.poses[0])
+            objects = crossing.at(0.0)
+            aims = [np.concatenate([crossing.at(time)[i].points for time in (-1.0, 1.0) for i in crossing.pair])]
+        self._renderer.stage(room, textures, objects)
+        cameras = choose_cameras(
+            self._renderer, self._rng(index, _CAMERAS), room, objects, _CLIP_CAMERAS, self.settings.size, aims
+        )
+        if not cameras:
+            raise DataError(f"scene {index}: no camera sees enough")
+        pose, K, exposure = cameras[0] if crossing is None else max(cameras, key=lambda one: crossing.side_view(one[0]))
+        middle = np.concatenate(aims).mean(axis=0)
+        for time, view in zip(np.linspace(-1, 1, count), orbit(rng, room, pose, middle, count), strict=True):
+            if crossing is not None:
+                objects = crossing.at(float(time))
+                self._renderer.stage(room, textures, objects)
+            targets = [(self._ids[item.name], item) for item in objects if item.label]
+            yield self._frame(view, K, exposure, None, targets, self._rng(index, _EFFECTS, 0))
+        self._release_some()
+
+    def _release_some(self) -> None:
+        """Release old objects and textures; after a scene, which needs its own."""
         _trim(self._objects, KEPT_OBJECTS, lambda entry: self._renderer.release(entry[2]))
         _trim(self._textures, KEPT_TEXTURES, self._renderer.release)
 
@@ -332,9 +375,17 @@ def random_camera(rng: Rng, room: Room, objects: Sequence[Array], size: tuple[in
 
 
 def choose_cameras(
-    renderer: SceneRenderer, rng: Rng, room: Room, objects: Sequence[Placed], count: int, size: tuple[int, int]
+    renderer: SceneRenderer,
+    rng: Rng,
+    room: Room,
+    objects: Sequence[Placed],
+    count: int,
+    size: tuple[int, int],
+    aims: Sequence[Array] | None = None,
 ) -> list[tuple[Array, Array, float]]:
     """Draw cameras for the staged scene, and keep those that see enough of the targets.
+
+    They are aimed at a few neighbours of `aims`, points (n, 3) of each; default: the objects.
 
     Returns:
         At most `count` cameras, after a few attempts for each: the pose (4, 4) camera-from-world, K (3, 3), and the
@@ -344,7 +395,8 @@ def choose_cameras(
     small = (height // _PREVIEW, width // _PREVIEW)
     scale = np.diag([small[1] / width, small[0] / height, 1.0])
     needed = MIN_PIXELS * height * width / (480 * 640) / _PREVIEW**2
-    points, labels = [item.points for item in objects], [item.label for item in objects if item.label]
+    points = [item.points for item in objects] if aims is None else aims
+    labels = [item.label for item in objects if item.label]
     cameras = []
     for _ in range(count):
         for _ in range(_CAMERA_ATTEMPTS):
