@@ -19,72 +19,61 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 _WRAPPERS = ("state_dict", "model")  # keys under which training programs store the state dict
 
-# Naming of the authors' code: (published pattern, ours), applied in order. Only names and shapes are known, as no
+# Naming of the authors' code: (our pattern, published), applied in order. Only names and shapes are known, as no
 # weights are published yet; the tests check the numbers with synthetic weights.
 _PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
-    (r"^vae\.model\.model\.quant_conv\.", "vae.encoder.posterior."),
-    (r"^vae\.model\.model\.post_quant_conv\.", "vae.decoder.prior."),
-    (r"^vae\.model\.model\.(encoder|decoder)\.conv_in\.", r"vae.\1.stem."),
-    (r"^vae\.model\.model\.(encoder|decoder)\.conv_out\.0\.", r"vae.\1.norm."),
-    (r"^vae\.model\.model\.(encoder|decoder)\.conv_out\.2\.", r"vae.\1.head."),
-    (r"^vae\.model\.model\.(encoder|decoder)\.(?:down|up)_blocks\.", r"vae.\1.layers."),
-    (r"^(vae\..*)\.conv_first\.0\.", r"\1.norm1."),
-    (r"^(vae\..*)\.conv_first\.2\.", r"\1.conv1."),
-    (r"^(vae\..*)\.conv_second\.0\.", r"\1.norm2."),
-    (r"^(vae\..*)\.conv_second\.2\.", r"\1.conv2."),
-    (r"^(vae\..*)\.residual_conv\.", r"\1.shortcut."),
-    (r"^(vae\..*)\.attention\.in_proj_(weight|bias)$", r"\1.qkv.\2"),
-    (r"^(vae\..*)\.attention\.out_proj\.", r"\1.out."),
-    (r"^diffuser\.sigma_embedder\.emb_fourier\.freqs$", "denoiser.noise_embedding.fourier.frequencies"),
-    (r"^diffuser\.sigma_embedder\.emb_fourier\.phases$", "denoiser.noise_embedding.fourier.phases"),
-    (r"^diffuser\.sigma_embedder\.proj\.0\.", "denoiser.noise_embedding.linear."),
-    (r"^diffuser\.queries_embedder\.", "denoiser.query_embedding."),
-    (r"^diffuser\.template_embedder\.", "denoiser.template_embedding."),
-    (r"^(denoiser\.\w+_embedding)\.embedder\.proj\.", r"\1.proj."),
-    (r"^(denoiser\.\w+_embedding)\.pe_patches\.pe$", r"\1.patch_position.table"),
-    (r"^(denoiser\.\w+_embedding)\.pe_classes\.pe$", r"\1.object_position.table"),
-    (r"^(denoiser\.\w+_embedding)\.pe_views\.pe$", r"\1.view_position.table"),
-    (r"^diffuser\.decoder\.blocks\.", "denoiser.blocks."),
-    (r"^(denoiser\.blocks\.\d+)\.(cross|self)_attn\.norm\.", r"\1.\2_norm."),
-    (r"^(denoiser\.blocks\.\d+)\.(cross|self)_attn\.adaLN_modulation\.1\.", r"\1.\2_modulation.linear."),
-    (
-        r"^(denoiser\.blocks\.\d+)\.(cross|self)_attn\.module\.\w+_attn\.in_proj_(weight|bias)$",
-        r"\1.\2_attention.in_proj.\3",
-    ),
-    (r"^(denoiser\.blocks\.\d+)\.(cross|self)_attn\.module\.\w+_attn\.out_proj\.", r"\1.\2_attention.out_proj."),
-    (r"^(denoiser\.blocks\.\d+)\.mlp\.norm\.", r"\1.mlp_norm."),
-    (r"^(denoiser\.blocks\.\d+)\.mlp\.adaLN_modulation\.1\.", r"\1.mlp_modulation.linear."),
-    (r"^(denoiser\.blocks\.\d+)\.mlp\.module\.", r"\1.mlp."),
-    (r"^diffuser\.final_layer\.norm\.", "denoiser.head.norm."),
-    (r"^diffuser\.final_layer\.linear\.", "denoiser.head.mlp."),
-    (r"^diffuser\.final_layer\.adaLN_modulation\.1\.", "denoiser.head.modulation.linear."),
-    (r"^diffuser\.logvar_mlp\.0\.freqs$", "denoiser.log_variance.0.frequencies"),
-    (r"^diffuser\.logvar_mlp\.0\.phases$", "denoiser.log_variance.0.phases"),
-    (r"^diffuser\.logvar_mlp\.1\.", "denoiser.log_variance.1."),
+    (r"^vae\.encoder\.posterior\.", "vae.model.model.quant_conv."),
+    (r"^vae\.decoder\.prior\.", "vae.model.model.post_quant_conv."),
+    (r"^vae\.(encoder|decoder)\.stem\.", r"vae.model.model.\1.conv_in."),
+    (r"^vae\.(encoder|decoder)\.norm\.", r"vae.model.model.\1.conv_out.0."),
+    (r"^vae\.(encoder|decoder)\.head\.", r"vae.model.model.\1.conv_out.2."),
+    (r"^vae\.encoder\.layers\.", "vae.model.model.encoder.down_blocks."),
+    (r"^vae\.decoder\.layers\.", "vae.model.model.decoder.up_blocks."),
+    (r"^(vae\..*)\.norm1\.", r"\1.conv_first.0."),
+    (r"^(vae\..*)\.conv1\.", r"\1.conv_first.2."),
+    (r"^(vae\..*)\.norm2\.", r"\1.conv_second.0."),
+    (r"^(vae\..*)\.conv2\.", r"\1.conv_second.2."),
+    (r"^(vae\..*)\.shortcut\.", r"\1.residual_conv."),
+    (r"^(vae\..*)\.qkv\.", r"\1.attention.in_proj_"),
+    (r"^(vae\..*)\.out\.", r"\1.attention.out_proj."),
+    (r"^denoiser\.noise_embedding\.fourier\.frequencies$", "diffuser.sigma_embedder.emb_fourier.freqs"),
+    (r"^denoiser\.noise_embedding\.fourier\.phases$", "diffuser.sigma_embedder.emb_fourier.phases"),
+    (r"^denoiser\.noise_embedding\.linear\.", "diffuser.sigma_embedder.proj.0."),
+    (r"^denoiser\.query_embedding\.", "diffuser.queries_embedder."),
+    (r"^denoiser\.template_embedding\.", "diffuser.template_embedder."),
+    (r"^(diffuser\.\w+_embedder)\.proj\.(weight|bias)$", r"\1.embedder.proj.\2"),
+    (r"^(diffuser\.\w+_embedder)\.patch_position\.table$", r"\1.pe_patches.pe"),
+    (r"^(diffuser\.\w+_embedder)\.object_position\.table$", r"\1.pe_classes.pe"),
+    (r"^(diffuser\.\w+_embedder)\.view_position\.table$", r"\1.pe_views.pe"),
+    (r"^denoiser\.blocks\.", "diffuser.decoder.blocks."),
+    (r"\.(cross|self)_norm\.", r".\1_attn.norm."),
+    (r"\.(cross|self)_modulation\.linear\.", r".\1_attn.adaLN_modulation.1."),
+    (r"\.(cross|self)_attention\.in_proj\.", r".\1_attn.module.\1_attn.in_proj_"),
+    (r"\.(cross|self)_attention\.out_proj\.", r".\1_attn.module.\1_attn.out_proj."),
+    (r"\.mlp\.(fc\d)\.", r".mlp.module.\1."),
+    (r"\.mlp_norm\.", ".mlp.norm."),
+    (r"\.mlp_modulation\.linear\.", ".mlp.adaLN_modulation.1."),
+    (r"^denoiser\.head\.norm\.", "diffuser.final_layer.norm."),
+    (r"^denoiser\.head\.mlp\.", "diffuser.final_layer.linear."),
+    (r"^denoiser\.head\.modulation\.linear\.", "diffuser.final_layer.adaLN_modulation.1."),
+    (r"^denoiser\.log_variance\.0\.frequencies$", "diffuser.logvar_mlp.0.freqs"),
+    (r"^denoiser\.log_variance\.0\.phases$", "diffuser.logvar_mlp.0.phases"),
+    (r"^denoiser\.log_variance\.1\.", "diffuser.logvar_mlp.1."),
 )
 
 # Not in published checkpoints: their latents are not standardised, which these buffers' initial values stand for.
 _OURS_ALONE = ("vae.latent_mean", "vae.latent_std")
 
 
-def our_name(published: str) -> str:
-    """Return our name of a published parameter.
-
-    Raises:
-        WeightsError: the published OC-DiT has no such parameter.
-    """
-    name = published
+def published_name(name: str) -> str:
+    """Return the published name of one of our parameters of the VAE or the denoiser."""
     for pattern, replacement in _PUBLISHED_NAMES:
         name = re.sub(pattern, replacement, name)
-    if not name.startswith(("vae.encoder.", "vae.decoder.", "denoiser.")):
-        raise WeightsError(f"{published}: not a parameter of the published OC-DiT")
     return name
 
 
 def load_published(model: nn.Module, state: Mapping[str, Tensor], source: str = "published checkpoint") -> None:
-    """Load a checkpoint in the published naming.
-
-    The public DINOv2 of the checkpoint is left out: the backbone has it already.
+    """Load a checkpoint in the published naming, but for a DINOv2 in it.
 
     Args:
         model: an `OCDiT` of the published architecture.
@@ -92,25 +81,26 @@ def load_published(model: nn.Module, state: Mapping[str, Tensor], source: str = 
         source: name of the checkpoint in errors.
 
     Raises:
-        WeightsError: a parameter is missing, unknown or of another shape; the first one is named.
+        WeightsError: a parameter is missing, unknown or of another shape; the first one is named as in the checkpoint.
     """
-    own = model.state_dict()
-    expected = {
-        name: value for name, value in own.items() if not name.startswith("backbone.") and name not in _OURS_ALONE
+    own = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith("backbone.") and name not in _OURS_ALONE
     }
-    found = {}
-    for published in state:
-        if not published.startswith(("vae.", "diffuser.")):
-            continue
-        name, value = our_name(published), state[published]
+    backbone = find_dinov2(state)
+    found = {key: value for key, value in state.items() if key not in backbone}
+    for name, value in own.items():
         # Our 1x1 convolutions are linear layers, and our positions have no axes of length 1.
-        if name in expected and value.shape != expected[name].shape and value.numel() == expected[name].numel():
-            squeezed = tuple(side for side in value.shape if side != 1)
-            if squeezed == tuple(side for side in expected[name].shape if side != 1):
-                value = value.reshape(expected[name].shape)
-        found[name] = value
-    check_state(expected, found, source)
-    model.load_state_dict(found, strict=False)
+        given = found.get(published_name(name))
+        if given is not None and _long_axes(given) == _long_axes(value):
+            found[published_name(name)] = given.reshape(value.shape)
+    check_state({published_name(name): value for name, value in own.items()}, found, source)
+    model.load_state_dict({name: found[published_name(name)] for name in own}, strict=False)
+
+
+def _long_axes(tensor: Tensor) -> list[int]:
+    return [side for side in tensor.shape if side != 1]
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -226,6 +216,7 @@ _DINOV2_NAMES: tuple[tuple[str, str], ...] = (
     (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
 )
 _DINOV2_HEAD_CHANNELS = 64  # of all published sizes
+_QKV = re.compile(r"\.attn\.([qkv])\.")
 
 
 def _dinov2_name(name: str) -> str:
@@ -235,44 +226,64 @@ def _dinov2_name(name: str) -> str:
 
 
 def find_dinov2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the DINOv2 of a state dict, bundled or alone, in one naming; empty where there is none."""
+    """Return the tensors of a DINOv2, alone or as a part of a state dict; empty where there is none."""
+    before = _dinov2_prefix(state)
+    if before is None:
+        return {}
+    return {k: v for k, v in state.items() if k.startswith(before) and not k.startswith(("vae.", "diffuser."))}
+
+
+def _dinov2_prefix(state: Mapping[str, Tensor]) -> str | None:
     first = re.compile(r"(.*?)(?:patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight")
-    before = next((match[1] for key in state if (match := first.fullmatch(key))), None)
-    found: dict[str, Tensor] = {}
-    for key, value in state.items() if before is not None else ():
-        if key.startswith(before or ""):
-            name = _dinov2_name(key.removeprefix(before or ""))
-            if ".attn.qkv." in name:
-                parts = zip("qkv", value.chunk(3), strict=True)
-                found |= {name.replace(".qkv.", f".{letter}."): part for letter, part in parts}
-            else:
-                found[name] = value
-    return found
+    return next((match[1] for key in state if (match := first.fullmatch(key))), None)
+
+
+def _dinov2_keys(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the keys of a DINOv2 by their names in the original code."""
+    before = _dinov2_prefix(state) or ""
+    return {_dinov2_name(key.removeprefix(before)): key for key in state}
 
 
 def dinov2_architecture(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """Return the transformers config of a DINOv2, given as `find_dinov2` returns it; raises WeightsError."""
-    missing = [key for key in ("pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight") if key not in state]
-    if missing:
+    keys = _dinov2_keys(state)
+    required = ("pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+    if missing := [key for key in required if key not in keys]:
         raise WeightsError(f"{source}: {missing[0]} is missing; not a DINOv2 of size S, B or L")
-    hidden, patch = state["patch_embed.proj.weight"].shape[0], state["patch_embed.proj.weight"].shape[2]
-    registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
+    positions, patches, mlp = (state[keys[key]].shape for key in required)
+    hidden, patch = patches[0], patches[2]
+    registers = state[keys["register_tokens"]].shape[1] if "register_tokens" in keys else 0
     return {
         "model_type": "dinov2_with_registers" if registers else "dinov2",
         **({"num_register_tokens": registers} if registers else {}),
         "hidden_size": hidden,
-        "num_hidden_layers": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")),
+        "num_hidden_layers": 1 + max(int(key.split(".")[1]) for key in keys if key.startswith("blocks.")),
         "num_attention_heads": max(hidden // _DINOV2_HEAD_CHANNELS, 1),
-        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] // hidden,
-        "image_size": math.isqrt(state["pos_embed"].shape[1] - 1) * patch,
+        "mlp_ratio": mlp[0] // hidden,
+        "image_size": math.isqrt(positions[1] - 1) * patch,
         "patch_size": patch,
     }
 
 
 def load_dinov2(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a DINOv2, given as `find_dinov2` returns it, into the class of transformers; raises WeightsError."""
-    own = network.state_dict()
-    names = {_dinov2_name(name): name for name in own}
-    found = {names.get(key, key): value for key, value in state.items()}
-    check_state(own, found, source)
-    network.load_state_dict(found)
+    """Load a DINOv2, given as `find_dinov2` returns it, into the class of transformers.
+
+    Raises:
+        WeightsError: a parameter is missing, unknown or of another shape; the first one is named as in the file.
+    """
+    before, keys = _dinov2_prefix(state) or "", _dinov2_keys(state)
+    original = any(".attn.qkv." in name for name in keys)
+    expected: dict[str, Tensor] = {}
+    sources: list[tuple[str, str, str]] = []  # our name, the file's key, and which third of it, if any
+    for own, value in network.state_dict().items():
+        name, third = _dinov2_name(own), ""
+        if original and (match := _QKV.search(name)):  # one projection for all three
+            name, third = _QKV.sub(".attn.qkv.", name), match[1]
+            value = torch.cat([value] * 3)
+        key = keys.get(name, before + (name if original else own))
+        expected[key] = value
+        sources.append((own, key, third))
+    check_state(expected, state, source)
+    network.load_state_dict(
+        {own: state[key].chunk(3)["qkv".index(third)] if third else state[key] for own, key, third in sources}
+    )

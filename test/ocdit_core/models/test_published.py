@@ -82,6 +82,23 @@ def test_features_equal_those_of_the_original_dinov2(registers, case):
         assert torch.equal(loaded(state)(image), features)
 
 
+@pytest.mark.parametrize("naming", ["original", "transformers"])
+def test_a_wrong_tensor_of_dinov2_is_named_as_in_its_file(naming):
+    state = {f"backbone.{key}": value for key, value in dinov2().items()}
+    key = "backbone.blocks.1.attn.qkv.weight"
+    if naming == "transformers":
+        state = {f"backbone.{key}": value for key, value in loaded(dinov2()).vit.state_dict().items()}
+        key = next(name for name in state if name.startswith("backbone.encoder.layer.1.") and state[name].ndim == 2)
+    shape = list(state[key].shape)
+    for change, message in (
+        ({}, f"{key} is missing; the model has it with shape {shape}"),
+        ({key: state[key][1:]}, f"{key} has shape {[shape[0] - 1, 64]}, the model has {shape}"),
+        ({key: state[key], "backbone.surplus": state[key]}, f"backbone.surplus of shape {shape} is not part of"),
+    ):
+        with pytest.raises(WeightsError, match=re.escape(f"dinov2: {message}")):
+            loaded({name: value for name, value in state.items() if name != key} | change)
+
+
 def published(positions: int, wrapper: str = "") -> dict[str, torch.Tensor]:
     """Return a small state dict in the published naming for features of 64 channels and a grid of `positions`."""
     shapes = json.loads((DATA / "case_a.json").read_text())["parameters"]
@@ -170,10 +187,30 @@ def damaged(state: dict[str, torch.Tensor], folder: Path) -> tuple[Path, list[st
     return path, [], "bad.pth: damaged, or holds more than tensors"
 
 
-def short(state: dict[str, torch.Tensor], folder: Path) -> tuple[Path, list[str], str]:
-    name = "diffuser.decoder.blocks.1.mlp.module.fc1.weight"
-    torch.save({key: value for key, value in state.items() if key != name}, folder / "short.pth")
-    return folder / "short.pth", [], "denoiser.blocks.1.mlp.fc1.weight is missing"
+FC1 = "diffuser.decoder.blocks.1.mlp.module.fc1.weight"
+
+
+def missing(state: dict[str, torch.Tensor], folder: Path) -> tuple[Path, list[str], str]:
+    del state[FC1]
+    torch.save(state, folder / "short.pth")
+    return folder / "short.pth", [], f"short.pth: {FC1} is missing; the model has it with shape [256, 64]"
+
+
+def wrong_shape(state: dict[str, torch.Tensor], folder: Path) -> tuple[Path, list[str], str]:
+    key = "diffuser.queries_embedder.embedder.proj.weight"
+    state[key] = state[key][:, 1:]
+    torch.save(state, folder / "shape.pth")
+    return folder / "shape.pth", [], f"shape.pth: {key} has shape [64, 95, 1, 1], the model has [64, 96]"
+
+
+def extra(state: dict[str, torch.Tensor], folder: Path) -> tuple[Path, list[str], str]:
+    torch.save(state | {"diffuser.surplus": state[FC1]}, folder / "extra.pth")
+    return folder / "extra.pth", [], "extra.pth: diffuser.surplus of shape [256, 64] is not part of the model"
+
+
+def another_part(state: dict[str, torch.Tensor], folder: Path) -> tuple[Path, list[str], str]:
+    torch.save({f"net.{k}": v for k, v in state.items()} | {"net.text.weight": state[FC1]}, folder / "part.pth")
+    return folder / "part.pth", [], "part.pth: text.weight of shape [256, 64] is not part of the model"
 
 
 def other(state: dict[str, torch.Tensor], folder: Path) -> tuple[Path, list[str], str]:
@@ -191,7 +228,7 @@ def objects(state: dict[str, torch.Tensor], folder: Path) -> tuple[Path, list[st
     return folder / "code.pth", [], "code.pth: damaged, or holds more than tensors"
 
 
-@pytest.mark.parametrize("make", [damaged, short, other, another_size, objects])
+@pytest.mark.parametrize("make", [damaged, missing, wrong_shape, extra, another_part, other, another_size, objects])
 def test_wrong_files_are_refused_and_nothing_is_written(make, tmp_path, capsys):
     path, options, message = make(published(80) | dinov2(), tmp_path)
     assert main(["convert", str(path), "--out", str(tmp_path / "out"), *OPTIONS, *options]) == 2
