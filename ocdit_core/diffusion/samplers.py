@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,15 +27,26 @@ class SamplerConfig:
 
     Attributes:
         steps: steps of the solver; 0 is the posterior mean, one evaluation of the network at the highest noise level.
-        method: heun (the paper's; two evaluations a step, one for the last) or dpm++2m (one evaluation a step).
+        method: heun (the paper's; two evaluations a step, one for the last), dpm++2m (one evaluation a step) or
+            euler_maruyama (one; stochastic).
         rho: exponent of the schedule, eq. (7).
         churn: S_churn, the noise added back along the way; 0 is the deterministic ODE. heun only.
+        guidance: weight w of classifier-free guidance of the masks, N + w (D - N), where N is the denoiser's result for
+            `negative`, one more evaluation each; 1: none. Only for models trained with `drop_templates`.
+        token_guidance: the same for presence tokens.
+        guidance_interval: lowest and highest noise level that is guided.
+        negative: what guidance leads away from. nothing: no templates. look_alike: the templates of the other target
+            that looks most like it.
     """
 
     steps: int = 9
     method: str = "heun"
     rho: float = 9.0
     churn: float = 0.0
+    guidance: float = 1.0
+    token_guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, SIGMA_MAX)
+    negative: Literal["nothing", "look_alike"] = "nothing"
 
     def __post_init__(self) -> None:
         if self.method not in SOLVERS:
@@ -46,11 +57,42 @@ class SamplerConfig:
             raise ConfigError(f"rho: {self.rho} is not positive")
         if self.churn < 0 or (self.churn > 0 and self.method != "heun"):
             raise ConfigError(f"churn: {self.churn} must be 0, or positive with method heun")
+        low, high = self.guidance_interval
+        if not 0 <= low <= high:
+            raise ConfigError(f"guidance_interval: [{low}, {high}] must be rising noise levels, 0 or more")
 
     @property
     def evaluations(self) -> int:
-        """Number of network evaluations that a sample takes."""
+        """Number of network evaluations that a sample takes, without those of guidance."""
         return SOLVERS[self.method].evaluations(self.steps) if self.steps else 1
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is any guidance."""
+        return (self.guidance, self.token_guidance) != (1, 1)
+
+
+def guide(denoise: Denoise, negative: Denoise, config: SamplerConfig, tokens: int = 0) -> Denoise:
+    """Return D_theta with classifier-free guidance (Ho and Salimans 2022) in an interval (Kynkaanniemi et al. 2024).
+
+    Args:
+        denoise: D_theta.
+        negative: what it is led away from.
+        config: weights and interval of the guidance.
+        tokens: number of last channels, those of presence tokens, which have a weight of their own.
+    """
+
+    def guided(x: Tensor, sigma: float) -> Tensor:
+        found = denoise(x, sigma)
+        low, high = config.guidance_interval
+        if not config.guided or not low <= sigma <= high:
+            return found
+        weight = torch.full(x.shape[-1:], config.guidance, device=x.device)
+        weight[x.shape[-1] - tokens :] = config.token_guidance
+        # Exactly D where the weight is 1.
+        return found + (weight - 1) * (found - negative(x, sigma))
+
+    return guided
 
 
 def sample(denoise: Denoise, noise: Tensor, config: SamplerConfig, generator: torch.Generator | None = None) -> Tensor:
@@ -92,8 +134,7 @@ def heun(
     for sigma, sigma_next in itertools.pairwise(sigmas):
         if churn > 0:
             raised = sigma * (1 + min(churn / (len(sigmas) - 1), math.sqrt(2) - 1))
-            fresh = torch.randn(x.shape, dtype=x.dtype, generator=generator).to(x.device)
-            x = x + math.sqrt(raised**2 - sigma**2) * fresh
+            x = x + math.sqrt(raised**2 - sigma**2) * _fresh_noise(x, generator)
             sigma = raised
         # eq. (4)
         slope = (x - denoise(x, sigma)) / sigma
@@ -129,8 +170,28 @@ def dpm_solver_2m(
     return x
 
 
+def euler_maruyama(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], churn: float = 0.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Integrate the SDE with eq. (4)'s marginals by the Euler-Maruyama method; see `heun`.
+
+    It is dx = (x - D) / v dv + dw, with the variance v = sigma^2 as its time: a step's drift is then exact for a
+    constant D. So is its noise: its variance from v to v' is v' (1 - v' / v), not the v - v' of an infinitesimal step.
+    """
+    for sigma, sigma_next in itertools.pairwise(sigmas):
+        left = (sigma_next / sigma) ** 2
+        x = left * x + (1 - left) * denoise(x, sigma)
+        if sigma_next > 0:
+            x = x + sigma_next * math.sqrt(1 - left) * _fresh_noise(x, generator)
+    return x
+
+
+def _fresh_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, dtype=x.dtype, generator=generator).to(x.device)
+
+
 class Solver(NamedTuple):
-    """A solver of eq. (4).
+    """A solver of eq. (4), or of the SDE with the same marginals.
 
     Attributes:
         solve: integrates from the first to the last noise level, with the parameters of `heun`.
@@ -141,4 +202,8 @@ class Solver(NamedTuple):
     evaluations: Callable[[int], int]
 
 
-SOLVERS = {"heun": Solver(heun, lambda steps: 2 * steps - 1), "dpm++2m": Solver(dpm_solver_2m, lambda steps: steps)}
+SOLVERS = {
+    "heun": Solver(heun, lambda steps: 2 * steps - 1),
+    "dpm++2m": Solver(dpm_solver_2m, lambda steps: steps),
+    "euler_maruyama": Solver(euler_maruyama, lambda steps: steps),
+}

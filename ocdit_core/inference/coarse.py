@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ocdit_core.diffusion.edm import SIGMA_MAX
 from ocdit_core.inference.crops import Crop, CropMean, augmentation_crops, full_crop, guided_crop
 from ocdit_core.inference.network import Network
 from ocdit_core.inference.settings import InferenceSettings
@@ -71,10 +70,9 @@ class CoarseStage:
         return np.stack([crop.inverse(mask) for mask in np.concatenate(masks)])
 
     def presence(self, image: np.ndarray, runs: Sequence[TargetSet]) -> np.ndarray:
-        """Return the presence scores (O,) float32 of all runs' objects in an image (see `OCDiT.presence_scores`)."""
+        """Return the probabilities (O,) float32 of all runs' objects being in an image at all."""
         features = self._network.encode(full_crop(_size(image), self._input_size).forward(image)[None])
-        scores = [self._network.model.presence_scores(features, run, SIGMA_MAX)[0] for run in runs]
-        return np.concatenate([part.float().cpu().numpy() for part in scores])
+        return np.concatenate([self._network.generate(features, run)[1][0, 0] for run in runs])
 
     def _add(self, jobs: Sequence[tuple[CropMean, np.ndarray, list[Crop]]], runs: Sequence[TargetSet]) -> None:
         """Add the probabilities of crops to the means of their images, in one batch; all have as many crops."""

@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ocdit_core.diffusion.samplers import sample
+from ocdit_core.diffusion.samplers import Denoise, sample
 from ocdit_core.inference.settings import InferenceSettings, Precision
 from ocdit_core.models.backbones import SameConv2d
 from ocdit_core.models.blocks import MLP, Attention, SplitLinear
@@ -111,29 +111,34 @@ class Network:
             each object being in a crop at all, 1 for a model that does not estimate them.
         """
         sets, objects = targets.tokens.object_indices.shape
-        windows, grid = image.features.shape[0] // sets, image.features.shape[2:]
-        shape = (objects, self.model.config.vae.latent_channels, *grid)
+        windows, grid = image.features.shape[0] // sets, (image.features.shape[2], image.features.shape[3])
+        denoiser, sampler = self.model.denoiser, self._settings.sampler
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(crops * self._settings.ensemble, *shape, generator=generator)
-        noise = noise.repeat(windows // crops, 1, 1, 1, 1).expand(sets, -1, -1, -1, -1, -1).to(self.device)
+        noise = denoiser.start((crops * self._settings.ensemble, objects), grid, generator)
+        noise = noise.repeat(windows // crops, 1, 1).expand(sets, -1, -1, -1).to(self.device)
         addition, maps = self.model.match(image, targets)
         with self._autocast(self._half):
-            conditioning = self.model.denoiser.condition(image.features, targets.tokens, addition, maps)
-            # In several steps, noise would remain in the cells left out. A compiled network takes minutes for each
-            # number of cells.
-            if maps is not None and self._settings.sampler.steps == 0 and not self._settings.compile:
+            conditioning = denoiser.condition(image.features, targets.tokens, addition, maps)
+            # In several steps, noise would remain in the cells left out, and guidance leads away from what is not
+            # computed. A compiled network takes minutes for each number of cells.
+            if maps is not None and sampler.steps == 0 and not sampler.guided and not self._settings.compile:
                 cells, mask = relevant_cells(maps)
                 conditioning = dataclasses.replace(
                     conditioning, cells=cells.unflatten(0, (sets, windows)), mask=mask.unflatten(0, (sets, windows))
                 )
 
-            def denoise(x: Tensor, sigma: float) -> Tensor:
-                denoised = self._denoise(x, self._level(sigma), conditioning)
+            def conditioned_on(given: Conditioning) -> Denoise:
+                return lambda x, sigma: self._denoise(x, self._level(sigma), given)
+
+            denoise = self.model.guided(conditioned_on, image, targets, conditioning, sampler)
+
+            def traced(x: Tensor, sigma: float) -> Tensor:
+                denoised = denoise(x, sigma)
                 if trace is not None:
-                    trace(sigma, denoised)
+                    trace(sigma, denoiser.split(denoised, grid)[0])
                 return denoised
 
-            latents = sample(denoise, noise, self._settings.sampler, generator)
+            latents, tokens = denoiser.split(sample(traced, noise, sampler, generator), grid)
             lap(f"{self._stage}sampling", self.device)
             members = self._decode(latents.flatten(0, 2)).unflatten(0, latents.shape[:3])
             mean = rearrange(members, "b (w e) o h w2 -> b w e o h w2", w=windows).mean(2).float()
@@ -142,6 +147,9 @@ class Network:
         presence = torch.ones(sets, windows, objects)
         if maps is not None:
             presence = maps.presence.float().sigmoid().unflatten(0, (sets, windows))
+        views = targets.templates.global_features
+        if denoiser.presence is not None and tokens is not None and views is not None:
+            presence = presence.to(tokens) * denoiser.presence.score(tokens, views, windows)
         lap(f"{self._stage}decoding", self.device)
         return mean.cpu().numpy(), presence.cpu().numpy()
 
@@ -182,11 +190,11 @@ class Network:
         return self._levels[sigma]
 
     def _denoise(self, x: Tensor, level: NoiseLevel, conditioning: Conditioning) -> Tensor:
-        """Return D_theta of (B, W E, O, z, h, w), by halves of sets, crops or members where one batch is too large."""
+        """Return D_theta of (B, W E, O, z h w + C), by halves of sets, crops or members if one batch is too large."""
         sets, members = x.shape[:2]
         cells = math.prod(x.shape[:3]) * math.prod(conditioning.grid)
         denoised = self._denoiser_batch.run(
-            cells, sets * members > 1, lambda: self.model.denoiser(x, level, conditioning).latents
+            cells, sets * members > 1, lambda: self.model.denoiser.denoise(x, level, conditioning)
         )
         if denoised is not None:
             return denoised
@@ -232,7 +240,7 @@ def relevant_cells(maps: PriorMaps) -> tuple[Tensor, Tensor]:
 
 
 def _halves(x: Tensor, conditioning: Conditioning) -> list[tuple[Tensor, Conditioning]]:
-    """Return both halves of a batch (B, W E, O, z, h, w): of its sets, or its crops, or else its members."""
+    """Return both halves of a batch (B, W E, O, z h w + C): of its sets, or its crops, or else its members."""
     sets, crops = conditioning.queries.shape[:2]
     if sets > 1:
         halves = slice(0, sets // 2), slice(sets // 2, sets)

@@ -368,12 +368,12 @@ class Segmenter:
 
     @torch.inference_mode()
     def presence(self, image: np.ndarray, objects: EncodedObjects | None = None) -> dict[str, float]:
-        """Return the presence score in [-1, 1] of each target in an image, for a network with presence tokens.
+        """Return an estimate in [0, 1] of the probability that each target is in an image: of the matching prior,
+        times that of the presence tokens, each for a network that has it.
 
         Raises:
             ImageError: `image` is not an image.
             OcditError: no target objects have been set.
-            ConfigError: the network was trained without presence tokens.
         """
         objects = self._current(objects)
         scores = self._coarse.presence(as_rgb8(image), objects.runs)

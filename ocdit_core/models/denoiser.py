@@ -1,5 +1,8 @@
 """The denoiser: F_theta, a transformer over the query tokens of all target objects, preconditioned to D_theta."""
 
+from __future__ import annotations
+
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -81,6 +84,40 @@ class Conditioning:
     cells: Tensor | None = None
     mask: Tensor | None = None
 
+    def where(self, kept: Tensor, other: Conditioning) -> Conditioning:
+        """Return this conditioning with that of another in the sets of targets that are not kept, (B,) bool."""
+
+        def merged(own: Tensor, given: Tensor) -> Tensor:
+            rows = kept.repeat_interleave(len(own) // len(kept))
+            return torch.where(rows.view(-1, *[1] * (own.ndim - 1)), own, given)
+
+        draft = self.draft
+        if draft is not None:
+            draft = merged(draft, torch.zeros_like(draft) if other.draft is None else other.draft)
+        pairs = zip(self.templates, other.templates, strict=True)
+        return dataclasses.replace(
+            self,
+            queries=merged(self.queries, other.queries),
+            templates=tuple((merged(a, c), merged(b, d)) for (a, b), (c, d) in pairs),
+            draft=draft,
+        )
+
+    def exchanged(self, others: Tensor) -> Conditioning:
+        """Return the conditioning of each object on the templates of another one, (B, O) int64 indices."""
+        sets, objects = others.shape
+        first = objects * torch.arange(sets, device=others.device)[:, None]
+        rows = (first + others).flatten()
+
+        def picked(part: Tensor) -> Tensor:
+            return torch.stack([own[:, chosen] for own, chosen in zip(part, others, strict=True)])
+
+        return dataclasses.replace(
+            self,
+            queries=picked(self.queries),
+            templates=tuple((keys[rows], values[rows]) for keys, values in self.templates),
+            draft=None if self.draft is None else picked(self.draft),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseLevel:
@@ -133,7 +170,7 @@ class Denoiser(nn.Module):
         template_grid: tuple[int, int],
     ):
         super().__init__()
-        self.config = config
+        self.config, self.latents = config, latents
         self.noise_embedding = NoiseEmbedding(config.width)
         self.query_embedding = QueryEmbedding(features, latents, config.width, grid, config.max_objects)
         self.template_embedding = TemplateEmbedding(
@@ -209,6 +246,28 @@ class Denoiser(nn.Module):
             c_out=edm.c_out(here).item(),
             c_in=edm.c_in(here).item(),
         )
+
+    @property
+    def token_channels(self) -> int:
+        """Channels C of the presence tokens; 0 without them."""
+        return 0 if self.presence is None else len(self.presence.mean)
+
+    def start(self, shape: Sequence[int], grid: tuple[int, int], generator: torch.Generator | None) -> Tensor:
+        """Return samples of N(0, I), on the CPU, for `denoise`: (*shape, z h w + C)."""
+        latents = torch.randn(*shape, self.latents, *grid, generator=generator).flatten(-3)
+        return torch.cat([latents, torch.randn(*shape, self.token_channels, generator=generator)], dim=-1)
+
+    def split(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """Return the latents (..., z, h, w) of what `denoise` takes, and the presence tokens (..., C), if any."""
+        latents = x[..., : x.shape[-1] - self.token_channels].unflatten(-1, (self.latents, *grid))
+        return latents, x[..., -self.token_channels :] if self.token_channels else None
+
+    def denoise(self, x: Tensor, sigma: float | NoiseLevel, conditioning: Conditioning) -> Tensor:
+        """Evaluate D_theta of latents and presence tokens side by side, as samplers see them: (B, E, O, z h w + C)."""
+        latents, presence = self.split(x, conditioning.grid)
+        found = self(latents, sigma, conditioning, presence)
+        denoised = found.latents.flatten(3)
+        return denoised if found.presence is None else torch.cat([denoised, found.presence.to(denoised)], dim=-1)
 
     def forward(
         self,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ocdit_core.config import build, read_yaml
 from ocdit_core.diffusion import edm
-from ocdit_core.diffusion.samplers import SamplerConfig, sample
+from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, guide, sample
 from ocdit_core.errors import ConfigError, WeightsError
 from ocdit_core.models.backbones import BackboneConfig, ViTBackbone, build_backbone
 from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, check_state, read_weights, write_checkpoint
@@ -255,6 +255,41 @@ class OCDiT(nn.Module):
         """
         return self.denoiser.condition(image.features, targets.tokens, *self.match(image, targets))
 
+    def unconditional(self, image: ImageFeatures, targets: TargetSet) -> Conditioning:
+        """Return what the denoiser is conditioned on without templates: their features are 0, and there is no prior."""
+        nothing = targets.templates.map(torch.zeros_like)
+        tokens = self.encode_targets(nothing, targets.tokens.object_indices).tokens
+        return self.denoiser.condition(image.features, tokens)
+
+    def guided(
+        self,
+        conditioned_on: Callable[[Conditioning], Denoise],
+        image: ImageFeatures,
+        targets: TargetSet,
+        conditioning: Conditioning,
+        sampler: SamplerConfig,
+    ) -> Denoise:
+        """Return D_theta with the guidance of the sampler's configuration, if there is any.
+
+        Args:
+            conditioned_on: returns D_theta for a conditioning.
+            image: features of B W crops.
+            targets: B sets of targets; a single target has no look-alike, and guidance leads away from no templates.
+            conditioning: conditioning on both.
+            sampler: sampler and guidance.
+        """
+        if not sampler.guided:
+            return conditioned_on(conditioning)
+        objects = targets.tokens.object_indices.shape[1]
+        if sampler.negative == "nothing" or objects == 1:
+            negative = self.unconditional(image, targets)
+        else:
+            looks = F.normalize(targets.templates.features.mean((2, 4, 5)).float(), dim=-1)
+            itself = torch.eye(objects, dtype=torch.bool, device=looks.device)
+            negative = conditioning.exchanged((looks @ looks.mT).masked_fill(itself, -torch.inf).argmax(2))
+        found = conditioned_on(conditioning), conditioned_on(negative)
+        return guide(*found, sampler, self.denoiser.token_channels)
+
     def match(self, image: ImageFeatures, targets: TargetSet) -> tuple[Tensor | None, PriorMaps | None]:
         """Return the matching prior's part of the query tokens, (B W, O, h w, D), and its maps; None without it."""
         if self.prior is None:
@@ -264,27 +299,6 @@ class OCDiT(nn.Module):
             descriptors = tuple(part.repeat_interleave(crops, dim=0) for part in descriptors)
         maps = self.prior(image.descriptors, descriptors)
         return self.prior.query_part(maps), maps
-
-    def presence_scores(self, image: ImageFeatures, targets: TargetSet, sigma: float) -> Tensor:
-        """Return the presence score of each target in each crop, (B W, O) in [-1, 1], by one evaluation.
-
-        Args:
-            image: features of B W crops, W for each set of targets.
-            targets: B sets of O objects.
-            sigma: noise level, a high one: the latents are zero.
-
-        Raises:
-            ConfigError: the network has no presence tokens.
-        """
-        views = targets.templates.global_features
-        if self.denoiser.presence is None or views is None:
-            raise ConfigError("presence: the network has no presence tokens (denoiser.representation.presence_token)")
-        conditioning = self.condition(image, targets)
-        sets, crops, objects = conditioning.queries.shape[:3]
-        shape = (sets, crops, objects, self.config.vae.latent_channels, *conditioning.grid)
-        found = self.denoiser(image.features.new_zeros(shape), sigma, conditioning).presence
-        each = [self.denoiser.presence.score(found[:, crop : crop + 1], views) for crop in range(crops)]
-        return torch.stack(each, dim=1).flatten(0, 1)
 
     def encode_masks(self, masks: Tensor) -> Tensor:
         """Encode masks (..., H, W) in [0, 1] -> standardised latents (..., z, H/16, W/16)."""
@@ -354,14 +368,18 @@ class OCDiT(nn.Module):
             seed: random seed of the noise, which is the same for all images.
         """
         image, features = self._features(images, templates)
-        conditioning = self.condition(image, self.encode_targets(features))
+        targets = self.encode_targets(features)
+        conditioning = self.condition(image, targets)
         generator = torch.Generator().manual_seed(seed)
-        shape = (ensemble_size, templates.shape[1], self.config.vae.latent_channels, *conditioning.grid)
-        noise = torch.randn(shape, generator=generator).expand(len(images), *shape).to(images.device)
+        noise = self.denoiser.start((ensemble_size, templates.shape[1]), conditioning.grid, generator)
+        noise = noise.expand(len(images), *noise.shape).to(images.device)
         levels = functools.cache(self.denoiser.level)
-        latents = sample(
-            lambda x, sigma: self.denoiser(x, levels(sigma), conditioning).latents, noise, sampler, generator
-        )
+
+        def conditioned_on(given: Conditioning) -> Denoise:
+            return lambda x, sigma: self.denoiser.denoise(x, levels(sigma), given)
+
+        denoise = self.guided(conditioned_on, image, targets, conditioning, sampler)
+        latents, _ = self.denoiser.split(sample(denoise, noise, sampler, generator), conditioning.grid)
         return self.decode_masks(latents).mean(1)
 
     def _features(self, images: Tensor, templates: Tensor) -> tuple[ImageFeatures, TemplateFeatures]:

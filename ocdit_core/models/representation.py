@@ -104,16 +104,17 @@ class PresenceToken(nn.Module):
         scale = edm.SIGMA_DATA / (self.variance + 1e-6).sqrt()
         return (features.float() - self.mean) * scale
 
-    def score(self, denoised: Tensor, templates: Tensor) -> Tensor:
-        """Return the presence score (B, O) of each target in [-1, 1]: the highest cosine similarity to a view.
+    def score(self, denoised: Tensor, templates: Tensor, crops: int = 1) -> Tensor:
+        """Return the presence score (B, W, O) of each target in [0, 1]: the highest cosine similarity to a view.
 
         Args:
-            denoised: (B, E, O, C) denoised global features, averaged over E.
+            denoised: (B, W E, O, C) denoised global features, averaged over the E members of each crop.
             templates: (B, O, V, C) global features of the views, as the backbone returns them.
+            crops: W.
         """
-        found = F.normalize(denoised.mean(1), dim=-1)
+        found = F.normalize(denoised.float().unflatten(1, (crops, -1)).mean(2), dim=-1)
         views = F.normalize(self.standardised(templates), dim=-1)
-        return torch.einsum("boc,bovc->bov", found, views).amax(-1)
+        return torch.einsum("bwoc,bovc->bwov", found, views).amax(-1).clamp(min=0)
 
 
 def target_crops(images: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:

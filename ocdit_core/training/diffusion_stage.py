@@ -60,15 +60,17 @@ class DiffusionStage:
             loss = prior_loss(maps, masks, target[:, 0], present)
             return loss, {"prior": loss.detach()}
 
-        conditioning = self.model.condition(
-            image, self.model.encode_targets(templates, *self._positions(batch, random))
-        )
+        targets = self.model.encode_targets(templates, *self._positions(batch, random))
+        conditioning = self.model.condition(image, targets)
         total, parts = masks.new_zeros(()), {}
         if conditioning.prior is not None:
             total = prior_loss(conditioning.prior, masks, target[:, 0], present)
             parts["prior"] = total.detach()
 
-        scenes = batch["images"].shape[1]
+        scenes, dropped = batch["images"].shape[1], self.settings.drop_templates
+        if dropped:
+            kept = random.each(lambda g: torch.rand(scenes, generator=g) >= dropped).flatten()
+            conditioning = conditioning.where(kept, self.model.unconditional(image, targets))
         # One noise level for all objects of a sample.
         sigma = random.each(lambda g: draw_sigma((scenes, 1), self.settings.high_noise_share, g)).flatten(0, 1)
         level = sigma[:, :, None, None, None, None]
@@ -150,9 +152,10 @@ class DiffusionStage:
         # Fixed noise: validations differ in the weights alone.
         generator = torch.Generator().manual_seed(0)
         groups, scenes, objects = batch["masks"].shape[:3]
-        shape = (groups * scenes, 1, objects, self.model.config.vae.latent_channels, *conditioning.grid)
-        noise = torch.randn(shape, generator=generator).to(image.features.device)
-        latents = sample(lambda x, sigma: self.model.denoiser(x, sigma, conditioning).latents, noise, _POSTERIOR_MEAN)
+        denoiser = self.model.denoiser
+        noise = denoiser.start((groups * scenes, 1, objects), conditioning.grid, generator).to(image.features.device)
+        found = sample(lambda x, sigma: denoiser.denoise(x, sigma, conditioning), noise, _POSTERIOR_MEAN)
+        latents, _ = denoiser.split(found, conditioning.grid)
         return self.model.decode_masks(latents)[:, 0].float(), conditioning
 
     @torch.no_grad()

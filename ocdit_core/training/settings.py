@@ -80,15 +80,18 @@ class DiffusionLossSettings:
             sampler starts; 0 in the paper.
         min_targets: minimum number of a group's objects that a step uses, drawn at random.
         prior_only_steps: number of first steps that train the backbone and the matching prior alone.
+        drop_templates: probability of training the denoiser on an image without its templates, for guidance.
     """
 
     high_noise_share: float = 0.0
     min_targets: int = 1
     prior_only_steps: int = 0
+    drop_templates: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.high_noise_share <= 1:
-            raise ConfigError(f"high_noise_share: {self.high_noise_share} is not in [0, 1]")
+        for name in ("high_noise_share", "drop_templates"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1]")
         if self.min_targets < 1:
             raise ConfigError(f"min_targets: {self.min_targets} must be at least 1")
 

@@ -33,7 +33,9 @@ class PlainNetwork:
         windows, grid = len(image.features) // sets, image.features.shape[2:]
         generator = torch.Generator().manual_seed(0)
         shape = (crops * self._settings.ensemble, objects, self._model.config.vae.latent_channels, *grid)
-        noise = torch.randn(shape, generator=generator).repeat(windows // crops, 1, 1, 1, 1)
+        tokens = self._model.denoiser.token_channels
+        noise = [torch.randn(shape, generator=generator), torch.randn(*shape[:2], tokens, generator=generator)]
+        noise = torch.cat([part.flatten(2) for part in noise], dim=2).repeat(windows // crops, 1, 1)
         addition, maps = self._model.match(image, targets)
         members = self._settings.ensemble
         found = []
@@ -50,14 +52,15 @@ class PlainNetwork:
                     def denoise(x: Tensor, sigma: float) -> Tensor:
                         return self._denoise(x, x.new_tensor(sigma), features, templates, indices, part, draft)  # noqa: B023
 
-                    latents = sample(denoise, noise[window * members + member], self._settings.sampler, generator)
+                    clean = sample(denoise, noise[window * members + member], self._settings.sampler, generator)
+                    latents = clean[:, : clean.shape[1] - tokens].unflatten(1, (-1, *grid))
                     masks.append(self._model.decode_masks(latents))
                 found.append(torch.stack(masks).mean(0))
         return torch.stack(found).unflatten(0, (sets, windows)).numpy()
 
     def _denoise(
         self,
-        latents: Tensor,
+        x: Tensor,
         sigma: Tensor,
         image: Tensor,
         templates: Tensor,
@@ -68,7 +71,7 @@ class PlainNetwork:
         """Evaluate D_theta of eq. (5) for one member.
 
         Args:
-            latents: (O, z, h, w), noisy.
+            x: (O, z h w + C), noisy latents and presence tokens.
             sigma: () noise level.
             image: (1, C, h, w) features of the image.
             templates: (1, O, V, C, t, t) features of the templates.
@@ -77,14 +80,15 @@ class PlainNetwork:
             draft: (O, z, h, w) of the matching prior.
         """
         denoiser = self._model.denoiser
+        size = x.shape[1] - denoiser.token_channels
+        latents, presence = x[:, :size].unflatten(1, (-1, *image.shape[2:])), x[:, size:]
         noise = denoiser.noise_embedding(edm.c_noise(sigma.view(1, 1)))
         tokens = self._queries(edm.c_in(sigma) * latents, image, indices)
         if addition is not None:
             tokens = tokens + addition
         cells = tokens.shape[1]
         if denoiser.presence is not None:
-            absent = latents.new_zeros(1, 1, len(tokens), len(denoiser.presence.mean))
-            tokens = torch.cat([tokens, denoiser.presence.tokens_in(absent, sigma.view(1, 1))[0, 0]], dim=1)
+            tokens = torch.cat([tokens, denoiser.presence.embed(edm.c_in(sigma) * presence)[:, None]], dim=1)
         memory = self._templates(templates, indices)
         for block in self._blocks:
             tokens = block(tokens, noise, memory)
@@ -92,7 +96,12 @@ class PlainNetwork:
         raw = rearrange(raw, "1 1 o (h w) z -> o z h w", h=latents.shape[2])
         # eq. (5)
         denoised = edm.c_skip(sigma) * latents + edm.c_out(sigma) * raw
-        return denoised if draft is None else denoised + (1 - edm.c_skip(sigma)) * draft
+        denoised = (denoised if draft is None else denoised + (1 - edm.c_skip(sigma)) * draft).flatten(1)
+        if denoiser.presence is not None:
+            shift, scale = (part.view(-1) for part in denoiser.presence.modulation(noise))
+            raw = denoiser.presence.head(denoiser.presence.norm(tokens[:, cells]) * (1 + scale) + shift)
+            denoised = torch.cat([denoised, edm.c_skip(sigma) * presence + edm.c_out(sigma) * raw], dim=1)
+        return denoised
 
     def _queries(self, latents: Tensor, image: Tensor, indices: Tensor) -> Tensor:
         """(O, z, h, w) -> (O, h w, D): image features and latents concatenated, projected, and their positions."""

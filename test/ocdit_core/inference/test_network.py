@@ -177,6 +177,60 @@ def test_a_result_does_not_depend_on_what_else_is_in_the_batch():
     assert difference(same[:, 0], same[:, 1]) > 1e-3
 
 
+GUIDED = SamplerConfig(steps=2, guidance=1.5, token_guidance=2.0)
+
+
+@pytest.mark.parametrize("method", ["heun", "dpm++2m", "euler_maruyama"])
+def test_guidance_of_one_changes_no_bit_and_other_guidance_does(method):
+    model = make_model(prior=PRIOR, representation=RepresentationConfig(projection=False))
+    plain = SamplerConfig(steps=2, method=method)
+    found = []
+    for changes in (
+        {},
+        {"negative": "look_alike", "guidance_interval": (1.0, 2.0)},
+        {"guidance": 1.5},
+        {"guidance": 1.5, "negative": "look_alike"},
+        {"guidance": 1.5, "guidance_interval": (0.003, 79.0)},  # no level of the two steps
+    ):
+        network = make_network(model, sampler=dataclasses.replace(plain, **changes))
+        found.append(network.generate(*inputs(network)))
+    for same in (1, 4):
+        assert all(np.array_equal(one, other) for one, other in zip(found[0], found[same], strict=True))
+    for other in (2, 3):
+        assert difference(found[0][0], found[other][0]) > 1e-3
+    assert difference(found[2][0], found[3][0]) > 1e-3
+
+
+@torch.inference_mode()
+def test_guidance_leads_away_from_no_templates_or_from_those_of_the_look_alike():
+    model = make_model(prior=PRIOR)
+    image, targets = inputs(make_network(model))
+    features = targets.templates.features
+    features[:, 2] = features[:, 0] + 0.1 * features[:, 1]
+    targets = model.encode_targets(targets.templates)
+    conditioning = model.condition(image, targets)
+    seen = []
+
+    def conditioned_on(given):
+        seen.append(given)
+        return lambda x, sigma: model.denoiser.denoise(x, sigma, given)
+
+    x = 3 * model.denoiser.start((1, 1, 3), conditioning.grid, torch.Generator().manual_seed(3))
+    for kind in ("nothing", "look_alike"):
+        config = dataclasses.replace(GUIDED, negative=kind)
+        guided = model.guided(conditioned_on, image, targets, conditioning, config)
+        one, other = (model.denoiser.denoise(x, 3.0, given) for given in seen[-2:])
+        torch.testing.assert_close(guided(x, 3.0), other + 1.5 * (one - other))
+    # Nothing of the templates is left in the first; the second has those of the other target, positions included.
+    other_objects = make_network(model).encode_targets(targets.templates.map(lambda part: part + 1))
+    for own, given in zip(seen[1].templates[0], model.unconditional(image, other_objects).templates[0], strict=True):
+        assert torch.equal(own, given)
+    assert seen[3].queries.shape == conditioning.queries.shape
+    assert torch.equal(seen[3].queries[:, :, 0], conditioning.queries[:, :, 2])
+    assert torch.equal(seen[3].draft[:, :, 2], conditioning.draft[:, :, 0])
+    assert torch.equal(seen[3].templates[1][0][2], conditioning.templates[1][0][0])
+
+
 class Batches:
     """Records how many units the denoiser and how many masks the decoder get at once, and limits the memory.
 

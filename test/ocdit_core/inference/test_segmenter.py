@@ -244,14 +244,14 @@ def test_labels_come_from_the_refine_model(library):
     assert all(set(one.scores) == set(library.object_ids) for one in labels)
 
 
-def test_presence_needs_a_network_with_presence_tokens(library):
+def test_presence_is_an_estimate_for_each_target(library):
     image = image_of((96, 128))
-    with pytest.raises(ConfigError, match="no presence tokens"):
-        make_segmenter(library).presence(image)
+    # A network without matching prior and presence tokens does not know.
+    assert make_segmenter(library).presence(image) == dict.fromkeys(library.object_ids, 1.0)
     sizes = dataclasses.replace(TINY_MODEL.denoiser, representation=RepresentationConfig(projection=False))
-    scores = make_segmenter(library, model=make_model(denoiser=sizes)).presence(image)
-    assert list(scores) == list(library.object_ids)
-    assert all(-1 <= score <= 1 for score in scores.values())
+    estimates = make_segmenter(library, model=make_model(denoiser=sizes)).presence(image)
+    assert list(estimates) == list(library.object_ids)
+    assert all(0 <= one < 1 for one in estimates.values())
 
 
 def test_a_model_recommends_its_settings(tmp_path, untrained_model):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ocdit_core.diffusion.edm import c_out
 from ocdit_core.errors import ConfigError
 from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
@@ -95,29 +94,28 @@ def test_summaries_are_standardised_over_what_was_seen():
 def test_the_score_is_the_cosine_to_the_most_alike_view():
     token = PresenceToken(8, 2)
     views = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.1]]]])
-    tokens = torch.tensor([[[[0.0, 2.0], [-3.0, 0.0]]]])
-    score = token.score(tokens, views)
-    assert score.shape == (1, 2)
-    torch.testing.assert_close(score[0, 0], torch.tensor(1.0))
-    assert score[0, 1] < -0.99
+    # Two crops of two members each, whose mean counts.
+    tokens = torch.tensor([[[[0.0, 1.0], [-3.0, 0.0]], [[0.0, 3.0], [-1.0, 0.0]]]]).repeat(1, 2, 1, 1)
+    tokens[:, 2:] *= -1
+    score = token.score(tokens, views, 2)
+    torch.testing.assert_close(score, torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))
 
 
-def test_presence_at_inference_is_that_of_the_tokens():
-    model, image, templates, _ = evaluate(with_option())
-    scores = model.presence_scores(image, model.encode_targets(templates), 80.0)
-    assert scores.shape == (2, 3)
-    assert scores.abs().max() <= 1 + 1e-5
-    # The head is zero at first: let it say what the first target's first view looks like.
-    presence = model.denoiser.presence
-    with torch.no_grad():
-        wanted = presence.standardised(templates.global_features[0, 0, 0])
-        presence.head.bias.copy_(wanted / c_out(torch.tensor(80.0)))
-    scores = model.presence_scores(image, model.encode_targets(templates), 80.0)
-    assert scores[0, 0].item() == pytest.approx(1, abs=1e-4)
-    assert (scores.flatten()[1:] < 1).all()
-    plain, image, templates, _ = evaluate(PLAIN)
-    with pytest.raises(ConfigError, match="presence: the network has no presence tokens"):
-        plain.presence_scores(image, plain.encode_targets(templates), 80.0)
+def test_tokens_start_from_noise_and_are_denoised_beside_the_latents():
+    model, image, templates, _ = evaluate(with_option(projection=False))
+    denoiser, conditioning = model.denoiser, model.condition(image, model.encode_targets(templates))
+    noise = denoiser.start((2, 5, 3), conditioning.grid, torch.Generator().manual_seed(7))
+    assert noise.shape == (2, 5, 3, 4 * 4 * 6 + 32)
+    assert noise.std().item() == pytest.approx(1, abs=0.05)
+    # The latents' noise is that of a model without tokens.
+    plain = OCDiT(PLAIN).denoiser.start((2, 5, 3), (4, 6), torch.Generator().manual_seed(7))
+    assert torch.equal(noise[..., :96], plain)
+    latents, tokens = denoiser.split(80 * noise, conditioning.grid)
+    expected = denoiser(latents, 80.0, conditioning, tokens)
+    found, presence = denoiser.split(denoiser.denoise(80 * noise, 80.0, conditioning), conditioning.grid)
+    assert torch.equal(found, expected.latents)
+    assert torch.equal(presence, expected.presence)
+    assert presence.std() > 0
 
 
 def test_the_projection_compares_only_cells_that_show_the_target():

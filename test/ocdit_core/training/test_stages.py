@@ -9,6 +9,7 @@ import yaml
 from ocdit_core.cli import main
 from ocdit_core.errors import WeightsError
 from ocdit_core.models.checkpoints import read_weights
+from ocdit_core.models.denoiser import Denoiser
 from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.training.data import SampleRandom, TrainingData, step_generator
 from ocdit_core.training.diffusion_stage import DiffusionStage, choose_targets
@@ -108,6 +109,35 @@ def test_a_tiny_model_learns_one_batch(lab, vae):
     first, last = torch.tensor(losses[:10]).mean(0), torch.tensor(losses[-10:]).mean(0)
     assert last[0] < 0.6 * first[0]
     assert last[1] < first[1] - 0.3
+
+
+def test_a_share_of_the_images_is_denoised_without_templates(lab, vae, monkeypatch):
+    conditionings = []
+    forward = Denoiser.forward
+
+    def noted(denoiser, latents, sigma, conditioning, presence):
+        conditionings.append(conditioning)
+        return forward(denoiser, latents, sigma, conditioning, presence)
+
+    monkeypatch.setattr(Denoiser, "forward", noted)
+    for dropped in (0.0, 0.5, 1.0):
+        settings = lab.settings("smoke_coarse", "x", f"vae={vae}", f"diffusion_loss.drop_templates={dropped}")
+        torch.manual_seed(0)
+        stage = DiffusionStage(settings)
+        torch.manual_seed(0)
+        for parameter in stage.model.denoiser.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        _, parts = stage.loss(next(iter(TrainingData(settings))), 10_000)
+        assert parts["prior"] > 0
+    everything, half, nothing = conditionings
+    assert nothing.draft.abs().max() == 0
+    same = [torch.equal(own, given) for own, given in zip(half.draft, everything.draft, strict=True)]
+    assert 0 < sum(same) < len(same)
+    for kept, *parts in zip(same, half.queries, everything.queries, nothing.queries, strict=True):
+        assert torch.equal(parts[0], parts[1 if kept else 2])
+    keys = [one.templates[0][0].unflatten(0, (len(same), -1)) for one in conditionings]
+    for kept, own, full, none in zip(same, keys[1], keys[0], keys[2], strict=True):
+        assert torch.equal(own, full if kept else none)
 
 
 def test_features_of_a_frozen_backbone_may_come_from_the_cache(lab, vae):
