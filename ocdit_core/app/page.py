@@ -101,10 +101,14 @@ def make_page(studio: Studio, examples: Sequence[Path]) -> gr.Blocks:
                     again = gr.Button("Segment", variant="primary", elem_id="segment")
                     clear = gr.Button("Forget all clicks", elem_id="clear")
                 table = gr.Markdown(elem_id="table")
-                with gr.Accordion("Download, uncertainty, time", open=False):
+                with gr.Accordion("Download, uncertainty, time, denoising", open=False):
                     download = gr.DownloadButton("Download masks (PNG and COCO JSON)", elem_id="download")
                     uncertainty = gr.Image(label="Uncertainty: white where a pixel is undecided", interactive=False)
                     seconds = gr.Markdown()
+                    denoise = gr.Button("Show the denoising steps", elem_id="denoise")
+                    steps = gr.Image(
+                        label="Coarse masks, from noise to the last step", interactive=False, elem_id="steps"
+                    )
         with gr.Accordion("Follow objects through a video", open=False), gr.Row():
             with gr.Column():
                 video = gr.Video(label="Video", sources=["upload", "webcam"], elem_id="video")
@@ -114,7 +118,7 @@ def make_page(studio: Studio, examples: Sequence[Path]) -> gr.Blocks:
         # The file as it was dropped: `Visitor.open` says what is wrong with it. Gradio forgets this where an event
         # changes the component.
         photo.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
-        shown = [visitor, status, result, table, uncertainty, seconds]
+        shown = [visitor, status, result, table, uncertainty, seconds, steps]
 
         def show(visitor: Visitor, message: str) -> list[Any]:
             found = visitor.result
@@ -125,6 +129,7 @@ def make_page(studio: Studio, examples: Sequence[Path]) -> gr.Blocks:
                 "" if found is None else _instances(found),
                 None if found is None else found.uncertainty,
                 "" if found is None else _seconds(found),
+                None,
             ]
 
         def segment(visitor: Visitor, targets: list[str], threshold: float) -> list[Any]:
@@ -186,6 +191,9 @@ def make_page(studio: Studio, examples: Sequence[Path]) -> gr.Blocks:
         def pack(visitor: Visitor) -> list[Any]:
             return ["The masks are packed.", studio.download(visitor)]
 
+        def show_steps(visitor: Visitor) -> list[Any]:
+            return ["The denoising steps are drawn.", studio.steps(visitor)]
+
         # One at a time: the network uses all cores.
         turn = {"concurrency_id": "network", "concurrency_limit": 1}
         chosen = [visitor, targets, threshold]
@@ -198,6 +206,7 @@ def make_page(studio: Studio, examples: Sequence[Path]) -> gr.Blocks:
         added = [visitor, status, targets, pointed, looks, files, name]
         listen(add.click, add_object, [visitor, files, name, unit, targets], added, status, **turn)
         listen(follow.click, follow_objects, [visitor, video, targets], [status, tracked], status, **turn)
+        listen(denoise.click, show_steps, [visitor], [status, steps], status, **turn)
         listen(download.click, pack, [visitor], [status, download], status)
     return page
 

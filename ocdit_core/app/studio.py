@@ -26,7 +26,7 @@ from ocdit_core.objects.archive import SUFFIX, save_templates
 from ocdit_core.objects.formats import FORMATS
 from ocdit_core.objects.library import ObjectLibrary
 from ocdit_core.objects.making import NewObject, make_object
-from ocdit_core.visualization import overlay
+from ocdit_core.visualization import denoising_strips, overlay
 
 MAX_SIDE = 1920
 """Longest side in pixels at which images are segmented and shown."""
@@ -34,6 +34,8 @@ MAX_FRAMES = 100
 """Frames of a video that are segmented, evenly spread over it."""
 MAX_LOOKS = 50
 """Objects of a library whose views are shown."""
+STEPS = 9
+"""Denoising steps that are shown; results may take fewer."""
 
 _POSITIVE, _NEGATIVE = (0, 200, 60), (230, 30, 30)
 
@@ -181,6 +183,20 @@ class Studio:
                 prompts=visitor.prompts,
             )
         return visitor.result
+
+    def steps(self, visitor: Visitor) -> np.ndarray:
+        """Return how the coarse masks of a visitor's result form in `STEPS` steps: (H, W, 3) uint8 RGB.
+
+        Raises:
+            OcditError: there is no result.
+        """
+        if visitor.image is None or visitor.result is None:
+            raise OcditError("segment an image first")
+        names = visitor.result.target_ids
+        sampler = dataclasses.replace(self.segmenter.settings.sampler, steps=STEPS)
+        with self._lock:
+            found = self.segmenter.steps(visitor.image, self._encoded(visitor, names), sampler=sampler)
+        return denoising_strips(*found, names)
 
     def _encoded(self, visitor: Visitor, names: tuple[str, ...]) -> EncodedObjects:
         if not names:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.inference.crops import Crop, CropMean, augmentation_crops, full_crop, guided_crop
 from ocdit_core.inference.network import Network
 from ocdit_core.inference.settings import InferenceSettings
@@ -48,12 +49,14 @@ class CoarseStage:
                 self._add(guided, runs)
         return [mean.result() for mean, _, _ in jobs]
 
-    def steps(self, image: np.ndarray, runs: Sequence[TargetSet]) -> tuple[np.ndarray, dict[float, np.ndarray]]:
+    def steps(
+        self, image: np.ndarray, runs: Sequence[TargetSet], sampler: SamplerConfig | None
+    ) -> tuple[np.ndarray, dict[float, np.ndarray]]:
         """Return the crops of an image and the masks of all runs' objects during sampling; see `Segmenter.steps`."""
         crops = np.stack([crop.forward(image) for crop in self._crops(image)])
         features = self._network.encode(crops)
         size = round(_TILE * crops.shape[1] / crops.shape[2]), _TILE
-        found = [self._network.steps(features, run, size) for run in runs]
+        found = [self._network.steps(features, run, size, sampler) for run in runs]
         return crops, {sigma: np.concatenate([one[sigma] for one in found], axis=1) for sigma in found[0]}
 
     def _crops(self, image: np.ndarray) -> list[Crop]:

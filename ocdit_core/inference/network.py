@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ocdit_core.diffusion.samplers import Denoise, sample
+from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, sample
 from ocdit_core.inference.settings import InferenceSettings, Precision
 from ocdit_core.models.backbones import SameConv2d
 from ocdit_core.models.blocks import MLP, Attention, SplitLinear
@@ -93,6 +93,7 @@ class Network:
         targets: TargetSet,
         crops: int = 1,
         *,
+        sampler: SamplerConfig | None = None,
         trace: Callable[[float, Tensor], None] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Generate masks, averaged over the ensemble and, with `prior_weight`, with the matching prior's own.
@@ -104,6 +105,7 @@ class Network:
             image: features of B W crops, W for each set of targets.
             targets: B sets of O objects.
             crops: crops of the same image, which have different noise; W is a multiple of it.
+            sampler: sampler; default: that of the settings.
             trace: called with the noise level and the denoised latents (B, W E, O, z, ...) of each evaluation.
 
         Returns:
@@ -112,7 +114,7 @@ class Network:
         """
         sets, objects = targets.tokens.object_indices.shape
         windows, grid = image.features.shape[0] // sets, (image.features.shape[2], image.features.shape[3])
-        denoiser, sampler = self.model.denoiser, self._settings.sampler
+        denoiser, sampler = self.model.denoiser, sampler or self._settings.sampler
         generator = torch.Generator().manual_seed(0)
         noise = denoiser.start((crops * self._settings.ensemble, objects), grid, generator)
         noise = noise.repeat(windows // crops, 1, 1).expand(sets, -1, -1, -1).to(self.device)
@@ -153,19 +155,24 @@ class Network:
         lap(f"{self._stage}decoding", self.device)
         return mean.cpu().numpy(), presence.cpu().numpy()
 
-    def steps(self, image: ImageFeatures, targets: TargetSet, size: tuple[int, int]) -> dict[float, np.ndarray]:
+    def steps(
+        self, image: ImageFeatures, targets: TargetSet, size: tuple[int, int], sampler: SamplerConfig | None = None
+    ) -> dict[float, np.ndarray]:
         """Return the masks that the denoiser predicts at each noise level, falling, for W crops of one image.
 
         Args:
             image: features of the crops.
             targets: one set of O objects.
             size: height and width in pixels of the result.
+            sampler: sampler; default: that of the settings.
 
         Returns:
             By noise level, (W E, O, height, width) float32 probabilities, the E members of a crop in succession.
         """
         latents: dict[float, Tensor] = {}  # of a method of second order, the last evaluation at each level
-        self.generate(image, targets, len(image.features), trace=lambda sigma, x: latents.update({sigma: x[0]}))
+        self.generate(
+            image, targets, len(image.features), sampler=sampler, trace=lambda sigma, x: latents.update({sigma: x[0]})
+        )
         found = {}
         for sigma, one in latents.items():
             with self._autocast(self._half):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import ConfigError, ImageError, OcditError
 from ocdit_core.images import as_rgb8
 from ocdit_core.inference.coarse import CoarseStage
@@ -279,13 +280,14 @@ class Segmenter:
 
     @torch.inference_mode()
     def steps(
-        self, image: np.ndarray, objects: EncodedObjects | None = None
+        self, image: np.ndarray, objects: EncodedObjects | None = None, *, sampler: SamplerConfig | None = None
     ) -> tuple[np.ndarray, dict[float, np.ndarray]]:
         """Return the masks that the coarse model predicts during sampling, before members and crops are averaged.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             objects: target objects; default: those of `set_objects`.
+            sampler: sampler; default: that of the settings.
 
         Returns:
             The whole image and its A crops as the model sees them, (A + 1, h, w, 3) uint8; by noise level, falling,
@@ -296,7 +298,7 @@ class Segmenter:
             OcditError: no target objects have been set.
         """
         objects = self._current(objects)
-        crops, masks = self._coarse.steps(as_rgb8(image), objects.runs)
+        crops, masks = self._coarse.steps(as_rgb8(image), objects.runs, sampler)
         return crops, {sigma: one[:, : len(objects.object_ids)] for sigma, one in masks.items()}
 
     @torch.inference_mode()

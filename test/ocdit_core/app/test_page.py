@@ -178,6 +178,9 @@ def test_a_visit(browser, melon, tmp_path):
     browser.unfold("Download, uncertainty, time")
     browser.press("#download")
     browser.wait_for_status("masks are packed")
+    browser.press("#denoise")
+    browser.wait_for_status("steps are drawn")
+    browser.find("#steps img")
 
 
 def test_nothing_is_fetched_from_elsewhere(browser):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from builders import make_mesh
 
-from ocdit_core.app.studio import MAX_FRAMES, Studio, Visitor
+from ocdit_core.app.studio import MAX_FRAMES, STEPS, Studio, Visitor
 from ocdit_core.errors import ConfigError, ImageError, OcditError, UnknownObjectError
 from ocdit_core.images import write_image
 from ocdit_core.inference.segmenter import Segmenter
@@ -73,6 +73,20 @@ def test_a_large_image_is_reduced(visitor, tmp_path):
     write_image(tmp_path / "large.png", np.zeros((1000, 4000, 3), np.uint8))
     visitor.open(str(tmp_path / "large.png"))
     assert visitor.image.shape == (480, 1920, 3)
+
+
+def test_the_denoising_steps_are_a_strip(studio, visitor, photo):
+    with pytest.raises(OcditError, match="segment an image first"):
+        studio.steps(visitor)
+    visitor.open(str(photo))
+    studio.segment(visitor, ["box"], 0.0)
+    strip = studio.steps(visitor)
+    columns = STEPS + 1  # the image, then the masks
+    width = strip.shape[1] // columns
+    assert strip.shape[1] == columns * width
+    assert strip.dtype == np.uint8
+    first, last = (strip[24:, column * width : (column + 1) * width] for column in (1, STEPS))
+    assert (first != last).any()
 
 
 def test_clicks_become_prompts(visitor):
