@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ocdit_core.diffusion.samplers import Denoise, SamplerConfig, sample
+from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.inference.settings import InferenceSettings, Precision
 from ocdit_core.models.backbones import SameConv2d
 from ocdit_core.models.blocks import MLP, Attention, SplitLinear
@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 # published sizes, a batch of the denoiser then takes 1.5 GB, and one of the decoder 1 GB.
 _DENOISER_CELLS_ON_CPU = 2**15
 _DECODER_CELLS_ON_CPU = 2**13
-# Cells where the matching prior gives an object at most this probability, as do their neighbours, keep its draft.
-RULED_OUT = 0.05
 
 
 class Network:
@@ -113,34 +111,22 @@ class Network:
             each object being in a crop at all, 1 for a model that does not estimate them.
         """
         sets, objects = targets.tokens.object_indices.shape
-        windows, grid = image.features.shape[0] // sets, (image.features.shape[2], image.features.shape[3])
-        denoiser, sampler = self.model.denoiser, sampler or self._settings.sampler
-        generator = torch.Generator().manual_seed(0)
-        noise = denoiser.start((crops * self._settings.ensemble, objects), grid, generator)
-        noise = noise.repeat(windows // crops, 1, 1).expand(sets, -1, -1, -1).to(self.device)
-        addition, maps = self.model.match(image, targets)
+        windows = image.features.shape[0] // sets
+        matched = self.model.match(image, targets)
+        _, maps = matched
         with self._autocast(self._half):
-            conditioning = denoiser.condition(image.features, targets.tokens, addition, maps)
-            # In several steps, noise would remain in the cells left out, and guidance leads away from what is not
-            # computed. A compiled network takes minutes for each number of cells.
-            if maps is not None and sampler.steps == 0 and not sampler.guided and not self._settings.compile:
-                cells, mask = relevant_cells(maps)
-                conditioning = dataclasses.replace(
-                    conditioning, cells=cells.unflatten(0, (sets, windows)), mask=mask.unflatten(0, (sets, windows))
-                )
-
-            def conditioned_on(given: Conditioning) -> Denoise:
-                return lambda x, sigma: self._denoise(x, self._level(sigma), given)
-
-            denoise = self.model.guided(conditioned_on, image, targets, conditioning, sampler)
-
-            def traced(x: Tensor, sigma: float) -> Tensor:
-                denoised = denoise(x, sigma)
-                if trace is not None:
-                    trace(sigma, denoiser.split(denoised, grid)[0])
-                return denoised
-
-            latents, tokens = denoiser.split(sample(traced, noise, sampler, generator), grid)
+            latents, tokens = self.model.sample_latents(
+                image,
+                targets,
+                matched,
+                sampler or self._settings.sampler,
+                ensemble=self._settings.ensemble,
+                crops=crops,
+                # A compiled network takes minutes for each number of cells.
+                all_cells=self._settings.compile,
+                denoise=lambda x, sigma, conditioning: self._denoise(x, self._level(sigma), conditioning),
+                trace=trace,
+            )
             lap(f"{self._stage}sampling", self.device)
             members = self._decode(latents.flatten(0, 2)).unflatten(0, latents.shape[:3])
             mean = rearrange(members, "b (w e) o h w2 -> b w e o h w2", w=windows).mean(2).float()
@@ -150,8 +136,9 @@ class Network:
         if maps is not None:
             presence = maps.presence.float().sigmoid().unflatten(0, (sets, windows))
         views = targets.templates.global_features
-        if denoiser.presence is not None and tokens is not None and views is not None:
-            presence = presence.to(tokens) * denoiser.presence.score(tokens, views, windows)
+        token = self.model.denoiser.presence
+        if token is not None and tokens is not None and views is not None:
+            presence = presence.to(tokens) * token.score(tokens, views, windows)
         lap(f"{self._stage}decoding", self.device)
         return mean.cpu().numpy(), presence.cpu().numpy()
 
@@ -228,22 +215,6 @@ class Network:
 def _masks(maps: PriorMaps) -> Tensor:
     """Return the probabilities (B, O, h, w) of the read-out, at the size of the image."""
     return F.interpolate(maps.logits.float().sigmoid(), scale_factor=SUBCELL, mode="bilinear", align_corners=False)
-
-
-def relevant_cells(maps: PriorMaps) -> tuple[Tensor, Tensor]:
-    """Return the cells of each object that the matching prior does not rule out, and their neighbours.
-
-    Returns:
-        (B, O, P) int64 cells, as many for all objects; (B, O, P) bool, which of them count: at least one.
-    """
-    probable = F.max_pool2d(maps.logits.float().sigmoid(), SUBCELL)
-    probable = F.max_pool2d(probable, 3, stride=1, padding=1).flatten(2)
-    relevant = probable > RULED_OUT
-    most = max(int(relevant.sum(2).max()), 1)
-    values, cells = probable.topk(most, dim=2)
-    mask = values > RULED_OUT
-    mask[..., 0] = True
-    return cells, mask
 
 
 def _halves(x: Tensor, conditioning: Conditioning) -> list[tuple[Tensor, Conditioning]]:

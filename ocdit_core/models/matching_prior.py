@@ -29,6 +29,8 @@ _OF_CELLS = (0, 1, 4)
 TOP = 4
 # Channels of the projected image features that the read-out takes.
 CONTEXT_CHANNELS = 24
+# Cells where an object has at most this probability, as do their neighbours, keep its draft.
+RULED_OUT = 0.05
 
 # Colour histograms: bins of brightness, red-green and yellow-blue.
 CELL_BINS = (4, 4, 4)
@@ -235,6 +237,22 @@ class MatchingPrior(nn.Module):
         """Return the embedding (B, O, h w, D) of the maps, which is added to the query tokens."""
         cells = torch.cat([maps.channels, _unshuffled(maps.logits.detach() / 4), maps.draft], dim=2)
         return self.embed(rearrange(cells, "b o c h w -> b o (h w) c"))
+
+
+def relevant_cells(maps: PriorMaps) -> tuple[Tensor, Tensor]:
+    """Return the cells of each object that the maps do not rule out, and their neighbours.
+
+    Returns:
+        (B, O, P) int64 cells, as many for all objects; (B, O, P) bool, which of them count: at least one.
+    """
+    probable = F.max_pool2d(maps.logits.float().sigmoid(), SUBCELL)
+    probable = F.max_pool2d(probable, 3, stride=1, padding=1).flatten(2)
+    relevant = probable > RULED_OUT
+    most = max(int(relevant.sum(2).max()), 1)
+    values, cells = probable.topk(most, dim=2)
+    mask = values > RULED_OUT
+    mask[..., 0] = True
+    return cells, mask
 
 
 def without_empty_cells(templates: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -22,7 +22,13 @@ from ocdit_core.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, check_state
 from ocdit_core.models.denoiser import Conditioning, Denoiser, DenoiserConfig, TargetTokens
 from ocdit_core.models.embeddings import random_positions
 from ocdit_core.models.mask_vae import DOWNSAMPLING, MaskVAE, MaskVAEConfig
-from ocdit_core.models.matching_prior import MatchingPrior, MatchingPriorConfig, PriorMaps
+from ocdit_core.models.matching_prior import (
+    MatchingPrior,
+    MatchingPriorConfig,
+    PriorMaps,
+    relevant_cells,
+    without_empty_cells,
+)
 from ocdit_core.models.published import (
     dinov2_architecture,
     find_checkpoint,
@@ -358,7 +364,8 @@ class OCDiT(nn.Module):
     ) -> Tensor:
         """Return the mask probabilities of the objects, averaged over the ensemble: (B, O, H, W).
 
-        This is one call of the coarse stage; `Segmenter` adds crops, proposals, refinement and instances.
+        This is what the coarse stage does with one crop. `Segmenter` adds more crops, the matching prior's own masks
+        (`prior_weight`), proposals, refinement and instances.
 
         Args:
             images: (B, 3, H, W), normalised by mean 0.5 and standard deviation 0.5; H and W are multiples of 16.
@@ -368,19 +375,69 @@ class OCDiT(nn.Module):
             seed: random seed of the noise, which is the same for all images.
         """
         image, features = self._features(images, templates)
+        if features.descriptors:
+            features = dataclasses.replace(features, descriptors=without_empty_cells(features.descriptors))
         targets = self.encode_targets(features)
-        conditioning = self.condition(image, targets)
-        generator = torch.Generator().manual_seed(seed)
-        noise = self.denoiser.start((ensemble_size, templates.shape[1]), conditioning.grid, generator)
-        noise = noise.expand(len(images), *noise.shape).to(images.device)
+        matched = self.match(image, targets)
+        latents, _ = self.sample_latents(image, targets, matched, sampler, ensemble=ensemble_size, seed=seed)
+        return self.decode_masks(latents).mean(1)
+
+    def sample_latents(
+        self,
+        image: ImageFeatures,
+        targets: TargetSet,
+        matched: tuple[Tensor | None, PriorMaps | None],
+        sampler: SamplerConfig,
+        *,
+        ensemble: int = 1,
+        crops: int = 1,
+        seed: int = 0,
+        all_cells: bool = False,
+        denoise: Callable[[Tensor, float, Conditioning], Tensor] | None = None,
+        trace: Callable[[float, Tensor], None] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Generate the latents of masks, and presence tokens.
+
+        Args:
+            image: features of B W crops, W for each set of targets.
+            targets: B sets of O objects.
+            matched: result of `match`.
+            sampler: sampler, noise schedule and guidance.
+            ensemble: samples E of each crop, from different noise.
+            crops: crops of the same image, which have different noise; W is a multiple of it.
+            seed: random seed of the noise, which is the same for all images and all sets of targets.
+            all_cells: compute also the cells that the matching prior rules out.
+            denoise: D_theta at a noise level, in place of `Denoiser.denoise`.
+            trace: called with the noise level and the denoised latents (B, W E, O, z, h, w) of each evaluation.
+
+        Returns:
+            (B, W E, O, z, h, w) latents, the E members of a crop in succession; (B, W E, O, C) presence tokens, if any.
+        """
+        sets, objects = targets.tokens.object_indices.shape
+        windows, grid = image.features.shape[0] // sets, (image.features.shape[2], image.features.shape[3])
+        conditioning = self.denoiser.condition(image.features, targets.tokens, *matched)
+        # In several steps, noise would remain in the cells left out, and guidance leads away from what is not computed.
+        if conditioning.prior is not None and sampler.steps == 0 and not sampler.guided and not all_cells:
+            cells, mask = (part.unflatten(0, (sets, windows)) for part in relevant_cells(conditioning.prior))
+            conditioning = dataclasses.replace(conditioning, cells=cells, mask=mask)
         levels = functools.cache(self.denoiser.level)
+        evaluated = denoise or (lambda x, sigma, given: self.denoiser.denoise(x, levels(sigma), given))
 
         def conditioned_on(given: Conditioning) -> Denoise:
-            return lambda x, sigma: self.denoiser.denoise(x, levels(sigma), given)
+            return lambda x, sigma: evaluated(x, sigma, given)
 
-        denoise = self.guided(conditioned_on, image, targets, conditioning, sampler)
-        latents, _ = self.denoiser.split(sample(denoise, noise, sampler, generator), conditioning.grid)
-        return self.decode_masks(latents).mean(1)
+        evaluate = self.guided(conditioned_on, image, targets, conditioning, sampler)
+
+        def traced(x: Tensor, sigma: float) -> Tensor:
+            denoised = evaluate(x, sigma)
+            if trace is not None:
+                trace(sigma, self.denoiser.split(denoised, grid)[0])
+            return denoised
+
+        generator = torch.Generator().manual_seed(seed)
+        noise = self.denoiser.start((crops * ensemble, objects), grid, generator).to(image.features.device)
+        noise = noise.repeat(windows // crops, 1, 1).expand(sets, -1, -1, -1)
+        return self.denoiser.split(sample(traced, noise, sampler, generator), grid)
 
     def _features(self, images: Tensor, templates: Tensor) -> tuple[ImageFeatures, TemplateFeatures]:
         """Return the features of normalised images and of normalised templates, whose masks are what is not black."""

@@ -12,12 +12,12 @@ from plain_network import PlainNetwork
 
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.images import read_image
-from ocdit_core.inference.network import Network, collect_timings, lap, relevant_cells
+from ocdit_core.inference.network import Network, collect_timings, lap
 from ocdit_core.inference.settings import InferenceSettings, find_weights
 from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
-from ocdit_core.models.matching_prior import MatchingPriorConfig, PriorMaps
+from ocdit_core.models.matching_prior import MatchingPriorConfig, PriorMaps, relevant_cells
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, OCDiTConfig, TargetSet
 from ocdit_core.models.representation import RepresentationConfig
 
@@ -92,7 +92,7 @@ def assert_equals_plain(
     assert plain.std() > spread
     with pytest.MonkeyPatch.context() as patch:
         # The plain network computes all cells.
-        patch.setattr("ocdit_core.inference.network.RULED_OUT", -1.0)
+        patch.setattr("ocdit_core.models.matching_prior.RULED_OUT", -1.0)
         assert difference(generate(network, crops=crops, **case), plain) < bar
 
 
@@ -162,7 +162,7 @@ def test_cells_that_the_prior_rules_out_are_left_out():
 @pytest.mark.parametrize("settings", [{"compile": True}, {"sampler": HEUN}], ids=["compiled", "several steps"])
 def test_compiled_networks_and_several_steps_leave_no_cells_out(monkeypatch, settings):
     monkeypatch.setattr("ocdit_core.models.denoiser.Denoiser.compile_transformer", lambda *_: None)
-    monkeypatch.setattr("ocdit_core.inference.network.relevant_cells", lambda _: pytest.fail("cells are left out"))
+    monkeypatch.setattr("ocdit_core.models.ocdit.relevant_cells", lambda _: pytest.fail("cells are left out"))
     generate(make_network(make_model(prior=PRIOR), **settings))
 
 
