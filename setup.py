@@ -42,6 +42,8 @@ extras = {
     "wandb": ["wandb>=0.17"],
     # training/submit.py
     "slurm": ["submitit>=1.5"],
+    # `ocdit export --onnx`
+    "onnx": ["torch>=2.5", "onnx>=1.16", "onnxruntime>=1.18"],
     # `ocdit app`
     "app": ["gradio>=6.0"],
     # `ocdit report`, `ocdit inspect`, the gallery of objects, charts of benchmarks

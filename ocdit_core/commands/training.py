@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ocdit_core.commands.options import add_command, add_settings, positive
+from ocdit_core.errors import ConfigError
 
 TRAIN_EXAMPLES = """\
   ocdit train --config config/train/smoke_vae.yaml --set loop.steps=200 --set run=runs/try
@@ -18,6 +19,11 @@ training/train.py is the same program, for launchers such as torchrun.
 EXPORT_EXAMPLES = """\
   ocdit export runs/coarse --out my_model
   ocdit export runs/coarse --out my_model --step 120000 --full
+  ocdit export ocdit-small --onnx graphs
+  ocdit export my_model --onnx graphs --set image_size=[272,352]
+
+--onnx writes the computations of a model and its refine model for other runtimes, in float32, and checks each against
+torch; docs/inference.md describes them.
 """
 CONVERT_EXAMPLES = """\
   ocdit convert ocdit_coarse.pth --out models/coarse
@@ -39,13 +45,18 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     add_settings(parser, "a setting that replaces the one in the file, such as loop.steps=200")
     parser.set_defaults(run=train)
 
-    parser = add_command(subparsers, "export", "write the model of a training run, with its card", EXPORT_EXAMPLES)
-    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a training run")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="model folder")
+    summary = "write the model of a training run, with its card, or a model's computations as ONNX graphs"
+    parser = add_command(subparsers, "export", summary, EXPORT_EXAMPLES)
+    text = "folder of a training run; with --onnx, a model: name of an embedded one, or a folder"
+    parser.add_argument("folder", metavar="RUN", type=Path, help=text)
+    output = parser.add_mutually_exclusive_group(required=True)
+    output.add_argument("--out", type=Path, metavar="FOLDER", help="model folder")
+    output.add_argument("--onnx", type=Path, metavar="FOLDER", help="folder of ONNX graphs")
     parser.add_argument("--step", type=positive, help="step of a kept checkpoint (default: the newest)")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--half", action="store_const", const=True, help="store float16 (default, except for a VAE)")
     precision.add_argument("--full", dest="half", action="store_const", const=False, help="store float32")
+    add_settings(parser, "with --onnx: a setting that changes the size of images, such as image_size=[272,352]")
     parser.set_defaults(run=export, half=None)
 
     summary = "write a model folder from a checkpoint in the naming of the published OC-DiT code"
@@ -77,6 +88,11 @@ def train(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Export; return 0."""
+    if arguments.onnx is not None:
+        return export_onnx(arguments)
+    if arguments.settings:
+        raise ConfigError("--set: is for --onnx alone; inference.yaml in the model's folder takes settings")
+
     from ocdit_core.config import build, read_yaml, to_yaml
     from ocdit_core.files import check_output, write_text
     from ocdit_core.inference.settings import SETTINGS_FILE, InferenceSettings
@@ -95,6 +111,30 @@ def export(arguments: argparse.Namespace) -> int:
         write_text(arguments.out / SETTINGS_FILE, text)
     size = (arguments.out / WEIGHTS_FILE).stat().st_size
     print(f"{arguments.out}: stage {stage}, step {step:,}, {size / 1e6:.1f} MB")
+    return 0
+
+
+def export_onnx(arguments: argparse.Namespace) -> int:
+    """Export ONNX graphs; return 0."""
+    from ocdit_core.inference.graphs import GRAPHS_FILE, OPSET, export
+    from ocdit_core.inference.settings import REFINE_FOLDER, find_weights, recommended_settings, refine_weights
+    from ocdit_core.models.ocdit import OCDiT
+
+    if arguments.step is not None or arguments.half is not None:
+        raise ConfigError("--step, --half, --full: are for --out; export the run first, then its model folder")
+    settings = recommended_settings(arguments.folder, overrides=arguments.settings)
+    folder, models = find_weights(arguments.folder), {}
+    for place, own, size in (
+        ("", folder, settings.image_size),
+        (REFINE_FOLDER, refine_weights(folder), settings.refine.image_size),
+    ):
+        if own is not None:
+            model = OCDiT.from_pretrained(own).eval().requires_grad_(False)
+            models[place] = (model, size or model.config.image_size)
+    for file, graph in export(models, arguments.onnx):
+        size = sum(one.stat().st_size for one in arguments.onnx.glob(f"{file}*"))
+        print(f"{file}: {size / 1e6:,.1f} MB, {graph['difference']:.1e} from torch", flush=True)
+    print(f"{arguments.onnx / GRAPHS_FILE}: opset {OPSET}, names and shapes of the tensors")
     return 0
 
 

@@ -74,7 +74,8 @@ def _dinov2_positions(embeddings: Any, tokens: Tensor, height: int, width: int) 
     It resizes by the factor (cells + 0.1) / trained cells; transformers by the sizes alone, which shifts the positions.
     """
     table, patch = embeddings.get_parameter("position_embeddings"), int(embeddings.patch_size)
-    grid, side = (height // patch, width // patch), math.isqrt(table.shape[1] - 1)
+    # As numbers: a graph that is traced for export has one size.
+    grid, side = (int(height) // patch, int(width) // patch), math.isqrt(table.shape[1] - 1)
     if grid == (side, side):
         return table
     cells = rearrange(table[:, 1:].float(), "1 (h w) d -> 1 d h w", h=side)

@@ -67,7 +67,8 @@ class PatchPosition(nn.Module):
 
     def forward(self, grid: tuple[int, int]) -> Tensor:
         """Return the positions (h w, D) of a grid (h, w)."""
-        if grid == self.grid:
+        # A graph that is traced for export takes any size.
+        if grid == self.grid and not torch.jit.is_tracing():
             return self.table
         table = rearrange(self.table, "(h w) d -> 1 d h w", h=self.grid[0])
         resized = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)

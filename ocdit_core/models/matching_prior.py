@@ -336,7 +336,7 @@ def fine_histograms(bins: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return smoothed histograms that sum to 1: bins and weights of (N, pixels) -> (N, bins)."""
     count = FINE_BINS[0] * FINE_BINS[1] * FINE_BINS[2]
     weights = torch.ones_like(bins, dtype=torch.float32) if weights is None else weights
-    histogram = torch.zeros(len(bins), count, device=bins.device).scatter_add_(1, bins, weights)
+    histogram = torch.zeros(bins.shape[0], count, device=bins.device).scatter_add_(1, bins, weights)
     cube = histogram.view(-1, 1, *FINE_BINS)
     # Smoothed over neighbouring bins: tolerance for other light.
     kernel = torch.exp(-0.5 * torch.arange(-2.0, 3.0, device=bins.device) ** 2)
