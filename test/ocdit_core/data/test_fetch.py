@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -31,7 +32,12 @@ FILES = {
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What huggingface_hub asks of a hub: the list of files, and their contents."""
+    """What huggingface_hub asks of a hub: the list of files, and their contents.
+
+    The connection breaks in the middle of the first answer for `breaking`.
+    """
+
+    breaking = ""
 
     def log_message(self, *_):
         pass
@@ -59,7 +65,12 @@ class Hub(BaseHTTPRequestHandler):
         for key, value in (headers | {"Content-Length": str(len(data))}).items():
             self.send_header(key, value)
         self.end_headers()
-        if body:
+        if body and name == Hub.breaking:
+            Hub.breaking = ""
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif body:
             self.wfile.write(data)
 
 
@@ -92,6 +103,14 @@ def test_a_dataset_is_downloaded_and_what_is_there_stays(hub, tmp_path):
     }  # fmt: skip
     assert (tmp_path / "bop" / "toy" / "camera.json").read_text() == "mine"
     assert "camera.json: is there already" in done.stderr
+
+
+def test_a_download_that_breaks_is_completed(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(Hub, "breaking", "toy_models.zip")
+    done = fetch(hub, tmp_path, "toy", "--parts", "models")
+    assert done.returncode == 0, done.stderr
+    assert not Hub.breaking
+    assert (tmp_path / "bop" / "toy" / "models" / "obj_000001.ply").read_text() == "ply"
 
 
 def test_each_mistake_is_one_line(hub, tmp_path):
