@@ -33,7 +33,7 @@ class Crop:
         return slice(y, y + height), slice(x, x + width)
 
     def forward(self, image: np.ndarray) -> np.ndarray:
-        """Return the model input: image (H, W, 3) uint8 -> (h, w, 3) uint8."""
+        """Return the model input: image (H, W, 3) uint8 -> (h, w, 3) uint8; or (H, W) float32 -> (h, w) float32."""
         part, (top, left, height, width) = image[self.part], self._inner()
         interpolation = cv2.INTER_AREA if height < part.shape[0] else cv2.INTER_LINEAR
         scaled = cv2.resize(part, (width, height), interpolation=interpolation)
@@ -45,6 +45,14 @@ class Crop:
         top, left, height, width = self._inner()
         inner = values[top : top + height, left : left + width]
         return cv2.resize(inner, self.box[2:], interpolation=cv2.INTER_LINEAR)
+
+    def places(self, pixels: np.ndarray) -> np.ndarray:
+        """Return where pixels (N, 2) of the image, as row and column, are on the model input; others are left out."""
+        top, left, height, width = self._inner()
+        x, y, wide, high = self.box
+        found = (pixels - (y, x)) * (height / high, width / wide)
+        found = np.floor(found).astype(int)
+        return found[((found >= 0) & (found < (height, width))).all(axis=1)] + (top, left)
 
     def _inner(self) -> tuple[int, int, int, int]:
         """Return (top, left, height, width) of the scaled crop in the model input."""

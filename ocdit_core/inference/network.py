@@ -91,6 +91,7 @@ class Network:
         targets: TargetSet,
         crops: int = 1,
         *,
+        prompts: Tensor | None = None,
         sampler: SamplerConfig | None = None,
         trace: Callable[[float, Tensor], None] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -103,6 +104,8 @@ class Network:
             image: features of B W crops, W for each set of targets.
             targets: B sets of O objects.
             crops: crops of the same image, which have different noise; W is a multiple of it.
+            prompts: prompt maps of the crops, see `OCDiT.match`; the matching prior's own masks, which do not know
+                them, are left out then.
             sampler: sampler; default: that of the settings.
             trace: called with the noise level and the denoised latents (B, W E, O, z, ...) of each evaluation.
 
@@ -112,7 +115,7 @@ class Network:
         """
         sets, objects = targets.tokens.object_indices.shape
         windows = image.features.shape[0] // sets
-        matched = self.model.match(image, targets)
+        matched = self.model.match(image, targets, None if prompts is None else prompts.to(self.device))
         _, maps = matched
         with self._autocast(self._half):
             latents, tokens = self.model.sample_latents(
@@ -123,14 +126,14 @@ class Network:
                 ensemble=self._settings.ensemble,
                 crops=crops,
                 # A compiled network takes minutes for each number of cells.
-                all_cells=self._settings.compile,
+                all_cells=self._settings.compile or prompts is not None,
                 denoise=lambda x, sigma, conditioning: self._denoise(x, self._level(sigma), conditioning),
                 trace=trace,
             )
             lap(f"{self._stage}sampling", self.device)
             members = self._decode(latents.flatten(0, 2)).unflatten(0, latents.shape[:3])
             mean = rearrange(members, "b (w e) o h w2 -> b w e o h w2", w=windows).mean(2).float()
-        if maps is not None and self._settings.prior_weight:
+        if maps is not None and self._settings.prior_weight and prompts is None:
             mean = mean.lerp(_masks(maps).unflatten(0, (sets, windows)), self._settings.prior_weight)
         presence = torch.ones(sets, windows, objects)
         if maps is not None:

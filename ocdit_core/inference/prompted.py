@@ -9,12 +9,14 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
+from ocdit_core.inference.crops import Crop
 from ocdit_core.inference.postprocess import Candidate, grouped_parts, min_pixels, score
 from ocdit_core.inference.prompts import Point, Prompt, checked_box
 from ocdit_core.inference.refine import RefineStage
 from ocdit_core.inference.settings import InferenceSettings
 from ocdit_core.masks import Box, box_iou, mask_iou, tight_box
 from ocdit_core.models.ocdit import TargetSet
+from ocdit_core.models.prompt_embedding import KINDS, STRIDE
 
 # Sides of the squares around a point that are refined, as fractions of the geometric mean of the image's sides, beside
 # the regions that the coarse stage sees there from these probabilities on.
@@ -80,6 +82,23 @@ class Evidence:
             agreement *= box_iou(tight_box(whole), self.box)
         return agreement
 
+    def map(self, crop: Crop) -> np.ndarray:
+        """Return the prompt map of a crop, (KINDS, h / 4, w / 4) float32; see `PromptEmbedding`."""
+        maps = np.zeros((KINDS, crop.input_size[0] // STRIDE, crop.input_size[1] // STRIDE), np.float32)
+        for channel, points in enumerate((self.on, self.off)):
+            places = crop.places(np.argwhere(points)) // STRIDE
+            maps[channel, places[:, 0], places[:, 1]] = 1
+        region = self.mask
+        if region is None and self.box is not None:
+            x, y, width, height = self.box
+            region = np.zeros(self.on.shape, bool)
+            region[y : y + height, x : x + width] = True
+        if region is not None:
+            inside = crop.forward(region.astype(np.float32))
+            channel = 2 if self.mask is None else 3
+            maps[channel] = cv2.resize(inside, maps.shape[:0:-1], interpolation=cv2.INTER_AREA)
+        return maps
+
 
 def prompted_candidates(
     image: np.ndarray,
@@ -106,7 +125,7 @@ def prompted_candidates(
     boxes = {one: one.box for one in prompts if one.box is not None}
     tries = [(one, box) for one in prompts if one.places and one.box is None for box in _boxes_around(one, maps)]
     best: dict[Evidence, Candidate] = {}
-    segmented = stage.segment(image, [box for _, box in tries], [one.target for one, _ in tries], objects)
+    segmented = _segmented(stage, image, tries, objects)
     for (one, _), (region, probabilities, presence) in zip(tries, segmented, strict=True):
         for mask in grouped_parts(probabilities >= settings.refine.mask_threshold):
             candidate = _candidate(one, region, probabilities, mask, presence, settings)
@@ -114,7 +133,7 @@ def prompted_candidates(
                 best[one] = candidate
     boxes |= {one: candidate.box for one, candidate in best.items()}
     scaled = [(one, _scaled(box, scale, size)) for one, box in boxes.items() for scale in _SCALES]
-    segmented = stage.segment(image, [box for _, box in scaled], [one.target for one, _ in scaled], objects)
+    segmented = _segmented(stage, image, scaled, objects)
     candidates = []
     for number, (one, box) in enumerate(boxes.items()):
         region, probabilities, presence = _mean(segmented[number * len(_SCALES) : (number + 1) * len(_SCALES)], size)
@@ -126,6 +145,14 @@ def prompted_candidates(
             candidate = _candidate(one, region, probabilities, mask, presence, settings)
             candidates += [_scored(candidate, one, maps)] if candidate else []
     return candidates
+
+
+def _segmented(
+    stage: RefineStage, image: np.ndarray, places: Sequence[tuple[Evidence, Box]], objects: TargetSet
+) -> list[tuple[Box, np.ndarray, float]]:
+    """Return what `RefineStage.segment` finds for prompts in boxes."""
+    targets, drawn = [one.target for one, _ in places], [one.map for one, _ in places]
+    return stage.segment(image, [box for _, box in places], targets, objects, drawn)
 
 
 def _boxes_around(prompt: Evidence, maps: Sequence[np.ndarray]) -> list[Box]:

@@ -1,7 +1,7 @@
 """The refine stage (paper 3.3, 4.2): segments one object in the crop around each proposal."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -65,7 +65,12 @@ class RefineStage:
         return candidates
 
     def segment(
-        self, image: np.ndarray, boxes: Sequence[Box], targets: Sequence[int], objects: TargetSet
+        self,
+        image: np.ndarray,
+        boxes: Sequence[Box],
+        targets: Sequence[int],
+        objects: TargetSet,
+        prompts: Sequence[Callable[[Crop], np.ndarray]] = (),
     ) -> list[tuple[Box, np.ndarray, float]]:
         """Return for each box the region of its crops, (height, width) float32 probabilities, and that of presence.
 
@@ -74,6 +79,7 @@ class RefineStage:
             boxes: boxes in pixels; one may occur repeatedly.
             targets: index of the target for each box.
             objects: all targets, as sets of one object each.
+            prompts: return the prompt map of a crop, for each box; default: no prompts.
         """
         if not boxes:
             return []
@@ -84,7 +90,11 @@ class RefineStage:
         features = ImageFeatures(
             features=features.features[chosen], descriptors=tuple(part[chosen] for part in features.descriptors)
         )
-        found = self._network.generate(features, objects.select(torch.as_tensor(targets)), len(crops[0]))
+        maps = None
+        if prompts and self._network.model.prompts is not None and self._settings.refine.prompts:
+            drawn = [draw(crop) for draw, own in zip(prompts, crops, strict=True) for crop in own]
+            maps = torch.from_numpy(np.stack(drawn))[:, None]
+        found = self._network.generate(features, objects.select(torch.as_tensor(targets)), len(crops[0]), prompts=maps)
         return [
             (*_mean(own, probabilities), float(presence.mean()))
             for own, probabilities, presence in zip(crops, *found, strict=True)

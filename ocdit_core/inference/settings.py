@@ -55,6 +55,8 @@ class RefineSettings:
         proposal_threshold: coarse probability above which a pixel belongs to a proposal.
         mask_threshold: probability above which a pixel belongs to a refined mask.
         coarse_weight: exponent of the coarse score in the score, the weighted geometric mean of both scores.
+        prompts: show location prompts to a model that was trained with them; False: they only choose regions, masks and
+            scores.
     """
 
     enabled: bool = True
@@ -65,6 +67,7 @@ class RefineSettings:
     proposal_threshold: float = 0.2
     mask_threshold: float = 0.5
     coarse_weight: float = 0.5
+    prompts: bool = True
 
     def __post_init__(self) -> None:
         _check_size(self.image_size)

@@ -29,6 +29,7 @@ from ocdit_core.models.matching_prior import (
     relevant_cells,
     without_empty_cells,
 )
+from ocdit_core.models.prompt_embedding import PromptEmbedding
 from ocdit_core.models.published import (
     dinov2_architecture,
     find_checkpoint,
@@ -54,6 +55,7 @@ class OCDiTConfig:
         vae: mask VAE configuration.
         denoiser: denoiser configuration.
         matching_prior: matching prior configuration; None is the published architecture.
+        prompts: queries know the location prompts (see `PromptEmbedding`); not part of the paper, needs the prior.
     """
 
     image_size: tuple[int, int] = (480, 640)
@@ -64,6 +66,7 @@ class OCDiTConfig:
     vae: MaskVAEConfig = field(default_factory=MaskVAEConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     matching_prior: MatchingPriorConfig | None = None
+    prompts: bool = False
 
     def __post_init__(self) -> None:
         for name, size in (("image_size", self.image_size), ("template_size", self.template_size)):
@@ -72,6 +75,8 @@ class OCDiTConfig:
         for name, grid in (("grid", self.grid), ("template_grid", self.template_grid)):
             if grid is not None and min(grid) < 1:
                 raise ConfigError(f"{name}: {list(grid)} must be positive")
+        if self.prompts and self.matching_prior is None:
+            raise ConfigError("prompts: true needs a matching_prior, whose read-out the prompts are seen beside")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,12 +192,14 @@ class OCDiT(nn.Module):
             if config.matching_prior
             else None
         )
+        self.prompts = PromptEmbedding(config.denoiser.width) if config.prompts else None
 
     def train(self, mode: bool = True) -> OCDiT:
-        """Set the training mode; a frozen backbone stays in evaluation mode."""
+        """Set the training mode; parts without trainable weights stay in evaluation mode."""
         super().train(mode)
-        if self.config.backbone.frozen:
-            self.backbone.eval()
+        for part in self.children():
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
         return self
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
@@ -252,14 +259,15 @@ class OCDiT(nn.Module):
         tokens = self.denoiser.encode_targets(templates.features, object_indices, view_indices)
         return TargetSet(tokens=tokens, templates=templates)
 
-    def condition(self, image: ImageFeatures, targets: TargetSet) -> Conditioning:
+    def condition(self, image: ImageFeatures, targets: TargetSet, prompts: Tensor | None = None) -> Conditioning:
         """Return what the denoiser is conditioned on.
 
         Args:
             image: features of B W crops, W for each set of targets.
             targets: B sets of targets.
+            prompts: see `match`.
         """
-        return self.denoiser.condition(image.features, targets.tokens, *self.match(image, targets))
+        return self.denoiser.condition(image.features, targets.tokens, *self.match(image, targets, prompts))
 
     def unconditional(self, image: ImageFeatures, targets: TargetSet) -> Conditioning:
         """Return what the denoiser is conditioned on without templates: their features are 0, and there is no prior."""
@@ -296,15 +304,26 @@ class OCDiT(nn.Module):
         found = conditioned_on(conditioning), conditioned_on(negative)
         return guide(*found, sampler, self.denoiser.token_channels)
 
-    def match(self, image: ImageFeatures, targets: TargetSet) -> tuple[Tensor | None, PriorMaps | None]:
-        """Return the matching prior's part of the query tokens, (B W, O, h w, D), and its maps; None without it."""
+    def match(
+        self, image: ImageFeatures, targets: TargetSet, prompts: Tensor | None = None
+    ) -> tuple[Tensor | None, PriorMaps | None]:
+        """Return the matching prior's part of the query tokens, (B W, O, h w, D), and its maps; None without it.
+
+        Args:
+            image: features of B W crops, W for each set of targets.
+            targets: B sets of targets.
+            prompts: (B W, O, KINDS, 4h, 4w) prompt maps, whose embedding is added; None: no prompts.
+        """
         if self.prior is None:
             return None, None
         descriptors, crops = targets.templates.descriptors, len(image.features) // len(targets.templates.features)
         if crops > 1:
             descriptors = tuple(part.repeat_interleave(crops, dim=0) for part in descriptors)
         maps = self.prior(image.descriptors, descriptors)
-        return self.prior.query_part(maps), maps
+        addition = self.prior.query_part(maps)
+        if prompts is not None and self.prompts is not None:
+            addition = addition + self.prompts(prompts, maps.logits)
+        return addition, maps
 
     def encode_masks(self, masks: Tensor) -> Tensor:
         """Encode masks (..., H, W) in [0, 1] -> standardised latents (..., z, H/16, W/16)."""

@@ -22,6 +22,7 @@ from ocdit_core.models.matching_prior import SUBCELL, PriorMaps
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TemplateFeatures, occupancy
 from ocdit_core.training.data import Batch, SampleRandom, step_generator
 from ocdit_core.training.export import load_vae, start_from
+from ocdit_core.training.prompts import PROMPTED, PROMPTED_ALONE, draw_prompt_maps
 from ocdit_core.training.settings import TrainSettings
 from ocdit_core.training.validation import MaskResult, mask_results, mask_sheets
 
@@ -44,6 +45,9 @@ class DiffusionStage:
         elif settings.init is None:
             raise ConfigError(f"vae: the stage {settings.stage} needs the exported folder of a VAE run, or init")
         self.model.vae.requires_grad_(False)
+        if self.model.prompts is not None and self.settings.prompts_only:
+            self.model.requires_grad_(False)
+            self.model.prompts.requires_grad_(True)
         self.cache = FeatureCache(_CACHE_BYTES) if settings.model.backbone.frozen else None
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -61,7 +65,7 @@ class DiffusionStage:
             return loss, {"prior": loss.detach()}
 
         targets = self.model.encode_targets(templates, *self._positions(batch, random))
-        conditioning = self.model.condition(image, targets)
+        conditioning = self.model.condition(image, targets, self._prompts(masks, random))
         total, parts = masks.new_zeros(()), {}
         if conditioning.prior is not None:
             total = prior_loss(conditioning.prior, masks, target[:, 0], present)
@@ -89,6 +93,14 @@ class DiffusionStage:
         parts["diffusion"], parts["sigma"] = loss.detach(), sigma
         parts["error"] = (loss_weight(level) * (denoised.detach() - target) ** 2).mean((2, 3, 4, 5))
         return total + loss, parts
+
+    def _prompts(self, masks: Tensor, random: SampleRandom) -> Tensor | None:
+        """Return random prompt maps for masks (B, O, H, W); None for a model without prompts."""
+        if self.model.prompts is None:
+            return None
+        seeds = random.each(lambda g: torch.randint(2**31, (), generator=g))
+        share = PROMPTED_ALONE if self.settings.prompts_only else PROMPTED
+        return draw_prompt_maps(masks, seeds.tolist(), share)
 
     @torch.no_grad()
     def presence(self, batch: Batch, masks: Tensor) -> Tensor | None:

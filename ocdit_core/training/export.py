@@ -57,6 +57,8 @@ def export_run(run: Path, folder: Path, *, step: int | None = None, half: bool |
 def start_from(model: OCDiT, folder: str | Path) -> None:
     """Copy the weights of an exported model; learned positions are interpolated to this model's sizes.
 
+    An embedding of prompts that the other model does not have stays as it is.
+
     Args:
         model: model to initialise.
         folder: folder of the other model.
@@ -73,7 +75,11 @@ def start_from(model: OCDiT, folder: str | Path) -> None:
             state[f"{name}.table"] = given(target.grid)
         elif isinstance(target, IndexPosition) and isinstance(given, IndexPosition):
             state[f"{name}.table"] = given.resized(len(target.table))
-    check_state(model.state_dict(), state, str(folder))
+    own = model.state_dict()
+    if model.prompts is not None and source.prompts is None:
+        # A new embedding changes nothing until it is trained.
+        state |= {name: value for name, value in own.items() if name.startswith("prompts.")}
+    check_state(own, state, str(folder))
     model.load_state_dict(state)
 
 

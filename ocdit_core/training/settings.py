@@ -80,12 +80,15 @@ class DiffusionLossSettings:
             sampler starts; 0 in the paper.
         min_targets: minimum number of a group's objects that a step uses, drawn at random.
         prior_only_steps: number of first steps that train the backbone and the matching prior alone.
+        prompts_only: train the embedding of location prompts alone (model.prompts), so that results without prompts do
+            not change.
         drop_templates: probability of training the denoiser on an image without its templates, for guidance.
     """
 
     high_noise_share: float = 0.0
     min_targets: int = 1
     prior_only_steps: int = 0
+    prompts_only: bool = False
     drop_templates: float = 0.0
 
     def __post_init__(self) -> None:
@@ -162,6 +165,8 @@ class TrainSettings:
         objects = self.data.sample.objects
         if self.stage == "refine" and objects != 1:
             raise ConfigError(f"data.sample.objects: the stage refine asks for 1 object, not {objects}")
+        if self.diffusion_loss.prompts_only and not (self.model.prompts and self.init):
+            raise ConfigError("diffusion_loss.prompts_only: true needs model.prompts: true, and init")
         if self.stage != "vae" and objects > self.model.denoiser.max_objects:
             raise ConfigError(
                 f"model.denoiser.max_objects: {self.model.denoiser.max_objects} positions are too few for the "

@@ -5,12 +5,18 @@ import re
 
 import numpy as np
 import pytest
-from test_segmenter import image_of, make_segmenter
+import torch
+from test_segmenter import image_of, make_model, make_segmenter
 
 from ocdit_core import ObjectLibrary
 from ocdit_core.errors import ConfigError, ImageError, UnknownObjectError
+from ocdit_core.inference.crops import Crop
+from ocdit_core.inference.prompted import Evidence
 from ocdit_core.inference.prompts import Prompt, parse_prompt, read_prompts
+from ocdit_core.inference.segmenter import Segmenter
+from ocdit_core.inference.settings import InferenceSettings, RefineSettings
 from ocdit_core.masks import encode_mask, mask_iou
+from ocdit_core.models.matching_prior import MatchingPriorConfig
 
 SIZE = (96, 128)
 
@@ -154,6 +160,48 @@ def test_negative_points_veto(segmenter, can):
     y, x = np.argwhere(plain[0])[0]
     away = segmenter.segment(image_of(SIZE), can, prompts=[Prompt(object_id="can", negative=[(x, y)])])
     assert not any(one.mask[y, x] for one in away.instances)
+
+
+def test_a_prompt_map_shows_the_part_of_the_crop():
+    mask = mask_of(20, 10, 60, 50)
+    crop = Crop(box=(16, 0, 64, 64), input_size=(128, 128))  # twice as large
+    points = Evidence(Prompt(object_id="can", points=[(26, 30), (100, 30)], negative=[(16, 0)]), ["can"], SIZE)
+    on, off, box, region = points.map(crop)
+    assert np.argwhere(on).tolist() == [[15, 5]]  # (20, 60) on the input; the other point is outside
+    assert np.argwhere(off).tolist() == [[0, 0]]
+    assert not box.any()
+    assert not region.any()
+    expected = np.zeros((32, 32))
+    expected[5:30, 2:32] = 1
+    (_, _, box, _), (_, _, _, region) = (
+        Evidence(Prompt(object_id="can", **place), ["can"], SIZE).map(crop)
+        for place in ({"box": (20, 10, 60, 50)}, {"mask": mask})
+    )
+    assert np.abs(box - expected).max() < 0.5  # half a square at most, at the edges
+    assert (box == region).all()
+
+
+def test_models_trained_with_prompts_see_them(rendered_library):
+    prior = MatchingPriorConfig(metric_channels=8, hidden_channels=8)
+    refine = make_model(prompts=True, matching_prior=prior)
+    torch.nn.init.normal_(refine.prompts.layers[-1].weight)
+    image, prompt = image_of(SIZE), Prompt(object_id="can", mask=mask_of(20, 10, 60, 50))
+
+    def found(shown: bool, *prompts: Prompt):
+        segmenter = Segmenter(
+            make_model(),
+            name="untrained",
+            device="cpu",
+            settings=InferenceSettings(score_threshold=0.0, refine=RefineSettings(prompts=shown)),
+            feature_cache=None,
+            refine=refine,
+        )
+        segmenter.set_objects(ObjectLibrary(rendered_library), ["can"])
+        return segmenter.segment(image, prompts=prompts).instances
+
+    with_it, without = (found(shown, prompt)[0].score for shown in (True, False))
+    assert with_it != without
+    assert [one.score for one in found(True)] == [one.score for one in found(False)]
 
 
 def test_prompts_of_a_batch_belong_to_their_images(segmenter):
