@@ -271,7 +271,7 @@ class OCDiT(nn.Module):
 
     def unconditional(self, image: ImageFeatures, targets: TargetSet) -> Conditioning:
         """Return what the denoiser is conditioned on without templates: their features are 0, and there is no prior."""
-        nothing = targets.templates.map(torch.zeros_like)
+        nothing = dataclasses.replace(targets.templates, features=torch.zeros_like(targets.templates.features))
         tokens = self.encode_targets(nothing, targets.tokens.object_indices).tokens
         return self.denoiser.condition(image.features, tokens)
 
