@@ -57,7 +57,6 @@ CELLS: dict[str, tuple[tuple[str, ...], bool]] = {
     "projection": (("projection",), False),
     "token": (("presence_token",), False),
     "both": (("projection", "presence_token"), False),
-    "tuned": ((), True),
     "tuned, both": (("projection", "presence_token"), True),
 }
 DROPPED = 0.2  # probability of dropping the templates
@@ -94,9 +93,9 @@ def settings_of(cell: str, seed: int, options: argparse.Namespace) -> TrainSetti
         "model": model,
         "data": {
             "datasets": [{"path": str(options.data), "library": str(options.library)}],
-            "sample": {"objects": 4, "views": 4, "crops": 2, "absent_probability": 0.25, "crop_scale": [0.35, 0.95]},
+            "sample": {"objects": 3, "views": 4, "crops": 2, "absent_probability": 0.25, "crop_scale": [0.35, 0.95]},
         },
-        "diffusion_loss": {"high_noise_share": 0.5, "min_targets": 4, "drop_templates": DROPPED},
+        "diffusion_loss": {"high_noise_share": 0.5, "min_targets": 3, "drop_templates": DROPPED},
         "loop": {
             "steps": options.steps,
             "batch_groups": 1,
@@ -147,10 +146,10 @@ class Cached(DiffusionStage):
 @torch.no_grad()
 def make_pool(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
     """Return batches with their features, and mean and variance of the global features of present targets."""
-    stage = DiffusionStage(settings_of("tuned", 0, options))
+    stage = DiffusionStage(settings_of("neither", 0, options))
     stage.model.eval()
     pool = []
-    for batch in itertools.islice(TrainingData(settings_of("tuned", 0, options)), options.batches):
+    for batch in itertools.islice(TrainingData(settings_of("neither", 0, options)), options.batches):
         # In the order of the objects in the batch, all of them: `choose_targets` shuffles.
         image, templates = stage.encode(batch)
         targets = stage.model.encode_targets(templates)
@@ -176,19 +175,19 @@ def train(options: argparse.Namespace) -> None:
 
     module.choose_targets = lambda batch, *_: batch
     source = OCDiT.from_pretrained(find_weights(MODEL))
-    began = time.time()
+    began = time.process_time()
     pool, mean, variance = make_pool(options)
-    print(f"{len(pool)} batches in {time.time() - began:.0f} s", flush=True)
+    print(f"{len(pool)} batches in {time.process_time() - began:.0f} s", flush=True)
     for seed, cell in itertools.product(range(options.seeds), CELLS):
         run = Path(settings_of(cell, seed, options).run)
         if (run / f"step_{options.steps}" / CONFIG_FILE).is_file():
             continue
-        began = time.time()
+        began = time.process_time()
         losses = run_cell(cell, seed, pool, mean, variance, source, options)
         run.mkdir(parents=True, exist_ok=True)
         (run / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
         last = {name: float(np.mean([row[name] for row in losses[-50:] if name in row])) for name in losses[-1]}
-        print(f"{run.name}: {time.time() - began:.0f} s, last 50 steps {last}", flush=True)
+        print(f"{run.name}: {time.process_time() - began:.0f} s, last 50 steps {last}", flush=True)
 
 
 def run_cell(
@@ -402,12 +401,12 @@ def main() -> int:
     of = {run.__name__: actions.add_parser(run.__name__, help=run.__doc__) for run in (train, measure, table)}
     of["train"].add_argument("--data", type=Path, required=True, help="BOP folder or shards to train on")
     of["train"].add_argument("--library", type=Path, required=True, help="templates of its objects")
-    of["train"].add_argument("--batches", type=int, default=110, help="batches of 2 crops (default 110)")
+    of["train"].add_argument("--batches", type=int, default=48, help="batches of 2 crops (default 48)")
     of["measure"].add_argument("--dataset", type=Path, nargs="+", required=True, help="BOP folders, with templates")
-    of["measure"].add_argument("--images", type=int, default=12, help="images of each dataset (default 12)")
+    of["measure"].add_argument("--images", type=int, default=8, help="images of each dataset (default 8)")
     for action in of.values():
         action.add_argument("--out", type=Path, required=True, help="folder of the runs")
-        action.add_argument("--steps", type=int, default=160, help="steps of each run (default 160)")
+        action.add_argument("--steps", type=int, default=100, help="steps of each run (default 100)")
         action.add_argument("--seeds", type=int, default=3, help="seeds (default 3)")
         action.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     options = parser.parse_args()
