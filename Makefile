@@ -57,5 +57,5 @@ $(VENV)/.ros: $(VENV)/.core $(ROS_WHEELS) $(wildcard pip_home/*/msg/*) $(wildcar
 
 # What only tests need: the optional path tracer and engine are large.
 $(VENV)/.test: $(VENV)/.ros
-	$(PIP) install -c constraints.txt -e ".[mitsuba,ray,bag,cad,usd,assimp,meshopt,wandb,slurm,app,onnx]"
+	$(PIP) install -c constraints.txt -e ".[mitsuba,ray,bag,cad,usd,assimp,meshopt,wandb,slurm,app,onnx,openvino]"
 	touch $@

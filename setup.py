@@ -42,8 +42,9 @@ extras = {
     "wandb": ["wandb>=0.17"],
     # training/submit.py
     "slurm": ["submitit>=1.5"],
-    # `ocdit export --onnx`
+    # `ocdit export --onnx`, and the settings engine=onnxruntime and engine=openvino
     "onnx": ["torch>=2.5", "onnx>=1.16", "onnxruntime>=1.18"],
+    "openvino": ["torch>=2.5", "onnx>=1.16", "openvino>=2024.0"],
     # `ocdit app`
     "app": ["gradio>=6.0"],
     # `ocdit report`, `ocdit inspect`, the gallery of objects, charts of benchmarks

@@ -37,7 +37,8 @@ def load_segmenter(settings: Settings) -> Any:
     from ocdit_core.inference.settings import recommended_settings
 
     default = _default_threads()
-    torch.set_num_threads(settings.compute_threads or default)
+    # One is left for images, results and services, unless that halves what computes.
+    torch.set_num_threads(settings.compute_threads or (default - 1 if default > 2 else default))
     inference = recommended_settings(
         settings.model, preset=settings.preset or None, overrides=settings.inference_settings
     )

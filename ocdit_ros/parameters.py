@@ -125,7 +125,10 @@ class Settings:
         [""], "unconfigured", "Further settings of docs/inference.md, each as 'refine.rounds=1'"
     )
     compute_threads: int = _parameter(
-        0, "unconfigured", "CPU threads of the network; 0: PyTorch's default, usually all cores", bounds=(0, 256)
+        0,
+        "unconfigured",
+        "CPU threads of the network; 0: one less than PyTorch's default, usually all cores, from three on",
+        bounds=(0, 256),
     )
     target_objects: tuple[str, ...] = _parameter(
         [""], "always", "Names of the objects to look for; empty: all objects of the library"

@@ -166,6 +166,7 @@ def encoder(model: OCDiT, image_size: tuple[int, int]) -> Graph:
         return found.features, *found.descriptors
 
     images = torch.rand(1, 3, *image_size, generator=torch.Generator().manual_seed(0))
+    images = images.to(next(model.parameters()).device)
     return _graph("encode", model, encode, {"images": images}, ["features", *(_IMAGE if model.prior else ())])
 
 

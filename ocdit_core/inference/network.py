@@ -52,6 +52,12 @@ class Network:
     def __init__(self, model: OCDiT, device: torch.device, settings: InferenceSettings, stage: str = "") -> None:
         self._half = computes_in_half(settings.precision, device)
         self.model = prepare(model, device, half=self._half, compiled=settings.compile)
+        self._encoder: Callable[[Tensor], ImageFeatures] | None = None
+        if settings.engine != "torch":
+            from ocdit_core.inference.engines import ImageEncoder
+
+            # Not the prepared copy: its operators cannot be exported.
+            self._encoder = ImageEncoder(model.eval(), settings.engine, device, half=self._half)
         self.device = device
         self._settings = settings
         self._stage = stage
@@ -62,9 +68,12 @@ class Network:
 
     def encode(self, images: np.ndarray) -> ImageFeatures:
         """Return the features of N images (N, h, w, 3) uint8 RGB."""
-        # Not in bfloat16 for the matching prior: its similarities differ by little.
-        with self._autocast(self._half and self.model.prior is None):
-            features = self.model.encode_image(self._to_tensor(images))
+        if self._encoder is not None:
+            features = self._encoder(self._to_tensor(images))
+        else:
+            # Not in bfloat16 for the matching prior: its similarities differ by little.
+            with self._autocast(self._half and self.model.prior is None):
+                features = self.model.encode_image(self._to_tensor(images))
         lap(f"{self._stage}backbone", self.device)
         return features
 

@@ -21,7 +21,11 @@ Score = Literal["mean", "expected_iou"]
 over its area plus the sum of the probabilities outside, an estimate of the mask IoU with the object."""
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""Precision of the denoiser and the decoder. auto: bfloat16 on GPUs that support it, else float32."""
+"""Precision of the denoiser and the decoder, and of the image encoder in OpenVINO. auto: bfloat16 on GPUs that support
+it, else float32."""
+
+Engine = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
+"""What runs the image encoder; the rest runs in torch. tensorrt: through ONNX Runtime."""
 
 
 def _check_size(size: tuple[int, int] | None) -> None:
@@ -128,6 +132,7 @@ class InferenceSettings:
         refine: settings of the refine stage.
         track: settings of a `Tracker`.
         precision: numerical precision of the network.
+        engine: runtime of the image encoder; onnxruntime and tensorrt need the extra onnx, openvino that of its name.
         compile: compile the denoiser with torch.compile, which takes a minute or more for each number of objects and
             image size.
     """
@@ -149,6 +154,7 @@ class InferenceSettings:
     refine: RefineSettings = field(default_factory=RefineSettings)
     track: TrackSettings = field(default_factory=TrackSettings)
     precision: Precision = "auto"
+    engine: Engine = "torch"
     compile: bool = False
 
     def __post_init__(self) -> None:

@@ -98,10 +98,10 @@ def test_bad_settings_are_named(make, parameters, reason):
     assert "~" not in node._monitor.failure
 
 
-@pytest.mark.parametrize(("asked", "expected"), [(2, 2), (0, 3)])
-def test_the_network_takes_the_threads_asked_for(make, monkeypatch, asked, expected):
+@pytest.mark.parametrize(("asked", "cores", "expected"), [(3, 3, 3), (0, 3, 2), (0, 2, 2)])
+def test_the_network_takes_the_threads_asked_for_or_leaves_one_free(make, monkeypatch, asked, cores, expected):
     default, found = torch.get_num_threads(), []
-    monkeypatch.setattr(network, "_default_threads", lambda: 3)
+    monkeypatch.setattr(network, "_default_threads", lambda: cores)
     segment = Network.segment_batch
     monkeypatch.setattr(
         Network,

@@ -148,3 +148,16 @@ def test_a_prompt_on_background_finds_nothing(segmenter, library, scenes):
     places = free[:: len(free) // len(targets)]
     prompts = [Prompt(object_id=name, points=[(x, y)]) for name, (y, x) in zip(targets, places, strict=False)]
     assert not segmenter.segment(image, prompts=prompts).instances
+
+
+def test_another_engine_finds_the_same_instances(segmenter, library, scenes):
+    pytest.importorskip("openvino", reason="optional package: pip install 'ocdit_ros[openvino]'")
+    image, targets, _ = scenes[0]
+    segmenter.set_objects(library, targets)
+    other = make_segmenter(engine="openvino")
+    other.set_objects(library, targets)
+    expected, found = segmenter.segment(image).instances, other.segment(image).instances
+    assert len(expected) > 2
+    assert [one.object_id for one in found] == [one.object_id for one in expected]
+    assert np.allclose([one.score for one in found], [one.score for one in expected], atol=1e-3)
+    assert min(mask_iou(a.mask, b.mask) for a, b in zip(expected, found, strict=True)) > 0.99
