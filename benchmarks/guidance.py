@@ -3,6 +3,7 @@
 
     python benchmarks/guidance.py train --data data/rooms/train --library data/rooms/templates --out runs/guidance
     python benchmarks/guidance.py measure --out runs/guidance --dataset data/val_procedural data/val_meshes
+    python benchmarks/guidance.py table --out runs/guidance
 
 Only the denoiser is trained, on features of a few hundred images that are computed once; backbone, mask VAE and
 matching prior are the embedded model's, frozen. A run that is interrupted continues with the next cell.
@@ -134,7 +135,7 @@ class Cached(DiffusionStage):
         """See `DiffusionStage`."""
         return self._now["image"], self._now["templates"]
 
-    def match(self, image: ImageFeatures, targets: TargetSet) -> Any:
+    def match(self, image: ImageFeatures, targets: TargetSet, prompts: Tensor | None = None) -> Any:
         """See `OCDiT`."""
         return self._now["match"]
 
@@ -294,7 +295,7 @@ class Measured:
         parts: dict[str, list[Tensor]] = {name: [] for name in self.factors}
         masks = []
         for run, match in zip(scene.runs, scene.matches, strict=True):
-            network.model.match = lambda *_, match=match: match  # type: ignore[method-assign]
+            network.model.match = lambda *_, match=match, **__: match  # type: ignore[method-assign]
             self._tokens.clear()
             targets = network.model.encode_targets(run.templates)
             masks.append(network.generate(scene.image, targets)[0][0, 0])

@@ -32,11 +32,12 @@ class SamplerConfig:
         rho: exponent of the schedule, eq. (7).
         churn: S_churn, the noise added back along the way; 0 is the deterministic ODE. heun only.
         guidance: weight w of classifier-free guidance of the masks, N + w (D - N), where N is the denoiser's result for
-            `negative`, one more evaluation each; 1: none. Only for models trained with `drop_templates`.
+            `negative`, one more evaluation each; 1: none.
         token_guidance: the same for presence tokens.
         guidance_interval: lowest and highest noise level that is guided.
-        negative: what guidance leads away from. nothing: no templates. look_alike: the templates of the other target
-            that looks most like it.
+        negative: what guidance leads away from. nothing: no templates, for models trained with `drop_templates`.
+            look_alike: the templates of the other target that looks most like it; where there is one target, as in the
+            refine stage, there is no guidance.
     """
 
     steps: int = 9

@@ -288,14 +288,14 @@ class OCDiT(nn.Module):
         Args:
             conditioned_on: returns D_theta for a conditioning.
             image: features of B W crops.
-            targets: B sets of targets; a single target has no look-alike, and guidance leads away from no templates.
+            targets: B sets of targets; a single target has no look-alike to be led away from.
             conditioning: conditioning on both.
             sampler: sampler and guidance.
         """
-        if not sampler.guided:
-            return conditioned_on(conditioning)
         objects = targets.tokens.object_indices.shape[1]
-        if sampler.negative == "nothing" or objects == 1:
+        if not sampler.guided or (sampler.negative == "look_alike" and objects == 1):
+            return conditioned_on(conditioning)
+        if sampler.negative == "nothing":
             negative = self.unconditional(image, targets)
         else:
             looks = F.normalize(targets.templates.features.mean((2, 4, 5)).float(), dim=-1)

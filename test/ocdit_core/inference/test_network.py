@@ -221,6 +221,10 @@ def test_guidance_leads_away_from_no_templates_or_from_those_of_the_look_alike()
         guided = model.guided(conditioned_on, image, targets, conditioning, config)
         one, other = (model.denoiser.denoise(x, 3.0, given) for given in seen[-2:])
         torch.testing.assert_close(guided(x, 3.0), other + 1.5 * (one - other))
+    # A single target has no look-alike.
+    assert not model.guided(
+        lambda given: given is not conditioning, *inputs(make_network(model), objects=1), conditioning, config
+    )
     # Nothing of the templates is left in the first; the second has those of the other target, positions included.
     other_objects = make_network(model).encode_targets(targets.templates.map(lambda part: part + 1))
     for own, given in zip(seen[1].templates[0], model.unconditional(image, other_objects).templates[0], strict=True):
