@@ -37,10 +37,15 @@ def orbit(rng: Rng, room: Room, pose: Array, middle: Array, count: int) -> list[
             moved = pose @ _about(middle, turn * time)
             moved[2, 3] += dolly * time
             poses.append(moved)
-        places = np.array([-moved[:3, :3].T @ moved[:3, 3] for moved in poses])
-        if (places > room.low + 0.05).all() and (places < room.high - 0.05).all():
+        if all(is_inside(room, moved) for moved in poses):
             break
     return poses
+
+
+def is_inside(room: Room, pose: Array) -> bool:
+    """Return whether a camera (4, 4) is inside the room, clear of its walls."""
+    place = -pose[:3, :3].T @ pose[:3, 3]
+    return bool((place > room.low + 0.05).all() and (place < room.high - 0.05).all())
 
 
 def equal_pair(objects: Sequence[Placed]) -> tuple[int, int] | None:
@@ -135,9 +140,10 @@ class Crossing:
             moved[index] = replace(moved[index], pose=pose)
         return moved
 
-    def side_view(self, pose: Array) -> float:
-        """Return how much a camera (4, 4) sees of the passing from the side, low above the table: 0 to 1."""
-        return float(np.linalg.norm(np.cross(pose[2, :3], self.along)) * np.hypot(pose[2, 0], pose[2, 1]))
+    def from_the_side(self, rng: Rng, pose: Array) -> Array:
+        """Turn a camera (4, 4) about the middle, so that it sees the lanes nearly from the side."""
+        angle = np.arctan2(self.along[1], self.along[0]) + rng.choice((0, np.pi)) + np.radians(rng.uniform(-20, 20))
+        return np.asarray(pose @ _about(self.middle, np.arctan2(pose[0, 1], pose[0, 0]) - angle))
 
 
 def _about(centre: Array, angle: float) -> Array:

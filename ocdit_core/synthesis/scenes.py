@@ -16,7 +16,7 @@ from ocdit_core.data.writers import LabelledFrame, LabelledObject
 from ocdit_core.errors import ConfigError, DataError
 from ocdit_core.masks import Box, tight_box
 from ocdit_core.objects.viewpoints import TUDL_K, TUDL_SIZE, look_at_poses, project
-from ocdit_core.synthesis.clips import Crossing, equal_pair, orbit
+from ocdit_core.synthesis.clips import Crossing, equal_pair, is_inside, orbit
 from ocdit_core.synthesis.path_tracer import PathTracer, developed
 from ocdit_core.synthesis.renderer import Placed, SceneRenderer
 from ocdit_core.synthesis.room import Material, Room, random_room
@@ -53,7 +53,7 @@ KEPT_OBJECTS, KEPT_TEXTURES = 128, 64  # on the graphics card, from scene to sce
 
 _PREVIEW = 4  # the preview has a quarter of the image's width and height
 _LAYOUT_ATTEMPTS, _CAMERA_ATTEMPTS = 5, 8
-_CLIP_CAMERAS = 8  # of which the one that sees a crossing best is taken
+_CLIP_CAMERAS = 16  # of which the one in whose image a crossing object hides most of the other is taken
 _LAYOUT, _CAMERAS, _EFFECTS, _TRACED, _MOTION = 1, 2, 3, 4, 5  # each has random numbers of its own
 
 
@@ -228,7 +228,7 @@ class SceneMaker:
             if not settled.kept[0]:
                 raise DataError(f"scene {index}: {objects[pair[0]].name} does not come to rest")
             crossing = Crossing.draw(rng, room, objects, pair, settled.poses[0])
-            objects = crossing.at(0.0)
+            objects = crossing.at(crossing.passing)
             aims = [np.concatenate([crossing.at(time)[i].points for time in (-1.0, 1.0) for i in crossing.pair])]
         self._renderer.stage(room, textures, objects)
         cameras = choose_cameras(
@@ -236,7 +236,14 @@ class SceneMaker:
         )
         if not cameras:
             raise DataError(f"scene {index}: no camera sees enough")
-        pose, K, exposure = cameras[0] if crossing is None else max(cameras, key=lambda one: crossing.side_view(one[0]))
+        pose, K, exposure = cameras[0]
+        if crossing is not None:
+            both = [objects[i] for i in crossing.pair]
+            sides = [(crossing.from_the_side(rng, pose), K, exposure) for pose, K, exposure in cameras]
+            sides = [camera for camera in sides if is_inside(room, camera[0])]
+            if not sides:
+                raise DataError(f"scene {index}: a wall is in the way of all cameras")
+            pose, K, exposure = max(sides, key=lambda camera: self._hidden(*camera[:2], both))
         middle = np.concatenate(aims).mean(axis=0)
         for time, view in zip(np.linspace(-1, 1, count), orbit(rng, room, pose, middle, count), strict=True):
             if crossing is not None:
@@ -245,6 +252,17 @@ class SceneMaker:
             targets = [(self._ids[item.name], item) for item in objects if item.label]
             yield self._frame(view, K, exposure, None, targets, self._rng(index, _EFFECTS, 0))
         self._release_some()
+
+    def _hidden(self, pose: Array, K: Array, items: Sequence[Placed]) -> float:
+        """Return the fraction of an object that others hide; of several, the largest."""
+        size = (self.settings.size[0] // _PREVIEW, self.settings.size[1] // _PREVIEW)
+        small = np.diag([1 / _PREVIEW, 1 / _PREVIEW, 1.0]) @ K
+        labels = self._renderer.preview(pose, small, size)[1]
+        silhouettes = self._renderer.silhouettes(pose, small, size, items)
+        return max(
+            float(np.mean(labels[silhouette] != item.label)) if silhouette.any() else 0.0
+            for item, silhouette in zip(items, silhouettes, strict=True)
+        )
 
     def _release_some(self) -> None:
         """Release old objects and textures; after a scene, which needs its own."""
