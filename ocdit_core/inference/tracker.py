@@ -15,7 +15,7 @@ from ocdit_core.errors import OcditError
 from ocdit_core.images import as_rgb8
 from ocdit_core.inference.results import Instance, Segmentation
 from ocdit_core.inference.settings import TrackSettings
-from ocdit_core.masks import Box, mask_iou
+from ocdit_core.masks import Box
 from ocdit_core.models.matching_prior import fine_bins, fine_histograms
 
 if TYPE_CHECKING:
@@ -25,22 +25,66 @@ if TYPE_CHECKING:
 # A smaller mask is compared with its outermost pixels, which show the background, too; of a larger one, a sample.
 _MIN_PIXELS, _MAX_PIXELS = 50, 10_000
 
+_FLOW_SIDE = 640  # pixels of the longer side of the image in which points are followed
+_POINTS, _ENOUGH = 30, 4  # points of an instance, and how many are needed to tell its motion
+_GAIN = 0.5  # of a new measurement of the velocity
+_SLOWING = 0.9  # of the velocity of what is not seen, per frame
+_SAME_AREA = np.log(1.25)  # larger changes of a mask come from hiding, or from a neighbour in the same mask
+_AREA_GAIN = 0.1  # of a new area, if it differs more
+_VOTES, _NEARNESS = 1.0, 0.1  # weights of points and of nearness beside the overlap
 
-@dataclasses.dataclass
+
+@dataclasses.dataclass(eq=False)
 class Track:
-    """An instance as it was last seen.
+    """An instance, as it was when its mask was last whole, and what is known of its motion since then.
 
     Attributes:
         number: its id.
         instance: the instance.
         colours: (bins,) colour histogram, see `colour_histogram`.
-        unseen: number of frames since then.
+        way: (2,) x, y in pixels from there to where it is expected now.
+        velocity: (2,) x, y in pixels per frame.
+        points: (N, 2) x, y in pixels of points on it in the last frame.
+        area: usual number of pixels of its mask.
+        age: frames since its mask was whole.
+        unseen: frames since it was found.
     """
 
     number: int
     instance: Instance
     colours: np.ndarray
+    way: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2))
+    velocity: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2))
+    points: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    area: float = 0.0
+    age: int = 0
     unseen: int = 0
+
+    def move(self, before: np.ndarray, now: np.ndarray) -> None:
+        """Follow the points from the image before (grey) to this one, and expect the instance there."""
+        self.age, self.unseen = self.age + 1, self.unseen + 1
+        self.points, step = follow_points(before, now, self.points)
+        if step is None:
+            self.velocity = self.velocity * (1.0 if self.unseen == 1 else _SLOWING)
+        else:
+            self.velocity = self.velocity + _GAIN * (step - self.velocity)
+        self.way = self.way + (self.velocity if step is None else step)
+
+    def see(self, instance: Instance, colours: np.ndarray, grey: np.ndarray) -> None:
+        """Take over what was found of it in this frame."""
+        self.unseen, self.colours, area = 0, colours, float(np.count_nonzero(instance.mask))
+        followed = len(self.points) >= _ENOUGH
+        self.points = self.points[shows(instance, self.points)]
+        change = np.log(area / self.area) if self.area else 0.0
+        if abs(change) > _SAME_AREA:
+            # Neither place nor motion are those of the mask.
+            self.area *= float(np.exp(_AREA_GAIN * change))
+            return
+        if self.age and not followed:
+            step = (_centre(instance.box) - _centre(self.instance.box)) / self.age
+            self.velocity = self.velocity + _GAIN * (step - self.velocity)
+        self.instance, self.way, self.age, self.area = instance, np.zeros(2), 0, area
+        self.points = add_points(grey, instance, self.points)
 
 
 class Tracker:
@@ -59,10 +103,11 @@ class Tracker:
         self._numbers = itertools.count(1) if numbers is None else numbers
         self._tracks: list[Track] = []
         self._size: tuple[int, ...] = ()
+        self._grey: np.ndarray | None = None
 
     def reset(self) -> None:
         """Forget all instances: the next frame is the first one of another video."""
-        self._tracks = []
+        self._tracks, self._grey = [], None
 
     def segment(self, image: np.ndarray, objects: EncodedObjects | None = None) -> Segmentation:
         """Segment the next frame.
@@ -95,41 +140,96 @@ class Tracker:
             self.reset()
         self._size = result.image_size
         image = as_rgb8(image)
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         for track in self._tracks:
-            track.unseen += 1
+            track.move(grey if self._grey is None else self._grey, grey)
+        self._grey = grey
         now = [Track(0, instance, colour_histogram(image, instance)) for instance in result.instances]
-        for index, number in match(self._tracks, now, self._settings):
-            now[number].number = self._tracks[index].number
-        for track in now:
-            track.number = track.number or next(self._numbers)
-        found = {track.number for track in now}
-        lost = [t for t in self._tracks if t.number not in found and t.unseen <= self._settings.keep]
-        self._tracks = lost + now
-        named = (dataclasses.replace(track.instance, track_id=track.number) for track in now)
+        owners = {j: self._tracks[i] for i, j in match(self._tracks, now, self._settings)}
+        for number, found in enumerate(now):
+            if number not in owners:
+                owners[number] = found
+                found.number = next(self._numbers)
+            owners[number].see(found.instance, found.colours, grey)
+        seen = [owners[number] for number in range(len(now))]
+        lost = [track for track in self._tracks if track.unseen and track.unseen <= self._settings.keep]
+        for track in lost:
+            for other in seen:
+                if not other.age:  # else both may be in one mask
+                    track.points = track.points[~shows(other.instance, track.points)]
+        self._tracks = lost + seen
+        named = (
+            dataclasses.replace(instance, track_id=track.number)
+            for instance, track in zip(result.instances, seen, strict=True)
+        )
         return dataclasses.replace(result, instances=tuple(named))
 
 
 def match(before: Sequence[Track], now: Sequence[Track], settings: TrackSettings) -> list[tuple[int, int]]:
     """Return pairs of indices of instances of the same object, each in one pair at most.
 
-    Only instances that are near to each other and look alike (see `TrackSettings`) are paired. Greedy: by falling
-    overlap of the masks, and where they do not overlap by rising distance of the boxes' centres.
+    Only instances that look alike and are near to where they are expected, or were, are paired (see `TrackSettings`).
+    The sum of what speaks for the pairs is the largest: points of the instance in the new mask, overlap with the
+    expected mask, and nearness to it.
     """
-    pairs = []
+    from scipy.optimize import linear_sum_assignment
+
+    worth = np.zeros((len(before), len(now)))
     for i, old in enumerate(before):
         for j, new in enumerate(now):
             first, second = old.instance, new.instance
             if first.object_id != second.object_id:
                 continue
-            overlap, distance = mask_iou(first.mask, second.mask), _distance(first.box, second.box)
+            overlap, step = _moved_iou(first, old.way, second), _centre(second.box) - _centre(first.box)
+            votes = float(shows(second, old.points).mean()) if len(old.points) >= _ENOUGH else overlap
             reach = settings.max_distance * max(float(np.hypot(*box[2:])) for box in (first.box, second.box))
-            if (overlap > 0 or distance <= reach) and similarity(old.colours, new.colours) >= settings.min_similarity:
-                pairs.append((-overlap, distance, i, j))
-    chosen: list[tuple[int, int]] = []
-    for _, _, i, j in sorted(pairs):
-        if all(i != old and j != new for old, new in chosen):
-            chosen.append((i, j))
-    return chosen
+            distance = float(np.hypot(*(step - old.way)))
+            near = max(overlap, votes) > 0 or min(distance, float(np.hypot(*step))) <= reach
+            if near and similarity(old.colours, new.colours) >= settings.min_similarity:
+                worth[i, j] = _VOTES * votes + overlap + _NEARNESS / (1 + distance / max(reach, 1.0))
+    pairs = zip(*linear_sum_assignment(-worth), strict=True)
+    return [(int(i), int(j)) for i, j in pairs if worth[i, j]]
+
+
+def follow_points(before: np.ndarray, now: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Follow points by optical flow (Lucas and Kanade, in pyramids).
+
+    Args:
+        before: (H, W) uint8, grey.
+        now: (H, W) uint8, grey.
+        points: (N, 2) x, y in pixels of the first image.
+
+    Returns:
+        (M, 2) x, y in the second image of those that lead back to where they were, and their median way (2,), or None
+        if they are too few.
+    """
+    if not len(points):
+        return points, None
+    there, found, _ = cv2.calcOpticalFlowPyrLK(before, now, points, None)
+    back, again, _ = cv2.calcOpticalFlowPyrLK(now, before, there, None)
+    kept = (found[:, 0] > 0) & (again[:, 0] > 0) & (np.abs(back - points).max(axis=1) < 1)
+    ways = there[kept] - points[kept]
+    return there[kept], np.median(ways, axis=0) if len(ways) >= _ENOUGH else None
+
+
+def add_points(grey: np.ndarray, instance: Instance, points: np.ndarray) -> np.ndarray:
+    """Return the points (N, 2) with more corners inside the mask, without its outline, of an image (H, W) uint8."""
+    x, y, width, height = instance.box
+    part = np.s_[y : y + height, x : x + width]
+    inner = _eroded(instance.mask[part], 5)
+    if len(points) >= _POINTS or not inner.any():
+        return points
+    corners = cv2.goodFeaturesToTrack(grey[part], _POINTS - len(points), 0.01, 3, mask=inner)
+    return points if corners is None else np.concatenate([points, corners[:, 0] + np.array([x, y], np.float32)])
+
+
+def shows(instance: Instance, points: np.ndarray) -> np.ndarray:
+    """Return which of the points (N, 2) x, y in pixels lie in the mask of an instance, (N,) bool."""
+    x, y = np.round(points).astype(int).T
+    height, width = instance.mask.shape
+    inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
+    inside[inside] = instance.mask[y[inside], x[inside]]
+    return np.asarray(inside)
 
 
 def colour_histogram(image: np.ndarray, instance: Instance) -> np.ndarray:
@@ -142,7 +242,7 @@ def colour_histogram(image: np.ndarray, instance: Instance) -> np.ndarray:
     x, y, width, height = instance.box
     part = np.s_[y : y + height, x : x + width]
     mask = instance.mask[part].astype(np.uint8)
-    inner = cv2.erode(mask, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    inner = _eroded(mask, 3)
     inside = image[part][(inner if inner.sum() >= _MIN_PIXELS else mask) > 0]
     inside = inside[:: -(-len(inside) // _MAX_PIXELS)]
     pixels = torch.from_numpy(inside.T.copy())[:, None].float() / 255
@@ -155,6 +255,25 @@ def similarity(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.sqrt(first * second).sum())
 
 
-def _distance(a: Box, b: Box) -> float:
-    """Return the distance of two boxes' centres in pixels."""
-    return float(np.hypot(a[0] + a[2] / 2 - b[0] - b[2] / 2, a[1] + a[3] / 2 - b[1] - b[3] / 2))
+def _eroded(mask: np.ndarray, side: int) -> np.ndarray:
+    kernel = np.ones((side, side), np.uint8)
+    return np.asarray(cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0))
+
+
+def _centre(box: Box) -> np.ndarray:
+    """Return the centre (2,) x, y of a box in pixels."""
+    return np.array([box[0] + box[2] / 2, box[1] + box[3] / 2])
+
+
+def _moved_iou(first: Instance, way: np.ndarray, second: Instance) -> float:
+    """Return the IoU of two masks, the first moved by `way` (2,) x, y."""
+    dx, dy = np.round(way).astype(int).tolist()
+    x, y, width, height = first.box
+    left, top = max(x + dx, second.box[0]), max(y + dy, second.box[1])
+    right = min(x + dx + width, second.box[0] + second.box[2])
+    bottom = min(y + dy + height, second.box[1] + second.box[3])
+    if left >= right or top >= bottom:
+        return 0.0
+    moved = first.mask[top - dy : bottom - dy, left - dx : right - dx]
+    both = int(np.count_nonzero(moved & second.mask[top:bottom, left:right]))
+    return both / (int(np.count_nonzero(first.mask)) + int(np.count_nonzero(second.mask)) - both)

@@ -1,12 +1,13 @@
 """Identity over a video, on hand-made results."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from ocdit_core.errors import ConfigError
+from ocdit_core.errors import ConfigError, OcditError
 from ocdit_core.inference.results import Instance, Segmentation
 from ocdit_core.inference.settings import InferenceSettings, TrackSettings
 from ocdit_core.inference.tracker import Track, Tracker, colour_histogram, match, similarity
@@ -50,9 +51,9 @@ def test_overlap_comes_before_nearness_and_objects_are_not_mixed():
     now = [instance("b", 70, 10), instance("a", 50, 10, 16, 10), instance("a", 30, 50)]
     # The second of these lies on the first of those, though the centre of the second is nearer.
     assert sorted(pairs(before, now, 5.0)) == [(0, 1), (1, 2), (2, 0)]
-    # Nothing overlaps: the nearest two first, the others are left for each other.
-    found = pairs([instance("a", 0, 0), instance("a", 60, 60)], [instance("a", 40, 40), instance("a", 80, 80)], 9.0)
-    assert sorted(found) == [(0, 1), (1, 0)]
+    # Nothing overlaps: both are as near as they can be together, though the second of those is nearest to the first.
+    found = pairs([instance("a", 0, 0), instance("a", 60, 60)], [instance("a", 45, 45), instance("a", 85, 85)], 9.0)
+    assert sorted(found) == [(0, 0), (1, 1)]
     assert pairs(before, [], 5.0) == []
 
 
@@ -97,6 +98,48 @@ def test_equal_objects_that_change_places_exchange_their_ids():
     tracker = make_tracker()
     assert ids(tracker.update(*frame(instance("a", 10, 10), instance("a", 50, 10)))) == [1, 2]
     assert ids(tracker.update(*frame(instance("a", 50, 10), instance("a", 10, 10)))) == [2, 1]
+    # Without corners, those that turn back behind a common mask look like those that cross.
+    tracker = Tracker(TrackSettings())
+    assert [ids(tracker.update(result, image)) for result, image in crossing(back=True)][-1] == [2, 1]
+
+
+def crossing(texture=None, *, back=False, swallowed=True):
+    """Yield results and images of two equal squares that pass each other, or turn back where they meet.
+
+    In the middle there is one mask for both, or the front one alone.
+    """
+    for step in range(13):
+        way = 6 * (min(step, 12 - step) if back else step)
+        one, other = instance("a", 8 + way, 42, 16, 16), instance("a", 80 - way, 36, 16, 16)
+        image = np.full((*SIZE, 3), 90, np.uint8)
+        for item in (other, one):
+            x, y, width, height = item.box
+            image[y : y + height, x : x + width] = RED if texture is None else texture
+        near = abs(one.box[0] - other.box[0]) < 20
+        both = dataclasses.replace(one, mask=one.mask | other.mask, box=tight_box(one.mask | other.mask))
+        found = ((both,) if swallowed else (one,)) if near else (one, other)
+        yield Segmentation(instances=found, image_size=SIZE, target_ids=("a",)), image
+
+
+@pytest.mark.parametrize("swallowed", [True, False])
+def test_equal_objects_that_cross_keep_their_ids(swallowed):
+    tracker = Tracker(TrackSettings())
+    found = [ids(tracker.update(result, image)) for result, image in crossing(swallowed=swallowed)]
+    assert found[0] == found[-1] == [1, 2]
+    assert sum(len(one) == 1 for one in found) >= 3
+
+
+def test_points_tell_equal_objects_that_turn_back_from_ones_that_cross():
+    texture = np.random.default_rng(0).integers(0, 255, (16, 16, 3)).astype(np.uint8)
+    tracker = Tracker(TrackSettings())
+    found = [ids(tracker.update(result, image)) for result, image in crossing(texture, back=True)]
+    assert found[0] == found[-1] == [1, 2]
+    assert [len(one) for one in found].count(1) >= 1
+
+
+def test_a_tracker_of_settings_alone_has_no_segmenter():
+    with pytest.raises(OcditError, match="has settings alone"):
+        Tracker(TrackSettings()).segment(np.zeros((*SIZE, 3), np.uint8))
 
 
 @pytest.mark.parametrize("light", [0.8, 1.25])
