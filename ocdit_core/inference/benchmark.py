@@ -2,7 +2,9 @@
 
 import dataclasses
 import platform
+import resource
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -170,3 +172,11 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "python": platform.python_version(),
     }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that torch has held on a GPU, or this process in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
