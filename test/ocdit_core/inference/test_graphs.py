@@ -33,7 +33,7 @@ VIT = {
     "patch_size": 14,
     "image_size": 56,
 }
-# Two images, three objects, two members: which ones of the example.
+# Which images, objects and members of the example there are instead.
 LARGER = {
     "images": [0, 0],
     "objects": [0, 1, 0],
@@ -41,6 +41,8 @@ LARGER = {
     "members": [0, 0],
     "decoded": [0, 1, 0],
 }
+# As in the refine stage.
+SINGLE = {"images": [0, 0, 0], "objects": [1], "images_x_objects": [1, 0, 1]}
 
 
 def run(path, tensors):
@@ -71,7 +73,8 @@ def test_exporting_leaves_the_model_in_evaluation_mode(exported):
     assert not any(module.training for module in exported[0].modules())
 
 
-def test_graphs_take_other_numbers_of_images_and_objects_and_other_sizes(exported):
+@pytest.mark.parametrize("chosen", [LARGER, SINGLE], ids=["larger", "single objects"])
+def test_graphs_take_other_numbers_of_images_and_objects_and_other_sizes(exported, chosen):
     model, folder, _ = exported
     random = torch.Generator().manual_seed(3)
     for graph in graphs(model, (48, 80)):
@@ -80,8 +83,8 @@ def test_graphs_take_other_numbers_of_images_and_objects_and_other_sizes(exporte
             if name in graph.inputs:
                 tensor = graph.inputs[name]
                 for axis, one in enumerate(shape):
-                    if one in LARGER:
-                        tensor = tensor.index_select(axis, torch.tensor(LARGER[one]))
+                    if one in chosen:
+                        tensor = tensor.index_select(axis, torch.tensor(chosen[one]))
                 noisy = tensor.is_floating_point() and name not in ("images", "templates", "masks")
                 inputs[name] = tensor * (1 + torch.rand(tensor.shape, generator=random)) if noisy else tensor
         outputs = dict(zip(graph.outputs, graph.module(*inputs.values()), strict=True))
