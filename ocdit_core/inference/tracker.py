@@ -154,9 +154,8 @@ class Tracker:
         seen = [owners[number] for number in range(len(now))]
         lost = [track for track in self._tracks if track.unseen and track.unseen <= self._settings.keep]
         for track in lost:
-            for other in seen:
-                if not other.age:  # else both may be in one mask
-                    track.points = track.points[~shows(other.instance, track.points)]
+            for instance in result.instances:  # what hides it
+                track.points = track.points[~shows(instance, track.points)]
         self._tracks = lost + seen
         named = (
             dataclasses.replace(instance, track_id=track.number)
