@@ -60,10 +60,9 @@ class Track:
     age: int = 0
     unseen: int = 0
 
-    def move(self, before: np.ndarray, now: np.ndarray) -> None:
-        """Follow the points from the image before (grey) to this one, and expect the instance there."""
-        self.age, self.unseen = self.age + 1, self.unseen + 1
-        self.points, step = follow_points(before, now, self.points)
+    def move(self, points: np.ndarray, step: np.ndarray | None) -> None:
+        """Expect the instance where its points are in this frame: see `follow_points`."""
+        self.age, self.unseen, self.points = self.age + 1, self.unseen + 1, points
         if step is None:
             self.velocity = self.velocity * (1.0 if self.unseen == 1 else _SLOWING)
         else:
@@ -141,8 +140,10 @@ class Tracker:
         self._size = result.image_size
         image = as_rgb8(image)
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        for track in self._tracks:
-            track.move(grey if self._grey is None else self._grey, grey)
+        before = grey if self._grey is None else self._grey
+        followed = follow_points(before, grey, [track.points for track in self._tracks])
+        for track, (points, step) in zip(self._tracks, followed, strict=True):
+            track.move(points, step)
         self._grey = grey
         now = [Track(0, instance, colour_histogram(image, instance)) for instance in result.instances]
         owners = {j: self._tracks[i] for i, j in match(self._tracks, now, self._settings)}
@@ -190,25 +191,35 @@ def match(before: Sequence[Track], now: Sequence[Track], settings: TrackSettings
     return [(int(i), int(j)) for i, j in pairs if worth[i, j]]
 
 
-def follow_points(before: np.ndarray, now: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Follow points by optical flow (Lucas and Kanade, in pyramids).
+def follow_points(
+    before: np.ndarray, now: np.ndarray, groups: Sequence[np.ndarray]
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Follow groups of points by optical flow (Lucas and Kanade, in pyramids).
 
     Args:
         before: (H, W) uint8, grey.
         now: (H, W) uint8, grey.
-        points: (N, 2) x, y in pixels of the first image.
+        groups: (N, 2) float32 x, y in pixels of the first image, of each instance.
 
     Returns:
-        (M, 2) x, y in the second image of those that lead back to where they were, and their median way (2,), or None
-        if they are too few.
+        Of each group, the (M, 2) x, y in the second image of those that lead back to where they were, and their median
+        way (2,), or None if they are too few.
     """
-    if not len(points):
-        return points, None
-    there, found, _ = cv2.calcOpticalFlowPyrLK(before, now, points, None)
-    back, again, _ = cv2.calcOpticalFlowPyrLK(now, before, there, None)
-    kept = (found[:, 0] > 0) & (again[:, 0] > 0) & (np.abs(back - points).max(axis=1) < 1)
-    ways = there[kept] - points[kept]
-    return there[kept], np.median(ways, axis=0) if len(ways) >= _ENOUGH else None
+    if not sum(map(len, groups)):
+        return [(points, None) for points in groups]
+    scale = min(1.0, _FLOW_SIDE / max(now.shape))
+    if scale < 1:
+        before, now = (cv2.resize(one, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for one in (before, now))
+    start = np.concatenate(groups).astype(np.float32) * np.float32(scale)
+    there, found, _ = cv2.calcOpticalFlowPyrLK(before, now, start, np.empty_like(start))
+    back, again, _ = cv2.calcOpticalFlowPyrLK(now, before, there, np.empty_like(start))
+    kept = (found[:, 0] > 0) & (again[:, 0] > 0) & (np.abs(back - start).max(axis=1) < 1)
+    result: list[tuple[np.ndarray, np.ndarray | None]] = []
+    ends = np.cumsum([len(points) for points in groups])[:-1]
+    for old, new, good in zip(*(np.split(one, ends) for one in (start, there, kept)), strict=True):
+        ways = (new[good] - old[good]) / scale
+        result.append((new[good] / np.float32(scale), np.median(ways, axis=0) if len(ways) >= _ENOUGH else None))
+    return result
 
 
 def add_points(grey: np.ndarray, instance: Instance, points: np.ndarray) -> np.ndarray:
