@@ -182,8 +182,9 @@ def video_counts(frames: Sequence[FrameOverlaps]) -> VideoCounts:
         absent += gone
     alignment = potential / np.maximum(shown[:, None] + seen[None] - potential, _EPS)
     matches = np.zeros((len(ALPHAS), *size))
+    # Id that each instance had in the frame before, and when it was last matched.
     before: dict[int, int] = {}
-    last: dict[int, int] = {}  # id that each instance had in the frame before, and when it was last matched
+    last: dict[int, int] = {}
     switches = 0
     for frame, (g, d) in zip(frames, places, strict=True):
         if not len(g) or not len(d):

@@ -186,7 +186,8 @@ def graphs(model: OCDiT, image_size: tuple[int, int]) -> Iterator[Graph]:
 
     memory = [f"{part}_{number}" for number in range(config.denoiser.depth) for part in ("keys", "values")]
     shape, size = (1, objects, config.denoiser.max_views), config.template_size
-    examples, descriptors = {"templates": torch.rand(*shape, 3, *size, generator=generator)}, ()
+    examples = {"templates": torch.rand(*shape, 3, *size, generator=generator)}
+    descriptors: tuple[str, ...] = ()
     if model.prior is not None:
         # Without it, they would be an input that nothing depends on.
         examples["masks"] = (torch.rand(*shape, *size, generator=generator) > 0.2).float()
@@ -273,8 +274,8 @@ def export(models: Mapping[str, tuple[OCDiT, tuple[int, int]]], out: Path) -> It
                 "difference": found,
             }
             yield file, described[file]
-    text = json.dumps({"opset": OPSET, "graphs": described}, indent=1)
-    write_text(out / GRAPHS_FILE, f"{text}\n")
+    contents = json.dumps({"opset": OPSET, "graphs": described}, indent=1)
+    write_text(out / GRAPHS_FILE, f"{contents}\n")
 
 
 def write_graph(graph: Graph, path: Path, shapes: Mapping[str, Sequence[int | str]]) -> None:

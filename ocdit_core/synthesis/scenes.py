@@ -243,7 +243,7 @@ class SceneMaker:
             sides = [camera for camera in sides if is_inside(room, camera[0])]
             if not sides:
                 raise DataError(f"scene {index}: a wall is in the way of all cameras")
-            pose, K, exposure = max(sides, key=lambda camera: self._hidden(*camera[:2], both))
+            pose, K, exposure = max(sides, key=lambda camera: self._hidden(camera[0], camera[1], both))
         middle = np.concatenate(aims).mean(axis=0)
         for time, view in zip(np.linspace(-1, 1, count), orbit(rng, room, pose, middle, count), strict=True):
             if crossing is not None:
