@@ -127,7 +127,7 @@ class Settings:
     compute_threads: int = _parameter(
         0,
         "unconfigured",
-        "CPU threads of the network; 0: one less than PyTorch's default, usually all cores, from three on",
+        "CPU threads of the network; 0: one for each core, less one where there are three or more",
         bounds=(0, 256),
     )
     target_objects: tuple[str, ...] = _parameter(
