@@ -132,7 +132,7 @@ class VideoCounts:
         kept: matches of the best assignment of ids (IDTP).
         switches: times that an instance is matched by a result of another id than the last time.
         ari: adjusted Rand index of the pixels of instances; NaN without any.
-        best_overlaps: of each instance, the largest IoU with a track over the whole video.
+        best_overlaps: largest IoU of each instance with a track, over the whole video.
         regions: mean over the frames of the IoU of each instance with its track (J).
         boundaries: mean over the frames of the F measure of their boundaries (F).
     """
