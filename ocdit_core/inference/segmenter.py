@@ -370,8 +370,9 @@ class Segmenter:
 
     @torch.inference_mode()
     def presence(self, image: np.ndarray, objects: EncodedObjects | None = None) -> dict[str, float]:
-        """Return an estimate in [0, 1] of the probability that each target is in an image: of the matching prior,
-        times that of the presence tokens, each for a network that has it.
+        """Return the estimated probability in [0, 1] of each target being in an image.
+
+        It is that of the matching prior times that of the presence tokens; for a network without one of them, it is 1.
 
         Raises:
             ImageError: `image` is not an image.
