@@ -159,7 +159,7 @@ def test_the_graphs_of_the_embedded_model_give_its_masks(tmp_path, monkeypatch, 
         for parts in ([own.rgb for own in views], [own.mask.astype(np.float32) for own in views])
     )
     image = cv2.resize(read_image(IMAGE), (320, 240), interpolation=cv2.INTER_AREA)
-    monkeypatch.setattr("ocdit_core.inference.network.RULED_OUT", -1.0)
+    monkeypatch.setattr("ocdit_core.models.matching_prior.RULED_OUT", -1.0)
     network = Network(OCDiT.from_pretrained(find_weights("ocdit-small")), CPU, InferenceSettings())
     with torch.inference_mode():
         each = [network.encode_templates(*one) for one in zip(rgb, masks, strict=True)]
