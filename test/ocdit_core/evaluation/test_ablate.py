@@ -99,7 +99,7 @@ def test_the_ready_grids_fit_the_settings(path):
 
 
 def test_there_are_ready_grids():
-    assert {path.stem for path in READY} == {"steps", "ensemble", "resolution", "refine"}
+    assert {path.stem for path in READY} == {"steps", "ensemble", "resolution", "refine", "paper_figure6c"}
 
 
 @pytest.mark.parametrize(
