@@ -82,6 +82,7 @@ def test_what_apt_does_not_bring_is_named_for_pip():
         "python3-numpy": "numpy",
         "python3-opencv": "opencv-python-headless",
         "python3-pil": "pillow",
+        "python3-scipy": "scipy",
         "python3-tqdm": "tqdm",
         "python3-yaml": "pyyaml",
     }

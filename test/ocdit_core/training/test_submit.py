@@ -40,7 +40,8 @@ def wait_for(condition, seconds=240):
 
 @pytest.mark.slow
 def test_a_job_of_two_processes_goes_back_into_the_queue_and_completes(lab):
-    overrides = ["loop.steps=20", "loop.batch_groups=1", "loop.checkpoint_every=100", "loop.validate_every=100"]
+    # So many steps that it cannot end before the signal arrives.
+    overrides = ["loop.steps=100", "loop.batch_groups=1", "loop.checkpoint_every=200", "loop.validate_every=200"]
     code, printed, error = submit(lab, "job", "--gpus=2", overrides=overrides)
     assert code == 0, error
     controller = re.match(r"local job (\d+): ", printed)[1]
@@ -57,7 +58,7 @@ def test_a_job_of_two_processes_goes_back_into_the_queue_and_completes(lab):
     steps = [
         json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines() if "train/loss" in line
     ]
-    assert steps == list(range(1, 21))
+    assert steps == list(range(1, 101))
     assert read_rank(find_checkpoint(folder), 1)["world"] == 2
 
 
