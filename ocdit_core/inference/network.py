@@ -395,8 +395,11 @@ class PackedLinear(SplitLinear):
 class FusedConv(SameConv2d):
     """A convolution and its activation in one step, which takes 25 to 45% less time than one after the other.
 
+    At stride 2 the kernel gets a first row and column of zeros: then equal padding on all sides, which needs no padded
+    copy of the input, computes the same as the asymmetric one.
+
     Args:
-        conv: float32 layer on the CPU, whose weights are shared.
+        conv: float32 layer on the CPU, whose weights are shared at stride 1.
     """
 
     def __init__(self, conv: SameConv2d):
@@ -404,20 +407,17 @@ class FusedConv(SameConv2d):
             conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.stride[0], conv.groups, relu6=conv.relu6
         )
         self.weight, self.bias = conv.weight, conv.bias
+        if self.stride[0] == 2:
+            self.weight = nn.Parameter(F.pad(conv.weight.detach(), (1, 0, 1, 0)), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """See `SameConv2d`."""
         activation = ("hardtanh", [0.0, 6.0]) if self.relu6 else ("none", [])
+        padding = self.padding
+        if self.stride[0] == 2:
+            padding = tuple(self.kernel_size[0] // 2 + size % 2 for size in x.shape[2:])
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            self.padded(x),
-            self.weight,
-            self.bias,
-            self.padding,
-            self.stride,
-            self.dilation,
-            self.groups,
-            *activation,
-            "",
+            x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups, *activation, ""
         )
         return y
 

@@ -197,17 +197,13 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C', ceil(h / stride), ceil(w / stride))."""
-        x = super().forward(self.padded(x))
+        if self.stride[0] == 2:
+            # Sizes are tensors while the network is traced for export: no comparison of them.
+            vertical, horizontal = (self.kernel_size[0] - 2 + n % 2 for n in x.shape[2:])
+            top, left = vertical // 2, horizontal // 2
+            x = F.pad(x, (left, horizontal - left, top, vertical - top))
+        x = super().forward(x)
         return F.relu6(x) if self.relu6 else x
-
-    def padded(self, x: Tensor) -> Tensor:
-        """Return the input with the padding that `padding` does not add."""
-        if self.stride[0] == 1:
-            return x
-        # Sizes are tensors while the network is traced for export: no comparison of them.
-        vertical, horizontal = (self.kernel_size[0] - 2 + n % 2 for n in x.shape[2:])
-        top, left = vertical // 2, horizontal // 2
-        return F.pad(x, (left, horizontal - left, top, vertical - top))
 
 
 class MBConv(nn.Module):

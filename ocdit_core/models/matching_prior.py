@@ -310,17 +310,22 @@ def cell_histograms(images: Tensor, weights: Tensor | None = None) -> Tensor:
     Returns:
         (B, bins, H/16, W/16); zero in cells without weight.
     """
+    side = DOWNSAMPLING // 2
+
+    def pixels_of_cells(values: Tensor) -> Tensor:
+        return rearrange(values, "b (h i) (w j) ... -> b h w (i j) ...", i=side, j=side)
+
     axes = zip(colour_axes(F.avg_pool2d(images, 2)), CELL_BINS, strict=True)
-    first, second, third = (_soft_bins(axis, bins) for axis, bins in axes)
-    histogram = (first[..., :, None, None] * second[..., None, :, None] * third[..., None, None, :]).flatten(-3)
-    histogram = rearrange(histogram, "b h w k -> b k h w")
-    cell = DOWNSAMPLING // 2
-    if weights is None:
-        return F.avg_pool2d(histogram, cell).clamp(min=1e-6).sqrt()
-    weights = F.avg_pool2d(weights, 2)
-    mass = F.avg_pool2d(weights, cell)
-    mean = F.avg_pool2d(histogram * weights, cell) / mass.clamp(min=1e-3)
-    return mean.clamp(min=1e-6).sqrt() * (mass > 0)
+    first, second, third = (pixels_of_cells(_soft_bins(axis, bins)) for axis, bins in axes)
+    chromatic = (second[..., :, None] * third[..., None, :]).flatten(-2)
+    weight = (
+        pixels_of_cells(F.avg_pool2d(weights, 2)[:, 0]) if weights is not None else first.new_ones(first.shape[:-1])
+    )
+    mass = weight.mean(-1)[:, None]
+    # The sum over a cell's pixels of the products of their bins.
+    histogram = ((first * weight[..., None]).transpose(-1, -2) @ chromatic).flatten(-2) / side**2
+    histogram = rearrange(histogram, "b h w k -> b k h w") / mass.clamp(min=1e-3)
+    return histogram.clamp(min=1e-6).sqrt() * (mass > 0)
 
 
 def fine_bins(images: Tensor) -> Tensor:
