@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Videos with tracking against the same frames one by one: accuracy, id changes, time.
+"""Videos with tracking, whole frames at intervals, against the same frames one by one: accuracy, id changes, time.
 
     python benchmarks/tracking.py                                   # 2 videos of 60 frames, the embedded model
     python benchmarks/tracking.py --videos 4 --json out.json
@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,7 @@ def measure(segmenter: Segmenter, library: ObjectLibrary, videos: list[list[Vide
         "false_masks": false / absent,
         "number_changes": changes,
         "evaluations": evaluations / len(records),
-        "seconds": float(np.median(seconds)),
+        "seconds": float(np.mean(seconds)),
     }
 
 
@@ -137,13 +138,14 @@ def main() -> int:
         "--speed", type=float, default=0.015, help="motion per frame over the shorter side (default 0.015)"
     )
     parser.add_argument("--no-refine", action="store_true", help="the coarse stage alone")
+    parser.add_argument("--intervals", type=int, nargs="*", default=[2, 4], help="of whole frames (default 2 4)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the videos (default 0)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--json", type=Path, help="write the metrics to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = recommended_settings(options.weights)
-    ways = {"frame by frame": False, "tracked": True}
+    ways = {"frame by frame": None, "tracked": 1} | {f"tracked, interval {n}": n for n in options.intervals}
     rows = {}
     print(
         f"{'way':<26} {'AP':>6} {'AP50':>6} {'IoU':>6} {'false':>6} {'numbers':>8} {'evaluations':>12} {'s/frame':>8}\n"
@@ -151,10 +153,13 @@ def main() -> int:
     )
     with tempfile.TemporaryDirectory() as folder:
         library, videos = make_videos(Path(folder), options)
-        for name, track in ways.items():
+        for name, interval in ways.items():
             refine = None if options.no_refine else "auto"
-            segmenter = Segmenter.from_pretrained(options.weights, settings=settings, refine=refine)
-            row = rows[name] = measure(segmenter, library, videos, track)
+            track = replace(settings.track, interval=interval or 1)
+            segmenter = Segmenter.from_pretrained(
+                options.weights, settings=replace(settings, track=track), refine=refine
+            )
+            row = rows[name] = measure(segmenter, library, videos, interval is not None)
             print(
                 f"{name:<26} {row['ap']:6.3f} {row['ap50']:6.3f} {row['iou']:6.3f} {row['false_masks']:6.0%} "
                 f"{row['number_changes']:8d} {row['evaluations']:12.2f} {row['seconds']:8.3f}",

@@ -115,13 +115,16 @@ def run(arguments: argparse.Namespace) -> int:
                 warned.update(warnings)
                 if not results.images:
                     results.write_labels(segmenter.settings.score_threshold, header, time)
-                segmentation = segmenter.segment(
-                    image,
-                    depth=None if depth is None else depth.metres,
-                    camera_matrix=None if depth is None else depth.camera_matrix,
-                )
-                if tracker is not None:
-                    segmentation = tracker.update(segmentation, image)
+                if tracker is not None and tracker.follows(image):
+                    segmentation = tracker.segment(image)
+                else:
+                    segmentation = segmenter.segment(
+                        image,
+                        depth=None if depth is None else depth.metres,
+                        camera_matrix=None if depth is None else depth.camera_matrix,
+                    )
+                    if tracker is not None:
+                        segmentation = tracker.update(segmentation, image)
                 results.write(image, segmentation, header, time, depth)
             if not results.images:
                 raise BagError(f"{arguments.bag}: {topic}: none of the {count} images can be read; nothing is written")

@@ -143,6 +143,34 @@ class Network:
         Raises:
             OcditError: the region of interest is outside an image.
         """
+        between: dict[int, Segmentation] = {}
+        if not (uncertainty or prompts or self._region()):
+            for index, (image, source) in enumerate(zip(images, sources, strict=True)):
+                tracker = self._tracker(source)
+                if tracker is not None and source not in self._followed and tracker.follows(image):
+                    between[index] = tracker.segment(image, objects)
+        rest = [index for index in range(len(images)) if index not in between]
+        whole = self._segment_whole(
+            [images[index] for index in rest],
+            objects,
+            [sources[index] for index in rest],
+            uncertainty,
+            [depths[index] for index in rest] if depths else (),
+            [prompts[index] for index in rest] if prompts else (),
+        )
+        found = between | dict(zip(rest, whole, strict=True))
+        return [found[index] for index in range(len(images))]
+
+    def _segment_whole(
+        self,
+        images: Sequence[np.ndarray],
+        objects: Any,
+        sources: Sequence[str | None],
+        uncertainty: bool,
+        depths: Sequence[Depth | None],
+        prompts: Sequence[Sequence[Prompt]],
+    ) -> list[Segmentation]:
+        """See `segment_batch`; whatever trackers have seen before, all of the images are segmented."""
         region = self._region()
         boxes = [
             None if region is None or source is None else _inside(region, image.shape)
@@ -174,15 +202,18 @@ class Network:
         ]
         for source, result in zip(sources, found, strict=True):
             self._update(source, result)
-        if self._numbers is None:
-            return found
-        from ocdit_core.inference.tracker import Tracker
-
         for index, source in enumerate(sources):
-            if source is not None:
-                tracker = self._trackers.setdefault(source, Tracker(self._segmenter, self._numbers))
+            if (tracker := self._tracker(source)) is not None:
                 found[index] = tracker.update(found[index], images[index])
         return found
+
+    def _tracker(self, source: str | None) -> Tracker | None:
+        """Return the tracker of a camera; None: a single image, or no tracking."""
+        if self._numbers is None or source is None:
+            return None
+        from ocdit_core.inference.tracker import Tracker
+
+        return self._trackers.setdefault(source, Tracker(self._segmenter, self._numbers))
 
     def _following(self, source: str | None, objects: Any, box: Box | None) -> list[Prompt]:
         """Return the prompt for what is followed, in pixels of the part `box` of the image; none: nothing is."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ocdit_core.diffusion.samplers import SamplerConfig
-from ocdit_core.errors import ConfigError, ImageError, OcditError
+from ocdit_core.errors import ConfigError, ImageError, OcditError, UnknownObjectError
 from ocdit_core.images import as_rgb8
 from ocdit_core.inference.coarse import CoarseStage
 from ocdit_core.inference.depth import Pose, checked_camera, registered_depth
@@ -18,9 +18,17 @@ from ocdit_core.inference.geometry import size_checked
 from ocdit_core.inference.labelling import LABEL_THRESHOLD, Label, label_regions
 from ocdit_core.inference.network import Network, collect_timings, lap
 from ocdit_core.inference.pose import PoseStage
-from ocdit_core.inference.postprocess import Candidate, calibrated, coarse_candidates, propose, resolve, uncertainty_map
+from ocdit_core.inference.postprocess import (
+    Candidate,
+    calibrated,
+    candidate_in,
+    coarse_candidates,
+    propose,
+    resolve,
+    uncertainty_map,
+)
 from ocdit_core.inference.prompted import Evidence, prompted_candidates
-from ocdit_core.inference.prompts import Prompt, check_prompts
+from ocdit_core.inference.prompts import Prompt, check_prompts, checked_box
 from ocdit_core.inference.refine import RefineStage
 from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.settings import InferenceSettings, find_weights, load_settings, refine_weights
@@ -43,6 +51,9 @@ class Segmenter:
         settings: inference settings.
         feature_cache: see `from_pretrained`.
         refine: the refine model; its weights must not change any more.
+
+    Raises:
+        ConfigError: there is no such device, or the settings need a refine model.
     """
 
     def __init__(
@@ -67,6 +78,10 @@ class Segmenter:
         if refine is not None and settings.refine.enabled:
             refine_network = Network(refine, self._device, settings, "refine_")
             self._refine = RefineStage(refine_network, settings)
+        elif settings.track.interval > 1:
+            raise ConfigError(
+                f"track.interval: {settings.track.interval} needs a refine model, and {name} has none, or it is not enabled"
+            )
         self._targets = TargetEncoder(network, refine_network, settings, feature_cache)
 
     @classmethod
@@ -367,6 +382,49 @@ class Segmenter:
         return label_regions(
             image, regions, self._refine, objects.singles, objects.object_ids, settings, threshold, names
         )
+
+    @torch.inference_mode()
+    def follow(
+        self, image: np.ndarray, expected: Sequence[tuple[str, Box]], objects: EncodedObjects | None = None
+    ) -> Segmentation:
+        """Segment targets where they are expected, by the refine model alone: a fraction of the time of `segment`.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            expected: name and box (x, y, width, height) in pixels of each instance.
+            objects: target objects; default: those of `set_objects`.
+
+        Returns:
+            Instances with disjoint masks of the image's size, at most one for each that is expected.
+
+        Raises:
+            ImageError: `image` is not an image, or a box is malformed or not inside it.
+            UnknownObjectError: a name is none of the targets.
+            OcditError: no target objects have been set.
+            ConfigError: there is no refine model.
+        """
+        objects, image, settings = self._current(objects), as_rgb8(image), self._settings
+        if self._refine is None or objects.singles is None:
+            raise ConfigError(
+                f"following instances needs a refine model, and {self.model_name} has none, or it is not enabled"
+            )
+        size = (image.shape[0], image.shape[1])
+        boxes = [checked_box(box, size, f"{name} is expected") for name, box in expected]
+        if unknown := sorted({name for name, _ in expected} - set(objects.object_ids)):
+            raise UnknownObjectError(unknown, list(objects.object_ids))
+        targets = [objects.object_ids.index(name) for name, _ in expected]
+        with collect_timings() as seconds:
+            segmented = self._refine.segment(image, boxes, targets, objects.singles)
+            found = (candidate_in(target, *one, size, settings) for target, one in zip(targets, segmented, strict=True))
+            instances = resolve(
+                calibrated([one for one in found if one is not None], settings.calibration),
+                objects.object_ids,
+                size,
+                score_threshold=settings.score_threshold,
+                max_instances=len(expected),
+            )
+            lap("instances")
+        return Segmentation(instances=instances, image_size=size, target_ids=objects.object_ids, timings=dict(seconds))
 
     @torch.inference_mode()
     def presence(self, image: np.ndarray, objects: EncodedObjects | None = None) -> dict[str, float]:

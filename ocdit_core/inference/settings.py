@@ -94,13 +94,18 @@ class TrackSettings:
             masks, as a multiple of the larger diagonal of both boxes.
         min_similarity: lowest similarity of the colours at which an instance keeps its id, in [0, 1]: the Bhattacharyya
             coefficient of the masks' colour histograms; 0 ignores colours.
+        interval: every how many frames the whole image is segmented. In the frames between, only the instances of the
+            frame before are, where they are expected, by the refine model: a fraction of the time, but what is new is
+            found at the next whole frame.
     """
 
+    interval: int = 1
     keep: int = 30
     max_distance: float = 1.0
     min_similarity: float = 0.5
 
     def __post_init__(self) -> None:
+        _check_at_least(1, interval=self.interval)
         _check_at_least(0, keep=self.keep, max_distance=self.max_distance)
         _check_fractions(min_similarity=self.min_similarity)
 

@@ -89,7 +89,8 @@ class Track:
 class Tracker:
     """Numbers the instances of one video; several trackers, one for each video, may share a segmenter.
 
-    Each frame is segmented on its own. A tracker must not be used by several threads at once.
+    Every `track.interval`-th frame is segmented on its own; in the frames between, instances are segmented where they
+    are expected. A tracker must not be used by several threads at once.
 
     Args:
         segmenter: model, settings and default targets; or the settings alone, for `update`.
@@ -103,10 +104,16 @@ class Tracker:
         self._tracks: list[Track] = []
         self._size: tuple[int, ...] = ()
         self._grey: np.ndarray | None = None
+        self._followed = 0  # frames since one was segmented on its own
 
     def reset(self) -> None:
         """Forget all instances: the next frame is the first one of another video."""
-        self._tracks, self._grey = [], None
+        self._tracks, self._grey, self._followed = [], None, 0
+
+    def follows(self, image: np.ndarray) -> bool:
+        """Return whether `segment` takes the next frame, (H, W, 3), for one between those segmented on their own."""
+        first = self._grey is None or image.shape[:2] != self._size
+        return not first and self._followed + 1 < self._settings.interval
 
     def segment(self, image: np.ndarray, objects: EncodedObjects | None = None) -> Segmentation:
         """Segment the next frame.
@@ -116,7 +123,7 @@ class Tracker:
             objects: target objects, by default those of `Segmenter.set_objects`.
 
         Returns:
-            The result of `Segmenter.segment`; instances have a `track_id`.
+            The result of `Segmenter.segment`, or of `Segmenter.follow` (see `follows`); instances have a `track_id`.
 
         Raises:
             ImageError: `image` is not an image.
@@ -124,7 +131,14 @@ class Tracker:
         """
         if self._segmenter is None:
             raise OcditError("this tracker has settings alone: give it a segmenter, or results to `update`")
-        return self.update(self._segmenter.segment(image, objects), image)
+        if not self.follows(image):
+            return self.update(self._segmenter.segment(image, objects), image)
+        image = as_rgb8(image)
+        grey = self._move(image)
+        names = self._segmenter.object_ids if objects is None else objects.object_ids
+        result = self._segmenter.follow(image, self._expected(names, self._segmenter.settings.score_threshold), objects)
+        self._followed += 1
+        return self._assign(result, image, grey)
 
     def update(self, result: Segmentation, image: np.ndarray) -> Segmentation:
         """Return the result of the next frame with a `track_id` for each instance.
@@ -137,14 +151,37 @@ class Tracker:
         """
         if result.image_size != self._size:
             self.reset()
-        self._size = result.image_size
+        self._size, self._followed = result.image_size, 0
         image = as_rgb8(image)
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        return self._assign(result, image, self._move(image))
+
+    def _move(self, image: np.ndarray) -> np.ndarray:
+        """Move all tracks to where they are expected in the next frame; return it in grey, (H, W) uint8."""
+        grey: np.ndarray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         before = grey if self._grey is None else self._grey
         followed = follow_points(before, grey, [track.points for track in self._tracks])
         for track, (points, step) in zip(self._tracks, followed, strict=True):
             track.move(points, step)
         self._grey = grey
+        return grey
+
+    def _expected(self, names: Sequence[str], score: float) -> list[tuple[str, Box]]:
+        """Return object and expected box of each instance of these objects that the frame before showed for certain."""
+        height, width = self._size
+        expected = []
+        for track in self._tracks:
+            if track.unseen > 1 or track.instance.object_id not in names or track.instance.score < score:
+                continue
+            x, y, *sides = track.instance.box
+            left, top = np.round(np.array([x, y]) + track.way).astype(int).tolist()
+            right, bottom = min(left + sides[0], width), min(top + sides[1], height)
+            left, top = max(left, 0), max(top, 0)
+            if left < right and top < bottom:
+                expected.append((track.instance.object_id, (left, top, right - left, bottom - top)))
+        return expected
+
+    def _assign(self, result: Segmentation, image: np.ndarray, grey: np.ndarray) -> Segmentation:
+        """Return the result with the ids of the tracks that its instances belong to, or new ones."""
         now = [Track(0, instance, colour_histogram(image, instance)) for instance in result.instances]
         owners = {j: self._tracks[i] for i, j in match(self._tracks, now, self._settings)}
         for number, found in enumerate(now):

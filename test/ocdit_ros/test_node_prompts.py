@@ -1,5 +1,7 @@
 """Prompts over DDS: ~/segment_prompted, and ~/clicked_point; and how a clicked target is followed."""
 
+import dataclasses
+import itertools
 import math
 import random
 import time
@@ -17,6 +19,7 @@ from vision_msgs.msg import BoundingBox2D, Point2D
 
 from ocdit_core.errors import OcditError
 from ocdit_core.inference.results import Instance, Segmentation
+from ocdit_core.inference.settings import InferenceSettings, TrackSettings
 from ocdit_core.masks import tight_box
 from ocdit_interfaces.srv import SegmentPrompted
 from ocdit_ros.network import Network
@@ -164,9 +167,13 @@ def test_a_click_is_followed_and_a_bad_one_changes_nothing(client):
 
 
 class TwoBoxes(StandInSegmenter):
-    """Two boxes that move to the right; a prompt leaves the one that it points at."""
+    """Two boxes that move to the right; a prompt leaves the one that it points at, `follow` the first one."""
 
     shift, hidden = 0, False
+
+    def follow(self, image, expected, objects):
+        found = self._found(image, objects, False, [], 0.0)
+        return dataclasses.replace(found, instances=found.instances[: min(len(expected), 1)])
 
     def _found(self, image, objects, uncertainty, prompts, score_threshold):
         instances = []
@@ -210,3 +217,26 @@ def test_a_clicked_instance_is_followed_until_it_is_lost(caplog):
     assert places() == [40]
     network.reset_tracking()
     assert places() == [5, 40]
+
+
+def test_cameras_are_segmented_whole_at_intervals_unless_more_is_asked_for():
+    segmenter, image, region = TwoBoxes(), np.zeros((48, 96, 3), np.uint8), None
+    segmenter.settings = InferenceSettings(track=TrackSettings(interval=3))
+    network = Network(segmenter, itertools.count(1), lambda: region, lambda found: found)
+    objects = segmenter.encode_objects(None, ["box"])
+
+    def counts(*sources, uncertainty=False):
+        found = network.segment_batch([image] * len(sources), objects, sources, uncertainty=uncertainty)
+        return [len(one.instances) for one in found]
+
+    assert [counts("left") for _ in range(4)] == [[2], [1], [1], [2]]
+    # Each camera has its own turn, and single images have none.
+    assert counts("right", "left", None) == [2, 1, 2]
+    assert counts("right", "left") == [1, 1]
+    assert counts("right", uncertainty=True) == [2]
+    region = (0, 0, 96, 48)
+    assert counts("right") == [2]
+    region = None
+    network.follow(image, objects, "right", (42.0, 12.0))
+    assert counts("right") == [1]
+    assert segmenter.batches[-1] == 1

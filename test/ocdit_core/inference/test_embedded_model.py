@@ -10,6 +10,7 @@ import pytest
 
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.diffusion.samplers import SamplerConfig
+from ocdit_core.errors import ImageError, UnknownObjectError
 from ocdit_core.images import read_image
 from ocdit_core.inference.prompts import Prompt
 from ocdit_core.inference.settings import recommended_settings
@@ -121,6 +122,25 @@ def test_regions_get_their_names(segmenter, library, scenes):
     for regions in ([tight_box(masks[name]) for name in names], [masks[name] for name in names]):
         labels = [label.instance and label.instance.object_id for label in segmenter.label(image, regions)]
         assert sum(found == name for found, name in zip(labels, names, strict=True)) >= len(names) - 1
+
+
+def test_what_is_followed_is_found_where_it_is_expected_alone(segmenter, library, scenes):
+    image, targets, masks = scenes[0]
+    segmenter.set_objects(library, targets)
+    whole = segmenter.segment(image)
+    followed = segmenter.follow(image, [(one.object_id, one.box) for one in whole.instances])
+    pairs = zip(*(sorted(found.instances, key=lambda one: one.box) for found in (whole, followed)), strict=True)
+    for one, other in pairs:
+        assert one.object_id == other.object_id
+        assert mask_iou(one.mask, other.mask) > 0.8
+    name, *_ = masks
+    (alone,) = segmenter.follow(image, [(name, tight_box(masks[name]))]).instances
+    assert alone.object_id == name
+    assert segmenter.follow(image, []).instances == ()
+    with pytest.raises(ImageError, match=rf"{name} is expected: box \(600, 0, 99, 9\) .* is not inside the image"):
+        segmenter.follow(image, [(name, (600, 0, 99, 9))])
+    with pytest.raises(UnknownObjectError, match="hammer"):
+        segmenter.follow(image, [("hammer", (0, 0, 9, 9))])
 
 
 def test_every_kind_of_prompt_places_its_object(segmenter, library, scenes):

@@ -231,6 +231,10 @@ def test_targets_and_models_that_are_missing_are_named(library):
     segmenter.set_objects(library)
     with pytest.raises(ConfigError, match="labelling needs a refine model, and untrained has none"):
         segmenter.label(image, [(0, 0, 9, 9)])
+    with pytest.raises(ConfigError, match="following instances needs a refine model, and untrained has none"):
+        segmenter.follow(image, [])
+    with pytest.raises(ConfigError, match=r"track.interval: 4 needs a refine model, and untrained has none"):
+        make_segmenter(track=TrackSettings(interval=4))
     with pytest.raises(WeightsError, match=r"no model 'ocdit-huge'.*embedded models \(ocdit-small\)"):
         Segmenter.from_pretrained("ocdit-huge")
     with pytest.raises(ConfigError, match="device"):

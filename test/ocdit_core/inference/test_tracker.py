@@ -137,6 +137,69 @@ def test_points_tell_equal_objects_that_turn_back_from_ones_that_cross():
     assert [len(one) for one in found].count(1) >= 1
 
 
+class MovingSquare:
+    """A segmenter of a textured square that moves 6 pixels to the right in each frame; it notes what it is asked."""
+
+    object_ids = ("a",)
+
+    def __init__(self, interval):
+        self.settings = InferenceSettings(track=TrackSettings(interval=interval), score_threshold=0.5)
+        self.calls = []
+
+    def segment(self, image, objects=None):
+        self.calls.append("whole")
+        return self._found(image, ("a",))
+
+    def follow(self, image, expected, objects=None):
+        self.calls.append(expected)
+        return self._found(image, [name for name, _ in expected])
+
+    def _found(self, image, names):
+        x = int(image[0, 0, 0])
+        found = tuple(instance(name, x, 40, 20, 20) for name in names)
+        return Segmentation(instances=found, image_size=image.shape[:2], target_ids=("a",))
+
+
+def moving_square(step, size=SIZE):
+    image = np.full((*size, 3), 90, np.uint8)
+    x = image[0, 0, 0] = 10 + 6 * step
+    image[40:60, x : x + 20] = np.random.default_rng(0).integers(0, 255, (20, 20, 3))
+    return image
+
+
+def test_between_whole_frames_instances_are_segmented_where_they_are_expected():
+    segmenter = MovingSquare(interval=3)
+    tracker = Tracker(segmenter)
+    assert [ids(tracker.segment(moving_square(step))) for step in range(5)] == [[1]] * 5
+    assert [call == "whole" for call in segmenter.calls] == [True, False, False, True, False]
+    for step in (1, 2, 4):
+        ((name, box),) = segmenter.calls[step]
+        assert name == "a"
+        assert np.allclose(box, (10 + 6 * step, 40, 20, 20), atol=1)
+    # Another video, and what is no target any more, or left the image.
+    tracker.segment(moving_square(5, size=(100, 120)))
+    assert segmenter.calls[-1] == "whole"
+    tracker.segment(moving_square(6, size=(100, 120)), SimpleNamespace(object_ids=("b",)))
+    assert segmenter.calls[-1] == []
+
+
+def test_masks_that_a_lower_threshold_let_pass_are_not_followed():
+    segmenter = MovingSquare(interval=2)
+    tracker = Tracker(segmenter)
+    weak = dataclasses.replace(instance("a", 10, 40, 20, 20), score=0.4)
+    tracker.update(Segmentation(instances=(weak,), image_size=SIZE, target_ids=("a",)), moving_square(0))
+    tracker.segment(moving_square(1))
+    assert segmenter.calls == [[]]
+
+
+def test_each_frame_is_whole_unless_an_interval_is_set():
+    segmenter = MovingSquare(interval=1)
+    tracker = Tracker(segmenter)
+    for step in range(3):
+        tracker.segment(moving_square(step))
+    assert segmenter.calls == ["whole"] * 3
+
+
 def test_a_tracker_of_settings_alone_has_no_segmenter():
     with pytest.raises(OcditError, match="has settings alone"):
         Tracker(TrackSettings()).segment(np.zeros((*SIZE, 3), np.uint8))
