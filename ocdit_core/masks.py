@@ -1,4 +1,4 @@
-"""Binary masks and boxes: COCO run lengths, intersection over union, tight boxes."""
+"""Binary masks and boxes: COCO run lengths and polygons, intersection over union, tight boxes."""
 
 from __future__ import annotations
 
@@ -75,6 +75,34 @@ def decode_mask(rle: dict[str, Any]) -> np.ndarray:
     runs = mask_runs(rle)
     height, width = rle["size"]
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T.copy()
+
+
+def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return the mask of a segmentation as COCO and YouTube-VIS write it.
+
+    Args:
+        segmentation: run lengths (see `decode_mask`), a list of polygons x, y, x, y ..., whose union counts, or None:
+            nothing.
+        size: H, W in pixels, for polygons and None.
+
+    Returns:
+        (H, W) bool; run lengths have their own size.
+
+    Raises:
+        DataError: the run lengths are damaged, or a polygon is not a list of the x, y of three points or more.
+    """
+    if isinstance(segmentation, dict):
+        return decode_mask(segmentation)
+    mask = np.zeros(size, bool)
+    try:
+        for polygon in segmentation or ():
+            points = np.array(polygon, np.float64)
+            if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
+                raise ValueError(f"{len(polygon)} values are not the finite x, y of three points or more")
+            mask |= coco.decode(coco.frPyObjects([points.tolist()], *size))[..., 0] > 0
+    except (TypeError, ValueError) as error:
+        raise DataError(f"a polygon of a mask is damaged: {error}") from error
+    return mask
 
 
 @overload

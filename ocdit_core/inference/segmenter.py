@@ -80,7 +80,8 @@ class Segmenter:
             self._refine = RefineStage(refine_network, settings)
         elif settings.track.interval > 1:
             raise ConfigError(
-                f"track.interval: {settings.track.interval} needs a refine model, and {name} has none, or it is not enabled"
+                f"track.interval: {settings.track.interval} needs a refine model, and {name} has none, "
+                "or it is not enabled"
             )
         self._targets = TargetEncoder(network, refine_network, settings, feature_cache)
 

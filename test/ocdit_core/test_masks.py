@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ocdit_core.errors import DataError
-from ocdit_core.masks import box_iou, decode_mask, encode_mask, mask_iou, tight_box
+from ocdit_core.masks import box_iou, decode_mask, decode_segmentation, encode_mask, mask_iou, tight_box
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (480, 640)])
@@ -38,6 +38,25 @@ def test_plain_run_lengths_begin_with_the_background():
     diagonal = encode_mask(np.array([[True, False], [False, True]]), compressed=False)
     assert diagonal["counts"] == [0, 1, 2, 1]
     np.testing.assert_array_equal(decode_mask(diagonal), [[True, False], [False, True]])
+
+
+def test_segmentations_are_run_lengths_polygons_or_nothing():
+    square = [1, 1, 3, 1, 3, 4, 1, 4]
+    wanted = np.zeros((5, 6), bool)
+    wanted[1:4, 1:3] = True
+    np.testing.assert_array_equal(decode_segmentation([square], (5, 6)), wanted)
+    wanted[2:5, 4:6] = True  # the union of both, of which one reaches outside
+    found = decode_segmentation([square, [4, 2, 9, 2, 9, 8, 4, 8]], (5, 6))
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(decode_segmentation(encode_mask(wanted), (5, 6)), wanted)
+    for nothing in (None, []):
+        assert decode_segmentation(nothing, (5, 6)).tolist() == [[False] * 6] * 5
+
+
+@pytest.mark.parametrize("polygon", [[1, 2, 3, 4], [0, 0, 3, 0, 3, 3, 4], [0, 0, 3, 0, 3, float("nan")], "abcdef", 5])
+def test_damaged_polygons_are_refused(polygon):
+    with pytest.raises(DataError, match="a polygon of a mask is damaged"):
+        decode_segmentation([polygon], (5, 6))
 
 
 def block(x, shape=(20, 40)):
