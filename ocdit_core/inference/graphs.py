@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -307,7 +308,7 @@ def write_graph(graph: Graph, path: Path, shapes: Mapping[str, Sequence[int | st
             torch.onnx.export(
                 graph.module,
                 tuple(graph.inputs.values()),
-                file,
+                str(file),  # a Path would not do for more than 2 GiB
                 input_names=list(graph.inputs),
                 output_names=list(graph.outputs),
                 dynamic_axes=named,
@@ -319,6 +320,7 @@ def write_graph(graph: Graph, path: Path, shapes: Mapping[str, Sequence[int | st
         if sum(part.stat().st_size for part in Path(folder).iterdir()) > EXTERNAL_BYTES:
             onnx = required("onnx", "onnx", "--onnx")
             onnx.save_model(onnx.load(file), file, save_as_external_data=True, location=data.name)
+            shutil.copymode(file, Path(folder, data.name))  # onnx makes it readable by its owner alone
             with replacing(data) as other:
                 os.replace(Path(folder, data.name), other)
         os.replace(file, temporary)

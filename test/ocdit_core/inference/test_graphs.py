@@ -110,7 +110,9 @@ def test_the_weights_of_a_large_graph_have_a_file_of_their_own(exported, tmp_pat
     path = tmp_path / "decode.onnx"
     write_graph(graph, path, graph.shapes(any_size=True))
     assert {one.name for one in tmp_path.iterdir()} == {"decode.onnx", "decode.onnx.data", ".ocdit-files.jsonl"}
-    assert (tmp_path / "decode.onnx.data").stat().st_size > path.stat().st_size
+    data = tmp_path / "decode.onnx.data"
+    assert data.stat().st_size > path.stat().st_size
+    assert data.stat().st_mode == path.stat().st_mode
     assert difference(graph, path) < 1e-4
 
 
