@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -283,15 +283,15 @@ def evaluate_tracking(dataset: Dataset, run: Run, settings: TrackSettings) -> di
     for _, scene in groupby(dataset.frames(asked), key=lambda frame: frame.scene_id):
         frames = sorted(scene, key=lambda frame: frame.image_id)
         tracker = Tracker(settings)
-        overlaps = []
+        overlaps: dict[str, list[FrameOverlaps]] = {name: [] for name in videos}
         for frame in frames:
             key = image_key(frame)
-            results = _segmentation(frame, rows[key], run.metrics["score_threshold"])
-            overlaps.append(_compare(frame, asked[key], tracker.update(results, frame.image())))
+            found = _segmentation(frame, rows[key], run.metrics["score_threshold"])
+            for name, result in (("tracked", tracker.update(found, frame.image())), ("by_score", found)):
+                overlaps[name].append(_compare(frame, asked[key], result))
         count += len(frames)
-        for name, part in (("tracked", slice(2, 3)), ("by_score", slice(0, 2))):
-            chosen = [replace(one, founds=tuple(found[part] for found in one.founds)) for one in overlaps]
-            videos[name].append(video_counts(chosen))
+        for name, counts in videos.items():
+            counts.append(video_counts(overlaps[name]))
     metrics = {name: tracking_metrics(counts) for name, counts in videos.items()}
     return {"settings": as_dict(settings), "videos": len(videos["tracked"]), "frames": count, **metrics}
 
@@ -318,7 +318,7 @@ def _segmentation(frame: Frame, rows: Sequence[ResultRow], threshold: float) -> 
 
 
 def _compare(frame: Frame, asked: set[int], result: Segmentation) -> FrameOverlaps:
-    """Compare tracked results with the annotations of a frame; ids of results are (object, rank by score, track_id)."""
+    """Compare results with the annotations of a frame; the id of an untracked one is (object, rank by score)."""
     truth, void = np.zeros(frame.size, np.int64), np.zeros(frame.size, bool)
     for index, one in enumerate(frame.annotations):
         # NaN, where the dataset does not say, is not below.
@@ -333,5 +333,5 @@ def _compare(frame: Frame, asked: set[int], result: Segmentation) -> FrameOverla
     objects = np.array([one.object_id for one in frame.annotations], np.int64)
     results = np.array([int(one.object_id) for one in result.instances], np.int64)
     ranks: defaultdict[str, Iterator[int]] = defaultdict(lambda: iter(range(len(results))))
-    founds = [(one.object_id, next(ranks[one.object_id]), one.track_id) for one in result.instances]
+    founds = [one.track_id or (one.object_id, next(ranks[one.object_id])) for one in result.instances]
     return frame_overlaps(truth, found, range(len(objects)), founds, objects[:, None] == results[None])

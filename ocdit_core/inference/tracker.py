@@ -15,7 +15,7 @@ from ocdit_core.errors import OcditError
 from ocdit_core.images import as_rgb8
 from ocdit_core.inference.results import Instance, Segmentation
 from ocdit_core.inference.settings import TrackSettings
-from ocdit_core.masks import Box
+from ocdit_core.masks import Box, tight_box
 from ocdit_core.models.matching_prior import fine_bins, fine_histograms
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ _GAIN = 0.5  # of a new measurement of the velocity
 _SLOWING = 0.9  # of the velocity of what is not seen, per frame
 _SAME_AREA = np.log(1.25)  # larger changes of a mask come from hiding, or from a neighbour in the same mask
 _AREA_GAIN = 0.1  # of a new area, if it differs more
+_SPREAD = 0.05  # of the velocities of an instance's points, relative to the diagonal of its box
+_AGREEING = 0.25  # fraction of the points that must move as before; else, all of them tell the new motion
+_FIT = 0.05  # smallest gain in IoU for which a mask shows one more instance
+_SIGHTINGS = 2  # frames in which that was whole before; after fewer it may be a piece of the other
 _VOTES, _NEARNESS = 1.0, 0.1  # weights of points and of nearness beside the overlap
 
 
@@ -48,6 +52,8 @@ class Track:
         area: usual number of pixels of its mask.
         age: frames since its mask was whole.
         unseen: frames since it was found.
+        sightings: number of frames in which its mask was whole.
+        expected: (H, W) bool mask that is expected in this frame.
     """
 
     number: int
@@ -59,21 +65,39 @@ class Track:
     area: float = 0.0
     age: int = 0
     unseen: int = 0
+    sightings: int = 0
+    expected: np.ndarray = dataclasses.field(init=False)
 
-    def move(self, points: np.ndarray, step: np.ndarray | None) -> None:
-        """Expect the instance where its points are in this frame: see `follow_points`."""
+    def __post_init__(self) -> None:
+        self.expected = self.instance.mask
+
+    def move(self, points: np.ndarray, ways: np.ndarray) -> None:
+        """Expect the instance where its points are in this frame: see `follow_points`.
+
+        Where enough of its points move as before, the others are dropped: what hides an instance drags them along.
+        """
+        spread = max(2.0, _SPREAD * float(np.hypot(*self.instance.box[2:])))
+        agreeing = np.hypot(*(ways - self.velocity).T) <= spread
+        if np.count_nonzero(agreeing) >= max(_ENOUGH, _AGREEING * len(ways)):
+            points, ways = points[agreeing], ways[agreeing]
+        step = np.median(ways, axis=0) if len(ways) >= _ENOUGH else None
         self.age, self.unseen, self.points = self.age + 1, self.unseen + 1, points
         if step is None:
             self.velocity = self.velocity * (1.0 if self.unseen == 1 else _SLOWING)
         else:
             self.velocity = self.velocity + _GAIN * (step - self.velocity)
         self.way = self.way + (self.velocity if step is None else step)
+        self.expected = _moved(self.instance.mask, self.way)
+
+    def see_part(self, instance: Instance) -> None:
+        """Take over its part of a mask that it shares: neither its place nor its motion are known from that."""
+        self.unseen, self.points = 0, self.points[shows(instance, self.points)]
 
     def see(self, instance: Instance, colours: np.ndarray, grey: np.ndarray) -> None:
         """Take over what was found of it in this frame."""
-        self.unseen, self.colours, area = 0, colours, float(np.count_nonzero(instance.mask))
         followed = len(self.points) >= _ENOUGH
-        self.points = self.points[shows(instance, self.points)]
+        self.see_part(instance)
+        self.colours, area = colours, float(np.count_nonzero(instance.mask))
         change = np.log(area / self.area) if self.area else 0.0
         if abs(change) > _SAME_AREA:
             # Neither place nor motion are those of the mask.
@@ -83,6 +107,7 @@ class Track:
             step = (_centre(instance.box) - _centre(self.instance.box)) / self.age
             self.velocity = self.velocity + _GAIN * (step - self.velocity)
         self.instance, self.way, self.age, self.area = instance, np.zeros(2), 0, area
+        self.sightings += 1
         self.points = add_points(grey, instance, self.points)
 
 
@@ -143,7 +168,8 @@ class Tracker:
     def update(self, result: Segmentation, image: np.ndarray) -> Segmentation:
         """Return the result of the next frame with a `track_id` for each instance.
 
-        A frame of another size than the one before starts another video.
+        A mask that shows several instances at the places where they are expected is divided between them. A frame of
+        another size than the one before starts another video.
 
         Args:
             result: the result.
@@ -160,8 +186,8 @@ class Tracker:
         grey: np.ndarray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         before = grey if self._grey is None else self._grey
         followed = follow_points(before, grey, [track.points for track in self._tracks])
-        for track, (points, step) in zip(self._tracks, followed, strict=True):
-            track.move(points, step)
+        for track, (points, ways) in zip(self._tracks, followed, strict=True):
+            track.move(points, ways)
         self._grey = grey
         return grey
 
@@ -183,23 +209,71 @@ class Tracker:
     def _assign(self, result: Segmentation, image: np.ndarray, grey: np.ndarray) -> Segmentation:
         """Return the result with the ids of the tracks that its instances belong to, or new ones."""
         now = [Track(0, instance, colour_histogram(image, instance)) for instance in result.instances]
-        owners = {j: self._tracks[i] for i, j in match(self._tracks, now, self._settings)}
-        for number, found in enumerate(now):
-            if number not in owners:
-                owners[number] = found
-                found.number = next(self._numbers)
-            owners[number].see(found.instance, found.colours, grey)
-        seen = [owners[number] for number in range(len(now))]
+        shown: list[tuple[Track, Instance]] = []
+        for found, owners in zip(now, share(self._tracks, now, self._settings), strict=True):
+            if len(owners) > 1:
+                parts = divide(found.instance, owners)
+                for track, part in parts:
+                    track.see_part(part)
+            else:
+                track = owners[0] if owners else found
+                track.number = track.number or next(self._numbers)
+                track.see(found.instance, found.colours, grey)
+                parts = [(track, found.instance)]
+            shown += parts
         lost = [track for track in self._tracks if track.unseen and track.unseen <= self._settings.keep]
         for track in lost:
             for instance in result.instances:  # what hides it
                 track.points = track.points[~shows(instance, track.points)]
-        self._tracks = lost + seen
-        named = (
-            dataclasses.replace(instance, track_id=track.number)
-            for instance, track in zip(result.instances, seen, strict=True)
-        )
-        return dataclasses.replace(result, instances=tuple(named))
+        self._tracks = lost + [track for track, _ in shown]
+        named = tuple(dataclasses.replace(instance, track_id=track.number) for track, instance in shown)
+        return dataclasses.replace(result, instances=named)
+
+
+def share(before: Sequence[Track], now: Sequence[Track], settings: TrackSettings) -> list[list[Track]]:
+    """Return the instances that each new mask shows: none, the one of `match`, or several that it covers together.
+
+    An instance that `match` leaves without a mask is in that of others if the IoU of that mask with all their expected
+    masks together is larger by `_FIT` with its own than without. It must have been whole in `_SIGHTINGS` frames, and
+    within the last `keep`.
+    """
+    owners: list[list[int]] = [[] for _ in now]
+    alone = set(range(len(before)))
+    for i, j in match(before, now, settings):
+        owners[j].append(i)
+        alone.remove(i)
+    for i in sorted(alone):
+        track = before[i]
+        if track.sightings < _SIGHTINGS or track.age > settings.keep:
+            continue
+        for new, group in zip(now, owners, strict=True):
+            one_object = track.instance.object_id == new.instance.object_id
+            if not group or not one_object or not _iou(track.expected, new.instance):
+                continue
+            others = np.any([before[one].expected for one in group], axis=0)
+            if _iou(others | track.expected, new.instance) > _iou(others, new.instance) + _FIT:
+                group.append(i)
+                break
+    return [[before[i] for i in group] for group in owners]
+
+
+def divide(instance: Instance, tracks: Sequence[Track]) -> list[tuple[Track, Instance]]:
+    """Divide a mask between instances: a pixel goes to the one whose expected mask is nearest, the first of equals.
+
+    Returns:
+        The instances that get pixels, and their parts of the mask.
+    """
+    x, y, width, height = instance.box
+    part = np.s_[y : y + height, x : x + width]
+    outside = [(~track.expected).astype(np.uint8) for track in tracks]
+    nearest = np.argmin([cv2.distanceTransform(one, cv2.DIST_L2, cv2.DIST_MASK_5)[part] for one in outside], axis=0)
+    parts = []
+    for number, track in enumerate(tracks):
+        mask = instance.mask.copy()
+        mask[part] &= nearest == number
+        if mask.any():
+            parts.append((track, dataclasses.replace(instance, mask=mask, box=tight_box(mask))))
+    return parts
 
 
 def match(before: Sequence[Track], now: Sequence[Track], settings: TrackSettings) -> list[tuple[int, int]]:
@@ -217,7 +291,7 @@ def match(before: Sequence[Track], now: Sequence[Track], settings: TrackSettings
             first, second = old.instance, new.instance
             if first.object_id != second.object_id:
                 continue
-            overlap, step = _moved_iou(first, old.way, second), _centre(second.box) - _centre(first.box)
+            overlap, step = _iou(old.expected, second), _centre(second.box) - _centre(first.box)
             votes = float(shows(second, old.points).mean()) if len(old.points) >= _ENOUGH else overlap
             reach = settings.max_distance * max(float(np.hypot(*box[2:])) for box in (first.box, second.box))
             distance = float(np.hypot(*(step - old.way)))
@@ -230,7 +304,7 @@ def match(before: Sequence[Track], now: Sequence[Track], settings: TrackSettings
 
 def follow_points(
     before: np.ndarray, now: np.ndarray, groups: Sequence[np.ndarray]
-) -> list[tuple[np.ndarray, np.ndarray | None]]:
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Follow groups of points by optical flow (Lucas and Kanade, in pyramids).
 
     Args:
@@ -239,11 +313,11 @@ def follow_points(
         groups: (N, 2) float32 x, y in pixels of the first image, of each instance.
 
     Returns:
-        Of each group, the (M, 2) x, y in the second image of those that lead back to where they were, and their median
-        way (2,), or None if they are too few.
+        Of each group, the (M, 2) x, y in the second image of those that lead back to where they were, and the way
+        (M, 2) of each.
     """
     if not sum(map(len, groups)):
-        return [(points, None) for points in groups]
+        return [(points, points) for points in groups]
     scale = min(1.0, _FLOW_SIDE / max(now.shape))
     if scale < 1:
         before, now = (cv2.resize(one, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for one in (before, now))
@@ -251,12 +325,9 @@ def follow_points(
     there, found, _ = cv2.calcOpticalFlowPyrLK(before, now, start, np.empty_like(start))
     back, again, _ = cv2.calcOpticalFlowPyrLK(now, before, there, np.empty_like(start))
     kept = (found[:, 0] > 0) & (again[:, 0] > 0) & (np.abs(back - start).max(axis=1) < 1)
-    result: list[tuple[np.ndarray, np.ndarray | None]] = []
     ends = np.cumsum([len(points) for points in groups])[:-1]
-    for old, new, good in zip(*(np.split(one, ends) for one in (start, there, kept)), strict=True):
-        ways = (new[good] - old[good]) / scale
-        result.append((new[good] / np.float32(scale), np.median(ways, axis=0) if len(ways) >= _ENOUGH else None))
-    return result
+    parts = zip(*(np.split(one, ends) for one in (start, there, kept)), strict=True)
+    return [(new[good] / np.float32(scale), (new[good] - old[good]) / scale) for old, new, good in parts]
 
 
 def add_points(grey: np.ndarray, instance: Instance, points: np.ndarray) -> np.ndarray:
@@ -312,15 +383,19 @@ def _centre(box: Box) -> np.ndarray:
     return np.array([box[0] + box[2] / 2, box[1] + box[3] / 2])
 
 
-def _moved_iou(first: Instance, way: np.ndarray, second: Instance) -> float:
-    """Return the IoU of two masks, the first moved by `way` (2,) x, y."""
-    dx, dy = np.round(way).astype(int).tolist()
-    x, y, width, height = first.box
-    left, top = max(x + dx, second.box[0]), max(y + dy, second.box[1])
-    right = min(x + dx + width, second.box[0] + second.box[2])
-    bottom = min(y + dy + height, second.box[1] + second.box[3])
-    if left >= right or top >= bottom:
-        return 0.0
-    moved = first.mask[top - dy : bottom - dy, left - dx : right - dx]
-    both = int(np.count_nonzero(moved & second.mask[top:bottom, left:right]))
-    return both / (int(np.count_nonzero(first.mask)) + int(np.count_nonzero(second.mask)) - both)
+def _moved(mask: np.ndarray, way: np.ndarray) -> np.ndarray:
+    """Return a mask (H, W) bool that is moved by `way` (2,) x, y in pixels."""
+    height, width = mask.shape
+    x, y = np.round(way).astype(int).tolist()
+    moved = np.zeros_like(mask)
+    part = mask[max(-y, 0) : max(height - y, 0), max(-x, 0) : max(width - x, 0)]
+    moved[max(y, 0) : max(height + y, 0), max(x, 0) : max(width + x, 0)] = part
+    return moved
+
+
+def _iou(mask: np.ndarray, instance: Instance) -> float:
+    """Return the IoU of a mask (H, W) bool and an instance."""
+    x, y, width, height = instance.box
+    part = np.s_[y : y + height, x : x + width]
+    both = int(np.count_nonzero(mask[part] & instance.mask[part]))
+    return both and both / (int(np.count_nonzero(mask)) + int(np.count_nonzero(instance.mask)) - both)

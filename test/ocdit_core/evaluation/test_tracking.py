@@ -129,6 +129,26 @@ def test_a_run_is_tracked_scene_by_scene(tmp_path):
     assert tracking["by_score"]["idf1"] == pytest.approx(2 / 3)
 
 
+def test_untracked_results_are_measured_as_they_are(tmp_path):
+    """The last frame has one mask for both instances, which the tracker divides."""
+    blocks = block(2, 5, 14, 20), block(20, 5, 14, 20)
+    write_scene(tmp_path / "set", "test", 0, [frame(*(truth(1, one) for one in blocks))] * 3)
+    found = [blocks, blocks, [blocks[0] | blocks[1]]]
+    key = {"scene_id": 0, "category_id": 1, "score": 0.9, "time": -1}
+    rows = [
+        {**key, "image_id": number, "segmentation": encode_mask(one)}
+        for number, masks in enumerate(found)
+        for one in masks
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    dataset = open_dataset(tmp_path / "set", "test")
+    evaluate_file(tmp_path / "out", tmp_path / "rows.json", dataset, {(0, n): (1,) for n in range(3)}, threshold=0.5)
+    metrics = evaluate_tracking(dataset, read_run(tmp_path / "out"), TrackSettings())
+    assert metrics["tracked"]["idf1"] == metrics["tracked"]["video_mbo"] == 1
+    assert metrics["by_score"]["idf1"] == pytest.approx(2 * 5 / (6 + 5))
+    assert metrics["by_score"]["video_mbo"] < 0.9
+
+
 def test_what_is_not_asked_for_or_hardly_visible_does_not_count(tmp_path):
     """Object 2 is no target, and object 3 is hidden but for a corner; results for both are left out."""
     hidden = truth(3, block(40, 40, 2, 2), block(40, 40, 10, 10))

@@ -121,12 +121,61 @@ def crossing(texture=None, *, back=False, swallowed=True):
         yield Segmentation(instances=found, image_size=SIZE, target_ids=("a",)), image
 
 
-@pytest.mark.parametrize("swallowed", [True, False])
-def test_equal_objects_that_cross_keep_their_ids(swallowed):
+def test_equal_objects_that_cross_keep_their_ids():
     tracker = Tracker(TrackSettings())
-    found = [ids(tracker.update(result, image)) for result, image in crossing(swallowed=swallowed)]
+    found = [ids(tracker.update(result, image)) for result, image in crossing(swallowed=False)]
     assert found[0] == found[-1] == [1, 2]
-    assert sum(len(one) == 1 for one in found) >= 3
+    assert sum(one == [1] for one in found) >= 3
+
+
+def test_a_mask_of_two_instances_is_divided_between_them():
+    tracker = Tracker(TrackSettings())
+    for step, (result, image) in enumerate(crossing()):
+        found = tracker.update(result, image)
+        assert sorted(ids(found)) == [1, 2]
+        assert np.array_equal(*(np.sum([one.mask for one in each.instances], axis=0) for each in (found, result)))
+        for one in found.instances:
+            left = {1: 8 + 6 * step, 2: 80 - 6 * step}[one.track_id]
+            assert one.box == tight_box(one.mask)
+            assert np.abs(np.array([one.box[0], one.box[0] + one.box[2]]) - [left, left + 16]).max() <= 2
+
+
+def after(*instances, frames=2, result):
+    """Return the ids of a result after some frames with these instances."""
+    tracker = make_tracker()
+    for _ in range(frames):
+        tracker.update(*frame(*instances))
+    return ids(tracker.update(*frame(result)))
+
+
+def test_a_mask_is_not_divided_for_what_it_does_not_show():
+    left, right, both = instance("a", 10, 10, 20, 20), instance("a", 30, 10, 20, 20), instance("a", 10, 10, 40, 20)
+    assert after(left, right, result=both) == [1, 2]
+    # They may have been pieces of one instance.
+    assert after(left, right, frames=1, result=both) == [1]
+    assert after(left, instance("b", 30, 10, 20, 20), result=both) == [1]
+    # The mask is no larger than the first one is alone.
+    assert after(both, instance("a", 40, 30), result=both) == [1]
+    assert after(both, instance("a", 40, 30), result=instance("a", 10, 14, 40, 20)) == [1]
+
+
+def test_a_mask_is_divided_for_as_long_as_an_id_is_kept():
+    tracker = make_tracker(keep=2)
+    left, right, both = instance("a", 10, 10, 20, 20), instance("a", 30, 10, 20, 20), instance("a", 10, 10, 40, 20)
+    found = [ids(tracker.update(*frame(*one))) for one in [(left, right)] * 3 + [(both,)] * 3]
+    assert found == [[1, 2]] * 5 + [[1]]
+
+
+def test_points_that_something_else_drags_along_are_dropped():
+    track = Track(1, instance("a", 10, 10, 40, 40), np.ones(1), velocity=np.array([-8.0, 0.0]))
+    ways = np.array([[-8.0, 0.5]] * 6 + [[6.0, 0.0]] * 14)
+    track.move(np.zeros((20, 2), np.float32), ways)
+    assert len(track.points) == 6
+    assert track.way == pytest.approx([-8, 0.5])
+    # All move in another way: the instance does.
+    track.move(np.zeros((20, 2), np.float32), np.tile([6.0, 0.0], (20, 1)))
+    assert len(track.points) == 20
+    assert track.way == pytest.approx([-2, 0.5])
 
 
 def test_points_tell_equal_objects_that_turn_back_from_ones_that_cross():
