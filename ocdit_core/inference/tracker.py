@@ -193,18 +193,12 @@ class Tracker:
 
     def _expected(self, names: Sequence[str], score: float) -> list[tuple[str, Box]]:
         """Return object and expected box of each instance of these objects that the frame before showed for certain."""
-        height, width = self._size
-        expected = []
-        for track in self._tracks:
-            if track.unseen > 1 or track.instance.object_id not in names or track.instance.score < score:
-                continue
-            x, y, *sides = track.instance.box
-            left, top = np.round(np.array([x, y]) + track.way).astype(int).tolist()
-            right, bottom = min(left + sides[0], width), min(top + sides[1], height)
-            left, top = max(left, 0), max(top, 0)
-            if left < right and top < bottom:
-                expected.append((track.instance.object_id, (left, top, right - left, bottom - top)))
-        return expected
+        return [
+            (track.instance.object_id, tight_box(track.expected))
+            for track in self._tracks
+            if track.unseen == 1 and track.instance.object_id in names and track.instance.score >= score
+            if track.expected.any()
+        ]
 
     def _assign(self, result: Segmentation, image: np.ndarray, grey: np.ndarray) -> Segmentation:
         """Return the result with the ids of the tracks that its instances belong to, or new ones."""
