@@ -19,11 +19,6 @@ MAX_PROPOSALS = 64
 # Two refined proposals of one target are the same from this box IoU on.
 EQUAL_BOX_IOU = 0.7
 
-# A refined proposal is not refined again if its box hardly moved or its score is low: this box IoU with the one before
-# or more, or less than this score.
-SETTLED_BOX_IOU = 0.8
-HOPELESS_SCORE = 0.2
-
 # Crops of a proposal: factor on the margin, shift right and down as a fraction of the box.
 _VARIATIONS = (
     (1.0, 0.0, 0.0),
@@ -59,21 +54,13 @@ class RefineStage:
         """
         weight = self._settings.refine.coarse_weight
         candidates = sorted(proposals, key=lambda one: -one.score)[:MAX_PROPOSALS]
-        settled: dict[Candidate, Candidate] = {}
         for _ in range(self._settings.refine.rounds):
-            moving = [one for one in candidates if one not in settled]
-            boxes, targets = [one.box for one in moving], [one.target for one in moving]
-            found: dict[Candidate, Candidate | None] = {**settled}
-            for before, segmented in zip(moving, self.segment(image, boxes, targets, objects), strict=True):
-                found[before] = candidate_in(before.target, *segmented, image.shape[:2], self._settings)
-            refined, settled = [], {}
-            for before in candidates:
-                after = found[before]
+            boxes, targets = [one.box for one in candidates], [one.target for one in candidates]
+            refined = []
+            for before, segmented in zip(candidates, self.segment(image, boxes, targets, objects), strict=True):
+                after = candidate_in(before.target, *segmented, image.shape[:2], self._settings)
                 if after is not None:
-                    one = dataclasses.replace(after, score=before.score**weight * after.score ** (1 - weight))
-                    refined.append(one)
-                    if one.score < HOPELESS_SCORE or box_iou(before.box, one.box) >= SETTLED_BOX_IOU:
-                        settled[one] = after
+                    refined.append(dataclasses.replace(after, score=before.score**weight * after.score ** (1 - weight)))
             candidates = distinct(refined)
         return candidates
 

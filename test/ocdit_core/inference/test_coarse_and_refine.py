@@ -32,7 +32,7 @@ class ColourNetwork:
         self.encoded.append(images.shape)
         return ImageFeatures(features=torch.from_numpy(images).movedim(-1, 1).float() / 255)
 
-    def generate(self, image, targets, crops=1, *, prompts=None):
+    def generate(self, image, targets, crops=1):
         self.generated.append(crops)
         indices = targets.tokens.object_indices
         features = image.features.unflatten(0, (len(indices), -1))
@@ -159,23 +159,6 @@ def test_later_rounds_crop_around_what_was_found():
         overlaps.append(mask_iou(full_mask(found), image[..., 0] > 0))
     assert overlaps[0] < 0.7
     assert overlaps[1] > 0.9
-
-
-@pytest.mark.parametrize(
-    ("box", "score", "rounds"),
-    [((40, 30, 60, 60), 0.5, 1), ((40, 30, 30, 30), 0.5, 2), ((40, 30, 30, 30), 0.01, 1)],
-    ids=["unmoved", "moved", "hopeless"],
-)
-def test_a_proposal_that_hardly_moved_or_is_hopeless_is_not_segmented_again(box, score, rounds, monkeypatch):
-    image, stage, asked = draw(squares={"red": (40, 30, 60, 60)}), refine_stage(rounds=2, margin=0.3), []
-    segment = stage.segment
-    monkeypatch.setattr(
-        stage, "segment", lambda image, boxes, *others: asked.append(boxes) or segment(image, boxes, *others)
-    )
-    (found,) = stage.refine(image, [proposal("red", box, score)], SINGLES)
-    assert [len(boxes) for boxes in asked] == [1] * rounds + [0] * (2 - rounds)
-    # As if a second round had found the same.
-    assert found.score == pytest.approx(score**0.25, abs=0.05)
 
 
 @pytest.mark.parametrize(("weight", "expected"), [(1.0, 0.25), (0.5, 0.5), (0.0, 1.0)])
