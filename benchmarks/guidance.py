@@ -65,6 +65,8 @@ SIZE = (128, 192)  # of the training crops
 INPUT = (192, 256)  # of the measured images
 SAMPLERS = {
     "mean": SamplerConfig(steps=0),
+    # Guidance that its interval leaves out: without any, cells that the matching prior rules out are not computed.
+    "mean, all cells": SamplerConfig(steps=0, guidance=1.5, guidance_interval=(0.0, 20.0)),
     "mean, guided 1.5": SamplerConfig(steps=0, guidance=1.5, token_guidance=1.5),
     "mean, guided 2.5": SamplerConfig(steps=0, guidance=2.5, token_guidance=2.5),
     "mean, look-alike 1.5": SamplerConfig(steps=0, guidance=1.5, token_guidance=1.5, negative="look_alike"),
@@ -253,7 +255,8 @@ class Scene(NamedTuple):
 def scenes(options: argparse.Namespace) -> list[Scene]:
     """Return the first images of each dataset."""
     settings = InferenceSettings(image_size=INPUT)
-    segmenter = Segmenter.from_pretrained(MODEL, settings=settings, refine=None, device="cpu")
+    # Without a cache, whose features of templates are those of the embedded model: it needs no global ones.
+    segmenter = Segmenter.from_pretrained(MODEL, settings=settings, refine=None, device="cpu", feature_cache=None)
     network, found = segmenter._coarse._network, []
     # Global features of the templates, too.
     network.model.denoiser.presence = PresenceToken(1, 1)

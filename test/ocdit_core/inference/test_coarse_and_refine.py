@@ -32,7 +32,7 @@ class ColourNetwork:
         self.encoded.append(images.shape)
         return ImageFeatures(features=torch.from_numpy(images).movedim(-1, 1).float() / 255)
 
-    def generate(self, image, targets, crops=1):
+    def generate(self, image, targets, crops=1, *, prompts=None):
         self.generated.append(crops)
         indices = targets.tokens.object_indices
         features = image.features.unflatten(0, (len(indices), -1))
