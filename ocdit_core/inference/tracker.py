@@ -204,7 +204,8 @@ class Tracker:
         """Return the result with the ids of the tracks that its instances belong to, or new ones."""
         now = [Track(0, instance, colour_histogram(image, instance)) for instance in result.instances]
         shown: list[tuple[Track, Instance]] = []
-        for found, owners in zip(now, share(self._tracks, now, self._settings), strict=True):
+        certain = self._segmenter.settings.score_threshold if self._segmenter else 0.0
+        for found, owners in zip(now, share(self._tracks, now, self._settings, certain), strict=True):
             if len(owners) > 1:
                 parts = divide(found.instance, owners)
                 for track, part in parts:
@@ -224,12 +225,14 @@ class Tracker:
         return dataclasses.replace(result, instances=named)
 
 
-def share(before: Sequence[Track], now: Sequence[Track], settings: TrackSettings) -> list[list[Track]]:
+def share(
+    before: Sequence[Track], now: Sequence[Track], settings: TrackSettings, certain: float = 0.0
+) -> list[list[Track]]:
     """Return the instances that each new mask shows: none, the one of `match`, or several that it covers together.
 
     An instance that `match` leaves without a mask is in that of others if the IoU of that mask with all their expected
     masks together is larger by `_FIT` with its own than without. It must have been whole in `_SIGHTINGS` frames, and
-    within the last `keep`.
+    within the last `keep`, with a score of at least `certain`: a weaker mask is often a piece of another.
     """
     owners: list[list[int]] = [[] for _ in now]
     alone = set(range(len(before)))
@@ -238,7 +241,7 @@ def share(before: Sequence[Track], now: Sequence[Track], settings: TrackSettings
         alone.remove(i)
     for i in sorted(alone):
         track = before[i]
-        if track.sightings < _SIGHTINGS or track.age > settings.keep:
+        if track.sightings < _SIGHTINGS or track.age > settings.keep or track.instance.score < certain:
             continue
         for new, group in zip(now, owners, strict=True):
             one_object = track.instance.object_id == new.instance.object_id

@@ -159,6 +159,15 @@ def test_a_mask_is_not_divided_for_what_it_does_not_show():
     assert after(both, instance("a", 40, 30), result=instance("a", 10, 14, 40, 20)) == [1]
 
 
+def test_a_mask_is_not_divided_for_a_weak_piece_of_it():
+    whole, rest = instance("a", 10, 10, 25, 20), instance("a", 10, 10, 20, 20)
+    piece = dataclasses.replace(instance("a", 30, 10, 5, 20), score=0.1)
+    tracker = Tracker(SimpleNamespace(settings=InferenceSettings(score_threshold=0.5)))
+    for _ in range(3):
+        assert ids(tracker.update(*frame(rest, piece))) == [1, 2]
+    assert ids(tracker.update(*frame(whole))) == [1]
+
+
 def test_a_mask_is_divided_for_as_long_as_an_id_is_kept():
     tracker = make_tracker(keep=2)
     left, right, both = instance("a", 10, 10, 20, 20), instance("a", 30, 10, 20, 20), instance("a", 10, 10, 40, 20)
