@@ -93,13 +93,13 @@ class Track:
         """Take over its part of a mask that it shares: neither its place nor its motion are known from that."""
         self.unseen, self.points = 0, self.points[shows(instance, self.points)]
 
-    def see(self, instance: Instance, colours: np.ndarray, grey: np.ndarray) -> None:
-        """Take over what was found of it in this frame."""
+    def see(self, instance: Instance, colours: np.ndarray, grey: np.ndarray, mixed: bool) -> None:
+        """Take over what was found of it in this frame; `mixed`: perhaps with a neighbour of the same object."""
         followed = len(self.points) >= _ENOUGH
         self.see_part(instance)
         self.colours, area = colours, float(np.count_nonzero(instance.mask))
         change = np.log(area / self.area) if self.area else 0.0
-        if abs(change) > _SAME_AREA:
+        if change < -_SAME_AREA or (mixed and change > _SAME_AREA):
             # Neither place nor motion are those of the mask.
             self.area *= float(np.exp(_AREA_GAIN * change))
             return
@@ -205,7 +205,9 @@ class Tracker:
         now = [Track(0, instance, colour_histogram(image, instance)) for instance in result.instances]
         shown: list[tuple[Track, Instance]] = []
         certain = self._segmenter.settings.score_threshold if self._segmenter else 0.0
-        for found, owners in zip(now, share(self._tracks, now, self._settings, certain), strict=True):
+        shared = share(self._tracks, now, self._settings, certain)
+        alone = [track for track in self._tracks if not any(track in owners for owners in shared)]
+        for found, owners in zip(now, shared, strict=True):
             if len(owners) > 1:
                 parts = divide(found.instance, owners)
                 for track, part in parts:
@@ -213,7 +215,7 @@ class Tracker:
             else:
                 track = owners[0] if owners else found
                 track.number = track.number or next(self._numbers)
-                track.see(found.instance, found.colours, grey)
+                track.see(found.instance, found.colours, grey, any(_meet(one, found) for one in alone))
                 parts = [(track, found.instance)]
             shown += parts
         lost = [track for track in self._tracks if track.unseen and track.unseen <= self._settings.keep]
@@ -244,8 +246,7 @@ def share(
         if track.sightings < _SIGHTINGS or track.age > settings.keep or track.instance.score < certain:
             continue
         for new, group in zip(now, owners, strict=True):
-            one_object = track.instance.object_id == new.instance.object_id
-            if not group or not one_object or not _iou(track.expected, new.instance):
+            if not group or not _meet(track, new):
                 continue
             others = np.any([before[one].expected for one in group], axis=0)
             if _iou(others | track.expected, new.instance) > _iou(others, new.instance) + _FIT:
@@ -368,6 +369,11 @@ def colour_histogram(image: np.ndarray, instance: Instance) -> np.ndarray:
 def similarity(first: np.ndarray, second: np.ndarray) -> float:
     """Return the Bhattacharyya coefficient of two histograms, in [0, 1]: 1 if they are equal."""
     return float(np.sqrt(first * second).sum())
+
+
+def _meet(track: Track, found: Track) -> bool:
+    """Return whether a track is expected where a mask of its object was found."""
+    return track.instance.object_id == found.instance.object_id and _iou(track.expected, found.instance) > 0
 
 
 def _eroded(mask: np.ndarray, side: int) -> np.ndarray:

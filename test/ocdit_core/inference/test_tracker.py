@@ -159,6 +159,14 @@ def test_a_mask_is_not_divided_for_what_it_does_not_show():
     assert after(both, instance("a", 40, 30), result=instance("a", 10, 14, 40, 20)) == [1]
 
 
+@pytest.mark.parametrize("edge", [0, 30])
+def test_an_id_stays_with_what_comes_into_the_image_or_from_behind_something(edge):
+    tracker = make_tracker()
+    for x in range(edge - 17, 80, 4):
+        left = max(x, edge)
+        assert ids(tracker.update(*frame(instance("a", left, 40, x + 20 - left, 20)))) == [1]
+
+
 def test_a_mask_is_not_divided_for_a_weak_piece_of_it():
     whole, rest = instance("a", 10, 10, 25, 20), instance("a", 10, 10, 20, 20)
     piece = dataclasses.replace(instance("a", 30, 10, 5, 20), score=0.1)
