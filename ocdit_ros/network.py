@@ -147,7 +147,7 @@ class Network:
         if not (uncertainty or prompts or self._region()):
             for index, (image, source) in enumerate(zip(images, sources, strict=True)):
                 tracker = self._tracker(source)
-                if tracker is not None and source not in self._followed and tracker.follows(image):
+                if tracker is not None and source not in self._followed and tracker.follows(image, objects):
                     between[index] = tracker.segment(image, objects)
         rest = [index for index in range(len(images)) if index not in between]
         whole = self._segment_whole(

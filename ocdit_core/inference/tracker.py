@@ -128,6 +128,7 @@ class Tracker:
         self._numbers = itertools.count(1) if numbers is None else numbers
         self._tracks: list[Track] = []
         self._size: tuple[int, ...] = ()
+        self._targets: tuple[str, ...] = ()
         self._grey: np.ndarray | None = None
         self._followed = 0  # frames since one was segmented on its own
 
@@ -135,10 +136,19 @@ class Tracker:
         """Forget all instances: the next frame is the first one of another video."""
         self._tracks, self._grey, self._followed = [], None, 0
 
-    def follows(self, image: np.ndarray) -> bool:
-        """Return whether `segment` takes the next frame, (H, W, 3), for one between those segmented on their own."""
-        first = self._grey is None or image.shape[:2] != self._size
-        return not first and self._followed + 1 < self._settings.interval
+    def follows(self, image: np.ndarray, objects: EncodedObjects | None = None) -> bool:
+        """Return whether `segment` takes the next frame, (H, W, 3), for one between those segmented on their own.
+
+        The first frame of a size, or with other targets than the one before, is segmented on its own.
+        """
+        if self._grey is None or image.shape[:2] != self._size or self._followed + 1 >= self._settings.interval:
+            return False
+        return self._names(objects) == self._targets
+
+    def _names(self, objects: EncodedObjects | None) -> tuple[str, ...]:
+        """Return the names of these target objects, or of those of `Segmenter.set_objects`."""
+        source = self._segmenter if objects is None else objects
+        return () if source is None else tuple(source.object_ids)
 
     def segment(self, image: np.ndarray, objects: EncodedObjects | None = None) -> Segmentation:
         """Segment the next frame.
@@ -156,12 +166,11 @@ class Tracker:
         """
         if self._segmenter is None:
             raise OcditError("this tracker has settings alone: give it a segmenter, or results to `update`")
-        if not self.follows(image):
+        if not self.follows(image, objects):
             return self.update(self._segmenter.segment(image, objects), image)
         image = as_rgb8(image)
         grey = self._move(image)
-        names = self._segmenter.object_ids if objects is None else objects.object_ids
-        result = self._segmenter.follow(image, self._expected(names, self._segmenter.settings.score_threshold), objects)
+        result = self._segmenter.follow(image, self._expected(self._segmenter.settings.score_threshold), objects)
         self._followed += 1
         return self._assign(result, image, grey)
 
@@ -177,7 +186,7 @@ class Tracker:
         """
         if result.image_size != self._size:
             self.reset()
-        self._size, self._followed = result.image_size, 0
+        self._size, self._targets, self._followed = result.image_size, tuple(result.target_ids), 0
         image = as_rgb8(image)
         return self._assign(result, image, self._move(image))
 
@@ -191,12 +200,12 @@ class Tracker:
         self._grey = grey
         return grey
 
-    def _expected(self, names: Sequence[str], score: float) -> list[tuple[str, Box]]:
-        """Return object and expected box of each instance of these objects that the frame before showed for certain."""
+    def _expected(self, score: float) -> list[tuple[str, Box]]:
+        """Return object and expected box of each target's instance that the frame before showed for certain."""
         return [
             (track.instance.object_id, tight_box(track.expected))
             for track in self._tracks
-            if track.unseen == 1 and track.instance.object_id in names and track.instance.score >= score
+            if track.unseen == 1 and track.instance.object_id in self._targets and track.instance.score >= score
             if track.expected.any()
         ]
 

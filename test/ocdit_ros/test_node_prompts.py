@@ -262,7 +262,8 @@ def test_cameras_are_segmented_whole_at_intervals_unless_more_is_asked_for():
     assert counts("right", uncertainty=True) == [2]
     region = (0, 0, 96, 48)
     assert counts("right") == [2]
-    region = None
+    region, objects = None, segmenter.encode_objects(None, ["box", "mug"])
+    assert [counts("right") for _ in range(2)] == [[2], [1]]
     network.follow(image, objects, "right", (42.0, 12.0))
     assert counts("right") == [1]
     assert segmenter.batches[-1] == 1

@@ -214,16 +214,16 @@ class MovingSquare:
 
     def segment(self, image, objects=None):
         self.calls.append("whole")
-        return self._found(image, ("a",))
+        return self._found(image, ("a",), objects)
 
     def follow(self, image, expected, objects=None):
         self.calls.append(expected)
-        return self._found(image, [name for name, _ in expected])
+        return self._found(image, [name for name, _ in expected], objects)
 
-    def _found(self, image, names):
+    def _found(self, image, names, objects):
         x = int(image[0, 0, 0])
         found = tuple(instance(name, x, 40, 20, 20) for name in names)
-        return Segmentation(instances=found, image_size=image.shape[:2], target_ids=("a",))
+        return Segmentation(instances=found, image_size=image.shape[:2], target_ids=(objects or self).object_ids)
 
 
 def moving_square(step, size=SIZE):
@@ -242,11 +242,13 @@ def test_between_whole_frames_instances_are_segmented_where_they_are_expected():
         ((name, box),) = segmenter.calls[step]
         assert name == "a"
         assert np.allclose(box, (10 + 6 * step, 40, 20, 20), atol=1)
-    # Another video, and what is no target any more, or left the image.
+    # Another video, and other targets.
     tracker.segment(moving_square(5, size=(100, 120)))
     assert segmenter.calls[-1] == "whole"
-    tracker.segment(moving_square(6, size=(100, 120)), SimpleNamespace(object_ids=("b",)))
-    assert segmenter.calls[-1] == []
+    objects = SimpleNamespace(object_ids=("a", "b"))
+    for call in ("whole", [("a", (58, 40, 20, 20))]):
+        tracker.segment(moving_square(8, size=(100, 120)), objects)
+        assert segmenter.calls[-1] == call
 
 
 def test_masks_that_a_lower_threshold_let_pass_are_not_followed():
