@@ -147,7 +147,7 @@ class Network:
         if not (uncertainty or prompts or self._region()):
             for index, (image, source) in enumerate(zip(images, sources, strict=True)):
                 tracker = self._tracker(source)
-                if tracker is not None and source not in self._followed and tracker.follows(image):
+                if tracker is not None and source not in self._followed and tracker.follows(image, objects):
                     between[index] = tracker.segment(image, objects)
         rest = [index for index in range(len(images)) if index not in between]
         whole = self._segment_whole(
@@ -200,12 +200,10 @@ class Network:
                 self._segmenter.segment_batch(parts, objects, **options), boxes, images, strict=True
             )
         ]
-        for source, result in zip(sources, found, strict=True):
-            self._update(source, result)
         for index, source in enumerate(sources):
             if (tracker := self._tracker(source)) is not None:
                 found[index] = tracker.update(found[index], images[index])
-        return found
+        return [self._update(source, result) for source, result in zip(sources, found, strict=True)]
 
     def _tracker(self, source: str | None) -> Tracker | None:
         """Return the tracker of a camera; None: a single image, or no tracking."""
@@ -227,20 +225,30 @@ class Network:
             x, y = x - box[0], y - box[1]
         return [Prompt(object_id=followed.object_id, points=[(x, y)])]
 
-    def _update(self, source: str | None, result: Segmentation) -> None:
-        """Move the point that is followed to where the instance is now; forget it when it is not found for long."""
+    def _update(self, source: str | None, result: Segmentation) -> Segmentation:
+        """Move the point that is followed to where the instance is now; forget it when it is not found for long.
+
+        Returns:
+            The result; of a mask that the tracker divided, only the part that shows the point.
+        """
         followed = self._followed.get(source or "") if source is not None else None
         if followed is None:
-            return
+            return result
         settings = self._segmenter.settings
-        instances = [one for one in result.instances if one.object_id == followed.object_id]
-        if instances and instances[0].score >= settings.score_threshold:
-            followed.point, followed.missed = inner_point(instances[0].mask), 0
-            return
+        x, y = map(round, followed.point)
+        parts = [one for one in result.instances if one.object_id == followed.object_id]
+        instance = next((one for one in parts if one.mask[y : y + 1, x : x + 1].any()), parts[0] if parts else None)
+        if len(parts) > 1:
+            kept = tuple(one for one in result.instances if one.object_id != followed.object_id or one is instance)
+            result = dataclasses.replace(result, instances=kept)
+        if instance is not None and instance.score >= settings.score_threshold:
+            followed.point, followed.missed = inner_point(instance.mask), 0
+            return result
         followed.missed += 1
         if followed.missed > settings.track.keep:
             del self._followed[source or ""]
             log.warning("the clicked %s is lost: all its instances are published again", followed.object_id)
+        return result
 
 
 @dataclasses.dataclass

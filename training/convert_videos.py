@@ -79,7 +79,7 @@ def movi(root: Path) -> Iterator[Video]:
         content = read_json(path)
         try:
             count, objects = int(content["metadata"]["num_frames"]), [_asset(one) for one in content["instances"]]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"{path}: num_frames or an instance is damaged, or lacks a key ({error})") from error
         labels = [_read_labels(path.with_name(f"segmentation_{frame:05d}.png")) for frame in range(count)]
         if (highest := max((one.max() for one in labels), default=0)) > len(objects):
@@ -133,7 +133,7 @@ def youtube_vis(path: Path, images: Path) -> Iterator[Video]:
                 raise DataError(f"{where}: has {len(masks)} segmentations for {len(files)} frames", kind="damaged JSON")
             if not one.get("iscrowd"):
                 instances[one["video_id"]].append((categories[one["category_id"]], masks, where))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where}: damaged, lacks a key, or has an unknown id ({error})") from error
     print(f"{path}: annotations of crowds, left out: {crowds}")
     for key, files in videos.items():

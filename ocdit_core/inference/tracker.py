@@ -93,13 +93,13 @@ class Track:
         """Take over its part of a mask that it shares: neither its place nor its motion are known from that."""
         self.unseen, self.points = 0, self.points[shows(instance, self.points)]
 
-    def see(self, instance: Instance, colours: np.ndarray, grey: np.ndarray) -> None:
-        """Take over what was found of it in this frame."""
+    def see(self, instance: Instance, colours: np.ndarray, grey: np.ndarray, mixed: bool) -> None:
+        """Take over what was found of it in this frame; `mixed`: perhaps with a neighbour of the same object."""
         followed = len(self.points) >= _ENOUGH
         self.see_part(instance)
         self.colours, area = colours, float(np.count_nonzero(instance.mask))
         change = np.log(area / self.area) if self.area else 0.0
-        if abs(change) > _SAME_AREA:
+        if change < -_SAME_AREA or (mixed and change > _SAME_AREA):
             # Neither place nor motion are those of the mask.
             self.area *= float(np.exp(_AREA_GAIN * change))
             return
@@ -128,6 +128,7 @@ class Tracker:
         self._numbers = itertools.count(1) if numbers is None else numbers
         self._tracks: list[Track] = []
         self._size: tuple[int, ...] = ()
+        self._targets: tuple[str, ...] = ()
         self._grey: np.ndarray | None = None
         self._followed = 0  # frames since one was segmented on its own
 
@@ -135,10 +136,19 @@ class Tracker:
         """Forget all instances: the next frame is the first one of another video."""
         self._tracks, self._grey, self._followed = [], None, 0
 
-    def follows(self, image: np.ndarray) -> bool:
-        """Return whether `segment` takes the next frame, (H, W, 3), for one between those segmented on their own."""
-        first = self._grey is None or image.shape[:2] != self._size
-        return not first and self._followed + 1 < self._settings.interval
+    def follows(self, image: np.ndarray, objects: EncodedObjects | None = None) -> bool:
+        """Return whether `segment` takes the next frame, (H, W, 3), for one between those segmented on their own.
+
+        The first frame of a size, or with other targets than the one before, is segmented on its own.
+        """
+        if self._grey is None or image.shape[:2] != self._size or self._followed + 1 >= self._settings.interval:
+            return False
+        return self._names(objects) == self._targets
+
+    def _names(self, objects: EncodedObjects | None) -> tuple[str, ...]:
+        """Return the names of these target objects, or of those of `Segmenter.set_objects`."""
+        source = self._segmenter if objects is None else objects
+        return () if source is None else tuple(source.object_ids)
 
     def segment(self, image: np.ndarray, objects: EncodedObjects | None = None) -> Segmentation:
         """Segment the next frame.
@@ -156,12 +166,11 @@ class Tracker:
         """
         if self._segmenter is None:
             raise OcditError("this tracker has settings alone: give it a segmenter, or results to `update`")
-        if not self.follows(image):
+        if not self.follows(image, objects):
             return self.update(self._segmenter.segment(image, objects), image)
         image = as_rgb8(image)
         grey = self._move(image)
-        names = self._segmenter.object_ids if objects is None else objects.object_ids
-        result = self._segmenter.follow(image, self._expected(names, self._segmenter.settings.score_threshold), objects)
+        result = self._segmenter.follow(image, self._expected(self._segmenter.settings.score_threshold), objects)
         self._followed += 1
         return self._assign(result, image, grey)
 
@@ -177,7 +186,7 @@ class Tracker:
         """
         if result.image_size != self._size:
             self.reset()
-        self._size, self._followed = result.image_size, 0
+        self._size, self._targets, self._followed = result.image_size, tuple(result.target_ids), 0
         image = as_rgb8(image)
         return self._assign(result, image, self._move(image))
 
@@ -191,12 +200,12 @@ class Tracker:
         self._grey = grey
         return grey
 
-    def _expected(self, names: Sequence[str], score: float) -> list[tuple[str, Box]]:
-        """Return object and expected box of each instance of these objects that the frame before showed for certain."""
+    def _expected(self, score: float) -> list[tuple[str, Box]]:
+        """Return object and expected box of each target's instance that the frame before showed for certain."""
         return [
             (track.instance.object_id, tight_box(track.expected))
             for track in self._tracks
-            if track.unseen == 1 and track.instance.object_id in names and track.instance.score >= score
+            if track.unseen == 1 and track.instance.object_id in self._targets and track.instance.score >= score
             if track.expected.any()
         ]
 
@@ -204,7 +213,10 @@ class Tracker:
         """Return the result with the ids of the tracks that its instances belong to, or new ones."""
         now = [Track(0, instance, colour_histogram(image, instance)) for instance in result.instances]
         shown: list[tuple[Track, Instance]] = []
-        for found, owners in zip(now, share(self._tracks, now, self._settings), strict=True):
+        certain = self._segmenter.settings.score_threshold if self._segmenter else 0.0
+        shared = share(self._tracks, now, self._settings, certain)
+        alone = [track for track in self._tracks if not any(track in owners for owners in shared)]
+        for found, owners in zip(now, shared, strict=True):
             if len(owners) > 1:
                 parts = divide(found.instance, owners)
                 for track, part in parts:
@@ -212,7 +224,7 @@ class Tracker:
             else:
                 track = owners[0] if owners else found
                 track.number = track.number or next(self._numbers)
-                track.see(found.instance, found.colours, grey)
+                track.see(found.instance, found.colours, grey, any(_meet(one, found) for one in alone))
                 parts = [(track, found.instance)]
             shown += parts
         lost = [track for track in self._tracks if track.unseen and track.unseen <= self._settings.keep]
@@ -224,12 +236,14 @@ class Tracker:
         return dataclasses.replace(result, instances=named)
 
 
-def share(before: Sequence[Track], now: Sequence[Track], settings: TrackSettings) -> list[list[Track]]:
+def share(
+    before: Sequence[Track], now: Sequence[Track], settings: TrackSettings, certain: float = 0.0
+) -> list[list[Track]]:
     """Return the instances that each new mask shows: none, the one of `match`, or several that it covers together.
 
     An instance that `match` leaves without a mask is in that of others if the IoU of that mask with all their expected
     masks together is larger by `_FIT` with its own than without. It must have been whole in `_SIGHTINGS` frames, and
-    within the last `keep`.
+    within the last `keep`, with a score of at least `certain`: a weaker mask is often a piece of another.
     """
     owners: list[list[int]] = [[] for _ in now]
     alone = set(range(len(before)))
@@ -238,11 +252,10 @@ def share(before: Sequence[Track], now: Sequence[Track], settings: TrackSettings
         alone.remove(i)
     for i in sorted(alone):
         track = before[i]
-        if track.sightings < _SIGHTINGS or track.age > settings.keep:
+        if track.sightings < _SIGHTINGS or track.age > settings.keep or track.instance.score < certain:
             continue
         for new, group in zip(now, owners, strict=True):
-            one_object = track.instance.object_id == new.instance.object_id
-            if not group or not one_object or not _iou(track.expected, new.instance):
+            if not group or not _meet(track, new):
                 continue
             others = np.any([before[one].expected for one in group], axis=0)
             if _iou(others | track.expected, new.instance) > _iou(others, new.instance) + _FIT:
@@ -365,6 +378,11 @@ def colour_histogram(image: np.ndarray, instance: Instance) -> np.ndarray:
 def similarity(first: np.ndarray, second: np.ndarray) -> float:
     """Return the Bhattacharyya coefficient of two histograms, in [0, 1]: 1 if they are equal."""
     return float(np.sqrt(first * second).sum())
+
+
+def _meet(track: Track, found: Track) -> bool:
+    """Return whether a track is expected where a mask of its object was found."""
+    return track.instance.object_id == found.instance.object_id and _iou(track.expected, found.instance) > 0
 
 
 def _eroded(mask: np.ndarray, side: int) -> np.ndarray:

@@ -169,7 +169,7 @@ def test_a_click_is_followed_and_a_bad_one_changes_nothing(client):
 class TwoBoxes(StandInSegmenter):
     """Two boxes that move to the right; a prompt leaves the one that it points at, `follow` the first one."""
 
-    shift, hidden = 0, False
+    places, shift, hidden = (5, 40), 0, False
 
     def follow(self, image, expected, objects):
         found = self._found(image, objects, False, [], 0.0)
@@ -177,7 +177,7 @@ class TwoBoxes(StandInSegmenter):
 
     def _found(self, image, objects, uncertainty, prompts, score_threshold):
         instances = []
-        for x in () if self.hidden else (5 + self.shift, 40 + self.shift):
+        for x in () if self.hidden else [place + self.shift for place in self.places]:
             mask = np.zeros(image.shape[:2], bool)
             mask[10:20, x : x + 10] = True
             if all(mask[round(y), round(x)] for prompt in prompts for x, y in prompt.points):
@@ -219,6 +219,32 @@ def test_a_clicked_instance_is_followed_until_it_is_lost(caplog):
     assert places() == [5, 40]
 
 
+def test_of_a_divided_mask_only_the_clicked_part_is_published():
+    class Touching(TwoBoxes):
+        places, merged = (20, 30), False
+
+        def _found(self, *arguments):
+            found = super()._found(*arguments)
+            if not self.merged:
+                return found
+            mask = np.any([one.mask for one in super()._found(*arguments[:3], [], 0.0).instances], axis=0)
+            both = Instance(object_id="box", score=0.9, box=tight_box(mask), mask=mask)
+            return dataclasses.replace(found, instances=(both,))
+
+    segmenter, image = Touching(), np.zeros((48, 96, 3), np.uint8)
+    network = Network(segmenter, itertools.count(1), lambda: None, lambda found: found)
+    objects = segmenter.encode_objects(None, ["box"])
+
+    def boxes():
+        (found,) = network.segment_batch([image], objects, ["left"], uncertainty=False)
+        return [one.box for one in found.instances]
+
+    assert [boxes() for _ in range(2)] == [[(20, 10, 10, 10), (30, 10, 10, 10)]] * 2
+    network.follow(image, objects, "left", (34.0, 14.0))
+    segmenter.merged = True
+    assert [boxes() for _ in range(3)] == [[(30, 10, 10, 10)]] * 3
+
+
 def test_cameras_are_segmented_whole_at_intervals_unless_more_is_asked_for():
     segmenter, image, region = TwoBoxes(), np.zeros((48, 96, 3), np.uint8), None
     segmenter.settings = InferenceSettings(track=TrackSettings(interval=3))
@@ -236,7 +262,8 @@ def test_cameras_are_segmented_whole_at_intervals_unless_more_is_asked_for():
     assert counts("right", uncertainty=True) == [2]
     region = (0, 0, 96, 48)
     assert counts("right") == [2]
-    region = None
+    region, objects = None, segmenter.encode_objects(None, ["box", "mug"])
+    assert [counts("right") for _ in range(2)] == [[2], [1]]
     network.follow(image, objects, "right", (42.0, 12.0))
     assert counts("right") == [1]
     assert segmenter.batches[-1] == 1

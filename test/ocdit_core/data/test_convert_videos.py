@@ -311,6 +311,7 @@ def segmentation(number, value):
         (changed("videos", 0, file_names=["0a1b/00000.jpg", "0a1b/00003.jpg", "x"]), "0a1b/00003.jpg: no such file"),
         (changed("videos", 0, file_names=[5]), "instances.json: damaged, lacks a key"),
         (changed("videos", 0, height="high"), "instances.json: damaged, lacks a key"),
+        (changed("videos", 0, height=float("inf")), "instances.json: damaged, lacks a key"),
         (changed("annotations", 1, video_id=6), "annotations[1]: damaged, lacks a key, or has an unknown id (6)"),
         (changed("annotations", 1, category_id=50), "annotations[1]: damaged, lacks a key, or has an unknown id (50)"),
         (changed("annotations", 2, segmentations=[None]), "annotations[2]: has 1 segmentations for 3 frames"),
@@ -353,6 +354,7 @@ def test_damaged_movi_is_refused(convert, tmp_path):
         ({"instances": [{}] * 3}, "an instance is damaged, or lacks a key ('asset_id')"),
         ({"metadata": {"num_frames": 4}}, "segmentation_00003.png: no such file"),
         ({"metadata": {}}, "lacks a key ('num_frames')"),
+        ({"metadata": {"num_frames": float("inf")}}, "num_frames or an instance is damaged"),
     ):
         path.write_text(json.dumps({**content, **change}))
         code, printed = convert("movi", root, "--out", out)

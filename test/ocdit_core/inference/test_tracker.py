@@ -159,6 +159,23 @@ def test_a_mask_is_not_divided_for_what_it_does_not_show():
     assert after(both, instance("a", 40, 30), result=instance("a", 10, 14, 40, 20)) == [1]
 
 
+@pytest.mark.parametrize("edge", [0, 30])
+def test_an_id_stays_with_what_comes_into_the_image_or_from_behind_something(edge):
+    tracker = make_tracker()
+    for x in range(edge - 17, 80, 4):
+        left = max(x, edge)
+        assert ids(tracker.update(*frame(instance("a", left, 40, x + 20 - left, 20)))) == [1]
+
+
+def test_a_mask_is_not_divided_for_a_weak_piece_of_it():
+    whole, rest = instance("a", 10, 10, 25, 20), instance("a", 10, 10, 20, 20)
+    piece = dataclasses.replace(instance("a", 30, 10, 5, 20), score=0.1)
+    tracker = Tracker(SimpleNamespace(settings=InferenceSettings(score_threshold=0.5)))
+    for _ in range(3):
+        assert ids(tracker.update(*frame(rest, piece))) == [1, 2]
+    assert ids(tracker.update(*frame(whole))) == [1]
+
+
 def test_a_mask_is_divided_for_as_long_as_an_id_is_kept():
     tracker = make_tracker(keep=2)
     left, right, both = instance("a", 10, 10, 20, 20), instance("a", 30, 10, 20, 20), instance("a", 10, 10, 40, 20)
@@ -197,16 +214,16 @@ class MovingSquare:
 
     def segment(self, image, objects=None):
         self.calls.append("whole")
-        return self._found(image, ("a",))
+        return self._found(image, ("a",), objects)
 
     def follow(self, image, expected, objects=None):
         self.calls.append(expected)
-        return self._found(image, [name for name, _ in expected])
+        return self._found(image, [name for name, _ in expected], objects)
 
-    def _found(self, image, names):
+    def _found(self, image, names, objects):
         x = int(image[0, 0, 0])
         found = tuple(instance(name, x, 40, 20, 20) for name in names)
-        return Segmentation(instances=found, image_size=image.shape[:2], target_ids=("a",))
+        return Segmentation(instances=found, image_size=image.shape[:2], target_ids=(objects or self).object_ids)
 
 
 def moving_square(step, size=SIZE):
@@ -225,11 +242,13 @@ def test_between_whole_frames_instances_are_segmented_where_they_are_expected():
         ((name, box),) = segmenter.calls[step]
         assert name == "a"
         assert np.allclose(box, (10 + 6 * step, 40, 20, 20), atol=1)
-    # Another video, and what is no target any more, or left the image.
+    # Another video, and other targets.
     tracker.segment(moving_square(5, size=(100, 120)))
     assert segmenter.calls[-1] == "whole"
-    tracker.segment(moving_square(6, size=(100, 120)), SimpleNamespace(object_ids=("b",)))
-    assert segmenter.calls[-1] == []
+    objects = SimpleNamespace(object_ids=("a", "b"))
+    for call in ("whole", [("a", (58, 40, 20, 20))]):
+        tracker.segment(moving_square(8, size=(100, 120)), objects)
+        assert segmenter.calls[-1] == call
 
 
 def test_masks_that_a_lower_threshold_let_pass_are_not_followed():
