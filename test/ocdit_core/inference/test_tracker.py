@@ -167,6 +167,17 @@ def test_an_id_stays_with_what_comes_into_the_image_or_from_behind_something(edg
         assert ids(tracker.update(*frame(instance("a", left, 40, x + 20 - left, 20)))) == [1]
 
 
+@pytest.mark.parametrize(("frames", "width"), [(3, 40), (8, 20)])
+def test_an_instance_is_as_large_as_a_mask_that_grows_in_its_first_frames_only(frames, width):
+    tracker = make_tracker()
+    for _ in range(frames):
+        tracker.update(*frame(instance("a", 10, 10, 20, 20)))
+    for _ in range(2):
+        assert ids(tracker.update(*frame(instance("a", 10, 10, 40, 20)))) == [1]
+    (track,) = tracker._tracks
+    assert track.instance.box == (10, 10, width, 20)
+
+
 def test_a_mask_is_not_divided_for_a_weak_piece_of_it():
     whole, rest = instance("a", 10, 10, 25, 20), instance("a", 10, 10, 20, 20)
     piece = dataclasses.replace(instance("a", 30, 10, 5, 20), score=0.1)
