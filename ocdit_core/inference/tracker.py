@@ -171,8 +171,9 @@ class Tracker:
             return self.update(self._segmenter.segment(image, objects), image)
         image = as_rgb8(image)
         grey = self._move(image)
+        done, self._followed = self._followed, self._settings.interval  # after an error, the next frame is whole
         result = self._segmenter.follow(image, self._expected(self._segmenter.settings.score_threshold), objects)
-        self._followed += 1
+        self._followed = done + 1
         return self._assign(result, image, grey)
 
     def update(self, result: Segmentation, image: np.ndarray) -> Segmentation:

@@ -271,6 +271,18 @@ def test_masks_that_a_lower_threshold_let_pass_are_not_followed():
     assert segmenter.calls == [[]]
 
 
+def test_the_frame_after_an_error_is_whole(monkeypatch):
+    segmenter = MovingSquare(interval=9)
+    tracker = Tracker(segmenter)
+    tracker.segment(moving_square(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(segmenter, "_found", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tracker.segment(moving_square(1))
+    assert [ids(tracker.segment(moving_square(step))) for step in (2, 3)] == [[1], [1]]
+    assert [call == "whole" for call in segmenter.calls] == [True, False, True, False]
+
+
 def test_each_frame_is_whole_unless_an_interval_is_set():
     segmenter = MovingSquare(interval=1)
     tracker = Tracker(segmenter)
