@@ -30,6 +30,7 @@ _POINTS, _ENOUGH = 30, 4  # points of an instance, and how many are needed to te
 _GAIN = 0.5  # of a new measurement of the velocity
 _SLOWING = 0.9  # of the velocity of what is not seen, per frame
 _SAME_AREA = np.log(1.25)  # larger changes of a mask come from hiding, or from a neighbour in the same mask
+_APPEARING = 5  # sightings in which an instance may still be coming into view, and its mask grow so fast
 _AREA_GAIN = 0.1  # of a new area, if it differs more
 _SPREAD = 0.05  # of the velocities of an instance's points, relative to the diagonal of its box
 _AGREEING = 0.25  # fraction of the points that must move as before; else, all of them tell the new motion
@@ -99,7 +100,7 @@ class Track:
         self.see_part(instance)
         self.colours, area = colours, float(np.count_nonzero(instance.mask))
         change = np.log(area / self.area) if self.area else 0.0
-        if change < -_SAME_AREA or (mixed and change > _SAME_AREA):
+        if change < -_SAME_AREA or (change > _SAME_AREA and (mixed or self.sightings > _APPEARING)):
             # Neither place nor motion are those of the mask.
             self.area *= float(np.exp(_AREA_GAIN * change))
             return
@@ -170,8 +171,9 @@ class Tracker:
             return self.update(self._segmenter.segment(image, objects), image)
         image = as_rgb8(image)
         grey = self._move(image)
+        done, self._followed = self._followed, self._settings.interval  # after an error, the next frame is whole
         result = self._segmenter.follow(image, self._expected(self._segmenter.settings.score_threshold), objects)
-        self._followed += 1
+        self._followed = done + 1
         return self._assign(result, image, grey)
 
     def update(self, result: Segmentation, image: np.ndarray) -> Segmentation:

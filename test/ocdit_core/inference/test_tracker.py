@@ -167,6 +167,17 @@ def test_an_id_stays_with_what_comes_into_the_image_or_from_behind_something(edg
         assert ids(tracker.update(*frame(instance("a", left, 40, x + 20 - left, 20)))) == [1]
 
 
+@pytest.mark.parametrize(("frames", "width"), [(3, 40), (8, 20)])
+def test_an_instance_is_as_large_as_a_mask_that_grows_in_its_first_frames_only(frames, width):
+    tracker = make_tracker()
+    for _ in range(frames):
+        tracker.update(*frame(instance("a", 10, 10, 20, 20)))
+    for _ in range(2):
+        assert ids(tracker.update(*frame(instance("a", 10, 10, 40, 20)))) == [1]
+    (track,) = tracker._tracks
+    assert track.instance.box == (10, 10, width, 20)
+
+
 def test_a_mask_is_not_divided_for_a_weak_piece_of_it():
     whole, rest = instance("a", 10, 10, 25, 20), instance("a", 10, 10, 20, 20)
     piece = dataclasses.replace(instance("a", 30, 10, 5, 20), score=0.1)
@@ -258,6 +269,18 @@ def test_masks_that_a_lower_threshold_let_pass_are_not_followed():
     tracker.update(Segmentation(instances=(weak,), image_size=SIZE, target_ids=("a",)), moving_square(0))
     tracker.segment(moving_square(1))
     assert segmenter.calls == [[]]
+
+
+def test_the_frame_after_an_error_is_whole(monkeypatch):
+    segmenter = MovingSquare(interval=9)
+    tracker = Tracker(segmenter)
+    tracker.segment(moving_square(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(segmenter, "_found", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tracker.segment(moving_square(1))
+    assert [ids(tracker.segment(moving_square(step))) for step in (2, 3)] == [[1], [1]]
+    assert [call == "whole" for call in segmenter.calls] == [True, False, True, False]
 
 
 def test_each_frame_is_whole_unless_an_interval_is_set():
