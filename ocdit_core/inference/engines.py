@@ -6,11 +6,13 @@ torch.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,10 +84,19 @@ def compile_openvino(path: Path, *, half: bool) -> _Run:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    openvino = required("openvino", "openvino", "engine: openvino")
-    request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+    request = _openvino_core().compile_model(path, "CPU", options).create_infer_request()
     # Copies: the next image is written to the same memory.
     return lambda images: [np.array(part) for part in request.infer([images]).values()]
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """Return OpenVINO's runtime, the only one of this process.
+
+    Each sets the stack on which signals are handled. The end of one of several may set that of another that has ended,
+    and the next signal then ends the process with a segmentation fault.
+    """
+    return required("openvino", "openvino", "engine: openvino").Core()
 
 
 def open_onnxruntime(path: Path, engine: Engine, device: torch.device) -> _Run:

@@ -1,7 +1,13 @@
 """The image encoder in other runtimes than torch."""
 
+import faulthandler
+import gc
 import logging
+import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +84,27 @@ def test_an_engine_computes_with_the_threads_of_torch(engine, monkeypatch):
     assert found == [torch.get_num_threads()]
 
 
+def test_signals_are_handled_after_models_have_gone():
+    """OpenVINO sets the stack of signal handlers; that of a runtime that has ended must not stay set."""
+    pytest.importorskip("openvino", reason="optional package: pip install 'ocdit_ros[openvino]'")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+def handle_a_signal_after_models_have_gone():
+    faulthandler.enable()
+    signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+    networks = [make_network(make_model(), engine="openvino") for _ in range(2)]
+    _ = [network.encode(images(1)) for network in networks]
+    while networks:
+        del networks[0]
+        gc.collect()
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
 def test_without_tensorrt_another_provider_is_named_in_one_line(caplog):
     onnxruntime = pytest.importorskip("onnxruntime", reason="optional package: pip install 'ocdit_ros[onnx]'")
     if "TensorrtExecutionProvider" in onnxruntime.get_available_providers():
@@ -111,3 +138,7 @@ def test_openvino_is_for_the_cpu():
 def test_an_unknown_engine_is_refused():
     with pytest.raises(ConfigError, match="engine"):
         recommended_settings("ocdit-small", overrides=["engine=onnx"])
+
+
+if __name__ == "__main__":
+    handle_a_signal_after_models_have_gone()
