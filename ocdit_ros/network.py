@@ -138,7 +138,8 @@ class Network:
             sources: camera whose video an image continues; None for a single image, which is segmented whole.
             uncertainty: whether to compute the uncertainty maps.
             depths: depth of each image, or none.
-            prompts: prompts of each image, or none; those of a camera follow its clicked point.
+            prompts: prompts of each image, or none: only what they are for is segmented. Those of a camera follow its
+                clicked point.
 
         Raises:
             OcditError: the region of interest is outside an image.
@@ -193,7 +194,7 @@ class Network:
             for given, source, box in zip(prompts or [()] * len(images), sources, boxes, strict=True)
         ]
         if any(asked):
-            options["prompts"] = asked
+            options |= {"prompts": asked, "only_prompted": bool(prompts)}
         found = [
             result if box is None else _placed(result, box, (image.shape[0], image.shape[1]))
             for result, box, image in zip(

@@ -1,12 +1,12 @@
 """Labelling (paper table 3): the target object that each given box or mask shows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ocdit_core.errors import ConfigError
-from ocdit_core.inference.postprocess import Candidate, candidate_in
+from ocdit_core.inference.postprocess import Candidate, candidate_in, snapped
 from ocdit_core.inference.prompts import checked_box
 from ocdit_core.inference.refine import RefineStage
 from ocdit_core.inference.results import Instance
@@ -65,21 +65,32 @@ def label_regions(
     labels = []
     for region, targets in zip(regions, asked, strict=True):
         scores: dict[str, float] = {}
-        best: Instance | None = None
+        best: Candidate | None = None
         for target in targets:
-            name = names[target]
             candidate = candidate_in(target, *next(segmented), size, settings)
-            instance = None if candidate is None else _instance(candidate, name, region, size)
-            scores[name] = instance.score if instance else 0.0
-            if instance and instance.score >= max(best.score if best else 0.0, threshold):
-                best = instance
-        labels.append(Label(instance=best, scores=scores))
+            score = 0.0 if candidate is None else candidate.score * _overlap(candidate, region)
+            scores[names[target]] = score
+            if candidate and score >= max(best.score if best else 0.0, threshold):
+                best = replace(candidate, score=score)
+        if best and settings.refine.snap:
+            best = snapped(best, image)
+        labels.append(Label(instance=best and _instance(best, names[best.target], size), scores=scores))
     return tuple(labels)
 
 
-def _instance(candidate: Candidate, name: str, region: Box | np.ndarray, size: tuple[int, int]) -> Instance:
-    """Return a candidate as an instance, its score multiplied by the IoU with the region."""
+def _overlap(candidate: Candidate, region: Box | np.ndarray) -> float:
+    """Return the IoU of a candidate's mask with that of a region, or of its box with a box."""
+    if not isinstance(region, np.ndarray):
+        return box_iou(candidate.box, region)
+    return float(mask_iou(_whole(candidate, region.shape), region))
+
+
+def _instance(candidate: Candidate, name: str, size: tuple[int, int]) -> Instance:
+    return Instance(object_id=name, score=candidate.score, box=candidate.box, mask=_whole(candidate, size))
+
+
+def _whole(candidate: Candidate, size: tuple[int, ...]) -> np.ndarray:
+    """Return a candidate's mask in the image (H, W)."""
     mask = np.zeros(size, bool)
     mask[candidate.part] = candidate.mask
-    overlap = float(mask_iou(mask, region)) if isinstance(region, np.ndarray) else box_iou(candidate.box, region)
-    return Instance(object_id=name, score=candidate.score * overlap, box=candidate.box, mask=mask)
+    return mask

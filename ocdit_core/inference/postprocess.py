@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from ocdit_core.inference.edges import snap
 from ocdit_core.inference.results import Instance
 from ocdit_core.inference.settings import InferenceSettings, Score
 from ocdit_core.masks import Box, box_iou, tight_box
@@ -26,6 +27,10 @@ MAX_SHARED = 0.5
 MIN_PROPOSAL = 0.0003
 SAME_BOX_IOU = 0.5
 PROPOSALS = 4
+# Width of the band along the border of a mask in which it moves to edges of the image, as a fraction of the square root
+# of the mask's area, and probability from which on a pixel of the mask stays in it.
+BAND = 0.08
+CERTAIN = 0.9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,6 +164,27 @@ def candidate_in(
         return None
     confidence = presence * score(probabilities, mask, settings.score, groups)
     return Candidate(target=target, score=confidence, region=region, probabilities=probabilities, mask=mask)
+
+
+def snapped(candidate: Candidate, image: np.ndarray) -> Candidate:
+    """Return a candidate whose mask ends at near edges of the image (H, W, 3) uint8 RGB; its score stays."""
+    mask = candidate.mask
+    band = BAND * math.sqrt(int(mask.sum()))
+    x, y, width, height = tight_box(mask)
+    margin = math.ceil(2 * band)
+    part = np.s_[max(y - margin, 0) : y + height + margin, max(x - margin, 0) : x + width + margin]
+    own = mask[part]
+    depth, distance = (_distance(one) for one in (own, ~own))
+    certain = own & ((depth > band) | (candidate.probabilities[part] >= CERTAIN))
+    moved = np.zeros_like(mask)
+    moved[part] = snap(image[candidate.part][part], own, certain, distance > band)
+    return dataclasses.replace(candidate, mask=moved)
+
+
+def _distance(mask: np.ndarray) -> np.ndarray:
+    """Return the distance of each pixel of a (H, W) bool mask from the next one outside; the array's end is none."""
+    framed = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    return cv2.distanceTransform(framed, cv2.DIST_L2, 3)[1:-1, 1:-1]
 
 
 def score(probabilities: np.ndarray, mask: np.ndarray, kind: Score, others: Sequence[np.ndarray] = ()) -> float:

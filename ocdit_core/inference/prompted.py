@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from ocdit_core.inference.crops import Crop
+from ocdit_core.inference.edges import snap
 from ocdit_core.inference.postprocess import Candidate, grouped_parts, min_pixels, score
 from ocdit_core.inference.prompts import Point, Prompt, checked_box
 from ocdit_core.inference.refine import RefineStage
@@ -183,26 +184,19 @@ def _snapped(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the probabilities (height, width) of a region, 0 outside of a box, and the mask at the edges of the image.
 
-    GrabCut starts from the probable pixels. Of a given mask, this one and the probable pixels, the majority counts.
+    Of a given mask, this one and the probable pixels, the majority counts.
     """
     x, y, width, height = region
     part = np.s_[y : y + height, x : x + width]
     bounds = np.zeros(prompt.on.shape, bool)
     bounds[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = True
-    probabilities = np.where(bounds[part], probabilities, 0)
+    bounds = bounds[part]
+    probabilities = np.where(bounds, probabilities, 0)
     probable = probabilities >= threshold
-    labels = np.where(probable, np.uint8(cv2.GC_PR_FGD), np.uint8(cv2.GC_PR_BGD))
-    if probable.sum() < _LEAST_FOREGROUND * box[2] * box[3]:
-        labels[:] = cv2.GC_PR_FGD
-    labels[(probabilities >= _CERTAIN) | prompt.on[part]] = cv2.GC_FGD
-    labels[~bounds[part] | prompt.off[part]] = cv2.GC_BGD
-    # It needs pixels of both kinds.
-    if np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).any() and np.isin(labels, (cv2.GC_BGD, cv2.GC_PR_BGD)).any():
-        cv2.setRNGSeed(0)
-        crop, models = np.ascontiguousarray(image[part]), np.zeros((2, 1, 65))
-        # The rectangle is not used with GC_INIT_WITH_MASK.
-        cv2.grabCut(crop, labels, (0, 0, 0, 0), models[0], models[1], 1, cv2.GC_INIT_WITH_MASK)
-    mask = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
+    start = bounds if probable.sum() < _LEAST_FOREGROUND * box[2] * box[3] else probable
+    off = prompt.off[part]
+    certain = ((probabilities >= _CERTAIN) | prompt.on[part]) & bounds & ~off
+    mask = snap(image[part], start, certain, ~bounds | off)
     if prompt.mask is not None:
         mask = np.sum([mask, probable, prompt.mask[part]], axis=0) >= 2
     return probabilities, mask

@@ -25,6 +25,7 @@ from ocdit_core.inference.postprocess import (
     coarse_candidates,
     propose,
     resolve,
+    snapped,
     uncertainty_map,
 )
 from ocdit_core.inference.prompted import Evidence, prompted_candidates
@@ -33,7 +34,7 @@ from ocdit_core.inference.refine import RefineStage
 from ocdit_core.inference.results import Segmentation
 from ocdit_core.inference.settings import InferenceSettings, find_weights, load_settings, refine_weights
 from ocdit_core.inference.targets import EncodedObjects, TargetEncoder
-from ocdit_core.masks import Box
+from ocdit_core.masks import Box, box_iou
 from ocdit_core.models.checkpoints import pick_device
 from ocdit_core.models.ocdit import OCDiT
 from ocdit_core.objects.library import ObjectLibrary
@@ -170,6 +171,7 @@ class Segmenter:
         depth: np.ndarray | None = None,
         camera_matrix: np.ndarray | None = None,
         prompts: Sequence[Prompt] = (),
+        only_prompted: bool = False,
     ) -> Segmentation:
         """Segment the target objects in an image.
 
@@ -183,6 +185,8 @@ class Segmenter:
             camera_matrix: (3, 3) intrinsics of the image in pixels, with `depth`.
             prompts: where targets are: of each object that these place, there are only the instances that they point
                 at, one for each prompt at most; the other targets are found as without prompts.
+            only_prompted: segment no more of the targets without prompts than what competes for the place of the
+                others, which takes less time.
 
         Returns:
             Instances with disjoint masks of the image's size.
@@ -202,6 +206,7 @@ class Segmenter:
             depths=[depth],
             camera_matrices=[camera_matrix],
             prompts=[prompts],
+            only_prompted=only_prompted,
         )[0]
 
     @torch.inference_mode()
@@ -215,6 +220,7 @@ class Segmenter:
         depths: Sequence[np.ndarray | None] | None = None,
         camera_matrices: Sequence[np.ndarray | None] | None = None,
         prompts: Sequence[Sequence[Prompt]] | None = None,
+        only_prompted: bool = False,
     ) -> list[Segmentation]:
         """Segment several images, which may differ in size; the coarse model runs once for all of them.
 
@@ -241,9 +247,10 @@ class Segmenter:
             for image, depth, own, probabilities in zip(
                 images, measured, asked, self._coarse.segment(images, objects.runs), strict=True
             ):
-                candidates = self._candidates(image, probabilities, objects, own)
+                candidates = self._candidates(image, probabilities, objects, own, only_prompted)
                 if depth is not None and self._settings.size_weight:
                     candidates = size_checked(candidates, objects.geometry, *depth, self._settings.size_weight)
+                candidates = self._snapped(candidates, image, threshold)
                 size = (image.shape[0], image.shape[1])
                 instances = resolve(
                     candidates,
@@ -271,7 +278,12 @@ class Segmenter:
         check_prompts(prompts, objects.object_ids, (image.shape[0], image.shape[1]))
 
     def _candidates(
-        self, image: np.ndarray, probabilities: np.ndarray, objects: EncodedObjects, prompts: Sequence[Prompt]
+        self,
+        image: np.ndarray,
+        probabilities: np.ndarray,
+        objects: EncodedObjects,
+        prompts: Sequence[Prompt],
+        only_prompted: bool,
     ) -> list[Candidate]:
         """Return candidates of all targets: proposals, refined where there is a refine stage, or those of prompts."""
         settings, targets = self._settings, len(objects.object_ids)
@@ -284,15 +296,26 @@ class Segmenter:
             proposals = propose(maps, targets, settings)
             size = (image.shape[0], image.shape[1])
             evidence = [Evidence(prompt, objects.object_ids, size) for prompt in prompts]
-            placed = {one.target for one in evidence if one.places}
-            lap("proposals")
-            candidates = self._refine.refine(
-                image, [one for one in proposals if one.target not in placed], objects.singles
-            )
-            candidates = [one for one in candidates if not any(prompt.excludes(one) for prompt in evidence)]
             pointed = prompted_candidates(image, maps, evidence, self._refine, objects.singles, settings)
+            placed = {one.target for one in evidence if one.places}
+            proposals = [one for one in proposals if one.target not in placed]
+            if only_prompted:
+                asked = {one.target for one in evidence}
+                proposals = [
+                    one
+                    for one in proposals
+                    if one.target in asked or any(box_iou(one.box, other.box) > 0 for other in pointed)
+                ]
+            lap("proposals")
+            candidates = self._refine.refine(image, proposals, objects.singles)
+            candidates = [one for one in candidates if not any(prompt.excludes(one) for prompt in evidence)]
         lap("proposals")
         return calibrated(candidates, settings.calibration) + pointed
+
+    def _snapped(self, candidates: Sequence[Candidate], image: np.ndarray, threshold: float) -> list[Candidate]:
+        """Return the candidates that reach a score, their masks at the edges of the image if the settings say so."""
+        kept = [one for one in candidates if one.score >= threshold]
+        return [snapped(one, image) for one in kept] if self._settings.refine.snap else kept
 
     @torch.inference_mode()
     def steps(
@@ -417,8 +440,9 @@ class Segmenter:
         with collect_timings() as seconds:
             segmented = self._refine.segment(image, boxes, targets, objects.singles)
             found = (candidate_in(target, *one, size, settings) for target, one in zip(targets, segmented, strict=True))
+            candidates = calibrated([one for one in found if one is not None], settings.calibration)
             instances = resolve(
-                calibrated([one for one in found if one is not None], settings.calibration),
+                self._snapped(candidates, image, settings.score_threshold),
                 objects.object_ids,
                 size,
                 score_threshold=settings.score_threshold,

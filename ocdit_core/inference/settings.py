@@ -58,6 +58,7 @@ class RefineSettings:
         margin: margin on each side of a proposal's box, as a fraction of the box.
         proposal_threshold: coarse probability above which a pixel belongs to a proposal.
         mask_threshold: probability above which a pixel belongs to a refined mask.
+        snap: move the borders of masks to edges of the image.
         coarse_weight: exponent of the coarse score in the score, the weighted geometric mean of both scores.
         prompts: show location prompts to a model that was trained with them; False: they only choose regions, masks and
             scores.
@@ -70,6 +71,7 @@ class RefineSettings:
     margin: float = 0.2
     proposal_threshold: float = 0.2
     mask_threshold: float = 0.5
+    snap: bool = False
     coarse_weight: float = 0.5
     prompts: bool = True
 

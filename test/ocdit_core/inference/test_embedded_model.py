@@ -13,6 +13,7 @@ from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import ImageError, UnknownObjectError
 from ocdit_core.images import read_image
 from ocdit_core.inference.prompts import Prompt
+from ocdit_core.inference.refine import RefineStage
 from ocdit_core.inference.settings import recommended_settings
 from ocdit_core.masks import decode_mask, mask_iou, tight_box
 from ocdit_core.objects.archive import save_templates
@@ -158,6 +159,28 @@ def test_every_kind_of_prompt_places_its_object(segmenter, library, scenes):
         found = segmenter.segment(image, prompts=prompts, score_threshold=0.0).instances
         assert sorted(one.object_id for one in found if one.object_id in masks) == sorted(masks)
         assert all(mask_iou(one.mask, masks[one.object_id]) > 0.5 for one in found if one.object_id in masks)
+
+
+def test_prompted_targets_alone_are_the_same_with_less_work(segmenter, library, scenes, monkeypatch):
+    image, targets, masks = scenes[0]
+    segmenter.set_objects(library, targets)
+    refined, refine = [], RefineStage.refine
+    monkeypatch.setattr(
+        RefineStage, "refine", lambda stage, *args: (refined.append(len(args[1])), refine(stage, *args))[1]
+    )
+    for name, mask in list(masks.items())[:2]:
+        y, x = np.argwhere(mask)[mask.sum() // 2]
+        prompts = [Prompt(object_id=name, points=[(x, y)])]
+        whole, alone = (
+            segmenter.segment(image, prompts=prompts, only_prompted=only).instances for only in (False, True)
+        )
+        (expected,) = [one for one in whole if one.object_id == name] or [None]
+        (found,) = [one for one in alone if one.object_id == name] or [None]
+        assert (found is None) == (expected is None)
+        if found is not None:
+            assert found.score == pytest.approx(expected.score, abs=1e-4)
+            assert mask_iou(found.mask, expected.mask) > 0.99
+    assert sum(refined[1::2]) < 0.7 * sum(refined[::2])
 
 
 def test_a_prompt_on_background_finds_nothing(segmenter, library, scenes):
