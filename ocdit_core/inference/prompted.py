@@ -34,12 +34,12 @@ _SLACK = 1.2
 # probable pixels are the start, instead of the whole box.
 _CERTAIN = 0.8
 _LEAST_FOREGROUND = 0.1
-# Score: sigmoid of the weighted logarithms of the refine stage's score, of the agreement with the prompt, and of the
-# mean coarse probabilities in the mask of the object and of the other target that fits best (at least the floor; the
-# last value where there are no other targets), plus an offset. Fitted on right prompts, and on as many on background
-# and on other objects, of validation scenes.
-_WEIGHTS = (0.52, 4.11, 1.33, -2.51)
-_OFFSET = 1.8
+# Score: sigmoid of the weighted logarithms of the refine stage's score, of the agreement with the prompt, of the mean
+# coarse probabilities in the mask of the object and of the other target that fits best (at least the floor; the last
+# value where there are no other targets), and of the object's highest probability in the whole image, plus an offset.
+# Fitted on right prompts, and on as many on background and on other objects, of validation scenes.
+_WEIGHTS = (0.79, 2.23, 1.05, -1.77, -2.09)
+_OFFSET = 0.88
 _OTHER_FLOOR, _NO_OTHER = 0.1, 0.25
 
 
@@ -226,7 +226,8 @@ def _scored(candidate: Candidate, prompt: Evidence, maps: Sequence[np.ndarray]) 
     others = np.delete(means, candidate.target)
     agreement = prompt.agreement(candidate.mask, candidate.region)
     other = max(float(others.max()), _OTHER_FLOOR) if others.size else _NO_OTHER
-    values = (candidate.score / agreement, agreement, float(means[candidate.target]), other)
+    best = max(float(one[candidate.target].max()) for one in maps)
+    values = (candidate.score / agreement, agreement, float(means[candidate.target]), other, best)
     logit = _OFFSET + sum(weight * math.log(max(value, 1e-3)) for weight, value in zip(_WEIGHTS, values, strict=True))
     return replace(candidate, score=1 / (1 + math.exp(-logit)))
 
