@@ -74,7 +74,8 @@ def label_regions(
                 best = replace(candidate, score=score)
         if best and settings.refine.snap:
             best = snapped(best, image)
-        labels.append(Label(instance=best and _instance(best, names[best.target], size), scores=scores))
+        instance = None if best is None else _instance(best, names[best.target], size)
+        labels.append(Label(instance=instance, scores=scores))
     return tuple(labels)
 
 

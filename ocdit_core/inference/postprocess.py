@@ -43,6 +43,7 @@ class Candidate:
         region: part of the image in pixels that the arrays cover.
         probabilities: (height, width) float32 probabilities that the region's pixels show the target.
         mask: (height, width) bool mask of the target in the region, not empty.
+        snapped: its border lies on edges of the image already.
     """
 
     target: int
@@ -50,6 +51,7 @@ class Candidate:
     region: Box
     probabilities: np.ndarray
     mask: np.ndarray
+    snapped: bool = False
 
     @property
     def box(self) -> Box:
@@ -168,6 +170,8 @@ def candidate_in(
 
 def snapped(candidate: Candidate, image: np.ndarray) -> Candidate:
     """Return a candidate whose mask ends at near edges of the image (H, W, 3) uint8 RGB; its score stays."""
+    if candidate.snapped:
+        return candidate
     mask = candidate.mask
     band = BAND * math.sqrt(int(mask.sum()))
     x, y, width, height = tight_box(mask)
@@ -178,7 +182,7 @@ def snapped(candidate: Candidate, image: np.ndarray) -> Candidate:
     certain = own & ((depth > band) | (candidate.probabilities[part] >= CERTAIN))
     moved = np.zeros_like(mask)
     moved[part] = snap(image[candidate.part][part], own, certain, distance > band)
-    return dataclasses.replace(candidate, mask=moved)
+    return dataclasses.replace(candidate, mask=moved, snapped=True)
 
 
 def _distance(mask: np.ndarray) -> np.ndarray:
@@ -254,6 +258,7 @@ def resolve(
     *,
     score_threshold: float,
     max_instances: int,
+    image: np.ndarray | None = None,
 ) -> tuple[Instance, ...]:
     """Return disjoint instances by falling score; a shared pixel goes to the more probable one.
 
@@ -263,6 +268,7 @@ def resolve(
         image_size: (H, W) in pixels.
         score_threshold: lowest score of an instance.
         max_instances: most instances of one object.
+        image: (H, W, 3) uint8 RGB, to whose edges the borders of masks move; default: they stay.
     """
     kept: list[tuple[Candidate, np.ndarray]] = []
     owner = np.full(image_size, -1, np.int32)
@@ -278,6 +284,9 @@ def resolve(
             continue
         if (mask & (owner >= 0)).sum() > MAX_SHARED * mask.sum():
             continue
+        if image is not None:
+            candidate = snapped(candidate, image)
+            mask[part] = candidate.mask
         wins = candidate.mask & (candidate.probabilities > best[part])
         owner[part][wins] = len(kept)
         best[part][wins] = candidate.probabilities[wins]

@@ -229,7 +229,7 @@ def _scored(candidate: Candidate, prompt: Evidence, maps: Sequence[np.ndarray]) 
     best = max(float(one[candidate.target].max()) for one in maps)
     values = (candidate.score / agreement, agreement, float(means[candidate.target]), other, best)
     logit = _OFFSET + sum(weight * math.log(max(value, 1e-3)) for weight, value in zip(_WEIGHTS, values, strict=True))
-    return replace(candidate, score=1 / (1 + math.exp(-logit)))
+    return replace(candidate, score=1 / (1 + math.exp(-logit)), snapped=True)
 
 
 def _mean(parts: Sequence[tuple[Box, np.ndarray, float]], size: tuple[int, int]) -> tuple[Box, np.ndarray, float]:

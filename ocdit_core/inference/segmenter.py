@@ -25,7 +25,6 @@ from ocdit_core.inference.postprocess import (
     coarse_candidates,
     propose,
     resolve,
-    snapped,
     uncertainty_map,
 )
 from ocdit_core.inference.prompted import Evidence, prompted_candidates
@@ -250,7 +249,6 @@ class Segmenter:
                 candidates = self._candidates(image, probabilities, objects, own, only_prompted)
                 if depth is not None and self._settings.size_weight:
                     candidates = size_checked(candidates, objects.geometry, *depth, self._settings.size_weight)
-                candidates = self._snapped(candidates, image, threshold)
                 size = (image.shape[0], image.shape[1])
                 instances = resolve(
                     candidates,
@@ -258,6 +256,7 @@ class Segmenter:
                     size,
                     score_threshold=threshold,
                     max_instances=max(self._settings.max_instances, len(own)),
+                    image=image if self._settings.refine.snap else None,
                 )
                 targets = probabilities[: len(objects.object_ids)]
                 results.append(
@@ -311,11 +310,6 @@ class Segmenter:
             candidates = [one for one in candidates if not any(prompt.excludes(one) for prompt in evidence)]
         lap("proposals")
         return calibrated(candidates, settings.calibration) + pointed
-
-    def _snapped(self, candidates: Sequence[Candidate], image: np.ndarray, threshold: float) -> list[Candidate]:
-        """Return the candidates that reach a score, their masks at the edges of the image if the settings say so."""
-        kept = [one for one in candidates if one.score >= threshold]
-        return [snapped(one, image) for one in kept] if self._settings.refine.snap else kept
 
     @torch.inference_mode()
     def steps(
@@ -442,11 +436,12 @@ class Segmenter:
             found = (candidate_in(target, *one, size, settings) for target, one in zip(targets, segmented, strict=True))
             candidates = calibrated([one for one in found if one is not None], settings.calibration)
             instances = resolve(
-                self._snapped(candidates, image, settings.score_threshold),
+                candidates,
                 objects.object_ids,
                 size,
                 score_threshold=settings.score_threshold,
                 max_instances=len(expected),
+                image=image if settings.refine.snap else None,
             )
             lap("instances")
         return Segmentation(instances=instances, image_size=size, target_ids=objects.object_ids, timings=dict(seconds))
