@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from ocdit_core.inference import postprocess
 from ocdit_core.inference.edges import snap
 from ocdit_core.inference.postprocess import Candidate, snapped
 from ocdit_core.masks import mask_iou
@@ -45,6 +46,24 @@ def test_a_border_moves_to_the_edge(radius):
     assert mask_iou(whole, truth) > 0.98
     assert (found.score, found.region) == (one.score, one.region)
     assert found.probabilities is one.probabilities
+
+
+def test_only_masks_that_become_instances_move(monkeypatch):
+    image, best = picture(disc(60)), candidate(disc(64))
+    rest = [
+        dataclasses.replace(best, score=0.6),  # at the same place
+        dataclasses.replace(candidate(disc(20, (30, 30)), (0, 0, 80, 80)), score=0.2),  # below the threshold
+    ]
+    moved = []
+    monkeypatch.setattr(postprocess, "snap", lambda *args: moved.append(args) or snap(*args))
+    (found,) = postprocess.resolve([*rest, best], ["can"], SIZE, score_threshold=0.5, max_instances=3, image=image)
+    assert mask_iou(found.mask, disc(60)) > 0.98
+    assert len(moved) == 1
+    (plain,) = postprocess.resolve([*rest, best], ["can"], SIZE, score_threshold=0.5, max_instances=3)
+    assert np.array_equal(plain.mask, disc(64))
+    done = dataclasses.replace(best, snapped=True)
+    (plain,) = postprocess.resolve([done], ["can"], SIZE, score_threshold=0.5, max_instances=3, image=image)
+    assert np.array_equal(plain.mask, disc(64))
 
 
 def test_an_edge_that_is_far_away_does_not_attract():
