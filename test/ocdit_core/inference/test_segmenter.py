@@ -11,6 +11,7 @@ from builders import TINY_MODEL
 from ocdit_core import ObjectLibrary, Segmenter
 from ocdit_core.diffusion.samplers import SamplerConfig
 from ocdit_core.errors import ConfigError, ImageError, OcditError, UnknownObjectError, WeightsError
+from ocdit_core.inference import postprocess
 from ocdit_core.inference.settings import (
     PAPER,
     InferenceSettings,
@@ -41,6 +42,8 @@ def make_model(**changes) -> OCDiT:
 
 
 def make_segmenter(library=None, *, refine=False, model=None, **settings) -> Segmenter:
+    if isinstance(refine, RefineSettings):
+        settings["refine"] = refine
     settings = InferenceSettings(**{"score_threshold": 0.0, "mask_threshold": 0.3, **settings})
     segmenter = Segmenter(
         model or make_model(),
@@ -57,6 +60,22 @@ def make_segmenter(library=None, *, refine=False, model=None, **settings) -> Seg
 
 def image_of(size, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+@pytest.mark.parametrize("snap", [False, True])
+def test_instances_and_labels_end_at_edges_if_the_settings_say_so(library, snap, monkeypatch):
+    moved = []
+    monkeypatch.setattr(postprocess, "snap", lambda image, mask, *rest: moved.append(mask) or mask)
+    segmenter = make_segmenter(library, refine=RefineSettings(mask_threshold=0.3, snap=snap))
+    image = image_of((96, 128))
+    instances = segmenter.segment(image).instances
+    assert len(moved) == snap * len(instances)
+    assert instances
+    followed = segmenter.follow(image, [(one.object_id, one.box) for one in instances]).instances
+    assert len(moved) == snap * (len(instances) + len(followed))
+    labels = [one.instance for one in segmenter.label(image, [(10, 10, 40, 40)], threshold=0.0) if one.instance]
+    assert len(moved) == snap * (len(instances) + len(followed) + len(labels))
+    assert labels
 
 
 @pytest.mark.parametrize("method", ["heun", "dpm++2m"])
