@@ -81,17 +81,10 @@ def label_regions(
 
 def _overlap(candidate: Candidate, region: Box | np.ndarray) -> float:
     """Return the IoU of a candidate's mask with that of a region, or of its box with a box."""
-    if not isinstance(region, np.ndarray):
-        return box_iou(candidate.box, region)
-    return float(mask_iou(_whole(candidate, region.shape), region))
+    if isinstance(region, np.ndarray):
+        return float(mask_iou(candidate.whole(region.shape), region))
+    return box_iou(candidate.box, region)
 
 
 def _instance(candidate: Candidate, name: str, size: tuple[int, int]) -> Instance:
-    return Instance(object_id=name, score=candidate.score, box=candidate.box, mask=_whole(candidate, size))
-
-
-def _whole(candidate: Candidate, size: tuple[int, ...]) -> np.ndarray:
-    """Return a candidate's mask in the image (H, W)."""
-    mask = np.zeros(size, bool)
-    mask[candidate.part] = candidate.mask
-    return mask
+    return Instance(object_id=name, score=candidate.score, box=candidate.box, mask=candidate.whole(size))

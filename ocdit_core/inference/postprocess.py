@@ -65,6 +65,12 @@ class Candidate:
         x, y, width, height = self.region
         return slice(y, y + height), slice(x, x + width)
 
+    def whole(self, size: tuple[int, ...]) -> np.ndarray:
+        """Return the mask in an image of `size` (H, W)."""
+        mask = np.zeros(size, bool)
+        mask[self.part] = self.mask
+        return mask
+
 
 def propose(maps: Sequence[np.ndarray], targets: int, settings: InferenceSettings) -> list[Candidate]:
     """Return proposals for the refine stage: connected regions of each target, the most probable ones of all maps.
@@ -276,9 +282,7 @@ def resolve(
     for candidate in sorted(candidates, key=lambda one: -one.score):
         if candidate.score < score_threshold:
             break
-        part = candidate.part
-        mask = np.zeros(image_size, bool)
-        mask[part] = candidate.mask
+        mask = candidate.whole(image_size)
         same = [other for one, other in kept if one.target == candidate.target]
         if len(same) >= max_instances or any(_is_same(mask, other) for other in same):
             continue
@@ -286,7 +290,8 @@ def resolve(
             continue
         if image is not None:
             candidate = snapped(candidate, image)
-            mask[part] = candidate.mask
+            mask = candidate.whole(image_size)
+        part = candidate.part
         wins = candidate.mask & (candidate.probabilities > best[part])
         owner[part][wins] = len(kept)
         best[part][wins] = candidate.probabilities[wins]
