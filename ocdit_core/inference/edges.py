@@ -5,6 +5,9 @@ import numpy as np
 
 # Longest side in pixels at which the borders are computed: the time grows with the number of pixels.
 _SIDE = 192
+# Standard deviation of the colours below which an image shows no edges. In a uniform one all borders cost the same, and
+# GrabCut may take seconds.
+_LEAST_CONTRAST = 3.0
 
 
 def snap(image: np.ndarray, mask: np.ndarray, certain: np.ndarray, excluded: np.ndarray) -> np.ndarray:
@@ -27,7 +30,9 @@ def snap(image: np.ndarray, mask: np.ndarray, certain: np.ndarray, excluded: np.
     labels[_resized(certain, size, cv2.INTER_NEAREST)] = cv2.GC_FGD
     labels[_resized(excluded, size, cv2.INTER_NEAREST)] = cv2.GC_BGD
     found = labels % 2 == 1  # both kinds of foreground
-    if found.all() or not found.any():  # it needs pixels of both kinds
+    if (
+        found.all() or not found.any() or small.std(axis=(0, 1)).max() < _LEAST_CONTRAST
+    ):  # it needs pixels of both kinds
         return mask
     cv2.setRNGSeed(0)
     # The rectangle is not used with GC_INIT_WITH_MASK.
