@@ -12,8 +12,8 @@ from ocdit_core.inference.results import Instance
 from ocdit_core.inference.settings import InferenceSettings, Score
 from ocdit_core.masks import Box, box_iou, tight_box
 
-# Masks below this fraction of the image are noise.
-MIN_AREA = 0.0005
+# Masks below this fraction of the image (60 pixels of 640 x 480) are noise.
+MIN_AREA = 0.0002
 # Parts below this fraction of an object's largest part are no instances of their own.
 MIN_INSTANCE = 0.3
 # Parts of an instance below this fraction of its largest part are dropped: an object may be hidden in the middle, but

@@ -68,7 +68,7 @@ def test_candidates_of_the_coarse_stage_share_no_pixel():
     assert [round(one.score, 4) for one in found] == [0.9, 0.6]
     assert len(coarse_candidates(maps, 2, replace(SETTINGS, mask_threshold=0.5, max_instances=1))) == 1
     specks = np.zeros((1, 600, 800), np.float32)
-    specks[0, 10:20, 10:20] = 0.9
+    specks[0, 10:19, 10:20] = 0.9
     assert coarse_candidates(specks, 1, SETTINGS) == []
 
 
@@ -98,7 +98,7 @@ def test_the_number_of_proposals_of_a_target_is_limited_and_specks_are_none():
     assert [round(one.score, 4) for one in propose([probabilities], 1, SETTINGS)] == [0.9, 0.8, 0.7, 0.6]
     assert len(propose([probabilities], 1, replace(SETTINGS, max_instances=6))) == 6
     specks = np.zeros((1, 600, 800), np.float32)
-    specks[0, 10:20, 10:20] = 0.9
+    specks[0, 10:19, 10:20] = 0.9
     assert propose([specks], 1, SETTINGS) == []
 
 
