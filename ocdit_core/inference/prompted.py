@@ -65,6 +65,10 @@ class Evidence:
         """Return whether a candidate is one of this target and shows a negative point."""
         return candidate.target == self.target and bool((self.off[candidate.part] & candidate.mask).any())
 
+    def touches(self, candidate: Candidate) -> bool:
+        """Return whether the prompt is points or a line, and on a candidate of its target."""
+        return candidate.target == self.target and self.box is None and bool(self.on[candidate.part].any())
+
     def agreement(self, mask: np.ndarray, region: Box) -> float:
         """Return how well a mask (height, width) of a region agrees with the prompt, in [0, 1]."""
         whole = np.zeros(self.on.shape, bool)
@@ -104,6 +108,7 @@ class Evidence:
 def prompted_candidates(
     image: np.ndarray,
     maps: Sequence[np.ndarray],
+    refined: Sequence[Candidate],
     prompts: Sequence[Evidence],
     stage: RefineStage,
     objects: TargetSet,
@@ -112,11 +117,13 @@ def prompted_candidates(
     """Return a candidate for each prompt that says where its object is; prompts that nothing agrees with have none.
 
     Around a point, the regions that the coarse stage sees there, and squares, are refined; the best of them gives the
-    box. A box, given or found, is segmented at three scales, whose mean is snapped to the edges of the image.
+    box. A box, given or found, is segmented at three scales, whose mean is snapped to the edges of the image. Where a
+    point is on an instance that is found without it, that is the mask.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         maps: (O, H, W) probabilities of the coarse stage.
+        refined: candidates that are found without prompts.
         prompts: prompts for the image.
         stage: the refine stage.
         objects: all targets, as sets of one object each.
@@ -144,8 +151,26 @@ def prompted_candidates(
         if parts:
             mask = max(parts, key=lambda part: int(part.sum()))
             candidate = _candidate(one, region, probabilities, mask, presence, settings)
-            candidates += [_scored(candidate, one, maps)] if candidate else []
+            candidates += [_clearer(_scored(candidate, one, maps), one, refined, settings)] if candidate else []
     return candidates
+
+
+def _clearer(
+    candidate: Candidate, prompt: Evidence, refined: Sequence[Candidate], settings: InferenceSettings
+) -> Candidate:
+    """Return the candidate of a prompt, with the mask of an instance that is found without it, if a point is on one."""
+    if prompt.box is not None:
+        return candidate
+    found = [
+        one
+        for one in refined
+        if one.target == prompt.target
+        and one.score >= settings.score_threshold
+        and prompt.agreement(one.mask, one.region) == 1
+    ]
+    if not found:
+        return candidate
+    return replace(max(found, key=lambda one: one.score), score=candidate.score)
 
 
 def _segmented(

@@ -295,8 +295,11 @@ class Segmenter:
             proposals = propose(maps, targets, settings)
             size = (image.shape[0], image.shape[1])
             evidence = [Evidence(prompt, objects.object_ids, size) for prompt in prompts]
-            pointed = prompted_candidates(image, maps, evidence, self._refine, objects.singles, settings)
+            lap("proposals")
             placed = {one.target for one in evidence if one.places}
+            touched = [one for one in proposals if any(prompt.touches(one) for prompt in evidence)]
+            refined = calibrated(self._refine.refine(image, touched, objects.singles), settings.calibration)
+            pointed = prompted_candidates(image, maps, refined, evidence, self._refine, objects.singles, settings)
             proposals = [one for one in proposals if one.target not in placed]
             if only_prompted:
                 asked = {one.target for one in evidence}
@@ -305,7 +308,6 @@ class Segmenter:
                     for one in proposals
                     if one.target in asked or any(box_iou(one.box, other.box) > 0 for other in pointed)
                 ]
-            lap("proposals")
             candidates = self._refine.refine(image, proposals, objects.singles)
             candidates = [one for one in candidates if not any(prompt.excludes(one) for prompt in evidence)]
         lap("proposals")
