@@ -180,7 +180,8 @@ def test_prompted_targets_alone_are_the_same_with_less_work(segmenter, library, 
         if found is not None:
             assert found.score == pytest.approx(expected.score, abs=1e-4)
             assert mask_iou(found.mask, expected.mask) > 0.99
-    assert sum(refined[1::2]) < 0.7 * sum(refined[::2])
+    # Each time what a point is on, then the others.
+    assert sum(refined[2::4] + refined[3::4]) < 0.7 * sum(refined[::4] + refined[1::4])
 
 
 def test_a_prompt_on_background_finds_nothing(segmenter, library, scenes):
