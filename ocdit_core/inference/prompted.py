@@ -66,7 +66,7 @@ class Evidence:
         return candidate.target == self.target and bool((self.off[candidate.part] & candidate.mask).any())
 
     def touches(self, candidate: Candidate) -> bool:
-        """Return whether the prompt is points or a line, and on a candidate of its target."""
+        """Return whether points or a line, without a box or mask, lie in the region of a candidate of the target."""
         return candidate.target == self.target and self.box is None and bool(self.on[candidate.part].any())
 
     def agreement(self, mask: np.ndarray, region: Box) -> float:
@@ -123,7 +123,7 @@ def prompted_candidates(
     Args:
         image: (H, W, 3) uint8 RGB.
         maps: (O, H, W) probabilities of the coarse stage.
-        refined: candidates that are found without prompts.
+        refined: candidates that are found without prompts, with calibrated scores.
         prompts: prompts for the image.
         stage: the refine stage.
         objects: all targets, as sets of one object each.
@@ -151,26 +151,21 @@ def prompted_candidates(
         if parts:
             mask = max(parts, key=lambda part: int(part.sum()))
             candidate = _candidate(one, region, probabilities, mask, presence, settings)
-            candidates += [_clearer(_scored(candidate, one, maps), one, refined, settings)] if candidate else []
+            if candidate:
+                candidates.append(_or_unprompted(_scored(candidate, one, maps), one, refined, settings))
     return candidates
 
 
-def _clearer(
+def _or_unprompted(
     candidate: Candidate, prompt: Evidence, refined: Sequence[Candidate], settings: InferenceSettings
 ) -> Candidate:
-    """Return the candidate of a prompt, with the mask of an instance that is found without it, if a point is on one."""
-    if prompt.box is not None:
-        return candidate
+    """Return a prompt's candidate, or the one found without it that shows the points, with the score of the first."""
     found = [
         one
         for one in refined
-        if one.target == prompt.target
-        and one.score >= settings.score_threshold
-        and prompt.agreement(one.mask, one.region) == 1
+        if prompt.touches(one) and one.score >= settings.score_threshold and prompt.agreement(one.mask, one.region) == 1
     ]
-    if not found:
-        return candidate
-    return replace(max(found, key=lambda one: one.score), score=candidate.score)
+    return replace(max(found, key=lambda one: one.score), score=candidate.score) if found else candidate
 
 
 def _segmented(

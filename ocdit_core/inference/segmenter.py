@@ -300,15 +300,15 @@ class Segmenter:
             touched = [one for one in proposals if any(prompt.touches(one) for prompt in evidence)]
             refined = calibrated(self._refine.refine(image, touched, objects.singles), settings.calibration)
             pointed = prompted_candidates(image, maps, refined, evidence, self._refine, objects.singles, settings)
-            proposals = [one for one in proposals if one.target not in placed]
+            rest = [one for one in proposals if one.target not in placed]
             if only_prompted:
                 asked = {one.target for one in evidence}
-                proposals = [
+                rest = [
                     one
-                    for one in proposals
+                    for one in rest
                     if one.target in asked or any(box_iou(one.box, other.box) > 0 for other in pointed)
                 ]
-            candidates = self._refine.refine(image, proposals, objects.singles)
+            candidates = self._refine.refine(image, rest, objects.singles)
             candidates = [one for one in candidates if not any(prompt.excludes(one) for prompt in evidence)]
         lap("proposals")
         return calibrated(candidates, settings.calibration) + pointed

@@ -98,8 +98,9 @@ def handle_a_signal_after_models_have_gone():
     faulthandler.enable()
     signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
     networks = [make_network(make_model(), engine="openvino") for _ in range(2)]
-    _ = [network.encode(images(1)) for network in networks]
     while networks:
+        for number in range(len(networks)):
+            networks[number].encode(images(1))
         del networks[0]
         gc.collect()
     os.kill(os.getpid(), signal.SIGUSR1)
