@@ -30,8 +30,11 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 CASES = {"640 x 480 at 30 Hz": (640, 480, 30.0), "1920 x 1080 at 15 Hz": (1920, 1080, 15.0)}
 
 
-def run_camera(width: int, height: int, rate: float, *, depth: bool = False) -> None:
-    """Publish images, with depth and calibration if asked for, until SIGTERM; then say how many."""
+def run_camera(width: int, height: int, rate: float, *, depth: bool = False, moving: bool = False) -> None:
+    """Publish images, with depth and calibration if asked for, until SIGTERM; then say how many.
+
+    If `moving`, they show one scene, before which the camera moves from side to side, else each example for a second.
+    """
     import cv2
     import rclpy
     from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -47,7 +50,14 @@ def run_camera(width: int, height: int, rate: float, *, depth: bool = False) -> 
     node = rclpy.create_node("camera")
     publisher = node.create_publisher(Image, "/image", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
     paths = sorted((EXAMPLES / "images").glob("*.jpg"))
-    images = [topics.maker.from_rgb(cv2.resize(read_image(path), (width, height)), Header()) for path in paths]
+    images = [cv2.resize(read_image(path), (width, height)) for path in paths]
+    if moving:
+        # A seventh of the width within two seconds.
+        shifts = width / 14 * np.sin(np.arange(0, 2 * np.pi, np.pi / rate / 2))
+        moves = [np.array([[1, 0, shift], [0, 1, 0]]) for shift in shifts]
+        scene = images[[path.stem for path in paths].index("counter")]
+        images = [cv2.warpAffine(scene, move, (width, height), borderMode=cv2.BORDER_REFLECT) for move in moves]
+    messages = [topics.maker.from_rgb(image, Header()) for image in images]
     others: list[tuple[Any, Any]] = []
     if depth:
         # A table that rises from 0.6 m to 1 m, with noise and holes.
@@ -66,7 +76,7 @@ def run_camera(width: int, height: int, rate: float, *, depth: bool = False) -> 
     sent, start = 0, time.monotonic()
     while not stop.is_set():
         # Each for a second, so that the network has soon seen all: how much memory it takes depends on the image.
-        message = images[int(sent / rate) % len(images)]
+        message = messages[(sent if moving else int(sent / rate)) % len(messages)]
         message.header.stamp = node.get_clock().now().to_msg()
         for other, more in others:
             more.header.stamp = message.header.stamp
@@ -201,7 +211,8 @@ def measure(case: str, options: argparse.Namespace, client: Client, node: Child)
     """Run one camera against the node; returns the report's lines."""
     width, height, rate = CASES[case]
     command = [sys.executable, __file__, "--camera", str(width), str(height), str(rate), *["--depth"] * options.depth]
-    before = dict(client.counts)
+    command += ["--tracking"] * options.tracking
+    before, began = dict(client.counts), time.monotonic()
     camera = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     while client.counts["processed"] - before["processed"] < 5:
         time.sleep(0.1)
@@ -219,10 +230,11 @@ def measure(case: str, options: argparse.Namespace, client: Client, node: Child)
     # The last image has waited in vain for a newer one.
     frames = list(client.frames.values())
     camera.terminate()
+    seconds = time.monotonic() - began
     sent = int(camera.communicate(timeout=30)[0])
     time.sleep(3.0)
     counts = {name: count - before[name] for name, count in client.counts.items()}
-    return report(case, options.seconds, sent, counts, frames, answers, changes, memory)
+    return report(case, seconds, sent, counts, frames, answers, changes, memory)
 
 
 def report(
@@ -251,7 +263,7 @@ def report(
     deep = f"; 3D results {np.median(lifting):.1f} ms later ({len(lifting)} of {len(frames)})" if lifting else ""
     low, median, high = np.quantile(beyond, (0.5, 0.95, 0.99))
     return [
-        f"{case}, {seconds:.0f} s: {len(frames)} results, {len(frames) / seconds:.1f} a second",
+        f"{case}, {seconds:.0f} s: {counts['processed']} results, {counts['processed'] / seconds:.2f} a second",
         f"  memory          {early:.0f} -> {late:.0f} MiB ({100 * (late / early - 1):+.1f}%)",
         f"  services        {len(answers)} answers: median {np.median(answers):.1f} ms, "
         f"p99 {np.quantile(answers, 0.99):.1f} ms, most {max(answers):.1f} ms",
@@ -276,17 +288,30 @@ def main() -> None:
     parser.add_argument("--model", default="ocdit-small")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="of the network on the CPU (default: PyTorch's choice)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an inference setting")
+    parser.add_argument(
+        "--tracking", action="store_true", help="follow instances from frame to frame, before one scene"
+    )
     parser.add_argument("--case", choices=list(CASES), help="one camera only")
     parser.add_argument("--camera", nargs=3, metavar=("WIDTH", "HEIGHT", "RATE"), help=argparse.SUPPRESS)
     parser.add_argument("--depth", action="store_true", help="publish depth and listen to the points, too")
     options = parser.parse_args()
     if options.camera:
-        run_camera(int(options.camera[0]), int(options.camera[1]), float(options.camera[2]), depth=options.depth)
+        run_camera(
+            int(options.camera[0]),
+            int(options.camera[1]),
+            float(options.camera[2]),
+            depth=options.depth,
+            moving=options.tracking,
+        )
         return
     prepare_environment()
     with tempfile.TemporaryDirectory(prefix="ocdit_load_") as scratch:
         library = options.library or make_library(Path(scratch) / "library")
-        node = start_node(library, options.targets, options.model, Path(scratch), options.device, options.threads)
+        more = {"inference_settings": options.set or [""], "tracking": options.tracking}
+        node = start_node(
+            library, options.targets, options.model, Path(scratch), options.device, options.threads, **more
+        )
         client = Client(depth=options.depth)
         try:
             client.wait_until_active(node)

@@ -104,16 +104,18 @@ def measure(
         refine: the refine model.
     """
     with tempfile.TemporaryDirectory() as folder:
-        image = synthetic_scene(Path(folder), max(case.objects for case in cases))
-        library = ObjectLibrary(folder)
+        scenes = {}
         for case in cases:
+            scene = Path(folder, str(case.objects))
+            if case.objects not in scenes:
+                scenes[case.objects] = synthetic_scene(scene, case.objects)
+            image, library = scenes[case.objects], ObjectLibrary(scene)
             own = dataclasses.replace(settings, ensemble=case.ensemble, image_size=case.image_size)
             segmenter = Segmenter(
                 model, name="benchmark", device=device, settings=own, feature_cache=None, refine=refine
             )
-            names = library.object_ids[: case.objects]
             with collect_timings() as encoding:
-                segmenter.set_objects(library, names)
+                segmenter.set_objects(library)
                 lap("encoding", torch.device(segmenter.device))
             # The first run warms up.
             first = segmenter.segment(image).timings

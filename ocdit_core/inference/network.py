@@ -8,7 +8,8 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -25,8 +26,9 @@ from ocdit_core.inference.settings import InferenceSettings, Precision
 from ocdit_core.models.backbones import SameConv2d
 from ocdit_core.models.blocks import MLP, Attention, SplitLinear
 from ocdit_core.models.denoiser import Conditioning, NoiseLevel
-from ocdit_core.models.matching_prior import SUBCELL, PriorMaps, without_empty_cells
-from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet, TemplateFeatures
+from ocdit_core.models.mask_vae import DOWNSAMPLING
+from ocdit_core.models.matching_prior import SUBCELL, PriorMaps, relevant_windows, without_empty_cells
+from ocdit_core.models.ocdit import ImageFeatures, OCDiT, TargetSet, TemplateFeatures, leaves_out_cells
 
 log = logging.getLogger(__name__)
 
@@ -126,22 +128,28 @@ class Network:
         windows = image.features.shape[0] // sets
         matched = self.model.match(image, targets, None if prompts is None else prompts.to(self.device))
         _, maps = matched
+        sampler = sampler or self._settings.sampler
+        # A compiled network takes minutes for each number of cells.
+        all_cells = self._settings.compile or prompts is not None or not leaves_out_cells(sampler)
         with self._autocast(self._half):
             latents, tokens = self.model.sample_latents(
                 image,
                 targets,
                 matched,
-                sampler or self._settings.sampler,
+                sampler,
                 ensemble=self._settings.ensemble,
                 crops=crops,
-                # A compiled network takes minutes for each number of cells.
-                all_cells=self._settings.compile or prompts is not None,
+                all_cells=all_cells,
                 denoise=lambda x, sigma, conditioning: self._denoise(x, self._level(sigma), conditioning),
                 trace=trace,
             )
             lap(f"{self._stage}sampling", self.device)
-            members = self._decode(latents.flatten(0, 2)).unflatten(0, latents.shape[:3])
-            mean = rearrange(members, "b (w e) o h w2 -> b w e o h w2", w=windows).mean(2).float()
+            members = rearrange(latents, "b (w e) o z h w2 -> (b w o) e z h w2", w=windows)
+            if maps is None or all_cells:
+                decoded = self._decode(members.flatten(0, 1)).unflatten(0, members.shape[:2])
+            else:
+                decoded = self._decode_windows(members, relevant_windows(maps))
+            mean = decoded.mean(1).float().unflatten(0, (sets, windows, objects))
         if maps is not None and self._settings.prior_weight and prompts is None:
             mean = mean.lerp(_masks(maps).unflatten(0, (sets, windows)), self._settings.prior_weight)
         presence = torch.ones(sets, windows, objects)
@@ -206,6 +214,21 @@ class Network:
             return denoised
         parts = [self._denoise(part, level, own) for part, own in _halves(x, conditioning)]
         return torch.cat(parts, dim=0 if sets > 1 else 1)
+
+    def _decode_windows(self, latents: Tensor, windows: Sequence[tuple[int, slice, slice]]) -> Tensor:
+        """Return probabilities (N, E, 16 h, 16 w) of latents (N, E, z, h, w), 0 outside of windows."""
+        size = (DOWNSAMPLING * side for side in latents.shape[3:])
+        found = latents.new_zeros(*latents.shape[:2], *size)
+        by_size = defaultdict(list)
+        for number, rows, columns in windows:
+            by_size[rows.stop - rows.start, columns.stop - columns.start].append((number, rows, columns))
+        for same in by_size.values():
+            parts = torch.stack([latents[number, :, :, rows, columns] for number, rows, columns in same])
+            decoded = self._decode(parts.flatten(0, 1)).unflatten(0, parts.shape[:2])
+            for (number, rows, columns), own in zip(same, decoded, strict=True):
+                y, x = (slice(DOWNSAMPLING * span.start, DOWNSAMPLING * span.stop) for span in (rows, columns))
+                found[number, :, y, x] = torch.maximum(found[number, :, y, x], own)
+        return found
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Return probabilities (N, 16 h, 16 w) of latents (N, z, h, w): in halves where one batch is too large."""

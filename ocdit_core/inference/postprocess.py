@@ -226,6 +226,14 @@ def calibrated(candidates: Sequence[Candidate], calibration: tuple[float, float]
     return [dataclasses.replace(one, score=float(new)) for one, new in zip(candidates, scores, strict=True)]
 
 
+def uncalibrated(score: float, calibration: tuple[float, float] | None) -> float:
+    """Return the score that `calibrated` turns into the given one."""
+    if calibration is None or score in (0, 1):
+        return score
+    scale, offset = calibration
+    return 1 / (1 + math.exp((offset - math.log(score / (1 - score))) / scale))
+
+
 def min_pixels(image_size: Sequence[int]) -> float:
     """Return the number of pixels from which a mask counts in an image (H, W)."""
     return max(MIN_AREA * math.prod(image_size), 1)

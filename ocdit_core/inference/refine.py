@@ -44,17 +44,22 @@ class RefineStage:
         self._settings = settings
         self._input_size = settings.refine.image_size or network.model.config.image_size
 
-    def refine(self, image: np.ndarray, proposals: Sequence[Candidate], objects: TargetSet) -> list[Candidate]:
+    def refine(
+        self, image: np.ndarray, proposals: Sequence[Candidate], objects: TargetSet, *, min_score: float = 0.0
+    ) -> list[Candidate]:
         """Return refined proposals; those in which the target is not found, or that became equal, are left out.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             proposals: proposals of the coarse stage.
             objects: all targets, as sets of one object each.
+            min_score: leave out what cannot reach this score any more.
         """
-        weight = self._settings.refine.coarse_weight
+        weight, rounds = self._settings.refine.coarse_weight, self._settings.refine.rounds
         candidates = sorted(proposals, key=lambda one: -one.score)[:MAX_PROPOSALS]
-        for _ in range(self._settings.refine.rounds):
+        for left in range(rounds, 0, -1):
+            # Even with a score of 1 in all rounds to come.
+            candidates = [one for one in candidates if one.score ** (weight**left) >= min_score]
             boxes, targets = [one.box for one in candidates], [one.target for one in candidates]
             refined = []
             for before, segmented in zip(candidates, self.segment(image, boxes, targets, objects), strict=True):

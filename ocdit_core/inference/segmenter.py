@@ -25,6 +25,7 @@ from ocdit_core.inference.postprocess import (
     coarse_candidates,
     propose,
     resolve,
+    uncalibrated,
     uncertainty_map,
 )
 from ocdit_core.inference.prompted import Evidence, prompted_candidates
@@ -246,7 +247,9 @@ class Segmenter:
             for image, depth, own, probabilities in zip(
                 images, measured, asked, self._coarse.segment(images, objects.runs), strict=True
             ):
-                candidates = self._candidates(image, probabilities, objects, own, only_prompted)
+                # The map of uncertainty shows all candidates.
+                min_score = 0.0 if uncertainty else uncalibrated(threshold, self._settings.calibration)
+                candidates = self._candidates(image, probabilities, objects, own, only_prompted, min_score)
                 if depth is not None and self._settings.size_weight:
                     candidates = size_checked(candidates, objects.geometry, *depth, self._settings.size_weight)
                 size = (image.shape[0], image.shape[1])
@@ -283,6 +286,7 @@ class Segmenter:
         objects: EncodedObjects,
         prompts: Sequence[Prompt],
         only_prompted: bool,
+        min_score: float,
     ) -> list[Candidate]:
         """Return candidates of all targets: proposals, refined where there is a refine stage, or those of prompts."""
         settings, targets = self._settings, len(objects.object_ids)
@@ -308,7 +312,7 @@ class Segmenter:
                     for one in rest
                     if one.target in asked or any(box_iou(one.box, other.box) > 0 for other in pointed)
                 ]
-            candidates = self._refine.refine(image, rest, objects.singles)
+            candidates = self._refine.refine(image, rest, objects.singles, min_score=min_score)
             candidates = [one for one in candidates if not any(prompt.excludes(one) for prompt in evidence)]
         lap("proposals")
         return calibrated(candidates, settings.calibration) + pointed

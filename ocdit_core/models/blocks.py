@@ -64,7 +64,14 @@ class Attention(nn.Module):
         return self.out_proj(rearrange(attended, "b a m d -> b m (a d)"))
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Self-attention: (B, N, D) -> (B, N, D), to the tokens of the mask (B, N) bool; None: to all."""
+        """Self-attention: (B, N, D) -> (B, N, D), to the tokens of the mask (B, N) bool; None: to all.
+
+        The result of the other tokens has no meaning.
+        """
+        if mask is not None and len(tokens) == 1:
+            kept = mask[0].nonzero()[:, 0]
+            attended = self(tokens[:, kept])
+            return attended.new_zeros(tokens.shape).index_copy_(1, kept, attended)
         q, k, v = rearrange(self.in_proj(tokens), "b n (three a d) -> three b a n d", three=3, a=self.heads)
         attended = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None])
         return self.out_proj(rearrange(attended, "b a n d -> b n (a d)"))

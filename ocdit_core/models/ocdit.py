@@ -435,8 +435,7 @@ class OCDiT(nn.Module):
         sets, objects = targets.tokens.object_indices.shape
         windows, grid = image.features.shape[0] // sets, (image.features.shape[2], image.features.shape[3])
         conditioning = self.denoiser.condition(image.features, targets.tokens, *matched)
-        # In several steps, noise would remain in the cells left out, and guidance leads away from what is not computed.
-        if conditioning.prior is not None and sampler.steps == 0 and not sampler.guided and not all_cells:
+        if conditioning.prior is not None and leaves_out_cells(sampler) and not all_cells:
             cells, mask = (part.unflatten(0, (sets, windows)) for part in relevant_cells(conditioning.prior))
             conditioning = dataclasses.replace(conditioning, cells=cells, mask=mask)
         levels = functools.cache(self.denoiser.level)
@@ -544,6 +543,14 @@ def join_templates(parts: Sequence[TemplateFeatures], *, one_set: bool = True) -
         descriptors=tuple(torch.cat(same, axis) for same in zip(*(part.descriptors for part in parts), strict=True)),
         global_features=torch.cat(global_features, axis) if global_features else None,
     )
+
+
+def leaves_out_cells(sampler: SamplerConfig) -> bool:
+    """Return whether the denoiser may leave out the cells that the matching prior rules out.
+
+    In several steps, noise would remain in them, and guidance leads away from what is not computed.
+    """
+    return sampler.steps == 0 and not sampler.guided
 
 
 def _grid(size: tuple[int, int]) -> tuple[int, int]:

@@ -175,6 +175,20 @@ def test_the_best_proposals_are_refined_and_equal_results_count_once():
     assert len(stage.refine(draw(), [good[0], proposal("green", SQUARES["green"], 0.1)], SINGLES)) == 2
 
 
+@pytest.mark.parametrize(("min_score", "crops"), [(0.0, [3, 3]), (0.7, [2, 1]), (0.8, [1, 1])])
+def test_proposals_that_cannot_reach_the_score_are_not_refined(min_score, crops):
+    image, stage = draw(), refine_stage(rounds=2, coarse_weight=0.5)
+    # Of at most 0.95, 0.74 and 0.65 after both rounds; the second is less certain than that: 0.62 after the first.
+    image[..., 1] //= 2
+    image[image == 127] = 130
+    proposals = [proposal(name, SQUARES[name], one) for name, one in zip(SQUARES, (0.8, 0.3, 0.18), strict=True)]
+    everything = stage.refine(image, proposals, SINGLES)
+    stage._network.encoded.clear()
+    found = stage.refine(image, proposals, SINGLES, min_score=min_score)
+    assert [one.score for one in found] == [one.score for one in everything if one.score >= min_score]
+    assert [shape[0] for shape in stage._network.encoded] == crops
+
+
 def label(image, regions, threshold=0.5, known=None):
     settings = InferenceSettings()
     return label_regions(image, regions, refine_stage(), SINGLES, NAMES, settings, threshold, known)

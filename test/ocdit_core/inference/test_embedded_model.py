@@ -166,7 +166,9 @@ def test_prompted_targets_alone_are_the_same_with_less_work(segmenter, library, 
     segmenter.set_objects(library, targets)
     refined, refine = [], RefineStage.refine
     monkeypatch.setattr(
-        RefineStage, "refine", lambda stage, *args: (refined.append(len(args[1])), refine(stage, *args))[1]
+        RefineStage,
+        "refine",
+        lambda stage, *args, **more: (refined.append(len(args[1])), refine(stage, *args, **more))[1],
     )
     for name, mask in list(masks.items())[:2]:
         y, x = np.argwhere(mask)[mask.sum() // 2]

@@ -17,7 +17,7 @@ from ocdit_core.inference.settings import InferenceSettings, find_weights
 from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
-from ocdit_core.models.matching_prior import MatchingPriorConfig, PriorMaps, relevant_cells
+from ocdit_core.models.matching_prior import MatchingPriorConfig, PriorMaps, relevant_cells, relevant_windows
 from ocdit_core.models.ocdit import ImageFeatures, OCDiT, OCDiTConfig, TargetSet
 from ocdit_core.models.representation import RepresentationConfig
 
@@ -149,11 +149,44 @@ def test_cells_that_do_not_count_change_nothing_and_cells_left_out_keep_the_draf
     assert (few - full).abs().max() > 0.05
 
 
+@torch.inference_mode()
+def test_cells_of_one_sample_that_do_not_count_are_left_out_of_attention():
+    attention = make_model().denoiser.blocks[0].self_attention
+    tokens = torch.randn(1, 30, 64, generator=torch.Generator().manual_seed(4))
+    mask = torch.arange(30)[None] % 3 > 0
+    two = attention(tokens.expand(2, -1, -1), mask.expand(2, -1))
+    torch.testing.assert_close(attention(tokens, mask)[mask], two[:1][mask])
+
+
+def maps_with(logits: torch.Tensor) -> PriorMaps:
+    return PriorMaps(channels=logits, logits=logits, log_assignment=logits, draft=logits, presence=logits[0, 0])
+
+
+@torch.inference_mode()
+def test_masks_are_decoded_in_windows_around_connected_cells():
+    logits = torch.full((1, 2, 4 * 20, 4 * 30), -9.0)
+    for row, column in ((0, 0), (10, 15), (10, 20), (19, 29)):
+        logits[0, 1, 4 * row, 4 * column] = 3.0
+    logits[0, 1, 40:44, 60:84] = 3.0  # cells 15 to 20 of row 10
+    windows = relevant_windows(maps_with(logits))
+    # Of the object that is somewhere: 8 cells or the next multiple of 4, inside of the 20 x 30 cells.
+    assert sorted(
+        (number, rows.start, rows.stop, columns.start, columns.stop) for number, rows, columns in windows
+    ) == [(1, 0, 8, 0, 8), (1, 7, 15, 14, 22), (1, 12, 20, 22, 30)]
+    network = make_network(make_model(prior=PRIOR))
+    latents = torch.randn(2, 3, 8, 20, 30, generator=torch.Generator().manual_seed(5))
+    found = network._decode_windows(latents, windows)
+    assert found.shape == (2, 3, 320, 480)
+    assert not found[0].any()
+    alone = network.model.vae.decode(latents[1, :, :, 7:15, 14:22])
+    torch.testing.assert_close(found[1, :, 112:240, 224:352], alone)
+    assert not found[1, :, 250:, :300].any()
+
+
 def test_cells_that_the_prior_rules_out_are_left_out():
     logits = torch.full((1, 2, 16, 24), -9.0)
     logits[0, 0, 5, 9] = 3.0
-    maps = PriorMaps(channels=logits, logits=logits, log_assignment=logits, draft=logits, presence=logits[0, 0])
-    cells, mask = relevant_cells(maps)
+    cells, mask = relevant_cells(maps_with(logits))
     # The cell in row 1 and column 2 of 4 x 6, and its neighbours; one of an object that is nowhere.
     assert sorted(cells[0, 0].tolist()) == [1, 2, 3, 7, 8, 9, 13, 14, 15]
     assert mask.sum(2).tolist() == [[9, 1]]
@@ -162,7 +195,8 @@ def test_cells_that_the_prior_rules_out_are_left_out():
 @pytest.mark.parametrize("settings", [{"compile": True}, {"sampler": HEUN}], ids=["compiled", "several steps"])
 def test_compiled_networks_and_several_steps_leave_no_cells_out(monkeypatch, settings):
     monkeypatch.setattr("ocdit_core.models.denoiser.Denoiser.compile_transformer", lambda *_: None)
-    monkeypatch.setattr("ocdit_core.models.ocdit.relevant_cells", lambda _: pytest.fail("cells are left out"))
+    for name in ("models.ocdit.relevant_cells", "inference.network.relevant_windows"):
+        monkeypatch.setattr(f"ocdit_core.{name}", lambda _: pytest.fail("cells are left out"))
     generate(make_network(make_model(prior=PRIOR), **settings))
 
 

@@ -15,6 +15,7 @@ from ocdit_core.inference.postprocess import (
     propose,
     resolve,
     score,
+    uncalibrated,
     uncertainty_map,
 )
 from ocdit_core.inference.settings import InferenceSettings, RefineSettings
@@ -178,6 +179,14 @@ def test_calibration_is_the_logistic_map_and_keeps_the_order():
     assert found[0] == pytest.approx(1 / (1 + math.exp(-2 * math.log(0.2 / 0.8) + 1)))
     assert found[1] == pytest.approx(1 / (1 + math.e))
     assert found[0] < found[1] < found[2] <= 1
+
+
+@pytest.mark.parametrize("calibration", [None, (2.82, -0.57)])
+def test_uncalibrated_scores_become_the_calibrated_ones(calibration):
+    assert [uncalibrated(limit, calibration) for limit in (0, 1)] == [0, 1]
+    for wanted in (0.05, 0.5, 0.9):
+        (found,) = calibrated([proposal(0, 0, 5, uncalibrated(wanted, calibration))], calibration)
+        assert found.score == pytest.approx(wanted)
 
 
 def test_a_refined_crop_shows_its_largest_group_or_nothing():

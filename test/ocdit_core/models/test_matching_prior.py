@@ -1,6 +1,9 @@
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
+from ocdit_core.models import matching_prior
 from ocdit_core.models.backbones import BackboneConfig
 from ocdit_core.models.denoiser import DenoiserConfig
 from ocdit_core.models.mask_vae import MaskVAEConfig
@@ -50,6 +53,29 @@ def test_the_backbones_similarity_is_1_where_a_cell_equals_a_template_cell():
     torch.testing.assert_close(best[1, :, :2], torch.ones(2, 2))
     assert (best[0] < 0.99).all()
     assert (best[1, :, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_similarities_are_dot_products(batch):
+    cells, templates = torch.randn(batch, 6, 2, 3), torch.randn(batch, 2, 5, 6)
+    found = matching_prior._similarity(cells, templates)
+    torch.testing.assert_close(found, torch.einsum("bdp,bond->bopn", cells.flatten(2), templates))
+
+
+def test_colour_histograms_of_cells_sum_the_products_of_their_pixels_bins():
+    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    weights = torch.rand(1, 1, 32, 48, generator=torch.Generator().manual_seed(1))
+    found = matching_prior.cell_histograms(image, weights)
+    axes = torch.stack(matching_prior.colour_axes(F.avg_pool2d(image, 2)))[:, 0]
+    weights = F.avg_pool2d(weights, 2)[0, 0]
+    for row, column in ((0, 0), (1, 2)):
+        wanted, mass = np.zeros((4, 4, 4)), 0.0
+        for y in range(8 * row, 8 * row + 8):
+            for x in range(8 * column, 8 * column + 8):
+                bins = [np.maximum(1 - np.abs(float(value) * 3 - np.arange(4)), 0) for value in axes[:, y, x]]
+                wanted += float(weights[y, x]) * np.einsum("i,j,k->ijk", *bins)
+                mass += float(weights[y, x])
+        np.testing.assert_allclose(found[0, :, row, column], np.sqrt(wanted / mass).clip(1e-3).ravel(), atol=1e-4)
 
 
 @pytest.fixture(scope="module")
