@@ -227,8 +227,8 @@ def calibrated(candidates: Sequence[Candidate], calibration: tuple[float, float]
 
 
 def uncalibrated(score: float, calibration: tuple[float, float] | None) -> float:
-    """Return the score that `calibrated` turns into the given one."""
-    if calibration is None or score in (0, 1):
+    """Return the score that `calibrated` turns into the given one; one that is not between 0 and 1 stays."""
+    if calibration is None or not 0 < score < 1:
         return score
     scale, offset = calibration
     return 1 / (1 + math.exp((offset - math.log(score / (1 - score))) / scale))

@@ -172,6 +172,8 @@ class InferenceSettings:
         _check_fractions(
             prior_weight=self.prior_weight, mask_threshold=self.mask_threshold, score_threshold=self.score_threshold
         )
+        if self.calibration is not None and self.calibration[0] <= 0:
+            raise ConfigError(f"calibration: {list(self.calibration)}: the first number must be positive")
 
 
 # Paper 3.3, 3.4, 4.2: full image, five crops and the guided one; connected parts are proposals; one refinement over six

@@ -183,7 +183,7 @@ def test_calibration_is_the_logistic_map_and_keeps_the_order():
 
 @pytest.mark.parametrize("calibration", [None, (2.82, -0.57)])
 def test_uncalibrated_scores_become_the_calibrated_ones(calibration):
-    assert [uncalibrated(limit, calibration) for limit in (0, 1)] == [0, 1]
+    assert [uncalibrated(limit, calibration) for limit in (-1, 0, 1, 2)] == [-1, 0, 1, 2]
     for wanted in (0.05, 0.5, 0.9):
         (found,) = calibrated([proposal(0, 0, 5, uncalibrated(wanted, calibration))], calibration)
         assert found.score == pytest.approx(wanted)

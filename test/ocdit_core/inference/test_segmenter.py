@@ -327,6 +327,7 @@ def test_a_hub_id_is_downloaded_or_refused(monkeypatch, tmp_path):
     ("make", "message"),
     [
         (lambda: InferenceSettings(ensemble=0), "ensemble: 0 must be at least 1"),
+        (lambda: InferenceSettings(calibration=(0, 1)), r"calibration: \[0, 1\]: the first number must be positive"),
         (lambda: InferenceSettings(score_threshold=1.5), r"score_threshold: 1.5 is not in \[0, 1\]"),
         (lambda: InferenceSettings(image_size=(50, 64)), r"image_size: \[50, 64\] must be positive multiples of 16"),
         (lambda: RefineSettings(crops=0), "crops: 0 must be at least 1"),
