@@ -33,7 +33,7 @@ CASES = {"640 x 480 at 30 Hz": (640, 480, 30.0), "1920 x 1080 at 15 Hz": (1920, 
 def run_camera(width: int, height: int, rate: float, *, depth: bool = False, moving: bool = False) -> None:
     """Publish images, with depth and calibration if asked for, until SIGTERM; then say how many.
 
-    If `moving`, they show one scene, before which the camera moves from side to side, else each example for a second.
+    If `moving`, the camera moves from side to side in front of one scene; else each example is shown for a second.
     """
     import cv2
     import rclpy
@@ -289,9 +289,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="of the network on the CPU (default: PyTorch's choice)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an inference setting")
-    parser.add_argument(
-        "--tracking", action="store_true", help="follow instances from frame to frame, before one scene"
-    )
+    parser.add_argument("--tracking", action="store_true", help="track instances, with a camera that moves")
     parser.add_argument("--case", choices=list(CASES), help="one camera only")
     parser.add_argument("--camera", nargs=3, metavar=("WIDTH", "HEIGHT", "RATE"), help=argparse.SUPPRESS)
     parser.add_argument("--depth", action="store_true", help="publish depth and listen to the points, too")

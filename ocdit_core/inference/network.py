@@ -216,7 +216,12 @@ class Network:
         return torch.cat(parts, dim=0 if sets > 1 else 1)
 
     def _decode_windows(self, latents: Tensor, windows: Sequence[tuple[int, slice, slice]]) -> Tensor:
-        """Return probabilities (N, E, 16 h, 16 w) of latents (N, E, z, h, w), 0 outside of windows."""
+        """Return probabilities (N, E, 16 h, 16 w) of latents (N, E, z, h, w), 0 outside of all windows.
+
+        Args:
+            latents: latents of N masks of E members.
+            windows: see `relevant_windows`.
+        """
         size = (DOWNSAMPLING * side for side in latents.shape[3:])
         found = latents.new_zeros(*latents.shape[:2], *size)
         by_size = defaultdict(list)
@@ -227,6 +232,7 @@ class Network:
             decoded = self._decode(parts.flatten(0, 1)).unflatten(0, parts.shape[:2])
             for (number, rows, columns), own in zip(same, decoded, strict=True):
                 y, x = (slice(DOWNSAMPLING * span.start, DOWNSAMPLING * span.stop) for span in (rows, columns))
+                # Windows of two regions of an object may overlap.
                 found[number, :, y, x] = torch.maximum(found[number, :, y, x], own)
         return found
 

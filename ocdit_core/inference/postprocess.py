@@ -227,7 +227,7 @@ def calibrated(candidates: Sequence[Candidate], calibration: tuple[float, float]
 
 
 def uncalibrated(score: float, calibration: tuple[float, float] | None) -> float:
-    """Return the score that `calibrated` turns into the given one; one that is not between 0 and 1 stays."""
+    """Return the raw score whose calibrated score is given; values outside (0, 1) are returned as they are."""
     if calibration is None or not 0 < score < 1:
         return score
     scale, offset = calibration

@@ -53,12 +53,12 @@ class RefineStage:
             image: (H, W, 3) uint8 RGB.
             proposals: proposals of the coarse stage.
             objects: all targets, as sets of one object each.
-            min_score: leave out what cannot reach this score any more.
+            min_score: drop proposals whose final score cannot reach it.
         """
         weight, rounds = self._settings.refine.coarse_weight, self._settings.refine.rounds
         candidates = sorted(proposals, key=lambda one: -one.score)[:MAX_PROPOSALS]
         for left in range(rounds, 0, -1):
-            # Even with a score of 1 in all rounds to come.
+            # The upper bound: a score of 1 in all remaining rounds.
             candidates = [one for one in candidates if one.score ** (weight**left) >= min_score]
             boxes, targets = [one.box for one in candidates], [one.target for one in candidates]
             refined = []

@@ -66,7 +66,7 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Self-attention: (B, N, D) -> (B, N, D), to the tokens of the mask (B, N) bool; None: to all.
 
-        The result of the other tokens has no meaning.
+        Outputs of the other tokens are undefined.
         """
         if mask is not None and len(tokens) == 1:
             kept = mask[0].nonzero()[:, 0]

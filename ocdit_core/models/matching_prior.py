@@ -247,7 +247,7 @@ def _similarity(image: Tensor, templates: Tensor) -> Tensor:
     """
     if image.device.type != "cpu" or torch.onnx.is_in_onnx_export():
         return torch.einsum("bdp,bond->bopn", image.flatten(2), templates)
-    # oneDNN's convolution takes half of the time of MKL's product of matrices on AMD's CPUs, and as long on Intel's.
+    # A convolution runs in oneDNN: half the time of MKL's matrix product on CPUs of AMD, the same on those of Intel.
     batch, objects = templates.shape[:2]
     pixels = image.flatten(0, 1)[None].contiguous(memory_format=torch.channels_last)
     products = F.conv2d(pixels, templates.flatten(0, 2)[:, :, None, None], groups=batch)
@@ -274,9 +274,13 @@ def relevant_cells(maps: PriorMaps) -> tuple[Tensor, Tensor]:
 
 
 def relevant_windows(maps: PriorMaps) -> list[tuple[int, slice, slice]]:
-    """Return the window around each connected region of `relevant_cells`: the object, of all B O, rows and columns.
+    """Return the window around each connected region of an object's relevant cells (see `relevant_cells`).
 
-    The decoder takes windows of the same size in one batch: their sides are multiples of 4, at least 8, or the grid's.
+    Windows of the same size are decoded in one batch, so that their sides are rounded up to multiples of 4 cells, at
+    least 8 and at most those of the grid.
+
+    Returns:
+        Index of the object among all B O, rows and columns of cells.
     """
     windows = []
     for number, relevant in enumerate((_probable(maps) > RULED_OUT).flatten(0, 1).byte().cpu().numpy()):
